@@ -1,0 +1,35 @@
+"""isouq: the uncertainty of a neural network's prediction from one forward and one backward pass.
+
+u = isouq.uncertainty(predict, params, xs, kind="multiclass")
+u.epistemic, u.aleatoric
+"""
+
+import importlib
+from typing import Any
+
+from isouq.covariance import Dense, Identity, negative_hessian
+from isouq.gradnorm import grad_sq_norm, value_and_grad_sq_norm
+from isouq.uncertainty import Uncertainty, uncertainty
+
+__version__ = "0.1.0"
+
+_ROOMS = ("models", "plots", "posterior", "problems", "stats")
+
+__all__ = [
+    "Dense",
+    "Identity",
+    "Uncertainty",
+    "__version__",
+    "grad_sq_norm",
+    "negative_hessian",
+    "uncertainty",
+    "value_and_grad_sq_norm",
+    *_ROOMS,
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms that need Flax, BlackJAX or matplotlib are imported when first used."""
+    if name in _ROOMS:
+        return importlib.import_module(f"isouq.{name}")
+    raise AttributeError(f"module 'isouq' has no attribute {name!r}")

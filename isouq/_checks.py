@@ -1,0 +1,113 @@
+"""Validation in Python, before anything is traced: what was given, what was expected, what to do."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+KINDS = ("binary", "multiclass", "regression")
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raises a ValueError that lists the allowed names."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+
+
+def positive_int(name: str, value: Any, minimum: int = 1) -> None:
+    """Raises unless `value` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises unless `value` is a finite positive number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise ValueError(f"{name} is {value!r}; expected a positive number")
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
+
+
+def is_traced(tree: Any) -> bool:
+    """True inside jit, vmap or grad, where values cannot be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def finite(name: str, tree: Any) -> None:
+    """Raises if any floating leaf holds NaN or infinity; silent under a trace."""
+    if is_traced(tree):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad = int(jnp.sum(~jnp.isfinite(leaf)))
+            if bad:
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite values "
+                    f"among {leaf.size}; remove or replace them first"
+                )
+
+
+def float_leaves(name: str, params: Any) -> None:
+    """Raises unless `params` is a non-empty pytree of floating arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(f"{name} is an empty pytree; expected the model's parameters")
+    for path, leaf in leaves:
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None and isinstance(leaf, float):
+            continue
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is {dtype or type(leaf).__name__}; expected a "
+                "floating array (pass only trainable parameters, bind the rest inside predict)"
+            )
+
+
+def inputs(xs: Any) -> int:
+    """The number of inputs: every leaf of `xs` has the same, non-zero leading axis."""
+    leaves = jax.tree.leaves(xs)
+    if not leaves:
+        raise ValueError("xs is empty; expected an array of inputs with a leading batch axis")
+    sizes = set()
+    for leaf in leaves:
+        shape = jnp.shape(leaf)
+        if not shape:
+            raise ValueError("xs is a scalar; expected inputs with a leading batch axis (for one input pass x[None])")
+        sizes.add(shape[0])
+    if len(sizes) > 1:
+        raise ValueError(f"the leaves of xs have different leading axes {sorted(sizes)}; expected one")
+    size = sizes.pop()
+    if size == 0:
+        raise ValueError("xs has no rows; expected at least one input")
+    return size
+
+
+def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
+    """Raises unless (xs, ys) is a usable data set of the kind.
+
+    Checks equal lengths, finite values, integer labels in range and at least two classes.
+    """
+    one_of("kind", kind, KINDS)
+    size = inputs(xs)
+    if jnp.shape(ys) != (size,):
+        raise ValueError(
+            f"ys has shape {jnp.shape(ys)}; expected ({size},): one label for each of the {size} rows of xs"
+        )
+    finite("xs", xs)
+    finite("ys", ys)
+    if kind == "regression":
+        return
+    labels = np.asarray(ys)
+    if not np.all(labels == np.round(labels)):
+        raise ValueError(f"ys holds {labels.dtype} values that are not whole; {kind} expects class labels 0, 1, …")
+    top = 2 if kind == "binary" else num_classes
+    if labels.min() < 0 or (top is not None and labels.max() >= top):
+        raise ValueError(
+            f"ys holds labels from {int(labels.min())} to {int(labels.max())}; {kind} expects 0 to {(top or 2) - 1}"
+        )
+    if np.unique(labels).size < 2:
+        raise ValueError(f"ys holds one class only ({int(labels[0])}); a {kind} problem needs at least two")

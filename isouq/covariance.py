@@ -1,0 +1,117 @@
+"""Covariances Σ of the parameters, for the quadratic form gᵀΣg.
+
+`Identity` is the paper's isotropic choice. `Dense` holds any covariance of a small model: the
+Laplace approximation is `Dense.from_precision(H)` with H from `negative_hessian`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from isouq import _checks
+from isouq.gradnorm._plain import tree_sq_norm
+
+
+@runtime_checkable
+class Covariance(Protocol):
+    """What `isouq.uncertainty(..., covariance=...)` asks of a covariance."""
+
+    def quadratic(self, grads: Any) -> Float[Array, " batch"]:
+        """gᵀΣg for a batch: `grads` is a pytree like the parameters with a leading batch axis."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Identity:
+    """Σ = scale · I, so that gᵀΣg = scale · ‖g‖². The paper's U_E has scale 1."""
+
+    scale: Any = 1.0  # a float or a scalar array; Any, for JAX rebuilds pytrees around placeholders
+
+    def quadratic(self, grads: Any) -> Float[Array, " batch"]:
+        """Scale · ‖g‖² for each gradient of the batch; no matrix is formed."""
+        return self.scale * jax.vmap(tree_sq_norm)(grads)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dense:
+    """Σ = W Wᵀ for a model of P parameters, kept as the factor W `[P, P]`: gᵀΣg = ‖Wᵀg‖² ≥ 0.
+
+    Rows follow `jax.flatten_util.ravel_pytree(params)`. Memory 4·P² bytes, so for small models:
+    P = 10,000 takes 400 MB. `clipped` is the share of eigenvalues that had to be lifted to make
+    the matrix a covariance (0 when nothing was repaired).
+    """
+
+    factor: Any
+    clipped: Any = 0.0
+
+    @classmethod
+    def from_precision(cls, precision: Any, floor: float = 1e-6) -> "Dense":
+        """Σ = H⁻¹ from a symmetric H `[P, P]`, by an eigendecomposition in float64 on the host.
+
+        Eigenvalues below `floor` (an indefinite Hessian away from a mode) are lifted to it; their
+        share is `clipped`. For a Hessian of a log posterior the natural floor is the smallest prior
+        precision: no direction can be less certain than the prior leaves it. O(P³) time.
+        """
+        _checks.positive("floor", floor)
+        values, vectors = _eigh("precision", precision)
+        lifted = np.maximum(values, floor)
+        factor = vectors / np.sqrt(lifted)
+        return cls(_as_array(factor, precision), float(np.mean(values < floor)))
+
+    @classmethod
+    def from_covariance(cls, covariance: Any) -> "Dense":
+        """Σ `[P, P]` itself; negative eigenvalues are set to 0 and counted in `clipped`."""
+        values, vectors = _eigh("covariance", covariance)
+        factor = vectors * np.sqrt(np.maximum(values, 0.0))
+        # rounding leaves tiny negative eigenvalues in a singular covariance: those are no repair
+        tolerance = 1e-6 * max(float(values.max()), 0.0)
+        return cls(_as_array(factor, covariance), float(np.mean(values < -tolerance)))
+
+    def quadratic(self, grads: Any) -> Float[Array, " batch"]:
+        """gᵀΣg for each gradient of the batch, O(batch · P²)."""
+        flat = jax.vmap(lambda grad: ravel_pytree(grad)[0])(grads)
+        if flat.shape[1] != self.factor.shape[0]:
+            raise ValueError(
+                f"the covariance is for {self.factor.shape[0]} parameters, the gradient has "
+                f"{flat.shape[1]}; build it for the same model"
+            )
+        projected = flat.astype(self.factor.dtype) @ self.factor
+        return jnp.sum(jnp.square(projected), axis=-1)
+
+
+def negative_hessian(log_density: Callable, params: Any) -> Float[Array, "params params"]:
+    """H = −∇² log p(θ|D) at θ, dense `[P, P]`, rows in the order of `ravel_pytree(params)`.
+
+    Cost: P forward-over-reverse products, memory of the batch times P. For models up to a few
+    thousand parameters.
+    """
+    flat, unravel = ravel_pytree(params)
+    return _negative_hessian(jax.tree_util.Partial(log_density), flat, jax.tree_util.Partial(unravel))
+
+
+@jax.jit
+def _negative_hessian(log_density: Callable, flat: Array, unravel: Callable) -> Array:
+    return -jax.hessian(lambda theta: log_density(unravel(theta)))(flat)
+
+
+def _eigh(name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
+        raise ValueError(f"{name} has shape {matrix.shape}; expected a square matrix [P, P]")
+    _checks.finite(name, matrix)
+    if not np.allclose(matrix, matrix.T, rtol=1e-3, atol=1e-3 * np.abs(matrix).max()):
+        raise ValueError(f"{name} is not symmetric; expected a symmetric matrix [P, P]")
+    return np.linalg.eigh((matrix + matrix.T) / 2)
+
+
+def _as_array(factor: np.ndarray, like: Any) -> Array:
+    dtype = jnp.promote_types(getattr(like, "dtype", jnp.float32), jnp.float32)
+    return jnp.asarray(factor, jax.dtypes.canonicalize_dtype(dtype))

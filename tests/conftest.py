@@ -1,0 +1,28 @@
+"""Shape annotations are checked at run time, ranks and dtypes are not promoted silently, two CPU devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+from jaxtyping import install_import_hook
+
+with install_import_hook("isouq", "beartype.beartype"):
+    import isouq
+    import isouq.models
+    import isouq.plots
+    import isouq.posterior
+    import isouq.problems
+    import isouq.stats  # noqa: F401
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision inside one test."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,220 @@
+"""The estimate against its slow twin: the gradient of the probability itself, one input at a time."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+
+import isouq
+from isouq import models
+
+KINDS = ("binary", "multiclass", "regression")
+
+
+def network(kind, *, width=5, seed=0, dtype=jnp.float32, features=2):
+    predict, init = models.mlp(features, (width,), 3 if kind == "multiclass" else 1)
+    keys = jax.random.split(jax.random.key(seed), 2)
+    params = jax.tree.map(lambda leaf: (2 * leaf).astype(dtype), init(keys[0]))
+    return predict, params, jax.random.normal(keys[1], (7, features), dtype)
+
+
+def probability(predict, kind, target):
+    def p(params, x):
+        out = predict(params, x)
+        if kind == "multiclass":
+            return jax.nn.softmax(out)[target]
+        if kind == "binary":
+            return jax.nn.sigmoid(out) if target else 1 - jax.nn.sigmoid(out)
+        return out
+
+    return p
+
+
+def slow_twin(predict, params, xs, kind, target=None, sigma=None):
+    """p, its class, p(1 − p) and gᵀΣg by jax.grad of p, in a Python loop."""
+    rows = []
+    for i, x in enumerate(xs):
+        out = predict(params, x)
+        c = None if kind == "regression" else int(jnp.argmax(out)) if kind == "multiclass" else int(out > 0)
+        c = c if target is None else int(target[i])
+        p, grad = jax.value_and_grad(probability(predict, kind, c))(params, x)
+        g = ravel_pytree(grad)[0]
+        rows.append((g @ g if sigma is None else g @ sigma @ g, p * (1 - p), p, c))
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=15)
+@given(width=st.integers(1, 8), seed=st.integers(0, 10_000), batch_size=st.sampled_from([None, 1, 3, 7, 50]))
+def test_equals_slow_twin_in_float64(kind, width, seed, batch_size):
+    with jax.enable_x64(True):
+        predict, params, xs = network(kind, width=width, seed=seed, dtype=jnp.float64)
+        got = isouq.uncertainty(predict, params, xs, kind, batch_size=batch_size)
+        epistemic, aleatoric, p, target = slow_twin(predict, params, xs, kind)
+        np.testing.assert_allclose(got.epistemic, epistemic, rtol=1e-10)
+        np.testing.assert_allclose(got.probability, p, rtol=1e-12)
+        if kind == "regression":
+            assert got.aleatoric is None
+            assert got.target is None
+        else:
+            np.testing.assert_allclose(got.aleatoric, aleatoric, rtol=1e-10)
+            np.testing.assert_array_equal(got.target, target)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.1)])
+def test_lower_precision_stays_close(kind, dtype, rtol):
+    predict, params, xs = network(kind, dtype=dtype)
+    got = isouq.uncertainty(predict, params, xs, kind)
+    up = jax.tree.map(lambda a: np.asarray(a, np.float64), (params, xs))
+    with jax.enable_x64(True):
+        want = slow_twin(predict, jax.tree.map(jnp.asarray, up[0]), jnp.asarray(up[1]), kind, got.target)
+    np.testing.assert_allclose(got.epistemic, want[0], rtol=rtol)
+    assert got.epistemic.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_given_target_and_one_target_for_all(kind, x64):
+    predict, params, xs = network(kind, dtype=jnp.float64)
+    labels = np.array([1, 0, 1, 0, 1, 0, 1])
+    got = isouq.uncertainty(predict, params, xs, kind, target=labels)
+    want = slow_twin(predict, params, xs, kind, labels)
+    np.testing.assert_allclose(got.epistemic, want[0], rtol=1e-10)
+    np.testing.assert_allclose(got.probability, want[2], rtol=1e-10)
+    one = isouq.uncertainty(predict, params, xs, kind, target=1)
+    np.testing.assert_array_equal(one.target, 1)
+    np.testing.assert_allclose(one.epistemic[labels == 1], got.epistemic[labels == 1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_covariance_equals_slow_twin(kind, x64):
+    predict, params, xs = network(kind, dtype=jnp.float64)
+    size = ravel_pytree(params)[0].size
+    a = np.random.default_rng(0).normal(size=(size, size))
+    sigma = a @ a.T
+    want = slow_twin(predict, params, xs, kind, sigma=sigma)[0]
+    for covariance in (isouq.Dense.from_covariance(sigma), isouq.Dense.from_precision(np.linalg.inv(sigma), 1e-12)):
+        got = isouq.uncertainty(predict, params, xs, kind, covariance=covariance, batch_size=2)
+        np.testing.assert_allclose(got.epistemic, want, rtol=1e-6)
+        assert covariance.clipped == 0
+    scaled = isouq.uncertainty(predict, params, xs, kind, covariance=isouq.Identity(3.0))
+    np.testing.assert_allclose(scaled.epistemic, 3 * slow_twin(predict, params, xs, kind)[0], rtol=1e-10)
+
+
+def test_indefinite_hessian_is_repaired_and_the_share_told():
+    covariance = isouq.Dense.from_precision(np.diag([4.0, -1.0, 2.0, 0.1]), floor=1.0)
+    assert covariance.clipped == 0.5
+    grads = {"a": jnp.eye(4)}
+    np.testing.assert_allclose(covariance.quadratic(grads), [0.25, 1.0, 0.5, 1.0], rtol=1e-6)
+
+
+def test_negative_hessian_is_the_hessian(x64):
+    a = jnp.array([[2.0, 0.5], [0.5, 1.0]])
+    got = isouq.negative_hessian(
+        lambda p: -0.5 * p["w"] @ a @ p["w"] - p["b"] ** 4, {"b": jnp.array(1.0), "w": jnp.ones(2)}
+    )
+    np.testing.assert_allclose(got, np.block([[np.array([[12.0]]), np.zeros((1, 2))], [np.zeros((2, 1)), a]]))
+
+
+def test_small_digits_survive_saturation():
+    def predict(params, x):
+        return params * x
+
+    got = isouq.uncertainty(predict, jnp.array(1.0), jnp.array([40.0]), "binary")
+    np.testing.assert_allclose(got.aleatoric, np.exp(-40.0), rtol=1e-5)
+    np.testing.assert_allclose(got.epistemic, (40 * np.exp(-40.0)) ** 2, rtol=1e-5)
+    assert jax.grad(lambda w: jax.nn.sigmoid(w * 40.0))(1.0) == 0  # what differentiating p would give
+
+
+def test_works_under_jit_and_compiles_once():
+    predict, params, xs = network("multiclass")
+    traces = []
+
+    def counted(params, x):
+        traces.append(1)
+        return predict(params, x)
+
+    run = jax.jit(lambda params, xs: isouq.uncertainty(counted, params, xs, "multiclass", batch_size=3))
+    first = run(params, xs)
+    seen = len(traces)
+    run(jax.tree.map(lambda leaf: leaf + 1, params), xs + 1)
+    assert len(traces) == seen
+    plain = isouq.uncertainty(predict, params, xs, "multiclass")
+    np.testing.assert_allclose(first.epistemic, plain.epistemic, rtol=1e-5)
+
+
+def test_the_loop_outside_jit_compiles_once_too():
+    from isouq.uncertainty import _estimate
+
+    predict, params, xs = network("multiclass", width=11)
+    isouq.uncertainty(predict, params, xs, "multiclass")
+    compiled = _estimate._cache_size()
+    again = models.mlp(2, (11,), 3)[0]  # another MLP of the same shape is the same program
+    isouq.uncertainty(again, params, xs + 1, "multiclass")
+    assert _estimate._cache_size() == compiled
+
+
+def test_any_pytree_of_parameters_and_of_inputs():
+    params = ({"scale": jnp.array([1.0, 2.0])}, [jnp.array(0.5)])
+
+    def predict(params, x):
+        return jnp.dot(params[0]["scale"], x["a"]) + params[1][0] * x["b"]
+
+    xs = {"a": jnp.ones((3, 2)), "b": jnp.array([0.0, 1.0, 2.0])}
+    got = isouq.uncertainty(predict, params, xs, "regression")
+    np.testing.assert_allclose(got.epistemic, [2.0, 3.0, 6.0], rtol=1e-6)
+
+
+def test_single_output_axis_counts_as_a_scalar():
+    got = isouq.uncertainty(lambda p, x: p * x, jnp.ones(1), jnp.array([[2.0]]), "binary")
+    assert got.epistemic.shape == (1,)
+
+
+def test_frameworks_agree():
+    key = jax.random.key(0)
+    linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    kernel, bias = linear.kernel[...], linear.bias[...]
+    xs = jax.random.normal(key, (5, 2))
+    want = isouq.uncertainty(lambda p, x: x @ p[0] + p[1], (kernel, bias), xs, "multiclass")
+    nnx_pair = models.from_nnx(linear)
+    linen_pair = models.from_linen(nn.Dense(3), {"params": {"kernel": kernel, "bias": bias}})
+    layer = eqx.tree_at(lambda m: (m.weight, m.bias), eqx.nn.Linear(2, 3, key=key), (kernel.T, bias))
+    arrays, static = eqx.partition(layer, eqx.is_array)
+    equinox_pair = (lambda p, x: eqx.combine(p, static)(x), arrays)
+    for predict, params in (nnx_pair, linen_pair, equinox_pair):
+        got = isouq.uncertainty(predict, params, xs, "multiclass")
+        np.testing.assert_allclose(got.epistemic, want.epistemic, rtol=1e-5)
+
+
+def test_from_nnx_binds_other_state():
+    module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    module.eval()
+    predict, params = models.from_nnx(module)
+    assert set(params) == {"scale", "bias"}
+    got = isouq.uncertainty(predict, params, jnp.eye(3), "multiclass")
+    assert np.isfinite(got.epistemic).all()
+
+
+def test_from_linen_binds_collections_and_keywords():
+    module = nn.BatchNorm()
+    variables = module.init(jax.random.key(0), jnp.ones((3,)), use_running_average=True)
+    predict, params = models.from_linen(module, variables, use_running_average=True)
+    assert np.isfinite(isouq.uncertainty(predict, params, jnp.eye(3), "multiclass").epistemic).all()
+
+
+def test_grad_sq_norm_is_like_grad():
+    def f(a, b):
+        return jnp.sum(a**2) * jnp.sum(b["c"])
+
+    a, b = jnp.arange(3.0), {"c": jnp.ones(2)}
+    grads = jax.grad(f, (0, 1))(a, b)
+    np.testing.assert_allclose(isouq.grad_sq_norm(f)(a, b), jnp.sum(grads[0] ** 2))
+    value, norm = jax.jit(isouq.value_and_grad_sq_norm(f, argnums=(0, 1)))(a, b)
+    np.testing.assert_allclose(norm, jnp.sum(grads[0] ** 2) + jnp.sum(grads[1]["c"] ** 2))
+    assert value == f(a, b)
