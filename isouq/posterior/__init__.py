@@ -1,0 +1,26 @@
+"""One log density; MAP, reference posterior with a verdict, and a second opinion."""
+
+from isouq.posterior.density import PRIORS, LogDensity, prior_scales
+from isouq.posterior.exact import linear_regression
+from isouq.posterior.map import MapFit, fit_map
+from isouq.posterior.reference import Cost, Margins, Reference, probabilities, sample_reference
+from isouq.posterior.second_opinion import numpyro_model, sample_numpyro
+from isouq.posterior.verdict import Verdict, judge
+
+__all__ = [
+    "PRIORS",
+    "Cost",
+    "LogDensity",
+    "MapFit",
+    "Margins",
+    "Reference",
+    "Verdict",
+    "fit_map",
+    "judge",
+    "linear_regression",
+    "numpyro_model",
+    "prior_scales",
+    "probabilities",
+    "sample_numpyro",
+    "sample_reference",
+]

@@ -1,0 +1,91 @@
+"""θ*: training to the maximum of the log posterior, with optax."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from isouq import _checks
+from isouq.gradnorm._plain import tree_sq_norm
+from isouq.uncertainty import as_pytree_callable
+
+
+class MapFit(NamedTuple):
+    """Trained parameters, one row a start.
+
+    params: a pytree with a leading axis of starts. log_density `[starts]`.
+    grad_norm `[starts]`: ‖∇ log p(θ|D)‖ at the end. converged `[starts]`: grad_norm ≤ tolerance.
+    num_steps `[starts]`: optimiser steps taken.
+    """
+
+    params: Any
+    log_density: Float[Array, " starts"]
+    grad_norm: Float[Array, " starts"]
+    converged: Bool[Array, " starts"]
+    num_steps: Int[Array, " starts"]
+
+    def best_index(self) -> Array:
+        """The start with the highest log density; one that ran into NaN never is."""
+        return jnp.argmax(jnp.where(jnp.isnan(self.log_density), -jnp.inf, self.log_density))
+
+    def best(self) -> Any:
+        """The parameters of the start with the highest log density (θ*)."""
+        index = self.best_index()
+        return jax.tree.map(lambda leaf: leaf[index], self.params)
+
+
+def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, tolerance: float = 0.05) -> MapFit:
+    """Maximises the log posterior from each start by full-batch L-BFGS with line search.
+
+    Args:
+        log_density: scalar function of the parameters; a callable pytree keeps data out of the program.
+        inits: a pytree of parameters with a leading axis of starts.
+        max_steps: steps a start at most.
+        tolerance: a start stops, and counts as converged, when ‖∇ log p‖ falls to this (in nats per
+            unit of parameter; a log posterior of a few hundred nats in float32 resolves about 1e-2).
+
+    Returns:
+        `MapFit`; a start that has not converged is reported there, not hidden.
+
+    Cost: 1 to 3 gradients a step, all starts at once until the slowest is done.
+    Source: Liu and Nocedal (1989); `optax.lbfgs`.
+    """
+    _checks.positive_int("max_steps", max_steps)
+    _checks.positive("tolerance", tolerance)
+    _checks.float_leaves("inits", inits)
+    _checks.inputs(inits)
+    _checks.finite("inits", inits)
+    return _fit(as_pytree_callable(log_density), inits, max_steps, tolerance)
+
+
+@jax.jit
+def _fit(log_density: Callable, inits: Any, max_steps: Array, tolerance: Array) -> MapFit:
+    def loss(params: Any) -> Array:
+        return -log_density(params)
+
+    optimiser = optax.lbfgs(memory_size=20)
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    def fit(params: Any) -> MapFit:
+        def going(carry: tuple[Any, Any, Array, Array]) -> Array:
+            _, _, step, norm = carry
+            return (step < max_steps) & (norm > tolerance)
+
+        def advance(carry: tuple[Any, Any, Array, Array]) -> tuple[Any, Any, Array, Array]:
+            params, state, step, _ = carry
+            value, grad = value_and_grad(params, state=state)
+            updates, state = optimiser.update(grad, state, params, value=value, grad=grad, value_fn=loss)
+            params = optax.apply_updates(params, updates)
+            norm = jnp.sqrt(tree_sq_norm(optax.tree.get(state, "grad")))
+            return params, state, step + 1, norm
+
+        start = (params, optimiser.init(params), jnp.int32(0), jnp.array(jnp.inf))
+        params, _, step, _ = jax.lax.while_loop(going, advance, start)
+        value, grad = jax.value_and_grad(log_density)(params)
+        norm = jnp.sqrt(tree_sq_norm(grad))
+        return MapFit(params, value, norm, norm <= tolerance, step)
+
+    return jax.vmap(fit)(inits)

@@ -1,0 +1,87 @@
+"""Is a reference posterior good enough to be called a reference?
+
+Judged on predictions over the evaluation inputs, never on weights: those are symmetric under
+permutation and sign, so chains in mirrored modes disagree on weights and agree on everything else.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from isouq import stats
+from isouq.posterior._blackjax import rhat_and_ess
+
+QUANTILE = 0.95
+MAX_RHAT = 1.01
+MIN_ESS = 400.0
+MAX_DIVERGENT = 0.001
+MIN_HALVES = 0.95
+_POINTS_AT_A_TIME = 256
+
+
+class Verdict(NamedTuple):
+    """The acceptance test of a reference; `accepted` is the conjunction of the four rules.
+
+    rhat: rank-normalised split R-hat that 95 % of the inputs stay at or below (rule: ≤ 1.01).
+    ess_bulk: bulk effective sample size that 95 % of the inputs reach (rule: ≥ 400 in total).
+    divergent: share of divergent transitions (rule: < 0.001).
+    halves: Spearman correlation between the variance maps of two halves of the chains (≥ 0.95).
+    """
+
+    accepted: bool
+    rhat: float
+    ess_bulk: float
+    divergent: float
+    halves: float
+
+    def reasons(self) -> list[str]:
+        """Which rules failed, in words; empty when accepted."""
+        failed = []
+        if not self.rhat <= MAX_RHAT:
+            failed.append(f"R-hat {self.rhat:.3f} > {MAX_RHAT}")
+        if not self.ess_bulk >= MIN_ESS:
+            failed.append(f"bulk ESS {self.ess_bulk:.0f} < {MIN_ESS:.0f}")
+        if not self.divergent < MAX_DIVERGENT:
+            failed.append(f"divergent {self.divergent:.2%} ≥ {MAX_DIVERGENT:.1%}")
+        if not self.halves >= MIN_HALVES:
+            failed.append(f"half-chain Spearman {self.halves:.3f} < {MIN_HALVES}")
+        return failed
+
+    def __str__(self) -> str:
+        return "accepted" if self.accepted else "unconverged: " + ", ".join(self.reasons())
+
+
+def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
+    """The verdict on predictions `[chains, draws, points]`.
+
+    predictions: the scalar whose rank counts (margins or means); R-hat and ESS depend on ranks
+        only, up to the fold about the median.
+    divergent: share of divergent transitions.
+    maps: the same draws on the scale whose variance is the map (probabilities); by default the
+        predictions themselves.
+    Cost: O(chains · draws · points · log) time, done 256 points at a time.
+    """
+    predictions = np.asarray(predictions)
+    if predictions.ndim != 3:
+        raise ValueError(f"predictions has shape {predictions.shape}; expected [chains, draws, points]")
+    chains, draws, points = predictions.shape
+    if chains < 2 or draws < 4:
+        raise ValueError(f"{chains} chains of {draws} draws cannot be judged; needs 2 chains of 4 draws")
+    maps = predictions if maps is None else np.asarray(maps)
+    size = min(_POINTS_AT_A_TIME, points)
+    rhat, ess = np.empty(points), np.empty(points)
+    for start in range(0, points, size):
+        start = min(start, points - size)  # the last block overlaps: one shape, one compilation
+        rows = slice(start, start + size)
+        rhat[rows], ess[rows] = rhat_and_ess(jnp.asarray(predictions[:, :, rows]))
+    # inverted_cdf: an input's own value, so that "95 % of the inputs are at or below" is exact
+    # what cannot be computed (NaN, a constant) counts as the worst
+    rhat, ess = np.where(np.isnan(rhat), np.inf, rhat), np.where(np.isnan(ess), 0.0, ess)
+    rhat_bound = float(np.quantile(rhat, QUANTILE, method="inverted_cdf"))
+    ess_bound = float(-np.quantile(-ess, QUANTILE, method="inverted_cdf"))
+    half = chains // 2
+    first, second = maps[:half], maps[half:]
+    halves = stats.spearman(first.var(axis=(0, 1)), second.var(axis=(0, 1)))
+    verdict = Verdict(False, rhat_bound, ess_bound, float(divergent), halves)
+    return verdict._replace(accepted=not verdict.reasons())

@@ -1,0 +1,198 @@
+"""The synthetic problems, as pure functions of (key, n), and a user's own data in the same place.
+
+The distributions are fixed in one place, here; `PROBLEMS[name].sample(key, n)` draws a data set.
+Arrays become a problem by `from_arrays`, a function `(key, n) -> (xs, ys)` by `Problem(...)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from isouq import _checks
+
+
+class Dataset(NamedTuple):
+    """Training data: xs `[n, features]` float32, ys `[n]` (int32 labels, or float32 values)."""
+
+    xs: Float[Array, "n features"]
+    ys: Num[Array, " n"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data-generating process and the model that goes with it.
+
+    name: how it is called in tables. kind: "binary", "multiclass" or "regression".
+    draw: `(key, n) -> (xs [n, features], ys [n])`, pure.
+    num_outputs: 1, or the number of classes. hidden: widths of the tanh MLP's hidden layers.
+    noise: standard deviation of y given x, known (regression only).
+    """
+
+    name: str
+    kind: str
+    draw: Callable[[Array, int], tuple[Array, Array]]
+    num_outputs: int = 1
+    hidden: tuple[int, ...] = ()
+    noise: float | None = None
+
+    def __post_init__(self) -> None:
+        _checks.one_of("kind", self.kind, _checks.KINDS)
+        _checks.positive_int("num_outputs", self.num_outputs)
+        if self.kind == "multiclass" and self.num_outputs < 2:
+            raise ValueError(f"num_outputs is {self.num_outputs}; a multiclass problem needs at least 2")
+        if self.kind != "multiclass" and self.num_outputs != 1:
+            raise ValueError(f"num_outputs is {self.num_outputs}; a {self.kind} problem has 1")
+        if self.kind == "regression":
+            _checks.positive("noise", self.noise)
+
+    def sample(self, key: Array, n: int = 200) -> Dataset:
+        """A data set of n points; the same key gives the same points. Checked before use."""
+        _checks.positive_int("n", n)
+        xs, ys = self.draw(key, n)
+        xs = jnp.asarray(xs, jnp.float32)
+        if xs.ndim != 2:
+            raise ValueError(f"xs has shape {xs.shape}; expected [n, features] (use xs[:, None] for one feature)")
+        _checks.dataset(xs, ys, self.kind, self.num_outputs)
+        return Dataset(xs, jnp.asarray(ys, jnp.float32 if self.kind == "regression" else jnp.int32))
+
+
+def from_arrays(
+    xs: Any,
+    ys: Any,
+    kind: str,
+    *,
+    hidden: tuple[int, ...] = (32,),
+    noise: float | None = None,
+    name: str = "own",
+) -> Problem:
+    """A user's own arrays xs `[n, features]`, ys `[n]` as a problem.
+
+    `sample(key, n)` draws n of the rows without replacement, in an order that depends on the key.
+    """
+    _checks.dataset(xs, ys, kind)
+    xs, ys = np.asarray(xs), np.asarray(ys)
+    num_outputs = int(ys.max()) + 1 if kind == "multiclass" else 1
+
+    def draw(key: Array, n: int) -> tuple[Array, Array]:
+        if n > len(xs):
+            raise ValueError(f"n is {n}, but the problem {name!r} has {len(xs)} rows; ask for at most that many")
+        rows = np.asarray(jax.random.permutation(key, len(xs)))[:n]
+        return jnp.asarray(xs[rows]), jnp.asarray(ys[rows])
+
+    return Problem(name, kind, draw, num_outputs, hidden, noise)
+
+
+def evaluation_inputs(
+    xs: Any, resolution: int | None = None, *, widen: float | None = 0.5
+) -> Float[Array, "m features"]:
+    """Inputs on which estimate and reference are compared: the data's range widened by a half.
+
+    One feature: `resolution` (400) points on a line; two features: a `resolution` × `resolution`
+    (50 × 50) grid, first feature fastest. A range [lo, hi] becomes [lo − widen, hi + widen], in
+    units of x. widen=None is the wide region: 1.5 times the range about its middle.
+    With more features there is no grid: pass inputs of your own instead.
+    """
+    xs = np.asarray(xs, np.float32)
+    if xs.ndim != 2 or xs.shape[1] not in (1, 2):
+        raise ValueError(
+            f"xs has shape {xs.shape}; a grid exists for one or two features: pass evaluation inputs of your own"
+        )
+    if resolution is None:
+        resolution = 400 if xs.shape[1] == 1 else 50
+    _checks.positive_int("resolution", resolution, 2)
+    low, high = xs.min(axis=0), xs.max(axis=0)
+    pad = (high - low) / 4 if widen is None else np.float32(widen)
+    axes = [np.linspace(a, b, resolution, dtype=np.float32) for a, b in zip(low - pad, high + pad, strict=True)]
+    grid = np.meshgrid(*axes, indexing="xy")
+    return jnp.asarray(np.stack([axis.ravel() for axis in grid], axis=-1))
+
+
+def _labels(n: int, classes: int) -> Array:
+    return jnp.arange(n) % classes
+
+
+def _ring_points(key: Array, labels: Array, radius: Array, radial_sd: float) -> Array:
+    radial_key, angle_key = jax.random.split(key)
+    r = radius[labels] + radial_sd * jax.random.normal(radial_key, labels.shape)
+    angle = jax.random.uniform(angle_key, labels.shape, maxval=2 * jnp.pi)
+    return _polar(r, angle)
+
+
+def _polar(r: Array, angle: Array) -> Array:
+    return jnp.stack([r * jnp.cos(angle), r * jnp.sin(angle)], axis=-1)
+
+
+def _binary_linear(key: Array, n: int) -> tuple[Array, Array]:
+    x_key, y_key = jax.random.split(key)
+    xs = 1.5 * jax.random.normal(x_key, (n, 2))
+    return xs, jax.random.bernoulli(y_key, jax.nn.sigmoid(2 * xs.sum(axis=1))).astype(jnp.int32)
+
+
+def _binary_xor(key: Array, n: int) -> tuple[Array, Array]:
+    centres = jnp.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    blob = _labels(n, 4)
+    xs = centres[blob] + 0.5 * jax.random.normal(key, (n, 2))
+    return xs, (centres[blob].prod(axis=1) > 0).astype(jnp.int32)
+
+
+def _binary_rings(key: Array, n: int) -> tuple[Array, Array]:
+    labels = _labels(n, 2)
+    return _ring_points(key, labels, jnp.array([1.0, 2.0]), 0.2), labels
+
+
+def _multiclass_clusters(key: Array, n: int) -> tuple[Array, Array]:
+    labels = _labels(n, 3)
+    centres = _polar(jnp.full(3, 2.0), 2 * jnp.pi * jnp.arange(3) / 3)
+    return centres[labels] + 0.8 * jax.random.normal(key, (n, 2)), labels
+
+
+def _multiclass_spirals(key: Array, n: int) -> tuple[Array, Array]:
+    turn_key, angle_key = jax.random.split(key)
+    labels = _labels(n, 3)
+    t = jax.random.uniform(turn_key, (n,))
+    angle = 4.0 * t + 2 * jnp.pi * labels / 3 + 0.2 * jax.random.normal(angle_key, (n,))
+    return _polar(0.25 + 2.25 * t, angle), labels
+
+
+def _multiclass_rings(key: Array, n: int) -> tuple[Array, Array]:
+    labels = _labels(n, 3)
+    return _ring_points(key, labels, jnp.array([1.0, 2.0, 3.0]), 0.25), labels
+
+
+def _regression_linear(key: Array, n: int) -> tuple[Array, Array]:
+    x_key, y_key = jax.random.split(key)
+    xs = jax.random.uniform(x_key, (n, 1), minval=-2.0, maxval=2.0)
+    return xs, 1.5 * xs[:, 0] - 0.5 + 0.3 * jax.random.normal(y_key, (n,))
+
+
+def _regression_nonlinear(key: Array, n: int) -> tuple[Array, Array]:
+    x_key, side_key, y_key = jax.random.split(key, 3)
+    size = jax.random.uniform(x_key, (n,), minval=0.5, maxval=2.0)
+    x = jnp.where(jax.random.bernoulli(side_key, shape=(n,)), size, -size)
+    return x[:, None], jnp.sin(2 * x) + 0.2 * jax.random.normal(y_key, (n,))
+
+
+PROBLEMS: dict[str, Problem] = {
+    problem.name: problem
+    for problem in (
+        Problem("binary/linear", "binary", _binary_linear),
+        Problem("binary/xor", "binary", _binary_xor, hidden=(16,)),
+        Problem("binary/rings", "binary", _binary_rings, hidden=(16,)),
+        Problem("multiclass/clusters", "multiclass", _multiclass_clusters, num_outputs=3),
+        Problem("multiclass/spirals", "multiclass", _multiclass_spirals, num_outputs=3, hidden=(32,)),
+        Problem("multiclass/rings", "multiclass", _multiclass_rings, num_outputs=3, hidden=(32,)),
+        Problem("regression/linear", "regression", _regression_linear, noise=0.3),
+        Problem("regression/nonlinear", "regression", _regression_nonlinear, hidden=(32,), noise=0.2),
+    )
+}
+
+
+def get(name: str) -> Problem:
+    """The problem of that name; an unknown name is an error that lists the known ones."""
+    _checks.one_of("problem", name, PROBLEMS)
+    return PROBLEMS[name]
