@@ -1,0 +1,90 @@
+"""python -m experiments NAME --preset smoke|quick|paper [--out DIR] [--executor local|processes]"""
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from experiments import maps, scaling, validation
+from experiments.runner import EXECUTORS, RunError, console, provenance, run_cells, writable, write_outputs
+
+EXPERIMENTS: dict[str, ModuleType] = {"validation": validation, "maps": maps, "scaling": scaling}
+PRESETS = ("smoke", "quick", "paper")
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of widths; write for example 2,16,128") from None
+    if min(widths) < 1:
+        raise argparse.ArgumentTypeError(f"a width is {min(widths)}; expected whole numbers of at least 1")
+    return widths
+
+
+def _seeds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} seeds; expected a whole number of at least 1")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments", description="Runs an experiment; finished cells are kept and not run again."
+    )
+    parser.add_argument("name", choices=[*EXPERIMENTS, "all"], metavar="NAME", help="validation, maps, scaling or all")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="quick", help="smoke (seconds), quick (minutes), paper (hours)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for cells, tables and figures (default: out/PRESET)")
+    parser.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        default="processes",
+        help="processes: one worker a CPU core; local: one process, all its devices (for a GPU)",
+    )
+    parser.add_argument("--seeds", type=_seeds, help="number of seeds instead of the preset's")
+    parser.add_argument(
+        "--widths", type=_widths, help="widths of the scaling sweep instead of the preset's, as 2,16,128"
+    )
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(arguments)
+    screen = console()
+    names = list(EXPERIMENTS) if options.name == "all" else [options.name]
+    command = shlex.join(["python", "-m", "experiments", *arguments])
+    try:
+        out = options.out or Path("out") / options.preset
+        writable(out)
+        jobs = {}
+        for name in names:
+            extra = {"widths": options.widths} if name == "scaling" else {}
+            jobs[name] = EXPERIMENTS[name].cells(options.preset, options.seeds, **extra)
+        started = time.monotonic()
+        cells = [cell for job in jobs.values() for cell in job]
+        results = dict(zip(cells, run_cells(cells, out, options.executor, screen), strict=True))
+        for name, job in jobs.items():
+            outputs = EXPERIMENTS[name].summarise([results[cell] for cell in job], options.preset)
+            facts = provenance(name, options.preset, command, started)
+            for path in write_outputs(outputs, out / name, facts):
+                print(path)
+    except RunError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"experiments: {error.strerror or error}: {error.filename}; finished cells are kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("experiments: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

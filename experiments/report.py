@@ -1,0 +1,78 @@
+"""Sentences and Markdown tables that several experiments share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isouq.posterior.verdict import Verdict
+from isouq.stats import Interval, bootstrap_mean
+
+Row = dict[str, Any]
+
+
+def reading() -> str:
+    """How to read every table."""
+    return (
+        "Mean ± sd over the seeds whose reference posterior was accepted, and a bootstrap 95 % interval of the mean. "
+        "`accepted` counts those seeds; the others are listed at the end and averaged nowhere. "
+        "r is Pearson's, ρ Spearman's correlation over the evaluation inputs.\n"
+    )
+
+
+def over_seeds(rows: Sequence[Row], column: str, flag: str = "accepted") -> Interval:
+    """The interval of a column over the accepted rows; undefined values (a constant map) are left out."""
+    return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row[column])])
+
+
+def accepted_share(rows: Sequence[Row]) -> str:
+    """Such as "4/5"."""
+    return f"{sum(row['accepted'] for row in rows)}/{len(rows)}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Fixed digits; a dash where there is no number."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+
+
+def mean_sd(interval: Interval, digits: int = 2) -> str:
+    """Mean ± sd, the mean alone for one seed, "unconverged" for none."""
+    if interval.count == 0:
+        return "unconverged"
+    mean = number(interval.mean, digits)
+    return mean if interval.count == 1 else f"{mean} ± {number(interval.sd, digits)}"
+
+
+def bounds(interval: Interval, digits: int = 2) -> str:
+    """[low, high], or a dash below two seeds."""
+    return "–" if interval.count < 2 else f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def where(row: Row) -> str:
+    """Names a cell."""
+    width = "" if row["width"] is None else f", width {row['width']}"
+    return f"{row['problem']}{width}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
+
+
+def training(rows: Sequence[Row]) -> str:
+    """Did every θ* reach a maximum?"""
+    worst = max(row["map_grad_norm"] for row in rows)
+    late = [row for row in rows if not row["map_converged"]]
+    text = f"## Training\n\n{len(rows) - len(late)} of {len(rows)} θ* converged; largest ‖∇ log p(θ*|D)‖ {worst:.3g}.\n"
+    return text + "".join(f"- not converged: {where(row)}, {row['map_grad_norm']:.3g}\n" for row in late)
+
+
+def unconverged(rows: Sequence[Row]) -> str:
+    """Every reference that was not accepted, with the rule it broke."""
+    failed = [row for row in rows if not row["accepted"]]
+    text = f"## Reference posteriors\n\n{len(rows) - len(failed)} of {len(rows)} accepted.\n"
+    for row in failed:
+        verdict = Verdict(**{field: row[field] for field in Verdict._fields})
+        text += f"- {where(row)}: {verdict}\n"
+    return text

@@ -1,0 +1,273 @@
+"""Runs a list of cells, keeps what is finished, shows progress, and writes what an experiment made."""
+
+import csv
+import io
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from experiments.study import Cell, Result, Store, run_cell
+
+EXECUTORS = ("local", "processes")
+
+
+class RunError(Exception):
+    """A run that cannot go on, or ended with failed cells; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an experiment hands back: one row a cell, a Markdown summary, named figures."""
+
+    rows: list[dict[str, Any]]
+    summary: str
+    figures: dict[str, Any]
+
+
+def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console) -> list[Result]:
+    """The results of all cells, in order; finished ones are read, the others are run and stored.
+
+    A cell that fails does not stop the others; RunError lists the failures at the end.
+    """
+    store = Store(out / "cells")
+    store.folder.mkdir(parents=True, exist_ok=True)
+    found = {cell: store.load(cell) for cell in dict.fromkeys(cells)}
+    todo = [cell for cell, result in found.items() if result is None]
+    if len(todo) < len(found):
+        console.print(f"{len(found) - len(todo)} of {len(found)} cells are finished already: read from {store.folder}")
+    failures = []
+    if todo:
+        run = _in_processes if executor == "processes" and len(todo) > 1 else _one_by_one
+        with _reporter(todo, console) as report:
+            for cell, error in run(todo, store, report):
+                if error is not None:
+                    failures.append(f"{cell.label()}: {error}")
+                report(cell, 1.0, error)
+    if failures:
+        listed = "\n  ".join(failures)
+        raise RunError(
+            f"{len(failures)} of {len(found)} cells failed; the same command runs only them again:\n  {listed}"
+        )
+    return [found[cell] or _must_load(store, cell) for cell in cells]
+
+
+def _must_load(store: Store, cell: Cell) -> Result:
+    result = store.load(cell)
+    if result is None:
+        raise RunError(f"the stored result of {cell.label()} cannot be read back from {store.folder}; run again")
+    return result
+
+
+Report = Callable[..., None]  # (cell, share done, error=None)
+
+
+def _one_by_one(cells: list[Cell], store: Store, report: Report) -> Iterator[tuple[Cell, str | None]]:
+    for cell in cells:
+        yield cell, _run_and_store(cell, store.folder, partial(report, cell))
+
+
+def _in_processes(cells: list[Cell], store: Store, report: Report) -> Iterator[tuple[Cell, str | None]]:
+    """One worker a core, each single-threaded."""
+    workers = min(os.cpu_count() or 1, len(cells))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
+    try:
+        futures = {pool.submit(_run_and_store, cell, store.folder): cell for cell in cells}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except BrokenProcessPool:
+                yield futures[future], "a worker process died (killed, or out of memory)"
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _run_and_store(cell: Cell, folder: Path, progress: Callable[[float], None] | None = None) -> str | None:
+    """Runs and stores one cell; returns None, or the error in one line."""
+    try:
+        Store(folder).save(cell, run_cell(cell, progress=progress))
+    except Exception as error:  # a failed cell must not stop the others
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"{type(error).__name__}: {first}"
+    return None
+
+
+@contextmanager
+def _reporter(cells: list[Cell], console: Console) -> Iterator[Report]:
+    """A live bar on a terminal, one line a finished cell elsewhere; both with the time left."""
+    weights = {cell: cell.weight() for cell in cells}
+    shares = dict.fromkeys(cells, 0.0)
+    total, started, finished = sum(weights.values()), time.monotonic(), 0
+
+    def left() -> str:
+        done = sum(weights[cell] * share for cell, share in shares.items())
+        if done <= 0:
+            return "time left unknown"
+        return f"about {_clock((time.monotonic() - started) * (total - done) / done)} left"
+
+    if not console.is_terminal:
+        console.print(f"{len(cells)} cells to run, about {_clock(total)} on two CPU cores")
+
+        def report(cell: Cell, share: float, error: str | None = None) -> None:
+            nonlocal finished
+            shares[cell] = share
+            if share == 1.0:
+                finished += 1
+                state = "failed: " + error if error else "done"
+                console.print(f"[{finished}/{len(cells)}] {cell.label()}: {state}, {left()}", markup=False)
+
+        yield report
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"0/{len(cells)} cells", total=total, left="")
+
+        def report_live(cell: Cell, share: float, error: str | None = None) -> None:
+            nonlocal finished
+            shares[cell] = share
+            if share == 1.0:
+                finished += 1
+                if error:
+                    console.print(f"{cell.label()} failed: {error}", markup=False)
+            done = sum(weights[cell] * share for cell, share in shares.items())
+            bar.update(task, completed=done, left=left(), description=f"{finished}/{len(cells)} cells, {cell.label()}")
+
+        yield report_live
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def writable(out: Path) -> None:
+    """Raises RunError unless files can be made in `out`: before the long part, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe.{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
+
+
+def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) -> list[Path]:
+    """Writes table.csv, summary.md, the figures as PNG and PDF, and provenance.json; returns the paths."""
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "table.csv", folder / "summary.md"]
+    _write(paths[0], table_csv(outputs.rows))
+    _write(paths[1], outputs.summary)
+    for name, figure in outputs.figures.items():
+        for suffix, extra in (("png", {"metadata": {"Software": None}}), ("pdf", {"metadata": {"CreationDate": None}})):
+            paths.append(folder / f"{name}.{suffix}")
+            figure.savefig(paths[-1], dpi=150, **extra)
+        plt.close(figure)
+    paths.append(folder / "provenance.json")
+    _write(paths[-1], json.dumps(provenance, indent=1) + "\n")
+    return paths
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def table_csv(rows: list[dict[str, Any]]) -> str:
+    """All rows under the union of their columns, timing columns last; empty where a row has none."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names.sort(key=is_timing)  # stable: the order is kept within both groups
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+    return buffer.getvalue()
+
+
+def is_timing(column: str) -> bool:
+    """True for the columns that differ from run to run."""
+    return column.startswith("seconds")
+
+
+def provenance(name: str, preset: str, command: str, started: float) -> dict[str, Any]:
+    """Versions, device, commit, command and time of a run."""
+    packages = ("isouq", "jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
+    return {
+        "experiment": name,
+        "preset": preset,
+        "command": command,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in packages},
+        "platform": platform.platform(),
+        "devices": [str(device) for device in jax.devices()],
+        "cpu_count": os.cpu_count(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds_this_run": round(time.monotonic() - started, 1),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def console() -> Console:
+    """Progress goes to standard error, so that standard output holds the paths alone."""
+    return Console(file=sys.stderr, soft_wrap=True, highlight=False)

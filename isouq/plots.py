@@ -1,0 +1,221 @@
+"""Arrays in, matplotlib figures out. Nothing is shown or saved here; colours are safe for the colour-blind."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from isouq.stats import bootstrap_mean
+
+# Okabe and Ito's palette
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
+_SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"))
+_PANELS = (
+    ("reference", "epistemic, HMC\nVar[p]"),
+    ("epistemic", "epistemic, one gradient\n‖g‖²"),
+    ("aleatoric_reference", "aleatoric, HMC\nE[p(1 − p)]"),
+    ("aleatoric", "aleatoric, point\np(1 − p)"),
+)
+
+
+def unit_range(values: Any) -> np.ndarray:
+    """Values scaled to [0, 1] by their own minimum and maximum; a constant becomes 0."""
+    values = np.asarray(values, np.float64)
+    spread = np.ptp(values)
+    return np.zeros_like(values) if spread == 0 else (values - values.min()) / spread
+
+
+def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
+    """One row of four panels a problem: reference and estimate, epistemic and aleatoric.
+
+    problems: (title, arrays) with `grid` `[m², 2]` (first feature fastest), `xs`, `ys` and the maps
+    `[m²]` `reference`, `epistemic`, `aleatoric_reference`, `aleatoric`. Each map has its own scale.
+    """
+    rows = len(problems)
+    figure, axes = plt.subplots(rows, 4, figsize=(10.6, 2.45 * rows + 0.55), squeeze=False, layout="constrained")
+    for row, (title, arrays) in zip(axes, problems, strict=True):
+        grid = arrays["grid"]
+        side = round(len(grid) ** 0.5)
+        (left, bottom), (right, top) = grid.min(axis=0), grid.max(axis=0)
+        for axis, (name, heading) in zip(row, _PANELS, strict=True):
+            image = axis.imshow(
+                unit_range(arrays[name]).reshape(side, side),
+                origin="lower", extent=(left, right, bottom, top), cmap="viridis", vmin=0, vmax=1, aspect="auto",
+            )  # fmt: skip
+            _points(axis, arrays)
+            axis.tick_params(labelsize=7)
+            if row is axes[0]:
+                axis.set_title(heading, fontsize=9)
+            if row is axes[-1]:
+                axis.set_xlabel("x₁", fontsize=8)
+        row[0].set_ylabel(f"{title}\nx₂", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 1.6 / rows + 0.2), aspect=30, pad=0.01)
+    bar.set_label("each map scaled to its own [min, max]", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _points(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    colours = ListedColormap(["white", "black", ORANGE])
+    labels = arrays["ys"].astype(int)
+    axis.scatter(*arrays["xs"].T, c=labels, cmap=colours, vmin=0, vmax=2, s=3, linewidths=0.2, edgecolors=GREY)
+
+
+def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
+    """One-dimensional problems: the predictive mean with the data, and both uncertainties as curves.
+
+    problems: (title, arrays) with `grid` `[m, 1]`, `xs`, `ys`, `probability` (the mean at θ*), `mean`
+    (under the reference) and the curves `reference`, `epistemic` and, where present, `exact`.
+    """
+    figure, axes = plt.subplots(len(problems), 2, figsize=(9, 3.2 * len(problems)), squeeze=False, layout="constrained")
+    for (left, right), (title, arrays) in zip(axes, problems, strict=True):
+        x = arrays["grid"][:, 0]
+        sd = np.sqrt(arrays["reference"])
+        left.scatter(arrays["xs"][:, 0], arrays["ys"], s=6, color=GREY, label="data", zorder=1)
+        left.fill_between(
+            x, arrays["mean"] - 2 * sd, arrays["mean"] + 2 * sd, color=BLUE, alpha=0.25, label="HMC mean ± 2 sd"
+        )
+        left.plot(x, arrays["mean"], color=BLUE, lw=1.2)
+        left.plot(x, arrays["probability"], color=ORANGE, ls="--", lw=1.2, label="prediction at θ*")
+        left.set(xlabel="x", ylabel="y", title=title)
+        right.plot(x, unit_range(arrays["reference"]), color=BLUE, label="HMC, Var[f(x)]")
+        right.plot(x, unit_range(arrays["epistemic"]), color=ORANGE, ls="--", label="one gradient, ‖g‖²")
+        if "laplace" in arrays:
+            right.plot(x, unit_range(arrays["laplace"]), color=GREEN, ls=":", label="Laplace, gᵀH⁻¹g")
+        right.plot(arrays["xs"][:, 0], np.full(len(arrays["xs"]), -0.04), "|", color=GREY, ms=5)
+        right.set(xlabel="x", ylabel="epistemic, scaled to [0, 1]", ylim=(-0.09, 1.05))
+        for axis in (left, right):
+            axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def agreement(
+    measured: Mapping[str, Mapping[str, Sequence[tuple[bool, float, float]]]],
+    paper: Mapping[str, Mapping[str, tuple[float, float]]],
+    titles: Mapping[str, str],
+) -> Figure:
+    """R and ρ of each estimate on each problem: seeds, mean and interval, the paper's number.
+
+    measured: estimate -> problem -> (accepted, r, ρ) of each seed. Unaccepted seeds are hollow and
+    in no mean.
+    """
+    figure, axes = plt.subplots(
+        2,
+        len(measured),
+        figsize=(4.2 * len(measured), 7),
+        sharey=True,
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, (estimate, by_problem) in enumerate(measured.items()):
+        names = list(by_problem)
+        for row, symbol in enumerate(("Pearson r", "Spearman ρ")):
+            axis = axes[row, column]
+            for y, name in enumerate(names):
+                _agreement_row(axis, y, [(s[0], s[row + 1]) for s in by_problem[name]])
+                if name in paper[estimate]:
+                    axis.plot(paper[estimate][name][row], y + 0.22, marker="*", color=ORANGE, ms=9, ls="none")
+            axis.set_yticks(range(len(names)), names, fontsize=8)
+            axis.axvline(0, color=GREY, lw=0.6)
+            axis.grid(axis="x", alpha=0.3)
+            axis.set_xlabel(symbol)
+            axis.set_xlim(-0.75, 1.04)
+        axes[0, column].set_title(titles[estimate], fontsize=9)
+    axes[0, 0].invert_yaxis()
+    handles = [
+        plt.Line2D([], [], marker="o", color=BLUE, ls="-", label="mean and 95 % interval over accepted seeds"),
+        plt.Line2D([], [], marker=".", color=BLUE, alpha=0.5, ls="none", label="accepted seed"),
+        plt.Line2D([], [], marker="o", mfc="none", color=GREY, ls="none", ms=4, label="unconverged seed (in no mean)"),
+        plt.Line2D([], [], marker="*", color=ORANGE, ls="none", ms=9, label="paper"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def _agreement_row(axis: Any, y: int, seeds: Sequence[tuple[bool, float]]) -> None:
+    good = [value for accepted, value in seeds if accepted and np.isfinite(value)]
+    bad = [value for accepted, value in seeds if not accepted and np.isfinite(value)]
+    axis.plot(good, [y - 0.2] * len(good), ".", color=BLUE, alpha=0.5)
+    axis.plot(bad, [y - 0.2] * len(bad), "o", mfc="none", color=GREY, ms=4)
+    interval = bootstrap_mean(good)
+    if interval.count:
+        axis.plot(interval.mean, y, "o", color=BLUE)
+    if interval.count > 1:
+        axis.plot([interval.low, interval.high], [y, y], color=BLUE, lw=2)
+
+
+def scaling_curves(curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]]) -> Figure:
+    """R and ρ against width, a curve with its 95 % band for each prior.
+
+    curves: (prior, σ) -> width -> {"pearson": Interval, "spearman": Interval, "share": accepted share}.
+    The lower strip shows the accepted share.
+    """
+    figure, axes = plt.subplots(
+        2, 2, figsize=(10, 4.9), sharex=True, layout="constrained", height_ratios=(4, 1), squeeze=False
+    )
+    widths = sorted({width for by_width in curves.values() for width in by_width})
+    for column, (statistic, label) in enumerate((("pearson", "Pearson r"), ("spearman", "Spearman ρ"))):
+        top, bottom = axes[:, column]
+        for ((prior, sigma), by_width), (colour, marker) in zip(curves.items(), _SERIES, strict=False):
+            known = [w for w in sorted(by_width) if by_width[w][statistic].count]
+            means = [by_width[w][statistic].mean for w in known]
+            top.plot(known, means, marker=marker, color=colour, ms=4, label=f"{prior}, σ = {sigma:g}")
+            banded = [w for w in known if by_width[w][statistic].count > 1]
+            band = [by_width[w][statistic] for w in banded]
+            top.fill_between(banded, [i.low for i in band], [i.high for i in band], color=colour, alpha=0.2, lw=0)
+            bottom.plot(
+                sorted(by_width),
+                [by_width[w]["share"] for w in sorted(by_width)],
+                marker=marker,
+                color=colour,
+                ms=3,
+                lw=0.8,
+            )
+        top.set(ylabel=f"epistemic, {label}", ylim=(-0.25, 1.02))
+        top.axhline(0, color=GREY, lw=0.6)
+        top.grid(alpha=0.3)
+        bottom.set(xlabel="hidden width (6 × width + 3 parameters)", ylabel="accepted", ylim=(-0.08, 1.08))
+        bottom.set_xscale("log", base=2)
+        bottom.set_xticks(widths, [str(w) for w in widths])
+        bottom.minorticks_off()
+    axes[0, 0].legend(title="prior", fontsize=8, title_fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def scaling_map(cells: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]]) -> Figure:
+    """Mean r and ρ over width × prior as a heat map with the numbers; hatched where nothing was accepted.
+
+    cells: as in `scaling_curves`. A number is followed by "*" where some seeds were not accepted.
+    """
+    rows = list(cells)
+    widths = sorted({width for by_width in cells.values() for width in by_width})
+    figure, axes = plt.subplots(
+        2, 1, figsize=(1.6 + 0.85 * len(widths), 2.2 + 1.0 * len(rows)), sharex=True, layout="constrained"
+    )
+    for axis, (statistic, label) in zip(axes, (("pearson", "Pearson r"), ("spearman", "Spearman ρ")), strict=True):
+        values = np.full((len(rows), len(widths)), np.nan)
+        for i, key in enumerate(rows):
+            for j, width in enumerate(widths):
+                cell = cells[key].get(width)
+                if cell is None:
+                    continue
+                interval = cell[statistic]
+                values[i, j] = interval.mean
+                if interval.count == 0:
+                    axis.text(j, i, "none\naccepted", ha="center", va="center", fontsize=6)
+                    continue
+                mark = "" if cell["share"] == 1 else "*"
+                colour = "white" if interval.mean < 0.55 else "black"
+                axis.text(j, i, f"{interval.mean:.2f}{mark}", ha="center", va="center", fontsize=8, color=colour)
+        image = axis.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axis.set_facecolor("#dddddd")
+        axis.set_yticks(range(len(rows)), [f"{prior}, σ = {sigma:g}" for prior, sigma in rows], fontsize=8)
+        axis.set_ylabel("prior")
+        figure.colorbar(image, ax=axis, pad=0.01, extend="min").set_label(f"epistemic, {label}", fontsize=8)
+    axes[-1].set_xticks(range(len(widths)), [str(w) for w in widths])
+    axes[-1].set_xlabel("hidden width   (* some seeds unconverged and left out)")
+    return figure
