@@ -116,9 +116,13 @@ def _shape(groups: dict[tuple[str, float], dict[int, list[dict[str, Any]]]]) -> 
                 [f"{prior} σ = {sigma:g}", symbol, *points, _signed(fall), _signed(rise), "yes" if inside else "no"]
             )
     header = ["prior", "", "smallest", "lowest", "largest", "lowest → smallest", "lowest → largest", "U"]
-    return text + report.table(header, body) + (
-        "\nU: the lowest point lies inside and both rises exclude 0. The lowest point is picked after looking, which "
-        "makes its intervals somewhat too narrow.\n"
+    return (
+        text
+        + report.table(header, body)
+        + (
+            "\nU: the lowest point lies inside and both rises exclude 0. The lowest point is picked after looking, which "
+            "makes its intervals somewhat too narrow.\n"
+        )
     )
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from isouq.stats import bootstrap_mean
@@ -36,7 +35,7 @@ def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure
     """
     rows = len(problems)
     figure, axes = plt.subplots(rows, 4, figsize=(10.6, 2.45 * rows + 0.55), squeeze=False, layout="constrained")
-    for row, (title, arrays) in zip(axes, problems, strict=True):
+    for index, (row, (title, arrays)) in enumerate(zip(axes, problems, strict=True)):
         grid = arrays["grid"]
         side = round(len(grid) ** 0.5)
         (left, bottom), (right, top) = grid.min(axis=0), grid.max(axis=0)
@@ -47,9 +46,9 @@ def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure
             )  # fmt: skip
             _points(axis, arrays)
             axis.tick_params(labelsize=7)
-            if row is axes[0]:
+            if index == 0:
                 axis.set_title(heading, fontsize=9)
-            if row is axes[-1]:
+            if index == rows - 1:
                 axis.set_xlabel("x₁", fontsize=8)
         row[0].set_ylabel(f"{title}\nx₂", fontsize=8)
     bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 1.6 / rows + 0.2), aspect=30, pad=0.01)
@@ -59,9 +58,11 @@ def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure
 
 
 def _points(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    colours = ListedColormap(["white", "black", ORANGE])
-    labels = arrays["ys"].astype(int)
-    axis.scatter(*arrays["xs"].T, c=labels, cmap=colours, vmin=0, vmax=2, s=3, linewidths=0.2, edgecolors=GREY)
+    for label, (face, edge, marker) in enumerate(
+        (("white", "black", "o"), ("black", "white", "s"), (ORANGE, "white", "^"))
+    ):
+        points = arrays["xs"][arrays["ys"] == label]
+        axis.scatter(*points.T, color=face, edgecolors=edge, marker=marker, s=6, linewidths=0.35)
 
 
 def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
@@ -80,7 +81,7 @@ def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
         )
         left.plot(x, arrays["mean"], color=BLUE, lw=1.2)
         left.plot(x, arrays["probability"], color=ORANGE, ls="--", lw=1.2, label="prediction at θ*")
-        left.set(xlabel="x", ylabel="y", title=title)
+        left.set(xlabel="x", ylabel=f"{title}\ny")
         right.plot(x, unit_range(arrays["reference"]), color=BLUE, label="HMC, Var[f(x)]")
         right.plot(x, unit_range(arrays["epistemic"]), color=ORANGE, ls="--", label="one gradient, ‖g‖²")
         if "laplace" in arrays:
@@ -88,7 +89,7 @@ def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
         right.plot(arrays["xs"][:, 0], np.full(len(arrays["xs"]), -0.04), "|", color=GREY, ms=5)
         right.set(xlabel="x", ylabel="epistemic, scaled to [0, 1]", ylim=(-0.09, 1.05))
         for axis in (left, right):
-            axis.legend(fontsize=7, frameon=False)
+            axis.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
 
