@@ -117,12 +117,19 @@ def _start_worker(parent: int) -> None:
 
 
 def _run_and_store(cell: Cell, folder: Path, progress: Callable[[float], None] | None = None) -> str | None:
-    """Runs and stores one cell; returns None, or the error in one line."""
+    """Runs and stores one cell; returns None, or the error in one line. A full disk stops the run."""
     try:
-        Store(folder).save(cell, run_cell(cell, progress=progress))
+        result = run_cell(cell, progress=progress)
     except Exception as error:  # a failed cell must not stop the others
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"{type(error).__name__}: {first}"
+    try:
+        Store(folder).save(cell, result)
+    except OSError as error:
+        raise RunError(
+            f"cannot store results in {folder}: {error.strerror or error}; finished cells are kept, "
+            "make room and give the same command again"
+        ) from error
     return None
 
 

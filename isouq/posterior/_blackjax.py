@@ -11,7 +11,6 @@ import blackjax
 import jax
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import dual_averaging_adaptation
-from blackjax.diagnostics import ess_bulk, rhat
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
@@ -116,13 +115,3 @@ def draw_block(
 def flat_diagonal(tree: Any, like: Any) -> Float[Array, " params"]:
     """A pytree of scalars spread over the entries of `like`, flat as BlackJAX wants a mass matrix."""
     return ravel_pytree(jax.tree.map(lambda value, leaf: jnp.full(jnp.shape(leaf), value), tree, like))[0]
-
-
-@jax.jit
-def _rhat_and_ess(values: Array) -> tuple[Array, Array]:
-    return rhat(values), ess_bulk(values)
-
-
-def rhat_and_ess(values: Float[Array, "chains draws points"]) -> tuple[Array, Array]:
-    """Rank-normalised split R-hat and bulk ESS of each point (Vehtari et al. 2021)."""
-    return _rhat_and_ess(values)

@@ -6,11 +6,10 @@ permutation and sign, so chains in mirrored modes disagree on weights and agree 
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
+from arviz_stats.base import array_stats
 
 from isouq import stats
-from isouq.posterior._blackjax import rhat_and_ess
 
 QUANTILE = 0.95
 MAX_RHAT = 1.01
@@ -60,7 +59,8 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     divergent: share of divergent transitions.
     maps: the same draws on the scale whose variance is the map (probabilities); by default the
         predictions themselves.
-    Cost: O(chains · draws · points · log) time, done 256 points at a time.
+    Cost: about 2 ms a point for 4 chains of 1000 draws; memory of 256 points at a time. R-hat and ESS are
+    ArviZ's (Vehtari et al. 2021).
     """
     predictions = np.asarray(predictions)
     if predictions.ndim != 3:
@@ -69,19 +69,22 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     if chains < 2 or draws < 4:
         raise ValueError(f"{chains} chains of {draws} draws cannot be judged; needs 2 chains of 4 draws")
     maps = predictions if maps is None else np.asarray(maps)
-    size = min(_POINTS_AT_A_TIME, points)
     rhat, ess = np.empty(points), np.empty(points)
-    for start in range(0, points, size):
-        start = min(start, points - size)  # the last block overlaps: one shape, one compilation
-        rows = slice(start, start + size)
-        rhat[rows], ess[rows] = rhat_and_ess(jnp.asarray(predictions[:, :, rows]))
+    for start in range(0, points, _POINTS_AT_A_TIME):
+        rows = slice(start, start + _POINTS_AT_A_TIME)
+        block = predictions[:, :, rows].astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):  # an input without spread gives NaN
+            rhat[rows] = array_stats.rhat(block, chain_axis=0, draw_axis=1, method="rank")
+            ess[rows] = array_stats.ess(block, chain_axis=0, draw_axis=1, method="bulk")
+    broken = ~np.isfinite(predictions).all(axis=(0, 1))
+    # what cannot be computed (NaN, infinity, no spread) counts as the worst
+    rhat[broken | np.isnan(rhat)], ess[broken | np.isnan(ess)] = np.inf, 0.0
     # inverted_cdf: an input's own value, so that "95 % of the inputs are at or below" is exact
-    # what cannot be computed (NaN, a constant) counts as the worst
-    rhat, ess = np.where(np.isnan(rhat), np.inf, rhat), np.where(np.isnan(ess), 0.0, ess)
     rhat_bound = float(np.quantile(rhat, QUANTILE, method="inverted_cdf"))
     ess_bound = float(-np.quantile(-ess, QUANTILE, method="inverted_cdf"))
     half = chains // 2
     first, second = maps[:half], maps[half:]
-    halves = stats.spearman(first.var(axis=(0, 1)), second.var(axis=(0, 1)))
+    finite = np.isfinite(maps).all()
+    halves = stats.spearman(first.var(axis=(0, 1)), second.var(axis=(0, 1))) if finite else float("nan")
     verdict = Verdict(False, rhat_bound, ess_bound, float(divergent), halves)
     return verdict._replace(accepted=not verdict.reasons())
