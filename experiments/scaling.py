@@ -120,8 +120,8 @@ def _shape(groups: dict[tuple[str, float], dict[int, list[dict[str, Any]]]]) -> 
         text
         + report.table(header, body)
         + (
-            "\nU: the lowest point lies inside and both rises exclude 0. The lowest point is picked after looking, which "
-            "makes its intervals somewhat too narrow.\n"
+            "\nU: the lowest point lies inside and both rises exclude 0. The lowest point is picked after looking, "
+            "which makes its intervals somewhat too narrow.\n"
         )
     )
 

@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +25,11 @@ from isouq.covariance import Dense, negative_hessian
 from isouq.posterior import (
     PRIORS,
     LogDensity,
+    MapFit,
     Margins,
     fit_map,
     judge,
     linear_regression,
-    prior_scales,
     probabilities,
     sample_numpyro,
     sample_reference,
@@ -107,8 +108,100 @@ def run_cell(
     problem: a problem of one's own; by default the one that the cell names.
     progress: called with the share done.
     """
-    started = time.perf_counter()
-    problem = problems.get(cell.problem) if problem is None else problem
+    laps = [("", time.perf_counter())]
+
+    def lap(name: str, value: Any = None) -> None:
+        jax.block_until_ready(value)
+        laps.append((name, time.perf_counter()))
+
+    trained = _train(cell, problems.get(cell.problem) if problem is None else problem)
+    data, predict, log_density, fit, theta = trained[:5]
+    kind = log_density.kind
+    lap("seconds_map", theta)
+    grid, wide = _evaluation_inputs(cell, data.xs)
+    xs = jnp.concatenate([grid, wide])
+    estimate = uncertainty(predict, theta, xs, kind)
+    lap("seconds_estimate", estimate)
+    maps = {"epistemic": np.asarray(estimate.epistemic, np.float64)}
+    numbers: dict[str, Any] = {}
+    if cell.laplace:
+        covariance = _laplace(log_density, theta)
+        laplace = uncertainty(predict, theta, xs, kind, covariance=covariance)
+        maps["laplace"] = np.asarray(laplace.epistemic, np.float64)
+        numbers["laplace_clipped"] = float(covariance.clipped)
+        lap("seconds_laplace")
+
+    record = Margins(predict, xs, estimate.target, kind)
+    reference = sample_reference(
+        log_density, fit.params, trained.chain_key, record=record,
+        num_draws=cell.num_draws, num_warmup=cell.num_warmup, thin=cell.thin,
+        num_leapfrog=cell.num_leapfrog, sampler=cell.sampler,
+        inverse_mass=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=False,
+    )  # fmt: skip
+    lap("seconds_reference")
+    margins = reference.predictions
+    p = probabilities(margins, kind)
+    draws = p.reshape(-1, len(xs))
+    maps["reference"] = draws.var(axis=0)
+    if kind != "regression":
+        maps["aleatoric"] = np.asarray(estimate.aleatoric, np.float64)
+        maps["aleatoric_reference"] = (draws * (1 - draws)).mean(axis=0)
+
+    here = slice(0, len(grid))
+    there = slice(len(grid), None)
+    best = fit.best_index()
+    numbers |= {
+        **judge(margins[:, :, here], reference.divergent, p[:, :, here])._asdict(),
+        "accepted_wide": judge(margins[:, :, there], reference.divergent, p[:, :, there]).accepted,
+        **_agreement(maps, {"": here, "_data": _inside(grid, data.xs), "_wide": there}),
+        "num_params": sum(leaf.size for leaf in jax.tree.leaves(theta)),
+        "map_log_density": float(fit.log_density[best]),
+        "map_grad_norm": float(fit.grad_norm[best]),
+        "map_converged": bool(fit.converged[best]),
+        "step_size": float(reference.step_size.mean()),
+        "acceptance": float(reference.acceptance.mean()),
+        "gradient_evaluations": reference.cost.gradient_evaluations,
+    }
+    if cell.problem == "regression/linear":
+        exact = linear_regression(data.xs, data.ys, noise=trained.noise, sigma=cell.sigma)
+        maps["exact"] = exact.predictive_variance(xs)
+        for name in ("reference", "laplace"):
+            if name in maps:
+                numbers |= _against(f"exact_{name}", maps["exact"][here], maps[name][here])
+    if cell.second_opinion:
+        target = None if estimate.target is None else estimate.target[here]
+        other = sample_numpyro(
+            log_density, fit.params, trained.second_key,
+            record=dataclasses.replace(record, xs=grid, target=target),
+            num_draws=cell.num_draws, num_warmup=cell.num_warmup,
+            map_scale=lambda m: probabilities(m, kind),
+        )  # fmt: skip
+        variance = probabilities(other.predictions, kind).var(axis=(0, 1))
+        numbers |= _against("numpyro", variance, maps["reference"][here])
+        numbers["numpyro_accepted"] = other.verdict is not None and other.verdict.accepted
+    lap("seconds")
+    numbers |= {name: end - start for (_, start), (name, end) in pairwise(laps)}
+    numbers["seconds"] = laps[-1][1] - laps[0][1]
+    arrays = {name: values[here].astype(np.float32) for name, values in maps.items()}
+    arrays |= {"grid": np.asarray(grid), "xs": np.asarray(data.xs), "ys": np.asarray(data.ys)}
+    arrays["mean"] = draws[:, here].mean(axis=0).astype(np.float32)
+    arrays["probability"] = np.asarray(estimate.probability[here])
+    return Result({**dataclasses.asdict(cell), **numbers}, arrays)
+
+
+class _Trained(NamedTuple):
+    data: problems.Dataset
+    predict: Callable
+    log_density: LogDensity
+    fit: MapFit
+    theta: Any
+    noise: float | None
+    chain_key: Any
+    second_key: Any
+
+
+def _train(cell: Cell, problem: problems.Problem) -> _Trained:
+    """Data, model and θ*: the best of one trained start a chain."""
     hidden = problem.hidden if cell.width is None else (cell.width,)
     data_key, init_key, chain_key, second_key = jax.random.split(jax.random.key(cell.seed), 4)
     data = problem.sample(data_key, cell.num_points)
@@ -120,105 +213,26 @@ def run_cell(
         prior=cell.prior, sigma=cell.sigma, noise=problem.noise,
     )  # fmt: skip
     fit = fit_map(log_density, inits)
-    theta, best = fit.best(), fit.best_index()
-    trained = time.perf_counter()
-
-    # the grid of the comparison and, behind it, the coarser grid of the wide region
-    grid = problems.evaluation_inputs(data.xs, cell.resolution)
-    coarse = None if cell.resolution is None else max(2, cell.resolution // 2)
-    wide = problems.evaluation_inputs(data.xs, coarse or (100 if data.xs.shape[1] == 1 else 25), widen=None)
-    xs = jnp.concatenate([grid, wide])
-    regions = _regions(np.asarray(grid), len(xs), data)
-    estimate = uncertainty(predict, theta, xs, problem.kind)
-    jax.block_until_ready(estimate)
-    estimated = time.perf_counter()
-
-    maps = {"epistemic": np.asarray(estimate.epistemic, np.float64)}
-    numbers: dict[str, Any] = {}
-    if cell.laplace:
-        scales = [float(s) for s in jax.tree.leaves(prior_scales(theta, cell.prior, cell.sigma))]
-        covariance = Dense.from_precision(negative_hessian(log_density, theta), floor=1 / max(scales) ** 2)
-        laplace = uncertainty(predict, theta, xs, problem.kind, covariance=covariance)
-        maps["laplace"] = np.asarray(laplace.epistemic, np.float64)
-        numbers["laplace_clipped"] = float(covariance.clipped)
-    hessian_done = time.perf_counter()
-
-    record = Margins(predict, xs, estimate.target, problem.kind)
-    reference = sample_reference(
-        log_density, fit.params, chain_key, record=record,
-        num_draws=cell.num_draws, num_warmup=cell.num_warmup, thin=cell.thin,
-        num_leapfrog=cell.num_leapfrog, sampler=cell.sampler,
-        inverse_mass=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=False,
-    )  # fmt: skip
-    sampled = time.perf_counter()
-    margins = reference.predictions
-    p = probabilities(margins, problem.kind)
-    draws = p.reshape(-1, len(xs))
-    maps["reference"] = draws.var(axis=0)
-    if problem.kind != "regression":
-        maps["aleatoric"] = np.asarray(estimate.aleatoric, np.float64)
-        maps["aleatoric_reference"] = (draws * (1 - draws)).mean(axis=0)
-
-    verdicts = {
-        region: judge(margins[:, :, rows], reference.divergent, p[:, :, rows])
-        for region, rows in (("", regions[""]), ("_wide", regions["_wide"]))
-    }
-    numbers |= {
-        **verdicts[""]._asdict(),
-        "accepted_wide": verdicts["_wide"].accepted,
-        **_agreement(maps, regions),
-        "num_params": sum(leaf.size for leaf in jax.tree.leaves(theta)),
-        "map_log_density": float(fit.log_density[best]),
-        "map_grad_norm": float(fit.grad_norm[best]),
-        "map_converged": bool(fit.converged[best]),
-        "step_size": float(reference.step_size.mean()),
-        "acceptance": float(reference.acceptance.mean()),
-        "gradient_evaluations": reference.cost.gradient_evaluations,
-    }
-    here = regions[""]
-    if cell.problem == "regression/linear":
-        exact = linear_regression(data.xs, data.ys, noise=problem.noise, sigma=cell.sigma)
-        maps["exact"] = exact.predictive_variance(xs)
-        for name in ("reference", "laplace"):
-            if name in maps:
-                numbers |= _against(f"exact_{name}", maps["exact"][here], maps[name][here])
-    if cell.second_opinion:
-        other = sample_numpyro(
-            log_density, fit.params, second_key,
-            record=dataclasses.replace(record, xs=grid, target=_head(estimate.target, len(grid))),
-            num_draws=cell.num_draws, num_warmup=cell.num_warmup,
-            map_scale=lambda m: probabilities(m, problem.kind),
-        )  # fmt: skip
-        variance = probabilities(other.predictions, problem.kind).var(axis=(0, 1))
-        numbers |= _against("numpyro", variance, maps["reference"][here])
-        numbers["numpyro_accepted"] = other.verdict is not None and other.verdict.accepted
-    numbers |= {
-        "seconds_map": trained - started,
-        "seconds_estimate": estimated - trained,
-        "seconds_laplace": hessian_done - estimated,
-        "seconds_reference": sampled - hessian_done,
-        "seconds": time.perf_counter() - started,
-    }
-    arrays = {name: values[here].astype(np.float32) for name, values in maps.items()}
-    arrays |= {"grid": np.asarray(grid), "xs": np.asarray(data.xs), "ys": np.asarray(data.ys)}
-    arrays["mean"] = draws[:, here].mean(axis=0).astype(np.float32)
-    arrays["probability"] = np.asarray(estimate.probability[here])
-    return Result({**dataclasses.asdict(cell), **numbers}, arrays)
+    return _Trained(data, predict, log_density, fit, fit.best(), problem.noise, chain_key, second_key)
 
 
-def _head(target: Any, size: int) -> Any:
-    return None if target is None else target[:size]
+def _evaluation_inputs(cell: Cell, xs: Any) -> tuple[Any, Any]:
+    """The grid of the comparison, and the coarser grid of the wide region."""
+    coarse = max(2, cell.resolution // 2) if cell.resolution else (100 if xs.shape[1] == 1 else 25)
+    grid = problems.evaluation_inputs(xs, cell.resolution)
+    return grid, problems.evaluation_inputs(xs, coarse, widen=None)
 
 
-def _regions(grid: np.ndarray, total: int, data: problems.Dataset) -> dict[str, Any]:
-    """Rows of each region: "" the grid, "_data" its part inside the data's range, "_wide" the rest."""
-    xs = np.asarray(data.xs)
-    inside = np.all((grid >= xs.min(axis=0)) & (grid <= xs.max(axis=0)), axis=1)
-    return {
-        "": np.arange(len(grid)),
-        "_data": np.flatnonzero(inside),
-        "_wide": np.arange(len(grid), total),
-    }
+def _laplace(log_density: LogDensity, theta: Any) -> Dense:
+    """H⁻¹ at θ*; no direction less certain than the widest prior leaves it."""
+    widest = max(float(scale) for scale in jax.tree.leaves(log_density.scales))
+    return Dense.from_precision(negative_hessian(log_density, theta), floor=1 / widest**2)
+
+
+def _inside(grid: Any, xs: Any) -> np.ndarray:
+    """Rows of the grid inside the data's range."""
+    grid, xs = np.asarray(grid), np.asarray(xs)
+    return np.flatnonzero(np.all((grid >= xs.min(axis=0)) & (grid <= xs.max(axis=0)), axis=1))
 
 
 def _agreement(maps: dict[str, np.ndarray], regions: dict[str, Any]) -> dict[str, float]:
