@@ -85,10 +85,12 @@ class Cell:
         return f"{self.problem}{width}, {self.prior} σ={self.sigma:g}, seed {self.seed}"
 
     def weight(self) -> float:
-        """Expected seconds on two CPU cores, roughly: for the estimate of the time left."""
+        """Expected seconds with two cores at work, from measured cells: for the estimate of the time left."""
         width = 32 if self.width is None else self.width
-        gradients = (self.num_warmup + self.num_draws * self.thin) * self.num_leapfrog
-        return 8 + self.chains * (gradients * (1 + width / 8) * 2.5e-5 + self.num_draws * (1 + width / 30) * 1e-4)
+        gradients = self.chains * (self.num_warmup + self.num_draws * self.thin) * self.num_leapfrog
+        judging = 2.2e-3 * self.chains * self.num_draws
+        core_seconds = 4 + gradients * (3e-5 + 7.5e-7 * width) + judging + 60 * self.second_opinion
+        return core_seconds / 2
 
 
 class Result(NamedTuple):
