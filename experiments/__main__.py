@@ -8,7 +8,16 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments import maps, scaling, validation
-from experiments.runner import EXECUTORS, RunError, console, provenance, run_cells, writable, write_outputs
+from experiments.runner import (
+    EXECUTORS,
+    RunError,
+    console,
+    finished_cells,
+    provenance,
+    run_cells,
+    writable,
+    write_outputs,
+)
 
 EXPERIMENTS: dict[str, ModuleType] = {"validation": validation, "maps": maps, "scaling": scaling}
 PRESETS = ("smoke", "quick", "paper")
@@ -47,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=_seeds, help="number of seeds instead of the preset's")
     parser.add_argument(
+        "--finished", action="store_true", help="run nothing: tables and figures from the cells that are finished"
+    )
+    parser.add_argument(
         "--widths", type=_widths, help="widths of the scaling sweep instead of the preset's, as 2,16,128"
     )
     return parser
@@ -68,9 +80,19 @@ def main(arguments: list[str] | None = None) -> int:
             jobs[name] = EXPERIMENTS[name].cells(options.preset, options.seeds, **extra)
         started = time.monotonic()
         cells = [cell for job in jobs.values() for cell in job]
-        results = dict(zip(cells, run_cells(cells, out, options.executor, screen), strict=True))
+        if options.finished:
+            results = finished_cells(cells, out)
+        else:
+            results = dict(zip(cells, run_cells(cells, out, options.executor, screen), strict=True))
         for name, job in jobs.items():
-            outputs = EXPERIMENTS[name].summarise([results[cell] for cell in job], options.preset)
+            mine = [results[cell] for cell in job if cell in results]
+            if not mine:
+                raise RunError(f"{out / 'cells'} holds no finished cell of {name} at preset {options.preset}")
+            outputs = EXPERIMENTS[name].summarise(mine, options.preset)
+            if len(mine) < len(job):
+                outputs = outputs.noting(
+                    f"Made from {len(mine)} of the preset's {len(job)} cells; the others were not run."
+                )
             facts = provenance(name, options.preset, command, started)
             for path in write_outputs(outputs, out / name, facts):
                 print(path)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
@@ -42,6 +42,11 @@ class Outputs:
     summary: str
     figures: dict[str, Any]
 
+    def noting(self, note: str) -> "Outputs":
+        """The same with a sentence under the summary's title."""
+        title, rest = self.summary.split("\n", 1)
+        return replace(self, summary=f"{title}\n\n{note}\n{rest}")
+
 
 def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console) -> list[Result]:
     """The results of all cells, in order; finished ones are read, the others are run and stored.
@@ -68,6 +73,13 @@ def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console)
             f"{len(failures)} of {len(found)} cells failed; the same command runs only them again:\n  {listed}"
         )
     return [found[cell] or _must_load(store, cell) for cell in cells]
+
+
+def finished_cells(cells: Sequence[Cell], out: Path) -> dict[Cell, Result]:
+    """The stored results alone, nothing run."""
+    store = Store(out / "cells")
+    found = {cell: store.load(cell) for cell in cells}
+    return {cell: result for cell, result in found.items() if result is not None}
 
 
 def _must_load(store: Store, cell: Cell) -> Result:
