@@ -52,6 +52,8 @@ def with_results(readme: str, results: Path) -> str:
 def _generated(results: Path) -> str:
     parts = []
     for name, sections in _SECTIONS.items():
+        if not (results / name / "summary.md").exists():
+            continue
         summary = (results / name / "summary.md").read_text(encoding="utf-8")
         facts = json.loads((results / name / "provenance.json").read_text(encoding="utf-8"))
         title, *chunks = re.split(r"^## ", summary, flags=re.MULTILINE)
