@@ -57,7 +57,8 @@ def _generated(results: Path) -> str:
         summary = (results / name / "summary.md").read_text(encoding="utf-8")
         facts = json.loads((results / name / "provenance.json").read_text(encoding="utf-8"))
         title, *chunks = re.split(r"^## ", summary, flags=re.MULTILINE)
-        parts.append(f"### {title.splitlines()[0].removeprefix('# ')}\n\n`{facts['command']}`\n")
+        heading = title.splitlines()[0].removeprefix("# ")
+        parts.append(f"### {heading}\n\n`python -m experiments {name} --preset {facts['preset']}`\n")
         if name == "validation":
             parts.append(title.split("\n", 1)[1].strip() + "\n")
         parts += [f"#### {chunk.strip()}\n" for chunk in chunks if chunk.startswith(sections)]

@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +24,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+import isouq
 from experiments.study import Cell, Result, Store, run_cell
 
 EXECUTORS = ("local", "processes")
@@ -58,7 +58,8 @@ def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console)
     found = {cell: store.load(cell) for cell in dict.fromkeys(cells)}
     todo = [cell for cell, result in found.items() if result is None]
     if len(todo) < len(found):
-        console.print(f"{len(found) - len(todo)} of {len(found)} cells are finished already: read from {store.folder}")
+        done = len(found) - len(todo)
+        console.print(f"{done} of {len(found)} cells are finished already: read from {store.folder}", markup=False)
     failures = []
     if todo:
         run = _in_processes if executor == "processes" and len(todo) > 1 else _one_by_one
@@ -94,15 +95,24 @@ Report = Callable[..., None]  # (cell, share done, error=None)
 
 def _one_by_one(cells: list[Cell], store: Store, report: Report) -> Iterator[tuple[Cell, str | None]]:
     for cell in cells:
-        yield cell, _run_and_store(cell, store.folder, partial(report, cell))
+
+        def progress(share: float, cell: Cell = cell) -> None:
+            report(cell, min(share, 0.99))  # 1 is reported once the result is stored
+
+        yield cell, _run_and_store(cell, store.folder, progress)
 
 
 def _in_processes(cells: list[Cell], store: Store, report: Report) -> Iterator[tuple[Cell, str | None]]:
-    """One worker a core, each single-threaded."""
+    """One single-threaded worker a core."""
     workers = min(os.cpu_count() or 1, len(cells))
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
     try:
-        futures = {pool.submit(_run_and_store, cell, store.folder): cell for cell in cells}
+        # workers start with Ctrl-C blocked: it is the driver's to handle
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = {pool.submit(_run_and_store, cell, store.folder): cell for cell in cells}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for future in as_completed(futures):
             try:
                 yield futures[future], future.result()
@@ -117,7 +127,6 @@ def _in_processes(cells: list[Cell], store: Store, report: Report) -> Iterator[t
 
 
 def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 
     def leave_with_parent() -> None:
@@ -253,14 +262,14 @@ def is_timing(column: str) -> bool:
 
 def provenance(name: str, preset: str, command: str, started: float) -> dict[str, Any]:
     """Versions, device, commit, command and time of a run."""
-    packages = ("isouq", "jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
+    packages = ("jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
     return {
         "experiment": name,
         "preset": preset,
         "command": command,
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {"isouq": isouq.__version__} | {package: _version(package) for package in packages},
         "platform": platform.platform(),
         "devices": [str(device) for device in jax.devices()],
         "cpu_count": os.cpu_count(),

@@ -133,4 +133,4 @@ def _signed(interval: Interval) -> str:
 def _difference(low: list[dict[str, Any]], high: list[dict[str, Any]], column: str) -> Interval:
     base = {row["seed"]: row[column] for row in low if row["accepted"]}
     pairs = [row[column] - base[row["seed"]] for row in high if row["accepted"] and row["seed"] in base]
-    return bootstrap_mean(pairs)
+    return bootstrap_mean([pair for pair in pairs if np.isfinite(pair)])

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,6 +62,8 @@ class Cell:
 
     def __post_init__(self) -> None:
         _checks.positive_int("seed", self.seed, 0)
+        if self.resolution is not None:
+            _checks.positive_int("resolution", self.resolution, 2)
         _checks.one_of("prior", self.prior, PRIORS)
         _checks.one_of("sampler", self.sampler, SAMPLERS)
         _checks.positive("sigma", self.sigma)
@@ -73,6 +74,10 @@ class Cell:
         _checks.positive_int("num_draws", self.num_draws, 4)
         for name in ("num_points", "thin", "num_leapfrog"):
             _checks.positive_int(name, getattr(self, name))
+        for field in dataclasses.fields(self):  # equal cells have one key: 1, 1.0 and np.int64(1) are written alike
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, float(value) if field.name == "sigma" else int(value))
 
     def key(self) -> str:
         """A hash of the configuration and of the code's version."""
@@ -272,9 +277,9 @@ class Store:
         path = self.folder / cell.key()
         try:
             numbers = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+            with open(path.with_suffix(".npz"), "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return Result(numbers, dict(stored))
-        except (FileNotFoundError, ValueError, EOFError, zipfile.BadZipFile):
+        except Exception:  # whatever the damage, and it shows in many ways: the cell is run again
             return None
 
     def save(self, cell: Cell, result: Result) -> None:

@@ -67,23 +67,19 @@ def float_leaves(name: str, params: Any) -> None:
             )
 
 
-def inputs(xs: Any) -> int:
-    """The number of inputs: every leaf of `xs` has the same, non-zero leading axis."""
+def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
+    """The number of rows: every leaf of `xs` has the same, non-zero leading axis."""
     leaves = jax.tree.leaves(xs)
     if not leaves:
-        raise ValueError("xs is empty; expected an array of inputs with a leading batch axis")
-    sizes = set()
-    for leaf in leaves:
-        shape = jnp.shape(leaf)
-        if not shape:
-            raise ValueError("xs is a scalar; expected inputs with a leading batch axis (for one input pass x[None])")
-        sizes.add(shape[0])
+        raise ValueError(f"{name} is empty; expected an array with a leading {axis} axis")
+    if any(not jnp.shape(leaf) for leaf in leaves):
+        raise ValueError(f"{name} is a scalar; expected a leading {axis} axis (for one row pass {name}[None])")
+    sizes = sorted({jnp.shape(leaf)[0] for leaf in leaves})
     if len(sizes) > 1:
-        raise ValueError(f"the leaves of xs have different leading axes {sorted(sizes)}; expected one")
-    size = sizes.pop()
-    if size == 0:
-        raise ValueError("xs has no rows; expected at least one input")
-    return size
+        raise ValueError(f"the leaves of {name} have different leading axes {sizes}; expected one {axis} axis")
+    if sizes[0] == 0:
+        raise ValueError(f"{name} has no rows; expected at least one")
+    return sizes[0]
 
 
 def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
@@ -103,7 +99,8 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
         return
     labels = np.asarray(ys)
     if not np.all(labels == np.round(labels)):
-        raise ValueError(f"ys holds {labels.dtype} values that are not whole; {kind} expects class labels 0, 1, …")
+        wrong = labels[labels != np.round(labels)][0]
+        raise ValueError(f"ys holds {wrong}, which is not whole; {kind} expects class labels 0, 1, …")
     top = 2 if kind == "binary" else num_classes
     if labels.min() < 0 or (top is not None and labels.max() >= top):
         raise ValueError(

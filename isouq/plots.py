@@ -69,7 +69,7 @@ def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
     """One-dimensional problems: the predictive mean with the data, and both uncertainties as curves.
 
     problems: (title, arrays) with `grid` `[m, 1]`, `xs`, `ys`, `probability` (the mean at θ*), `mean`
-    (under the reference) and the curves `reference`, `epistemic` and, where present, `exact`.
+    (under the reference) and the curves `reference`, `epistemic` and, where present, `laplace`.
     """
     figure, axes = plt.subplots(len(problems), 2, figsize=(9, 3.2 * len(problems)), squeeze=False, layout="constrained")
     for (left, right), (title, arrays) in zip(axes, problems, strict=True):

@@ -149,14 +149,14 @@ def _estimate(
     return jax.lax.map(lambda row: one(*row), (xs, target), batch_size=batch_size)
 
 
-def as_pytree_callable(f: Callable) -> Callable:
+def as_pytree_callable(f: Callable, name: str = "predict") -> Callable:
     """`f` as a callable pytree, so that arrays it carries are arguments and not constants.
 
     A plain function becomes a `jax.tree_util.Partial` without arguments; a registered callable
     (a `LogDensity`, a Partial that binds data) is returned as it is.
     """
     if not callable(f):
-        raise ValueError(f"expected a function, got {type(f).__name__}")
+        raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
     leaves = jax.tree.leaves(f)
     is_leaf = len(leaves) == 1 and leaves[0] is f
     return jax.tree_util.Partial(f) if is_leaf else f

@@ -1,5 +1,6 @@
 """The plain engine: the gradient is formed by `jax.grad`, squared and summed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 def tree_sq_norm(tree: Any) -> Float[Array, ""]:
     """Σ over all leaves and entries of entry²; accumulated in float32 or better."""
     leaves = jax.tree.leaves(tree)
-    return sum((jnp.sum(jnp.square(_at_least_float32(leaf))) for leaf in leaves), jnp.zeros(()))
+    return functools.reduce(jnp.add, (jnp.sum(jnp.square(_at_least_float32(leaf))) for leaf in leaves))
 
 
 def _at_least_float32(x: Array) -> Array:

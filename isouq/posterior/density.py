@@ -74,6 +74,8 @@ class LogDensity:
         _checks.dataset(xs, ys, kind)
         _checks.float_leaves("params", params)
         if kind == "regression":
+            if noise is None:
+                raise ValueError("noise is missing; regression needs noise=, the known standard deviation of y given x")
             _checks.positive("noise", noise)
         elif noise is not None:
             raise ValueError(f"noise is {noise}; it belongs to regression, not to {kind}")
@@ -86,7 +88,7 @@ class LogDensity:
     def log_prior(self, params: Any) -> Float[Array, ""]:
         """Σ log N(θⱼ; 0, scaleⱼ²)."""
         terms = jax.tree.map(lambda p, s: jnp.sum(norm.logpdf(p, scale=s)), params, self.scales)
-        return sum(jax.tree.leaves(terms), jnp.zeros(()))
+        return jax.tree.reduce(jnp.add, terms)
 
     def log_likelihood(self, params: Any) -> Float[Array, ""]:
         """Σᵢ log p(yᵢ | xᵢ, θ)."""

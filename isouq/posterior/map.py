@@ -17,7 +17,7 @@ class MapFit(NamedTuple):
     """Trained parameters, one row a start.
 
     params: a pytree with a leading axis of starts. log_density `[starts]`.
-    grad_norm `[starts]`: ‖∇ log p(θ|D)‖ at the end. converged `[starts]`: grad_norm ≤ tolerance.
+    grad_norm `[starts]`: ‖∇ log p(θ|D)‖ at the end. converged `[starts]`: grad_norm ≤ tolerance, at a finite density.
     num_steps `[starts]`: optimiser steps taken.
     """
 
@@ -56,15 +56,17 @@ def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, toleran
     _checks.positive_int("max_steps", max_steps)
     _checks.positive("tolerance", tolerance)
     _checks.float_leaves("inits", inits)
-    _checks.inputs(inits)
+    _checks.inputs(inits, "inits", "start")
     _checks.finite("inits", inits)
-    return _fit(as_pytree_callable(log_density), inits, max_steps, tolerance)
+    return _fit(as_pytree_callable(log_density, "log_density"), inits, max_steps, tolerance)
 
 
 @jax.jit
 def _fit(log_density: Callable, inits: Any, max_steps: Array, tolerance: Array) -> MapFit:
+    dtype = jnp.result_type(*jax.tree.leaves(inits))
+
     def loss(params: Any) -> Array:
-        return -log_density(params)
+        return -log_density(params).astype(dtype)  # the line search wants value and gradient of one dtype
 
     optimiser = optax.lbfgs(memory_size=20)
     value_and_grad = optax.value_and_grad_from_state(loss)
@@ -86,6 +88,7 @@ def _fit(log_density: Callable, inits: Any, max_steps: Array, tolerance: Array) 
         params, _, step, _ = jax.lax.while_loop(going, advance, start)
         value, grad = jax.value_and_grad(log_density)(params)
         norm = jnp.sqrt(tree_sq_norm(grad))
-        return MapFit(params, value, norm, norm <= tolerance, step)
+        converged = (norm <= tolerance) & jnp.isfinite(value)
+        return MapFit(params, value, norm, converged, step)
 
     return jax.vmap(fit)(inits)

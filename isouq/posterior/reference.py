@@ -132,13 +132,13 @@ def sample_reference(
     if target_acceptance >= 1:
         raise ValueError(f"target_acceptance is {target_acceptance}; expected a number below 1")
     _checks.float_leaves("inits", inits)
-    chains = _checks.inputs(inits)
+    chains = _checks.inputs(inits, "inits", "chain")
     if chains < 2:
         raise ValueError(f"inits has {chains} chain; expected at least 2 (4 or more for a verdict)")
     _checks.finite("inits", inits)
-    log_density = as_pytree_callable(log_density)
+    log_density = as_pytree_callable(log_density, "log_density")
     keep_draws = record is None
-    record = as_pytree_callable(_identity if record is None else record)
+    record = as_pytree_callable(_identity if record is None else record, "record")
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     ones = jax.tree.map(lambda _: 1.0, first)
     mass = _blackjax.flat_diagonal(ones if inverse_mass is None else inverse_mass, first)

@@ -64,7 +64,8 @@ def sample_numpyro(
     _checks.positive_int("num_draws", num_draws)
     _checks.positive_int("num_warmup", num_warmup, 10)
     _checks.float_leaves("inits", inits)
-    chains = _checks.inputs(inits)
+    chains = _checks.inputs(inits, "inits", "chain")
+    _checks.finite("inits", inits)
     if chains < 2:
         raise ValueError(f"inits has {chains} chain; expected at least 2 (4 or more for a verdict)")
     first = jax.tree.map(lambda leaf: leaf[0], inits)

@@ -67,7 +67,7 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
         raise ValueError(f"predictions has shape {predictions.shape}; expected [chains, draws, points]")
     chains, draws, points = predictions.shape
     if chains < 2 or draws < 4:
-        raise ValueError(f"{chains} chains of {draws} draws cannot be judged; needs 2 chains of 4 draws")
+        raise ValueError(f"{chains} chain(s) of {draws} draws cannot be judged; pass at least 2 chains of 4 draws")
     maps = predictions if maps is None else np.asarray(maps)
     rhat, ess = np.empty(points), np.empty(points)
     for start in range(0, points, _POINTS_AT_A_TIME):
