@@ -1,0 +1,87 @@
+"""One log density: against SciPy in float64, against NumPyro's own, and against the closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from jax.flatten_util import ravel_pytree
+from numpyro.infer.util import log_density as numpyro_log_density
+from scipy.special import expit, log_softmax
+
+import isouq
+from isouq import models, problems
+from isouq.posterior import LogDensity, linear_regression, numpyro_model, prior_scales
+
+NAMES = ("binary/xor", "multiclass/rings", "regression/nonlinear", "regression/linear")
+
+
+def case(name, prior="unit", sigma=1.0, n=30):
+    problem = problems.get(name)
+    data = problem.sample(jax.random.key(3), n)
+    predict, init = models.mlp(data.xs.shape[1], problem.hidden[:1] and (4,), problem.num_outputs)
+    params = init(jax.random.key(4))
+    options = {"prior": prior, "sigma": sigma, "noise": problem.noise}
+    return data, predict, params, LogDensity.of(predict, params, data.xs, data.ys, problem.kind, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("prior", "sigma"), [("unit", 1.0), ("fan_in", 2.5)])
+def test_equals_scipy(name, prior, sigma, x64):
+    data, predict, params, log_density = case(name, prior, sigma)
+    log_prior = 0.0
+    for leaf in jax.tree.leaves(params):
+        fan_in = np.prod(leaf.shape[:-1]) if prior == "fan_in" and leaf.ndim > 1 else 1
+        log_prior += scipy.stats.norm.logpdf(np.asarray(leaf, np.float64), scale=sigma / np.sqrt(fan_in)).sum()
+    outputs = np.array([predict(params, x) for x in data.xs], np.float64)
+    ys = np.asarray(data.ys)
+    if log_density.kind == "binary":
+        log_likelihood = scipy.stats.bernoulli.logpmf(ys, expit(outputs)).sum()
+    elif log_density.kind == "multiclass":
+        log_likelihood = log_softmax(outputs, axis=1)[np.arange(len(ys)), ys].sum()
+    else:
+        log_likelihood = scipy.stats.norm.logpdf(ys, outputs, problems.get(name).noise).sum()
+    np.testing.assert_allclose(log_density.log_prior(params), log_prior, rtol=1e-6)
+    np.testing.assert_allclose(log_density.log_likelihood(params), log_likelihood, rtol=1e-5)
+    np.testing.assert_allclose(log_density(params), log_prior + log_likelihood, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_numpyro_model(name):
+    _, _, params, log_density = case(name, "fan_in", 3.0)
+    sites = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    theirs, _ = numpyro_log_density(numpyro_model(log_density, params), (), {}, sites)
+    np.testing.assert_allclose(log_density(params), theirs, rtol=1e-5)
+
+
+def test_prior_scales():
+    params = {"kernel": jnp.ones((8, 2)), "bias": jnp.ones(2), "conv": jnp.ones((3, 3, 4, 5))}
+    assert set(map(float, jax.tree.leaves(prior_scales(params, "unit", 2.0)))) == {2.0}
+    scales = prior_scales(params, "fan_in", 3.0)
+    np.testing.assert_allclose(scales["kernel"], 3 / np.sqrt(8), rtol=1e-6)
+    np.testing.assert_allclose(scales["bias"], 3.0)
+    np.testing.assert_allclose(scales["conv"], 3 / 6, rtol=1e-6)
+
+
+def test_closed_form_is_the_posterior_of_the_log_density(x64):
+    data, _, params, log_density = case("regression/linear", sigma=0.7)
+    exact = linear_regression(data.xs, data.ys, noise=0.3, sigma=0.7)
+    flat, unravel = ravel_pytree(params)
+    order = [int(i) for i in ravel_pytree(jax.tree.map(lambda a: a, unravel(jnp.arange(2.0))))[0]]
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    order = [1, 0] if "bias" in paths[0] else order  # the closed form has the bias last
+    mode = unravel(jnp.asarray(exact.mean[order], flat.dtype))
+    hessian = isouq.negative_hessian(log_density, mode)
+    np.testing.assert_allclose(np.linalg.inv(hessian), exact.covariance[np.ix_(order, order)], rtol=1e-4)
+    assert float(jnp.linalg.norm(ravel_pytree(jax.grad(log_density)(mode))[0])) < 1e-2
+    np.testing.assert_allclose(
+        exact.predictive_variance(data.xs)[:1],
+        [np.append(data.xs[0], 1) @ exact.covariance @ np.append(data.xs[0], 1)],
+    )
+
+
+def test_is_a_pytree_with_the_data_as_leaves():
+    data, _, _, log_density = case("binary/xor")
+    assert any(leaf is log_density.xs for leaf in jax.tree.leaves(log_density))
+    again = LogDensity.of(log_density.predict, case("binary/xor")[2], data.xs + 1, data.ys, "binary", sigma=9.0)
+    assert jax.tree.structure(again) == jax.tree.structure(log_density)

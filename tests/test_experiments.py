@@ -1,0 +1,706 @@
+"""The command line end to end: what it writes, what it keeps, and that a kill or a failed cell loses nothing else."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import __main__ as command
+from experiments import maps, report, runner, scaling, validation
+from experiments.runner import RunError, run_cells, table_csv
+from experiments.study import Cell, Result, Store
+from isouq import problems
+from isouq.stats import Interval
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ["all", "--preset", "smoke", "--seeds", "1"]
+CELLS = 9  # three problems, and two widths by three priors
+EXPERIMENTS = ("validation", "maps", "scaling")
+# SIGINT is ignored in what a shell starts in the background: a user at a terminal has it
+START = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+def environment(cache=None):
+    plain = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "MPLBACKEND")}
+    if cache is not None:  # compiled programs, so that a second run is quick
+        plain |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return plain
+
+
+def start(arguments, out, cache=None):
+    return subprocess.Popen(
+        [sys.executable, "-c", START, "-m", "experiments", *arguments, "--out", str(out)],
+        cwd=ROOT, env=environment(cache), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    try:
+        output, errors = process.communicate(timeout=400)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def run(arguments, out, cache=None):
+    done = finish(start(arguments, out, cache))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def untimed(path):
+    """A table without the columns that differ from run to run, as text."""
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    kept = [i for i, name in enumerate(rows[0]) if not name.startswith("seconds")]
+    return "\n".join(",".join(row[i] for i in kept) for row in rows)
+
+
+def tables(out, names=EXPERIMENTS):
+    return {name: untimed(out / name / "table.csv") for name in names}
+
+
+def wait_for(condition, seconds=240.0):
+    limit = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def session_of(leader):
+    """The processes of a session, by number; a defunct one does not count."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, cache):
+    """The first run, in processes; tests leave its folder as it is."""
+    out = tmp_path_factory.mktemp("first")
+    return out, run(SMOKE, out, cache)
+
+
+@pytest.fixture
+def copy(first, tmp_path):
+    return Path(shutil.copytree(first[0], tmp_path / "copy"))
+
+
+@pytest.mark.slow
+def test_all_writes_every_file(first):
+    out, _ = first
+    for name in EXPERIMENTS:
+        folder = out / name
+        names = {path.name for path in folder.iterdir()}
+        assert {"table.csv", "summary.md", "provenance.json"} <= names
+        figures = {Path(n).stem for n in names if n.endswith(".png")}
+        assert figures
+        assert figures == {Path(n).stem for n in names if n.endswith(".pdf")}
+        assert not [n for n in names if n.endswith(".tmp")]
+        assert (folder / "summary.md").read_text(encoding="utf-8").startswith("# ")
+        facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        assert facts["experiment"] == name
+        assert facts["preset"] == "smoke"
+        assert facts["command"].startswith("python -m experiments all --preset smoke")
+        assert facts["versions"]["jax"] != "not installed"
+        assert facts["devices"]
+    assert len(list((out / "cells").glob("*.json"))) == len(list((out / "cells").glob("*.npz"))) == CELLS
+    assert not list((out / "cells").glob("*.tmp"))
+    assert {path.name for path in (out / "maps").glob("*.png")} == {
+        "maps.png", "binary_xor.png", "multiclass_clusters.png", "regression_linear.png"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_standard_output_holds_the_paths_alone(first):
+    out, done = first
+    paths = [Path(line) for line in done.stdout.splitlines()]
+    assert paths
+    assert all(path.is_file() for path in paths)
+    assert len(set(paths)) == len(paths)
+    assert set(paths) == {path for name in EXPERIMENTS for path in (out / name).iterdir()}
+
+
+@pytest.mark.slow
+def test_progress_is_plain_lines_away_from_a_terminal(first):
+    lines = first[1].stderr.splitlines()
+    assert re.fullmatch(rf"{CELLS} cells to run, about \d+ (s|min) on two CPU cores", lines[0])
+    known = "|".join((*validation.PAPER["epistemic"],))
+    for position, line in enumerate(lines[1:], 1):
+        assert re.fullmatch(
+            rf"\[{position}/{CELLS}\] ({known})(, width \d+)?, (unit|fan_in) σ=\d, seed 0: done, "
+            r"about \d+ (s|min) left",
+            line,
+        )
+    assert len(lines) == CELLS + 1
+    assert "\x1b" not in first[1].stderr
+    assert "\r" not in first[1].stderr
+
+
+@pytest.mark.slow
+def test_tables_hold_a_row_a_cell(first):
+    texts = {name: (first[0] / name / "table.csv").read_text(encoding="utf-8") for name in EXPERIMENTS}
+    rows = {name: list(csv.DictReader(io.StringIO(text))) for name, text in texts.items()}
+    assert [len(rows[name]) for name in EXPERIMENTS] == [3, 3, 6]
+    for row in itertools.chain(*rows.values()):
+        assert row["accepted"] in ("True", "False")
+        assert -1 <= float(row["epistemic_pearson"]) <= 1
+        assert float(row["seconds"]) > 0
+    linear = rows["validation"][2]
+    assert linear["problem"] == "regression/linear"
+    assert float(linear["exact_laplace_pearson"]) > 0.999  # the Laplace approximation is exact here
+    assert float(linear["exact_laplace_scale"]) == pytest.approx(1, abs=0.01)
+    assert linear["aleatoric_pearson"] == ""
+
+
+@pytest.mark.slow
+def test_a_second_run_computes_nothing(copy, first):
+    before = {path: path.stat().st_mtime_ns for path in (copy / "cells").iterdir()}
+    tables_before = {name: (copy / name / "table.csv").read_bytes() for name in EXPERIMENTS}
+    summaries = {name: (copy / name / "summary.md").read_bytes() for name in EXPERIMENTS}
+    done = run(SMOKE, copy)
+    assert {path: path.stat().st_mtime_ns for path in (copy / "cells").iterdir()} == before
+    assert {name: (copy / name / "table.csv").read_bytes() for name in EXPERIMENTS} == tables_before
+    assert {name: (copy / name / "summary.md").read_bytes() for name in EXPERIMENTS} == summaries
+    assert done.stderr.splitlines() == [f"{CELLS} of {CELLS} cells are finished already: read from {copy / 'cells'}"]
+    assert len(done.stdout.splitlines()) == len(first[1].stdout.splitlines())
+
+
+@pytest.mark.slow
+def test_a_fresh_local_run_gives_the_same_tables(first, tmp_path):
+    run([*SMOKE, "--executor", "local"], tmp_path)
+    assert tables(tmp_path) == tables(first[0])
+
+
+@pytest.mark.slow
+def test_damaged_cells_are_computed_again(copy, first, cache):
+    arrays, numbers = sorted((copy / "cells").glob("*.npz"))[0], sorted((copy / "cells").glob("*.json"))[1]
+    for path in (arrays, numbers):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = run(SMOKE, copy, cache)
+    assert f"{CELLS - 2} of {CELLS} cells are finished already" in done.stderr
+    assert "2 cells to run" in done.stderr
+    assert tables(copy) == tables(first[0])
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_leaves_no_worker(first, tmp_path, cache):
+    driver = start(SMOKE, tmp_path, cache)
+    assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")) or driver.poll() is not None)
+    assert driver.poll() is None, "the run ended before it could be killed"
+    assert len(session_of(driver.pid)) > 1
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait(10)
+    assert wait_for(lambda: not session_of(driver.pid), 8), "workers outlive their driver"
+    driver.communicate()
+    whole = len(list((tmp_path / "cells").glob("*.json")))
+    assert whole < CELLS
+    done = run(SMOKE, tmp_path, cache)
+    assert f"{whole} of {CELLS} cells are finished already" in done.stderr
+    assert tables(tmp_path) == tables(first[0])
+    assert not (set((tmp_path / "cells").glob("*.tmp")) & set((tmp_path / "cells").glob("*.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["start", "first cell"])
+def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
+    driver = start(SMOKE, tmp_path, cache)
+    early = driver.stderr.readline()  # "9 cells to run …": the pool is about to start
+    if moment == "first cell":
+        assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")))
+    else:
+        time.sleep(0.5)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    done = finish(driver)
+    assert done.returncode == 130, early + done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert lines == ["experiments: interrupted; finished cells are kept, the same command goes on from there"]
+    assert done.stdout == ""
+    assert wait_for(lambda: not session_of(driver.pid), 8)
+
+
+def quiet():
+    return Console(file=io.StringIO(), soft_wrap=True, highlight=False)
+
+
+def fake(cell, accepted=True, value=0.5, **more):
+    """A result with every column that a summary reads."""
+    names = [
+        f"{e}_{s}{r}" for e in validation.ESTIMATES for s in ("pearson", "spearman") for r in ("", "_data", "_wide")
+    ]
+    verdict = {
+        "accepted": accepted,
+        "rhat": 1.001 if accepted else 1.2,
+        "ess_bulk": 900.0,
+        "divergent": 0.0,
+        "halves": 0.99,
+    }
+    numbers = {
+        **dataclasses.asdict(cell), **verdict, "accepted_wide": accepted, **dict.fromkeys(names, value),
+        "num_params": 9, "map_log_density": -10.0, "map_grad_norm": 0.01, "map_converged": True,
+        "step_size": 0.1, "acceptance": 0.8, "gradient_evaluations": 1000, "seconds": 1.0,
+    }  # fmt: skip
+    line = np.linspace(-1, 1, 3, dtype=np.float32)
+    grid = np.stack([a.ravel() for a in np.meshgrid(line, line)], axis=-1)
+    fields = ("reference", "epistemic", "aleatoric_reference", "aleatoric", "mean", "probability")
+    arrays = {"grid": grid, "xs": grid, "ys": np.arange(9) % 2, **dict.fromkeys(fields, np.arange(9.0))}
+    return Result({**numbers, **more}, arrays)
+
+
+@pytest.fixture
+def cells():
+    return [Cell("binary/xor", seed) for seed in range(4)]
+
+
+def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run_cell(cell, problem=None, progress=None):
+        ran.append(cell)
+        if cell == Cell("multiclass/clusters", 1, **small):
+            raise RuntimeError("no luck [today]\nand a second line")
+        return fake(cell)
+
+    small = {f.name: getattr(validation.cells("smoke")[0], f.name) for f in dataclasses.fields(Cell)[2:]}
+    monkeypatch.setattr(runner, "run_cell", run_cell)
+    arguments = ["validation", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]
+    assert command.main(arguments) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert len(ran) == 6
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 5
+    assert "1 of 6 cells failed" in output.err
+    assert "multiclass/clusters, unit σ=1, seed 1: failed: RuntimeError: no luck [today], " in output.err
+    assert output.err.splitlines()[-1].strip() == "multiclass/clusters, unit σ=1, seed 1: RuntimeError: no luck [today]"
+    assert "second line" not in output.err
+    assert not (tmp_path / "validation").exists()
+
+    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    assert command.main(arguments) == 0
+    assert len(ran) == 7
+    assert ran[-1] == Cell("multiclass/clusters", 1, **small)
+    assert (tmp_path / "validation" / "table.csv").is_file()
+
+
+def test_interrupt_in_process(tmp_path, monkeypatch, capsys):
+    def run_cell(cell, **_):
+        if cell.seed:
+            raise KeyboardInterrupt
+        return fake(cell)
+
+    monkeypatch.setattr(runner, "run_cell", run_cell)
+    assert command.main(["validation", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 130
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("experiments: interrupted; finished cells are kept")
+
+
+def test_a_disk_full_of_tables_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "table.csv")
+
+    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: fake(cell))
+    monkeypatch.setattr(command, "write_outputs", full)
+    assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "experiments: No space left on device: table.csv; finished cells are kept"
+    )
+
+
+def test_a_full_disk_stops_the_run(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    ran = []
+    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    monkeypatch.setattr(Store, "save", full)
+    assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"experiments: cannot store results in .*: No space left on device; .* give the same command.*", last
+    )
+    assert len(ran) == 1
+
+
+def test_finished_cells_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: pytest.fail("a cell was run"))
+    arguments = ["validation", "--preset", "smoke", "--finished", "--out", str(tmp_path)]
+    assert command.main(arguments) == 1
+    assert "holds no finished cell of validation at preset smoke" in capsys.readouterr().err
+    cell = validation.cells("smoke")[0]
+    (tmp_path / "cells").mkdir(exist_ok=True)
+    Store(tmp_path / "cells").save(cell, fake(cell))
+    assert command.main(arguments) == 0
+    assert "Made from 1 of the preset's 6 cells" in (tmp_path / "validation" / "summary.md").read_text(encoding="utf-8")
+    assert len((tmp_path / "validation" / "table.csv").read_text(encoding="utf-8").splitlines()) == 2
+    assert len(list((tmp_path / "cells").iterdir())) == 2
+
+
+def test_equal_cells_are_run_once_and_results_keep_their_order(tmp_path, monkeypatch, cells):
+    ran = []
+    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    asked = [cells[2], cells[0], cells[2], cells[1]]
+    results = run_cells(asked, tmp_path, "local", quiet())
+    assert [result.numbers["seed"] for result in results] == [2, 0, 2, 1]
+    assert len(ran) == 3
+
+
+def test_maps_shares_its_cells_with_validation():
+    for preset in ("smoke", "quick", "paper"):
+        assert set(maps.cells(preset)) <= set(validation.cells(preset))
+        assert {cell.seed for cell in maps.cells(preset)} == {0}
+
+
+def test_progress_names_a_folder_as_it_is_written(tmp_path, monkeypatch, cells):
+    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: fake(cell))
+    out = tmp_path / "run[bold]"
+    run_cells(cells, out, "local", quiet())
+    screen = quiet()
+    run_cells(cells, out, "local", screen)
+    assert str(out) in screen.file.getvalue()
+
+
+def test_a_cell_is_counted_once_when_it_reports_its_own_progress(tmp_path, monkeypatch, cells):
+    def run_cell(cell, progress=None, **_):
+        for share in (0.5, 1.0):
+            progress(share)
+        if cell.seed == 3:
+            raise ValueError("no luck")
+        return fake(cell)
+
+    monkeypatch.setattr(runner, "run_cell", run_cell)
+    screen = quiet()
+    with pytest.raises(RunError, match="1 of 4 cells failed"):
+        run_cells(cells, tmp_path, "local", screen)
+    lines = screen.file.getvalue().splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+    assert [("failed" if "failed" in line else "done") for line in lines] == ["done", "done", "done", "failed"]
+
+
+def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
+    def run_cell(cell, progress=None, **_):
+        progress(0.5)
+        if cell.seed == 1:
+            raise ValueError("no luck")
+        return fake(cell)
+
+    monkeypatch.setattr(runner, "run_cell", run_cell)
+    screen = Console(file=io.StringIO(), force_terminal=True, width=160, highlight=False)
+    with pytest.raises(RunError, match="1 of 4 cells failed"):
+        run_cells(cells, tmp_path, "local", screen)
+    text = screen.file.getvalue()
+    assert "4/4 cells" in text
+    assert "seed 1 failed: ValueError: no luck" in text
+
+
+# the store
+
+
+@pytest.fixture
+def stored(tmp_path, cells):
+    store = Store(tmp_path)
+    store.save(cells[0], fake(cells[0]))
+    return store
+
+
+def test_store_gives_back_what_it_got(stored, cells):
+    got, want = stored.load(cells[0]), fake(cells[0])
+    assert got.numbers == want.numbers
+    assert set(got.arrays) == set(want.arrays)
+    for name, values in want.arrays.items():
+        np.testing.assert_array_equal(got.arrays[name], values)
+        assert got.arrays[name].dtype == values.dtype
+    assert stored.load(cells[1]) is None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_cell_does_not_exist(stored, cells, suffix, share):
+    path = (stored.folder / cells[0].key()).with_suffix(suffix)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert stored.load(cells[0]) is None
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+def test_half_a_cell_does_not_exist(stored, cells, suffix):
+    (stored.folder / cells[0].key()).with_suffix(suffix).unlink()
+    assert stored.load(cells[0]) is None
+
+
+def test_temporary_files_are_not_cells(stored, cells):
+    for suffix in (".json", ".npz"):
+        path = (stored.folder / cells[0].key()).with_suffix(suffix)
+        path.rename(path.with_name(f"{path.name}.123.tmp"))
+    assert stored.load(cells[0]) is None
+
+
+def test_a_byte_turned_over_never_ends_a_run(stored, cells):
+    path = (stored.folder / cells[0].key()).with_suffix(".npz")
+    whole = path.read_bytes()
+    raised = {}
+    for position in range(0, len(whole), 3):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0xFF]) + whole[position + 1 :])
+        try:
+            stored.load(cells[0])
+        except Exception as error:
+            raised.setdefault(f"{type(error).__name__}: {error}", position)
+    assert raised == {}
+
+
+def test_a_failed_save_leaves_the_old_result(stored, cells, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("experiments.study.np.savez_compressed", fail)
+    with pytest.raises(OSError, match="No space"):
+        stored.save(cells[0], fake(cells[0], value=0.1))
+    assert stored.load(cells[0]).numbers["epistemic_pearson"] == 0.5
+    assert not list(stored.folder.glob("*.tmp"))
+
+
+# cells
+
+
+OTHER = {
+    "problem": "binary/rings", "seed": 1, "width": 4, "prior": "fan_in", "sigma": 2.0, "num_points": 50, "chains": 6,
+    "num_warmup": 60, "num_draws": 70, "thin": 2, "num_leapfrog": 9, "sampler": "nuts", "resolution": 8,
+    "laplace": True, "second_opinion": True,
+}  # fmt: skip
+
+
+def test_every_field_is_part_of_the_key():
+    assert set(OTHER) == {field.name for field in dataclasses.fields(Cell)}
+    plain = Cell("binary/xor")
+    keys = {plain.key()} | {dataclasses.replace(plain, **{name: value}).key() for name, value in OTHER.items()}
+    assert len(keys) == len(OTHER) + 1
+    assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
+    assert Cell("binary/xor").key() == plain.key()
+
+
+def test_the_version_is_part_of_the_key(monkeypatch):
+    before = Cell("binary/xor").key()
+    monkeypatch.setattr("experiments.study.CELL_VERSION", 999)
+    assert Cell("binary/xor").key() != before
+
+
+@pytest.mark.parametrize("same", [{"sigma": 1}, {"seed": np.int64(0)}, {"sigma": np.float64(1.0)}])
+def test_equal_cells_have_equal_keys(same):
+    cell = Cell("binary/xor", **same)
+    assert cell == Cell("binary/xor")
+    assert cell.key() == Cell("binary/xor").key()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": -1}, {"seed": 0.5}, {"width": 0}, {"prior": "flat"}, {"sigma": 0.0}, {"sigma": float("nan")},
+        {"num_points": 0},
+        {"chains": 1}, {"num_warmup": 9}, {"num_draws": 3}, {"thin": 0}, {"num_leapfrog": 0}, {"sampler": "gibbs"},
+        {"resolution": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_cell_cannot_be_made(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected"):
+        Cell("binary/xor", **wrong)
+
+
+@pytest.mark.parametrize("preset", command.PRESETS)
+@pytest.mark.parametrize("experiment", [validation, maps, scaling])
+def test_presets(experiment, preset):
+    cells = experiment.cells(preset)
+    assert len(set(cells)) == len(cells) > 0
+    assert {cell.problem for cell in cells} <= set(problems.PROBLEMS)
+    assert {cell.seed for cell in experiment.cells(preset, 3)} == ({0} if experiment is maps else {0, 1, 2})
+    assert all(cell.weight() > 0 for cell in cells)
+    assert sum(cell.weight() for cell in experiment.cells("smoke")) < sum(
+        cell.weight() for cell in experiment.cells("paper")
+    )
+
+
+def test_widths_replace_those_of_the_preset():
+    assert {cell.width for cell in scaling.cells("smoke", 1, (3, 5))} == {3, 5}
+    assert {cell.width for cell in scaling.cells("paper")} == {2**k for k in range(1, 11)}
+
+
+# tables and words
+
+
+def test_table_csv_puts_timing_last_and_leaves_missing_empty():
+    rows = [{"a": 1, "seconds": 0.5, "b": None}, {"a": 2, "seconds": 0.7, "c": "x,y", "seconds_map": 1.0, "b": 3}]
+    assert table_csv(rows) == 'a,b,c,seconds,seconds_map\n1,,,0.5,\n2,3,"x,y",0.7,1.0\n'
+    assert table_csv([]).strip() == ""
+
+
+def test_numbers_in_words():
+    nan = float("nan")
+    assert report.number(0.456) == "0.46"
+    assert report.number(0.456, 1) == "0.5"
+    assert report.number(None) == report.number(nan) == "–"
+    assert report.mean_sd(Interval(0, nan, nan, nan, nan)) == "unconverged"
+    assert report.mean_sd(Interval(1, 0.5, nan, nan, nan)) == "0.50"
+    assert report.mean_sd(Interval(3, 0.5, 0.1, 0.4, 0.6)) == "0.50 ± 0.10"
+    assert report.bounds(Interval(1, 0.5, nan, nan, nan)) == "–"
+    assert report.bounds(Interval(3, 0.5, 0.1, 0.4, 0.6)) == "[0.40, 0.60]"
+    assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (120, "2 min"), (7200, "2.0 h")])
+def test_clock(seconds, words):
+    assert runner._clock(seconds) == words
+
+
+def test_unconverged_rows_are_in_no_mean(cells):
+    values = (0.4, 0.6, -0.9, float("nan"))
+    rows = [fake(c, accepted=i != 2, value=v).numbers for i, (c, v) in enumerate(zip(cells, values, strict=True))]
+    interval = report.over_seeds(rows, "epistemic_pearson")
+    assert interval.count == 2
+    assert interval.mean == pytest.approx(0.5)
+    assert report.accepted_share(rows) == "3/4"
+    assert report.over_seeds([rows[2]], "epistemic_pearson").count == 0
+
+
+def test_the_end_lists_what_was_not_accepted(cells):
+    rows = [fake(c, accepted=c.seed != 2).numbers for c in cells]
+    text = report.unconverged(rows)
+    assert "3 of 4 accepted" in text
+    assert "- binary/xor, unit σ = 1, seed 2: unconverged: R-hat 1.200 > 1.01\n" in text
+    assert text.count("\n- ") == 1
+
+
+def test_training_lists_what_did_not_converge(cells):
+    rows = [fake(c, map_converged=c.seed != 1, map_grad_norm=0.01 + c.seed % 2).numbers for c in cells]
+    text = report.training(rows)
+    assert "3 of 4 θ* converged; largest ‖∇ log p(θ*|D)‖ 1.01" in text
+    assert "- not converged: binary/xor, unit σ = 1, seed 1, 1.01\n" in text
+
+
+@pytest.mark.parametrize(
+    ("experiment", "cell"), [(validation, Cell("binary/xor")), (scaling, Cell(scaling.PROBLEM, width=4))]
+)
+def test_a_summary_does_not_depend_on_unconverged_values(experiment, cell):
+    def summary(of_unconverged):
+        seeds = [(0, True, 0.5), (1, False, of_unconverged), (2, True, 0.7)]
+        return experiment.summarise(
+            [fake(dataclasses.replace(cell, seed=s), ok, v) for s, ok, v in seeds], "smoke"
+        ).summary
+
+    text = summary(-0.99)
+    assert text == summary(0.3)
+    assert "0.60 ± 0.14" in text
+    assert "2/3" in text
+    assert re.search(r"seed 1: unconverged: R-hat", text)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "cell"), [(validation, Cell("binary/xor")), (scaling, Cell(scaling.PROBLEM, width=4))]
+)
+def test_nothing_accepted_is_said_and_has_no_number(experiment, cell):
+    text = experiment.summarise([fake(cell, accepted=False, value=0.1234)], "smoke").summary
+    assert "| unconverged | – |" in text
+    assert "0/1" in text
+    assert "0.12" not in text
+
+
+def test_maps_mark_what_was_not_accepted():
+    outputs = maps.summarise([fake(Cell("binary/xor"), accepted=False), fake(Cell("binary/rings"))], "smoke")
+    assert set(outputs.figures) == {"maps", "binary_xor", "binary_rings"}
+    labels = [axis.get_ylabel() for axis in outputs.figures["maps"].axes]
+    assert any("binary/xor (unconverged)" in label for label in labels)
+    assert any("binary/rings\n" in label for label in labels)
+    assert "| binary/xor | unconverged |" in outputs.summary
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_the_papers_numbers():
+    assert set(validation.PAPER) == set(validation.ESTIMATES)
+    for by_problem in validation.PAPER.values():
+        assert set(by_problem) <= set(problems.PROBLEMS)
+        assert all(-1 <= value <= 1 for pair in by_problem.values() for value in pair)
+    assert set(validation.PAPER["epistemic"]) == set(problems.PROBLEMS)
+
+
+def widths(*means, accepted=True, spread=0.01, seeds=5):
+    """Rows of one prior: a mean for each of the widths 2, 4, 8, …."""
+    noise = spread * np.linspace(-1, 1, seeds)
+    return {
+        2 ** (k + 1): [
+            {
+                "seed": s,
+                "accepted": accepted,
+                "epistemic_pearson": mean + noise[s],
+                "epistemic_spearman": mean + noise[(s + k) % seeds],
+            }
+            for s in range(seeds)
+        ]
+        for k, mean in enumerate(means)
+    }
+
+
+def verdicts(by_width):
+    lines = [line for line in scaling._shape({("unit", 1.0): by_width}).splitlines() if line.startswith("| unit")]
+    return [line.split("|")[-2].strip() for line in lines]
+
+
+@pytest.mark.parametrize("means", [(0.9, 0.3, 0.9), (0.8, 0.6, 0.4, 0.5, 0.7)])
+def test_a_clear_u(means):
+    assert verdicts(widths(*means)) == ["yes", "yes"]
+
+
+@pytest.mark.parametrize("means", [(0.9, 0.6, 0.3), (0.3, 0.6, 0.9), (0.3, 0.9, 0.3), (0.5, 0.5, 0.5)])
+def test_a_clear_lack_of_a_u(means):
+    assert verdicts(widths(*means)) == ["no", "no"]
+
+
+def test_a_dip_within_the_noise_is_no_u():
+    rows = widths(0.5, 0.5, 0.5, spread=0.0)
+    for row, jump in zip(rows[4], (0.3, -0.4, 0.3, -0.4, 0.1), strict=True):
+        row["epistemic_pearson"] += jump
+        row["epistemic_spearman"] += jump
+    assert verdicts(rows) == ["no", "no"]
+
+
+def test_the_shape_needs_three_accepted_widths():
+    assert verdicts(widths(0.9, 0.3)) == []
+    assert verdicts(widths(0.9, 0.3, 0.9, accepted=False)) == []
+    assert verdicts({**widths(0.9, 0.3, 0.9), 16: []}) == ["yes", "yes"]
+
+
+def test_the_shape_leaves_undefined_correlations_out():
+    rows = widths(0.9, 0.3, 0.9)
+    rows[8][0]["epistemic_pearson"] = float("nan")
+    text = scaling._shape({("unit", 1.0): rows})
+    assert "nan" not in text
+    assert verdicts(rows) == ["yes", "yes"]

@@ -1,0 +1,107 @@
+"""The rules of the house: what importing costs, who may know whom, and that public names are explained."""
+
+import ast
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import isouq
+from isouq import posterior
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "isouq"
+
+
+def imported(path):
+    """Full names of all modules that a file imports anywhere; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; write the full name"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(path):
+    return {name for name in imported(path) if name.split(".")[0] in ("isouq", "experiments")}
+
+
+def under(names, *modules):
+    return {name for name in names if any(name == m or name.startswith(m + ".") for m in modules)}
+
+
+def test_importing_isouq_takes_none_of_the_heavy_libraries():
+    heavy = ("flax", "blackjax", "matplotlib", "numpyro", "optax")
+    code = f"import isouq, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_rooms_are_imported_when_first_used():
+    code = "import isouq; print(isouq.posterior.PRIORS, isouq.problems.__name__, isouq.stats.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "('unit', 'fan_in') isouq.problems isouq.stats"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = isouq.nothing
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_library_does_not_know_the_experiments(path):
+    assert not under(imported(path), "experiments")
+    assert not under(imported(path), "tests")
+
+
+def test_the_engine_knows_itself_alone():
+    for path in (PACKAGE / "gradnorm").rglob("*.py"):
+        assert own(path) == under(own(path), "isouq.gradnorm"), path
+
+
+def test_statistics_and_figures_know_nobody():
+    assert own(PACKAGE / "stats.py") == set()
+    assert own(PACKAGE / "plots.py") == under(own(PACKAGE / "plots.py"), "isouq.stats")
+
+
+@pytest.mark.parametrize("name", ["covariance", "uncertainty", "models", "problems", "_checks"])
+def test_the_estimate_does_not_know_the_posterior(name):
+    assert not under(own(PACKAGE / f"{name}.py"), "isouq.posterior", "isouq.plots")
+
+
+def test_blackjax_is_called_in_one_file():
+    callers = [path.name for path in PACKAGE.rglob("*.py") if under(imported(path), "blackjax")]
+    assert callers == ["_blackjax.py"]
+
+
+def public():
+    for room, names in ((isouq, isouq.__all__), (posterior, posterior.__all__)):
+        for name in names:
+            yield pytest.param(getattr(room, name), id=f"{room.__name__}.{name}")
+
+
+@pytest.mark.parametrize("thing", list(public()))
+def test_public_names_have_docstrings(thing):
+    if isinstance(thing, (str, tuple)):
+        return  # a constant
+    doc = inspect.getdoc(thing)
+    assert doc
+    assert not doc.startswith(f"{getattr(thing, '__name__', '')}(")  # the one that dataclass and NamedTuple generate
+
+
+@pytest.mark.parametrize("room", [isouq, posterior])
+def test_all_lists_names_once_and_they_exist(room):
+    assert len(set(room.__all__)) == len(room.__all__)
+    assert all(hasattr(room, name) for name in room.__all__)
+
+
+def test_version_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert isouq.__version__ == project["version"]

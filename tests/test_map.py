@@ -1,0 +1,76 @@
+"""θ*: a stationary point, the closed form where there is one, and a word when it was not reached."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from isouq import models, problems
+from isouq.posterior import LogDensity, fit_map, linear_regression
+
+
+def case(name, starts=3):
+    problem = problems.get(name)
+    data = problem.sample(jax.random.key(0), 60)
+    predict, init = models.mlp(data.xs.shape[1], problem.hidden, problem.num_outputs)
+    inits = jax.vmap(init)(jax.random.split(jax.random.key(1), starts))
+    one = jax.tree.map(lambda leaf: leaf[0], inits)
+    return data, predict, inits, LogDensity.of(predict, one, data.xs, data.ys, problem.kind, noise=problem.noise)
+
+
+@pytest.mark.parametrize("name", ["binary/xor", "multiclass/rings"])
+def test_reaches_a_stationary_point_from_every_start(name):
+    _, _, inits, log_density = case(name)
+    fit = fit_map(log_density, inits)
+    assert fit.converged.all()
+    for start in range(3):
+        params = jax.tree.map(lambda leaf, i=start: leaf[i], fit.params)
+        norm = jnp.linalg.norm(ravel_pytree(jax.grad(log_density)(params))[0])
+        np.testing.assert_allclose(norm, fit.grad_norm[start], rtol=0.5, atol=0.01)
+        assert norm < 0.06
+        before = jax.tree.map(lambda leaf, i=start: leaf[i], inits)
+        assert log_density(params) > log_density(before)
+    assert log_density(fit.best()) == pytest.approx(float(fit.log_density.max()), rel=1e-5)
+
+
+def test_agrees_with_the_closed_form():
+    data, predict, inits, log_density = case("regression/linear")
+    theta = fit_map(log_density, inits).best()
+    exact = linear_regression(data.xs, data.ys, noise=0.3)
+    want = np.asarray(data.xs) @ exact.mean[:-1] + exact.mean[-1]
+    np.testing.assert_allclose([predict(theta, x) for x in data.xs], want, atol=2e-3)
+
+
+def test_says_when_it_has_not_converged():
+    _, _, inits, log_density = case("multiclass/rings")
+    fit = fit_map(log_density, inits, max_steps=2)
+    assert not fit.converged.any()
+    np.testing.assert_array_equal(fit.num_steps, 2)
+    assert (fit.grad_norm > 0.05).all()
+
+
+def test_a_start_that_runs_into_nan_is_never_the_best():
+    def log_density(params):
+        return jnp.where(params > 5, jnp.nan, -((params - 1.0) ** 2))
+
+    fit = fit_map(log_density, jnp.array([9.0, 0.0]))
+    assert not fit.converged[0]
+    np.testing.assert_allclose(fit.best(), 1.0, atol=0.05)
+
+
+def test_compiles_once_for_a_shape():
+    from isouq.posterior.map import _fit
+
+    _, _, inits, log_density = case("binary/xor")
+    fit_map(log_density, inits)
+    compiled = _fit._cache_size()
+    _, _, _, other = case("binary/xor")
+    fit_map(other, jax.tree.map(lambda leaf: leaf + 0.1, inits), max_steps=7)
+    assert _fit._cache_size() == compiled
+
+
+def test_single_precision_parameters_in_double_precision_mode(x64):
+    _, _, inits, log_density = case("regression/linear")
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), inits)
+    assert fit_map(log_density, single).converged.all()

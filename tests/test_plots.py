@@ -1,0 +1,188 @@
+"""Every figure: its labels, and one scale wherever panels are compared. Warnings are errors here."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from isouq import plots
+from isouq.stats import Interval, bootstrap_mean
+
+RNG = np.random.default_rng(0)
+NONE = Interval(0, *[float("nan")] * 4)
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def drawn(figure):
+    assert isinstance(figure, Figure)
+    figure.canvas.draw()
+    return figure
+
+
+def panels(figure):
+    """All axes but colour bars."""
+    return [axis for axis in figure.axes if not hasattr(axis, "_colorbar")]
+
+
+def planar(side=5, classes=2, constant=False):
+    line = np.linspace(-2, 2, side, dtype=np.float32)
+    grid = np.stack([a.ravel() for a in np.meshgrid(line, 2 * line)], axis=-1)
+    names = ("reference", "epistemic", "aleatoric_reference", "aleatoric")
+    maps = {name: np.zeros(side**2) if constant else RNG.random(side**2) * 10**i for i, name in enumerate(names)}
+    return {"grid": grid, "xs": RNG.normal(size=(9, 2)), "ys": np.arange(9) % classes, **maps}
+
+
+def line(laplace=True):
+    grid = np.linspace(-2, 2, 30)[:, None]
+    names = ("reference", "epistemic", "mean", "probability", *(["laplace"] if laplace else []))
+    return {
+        "grid": grid,
+        "xs": RNG.uniform(-1, 1, (9, 1)),
+        "ys": RNG.normal(size=9),
+        **{n: RNG.random(30) for n in names},
+    }
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_unit_range(scale):
+    got = plots.unit_range(scale * np.array([[3.0, 1.0], [2.0, 1.5]]))
+    np.testing.assert_allclose(got, [[1.0, 0.0], [0.5, 0.25]])
+
+
+def test_unit_range_of_a_constant_is_zero():
+    np.testing.assert_array_equal(plots.unit_range(np.full(3, 7.0)), np.zeros(3))
+    assert plots.unit_range([1, 3]).dtype == np.float64
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_map_grid(rows):
+    figure = drawn(plots.map_grid([(f"problem {i}", planar(classes=2 + i % 2)) for i in range(rows)]))
+    axes = np.array(panels(figure)).reshape(rows, 4)
+    assert all("problem" in axis.get_ylabel() and "x₂" in axis.get_ylabel() for axis in axes[:, 0])
+    assert all(axis.get_xlabel() == "x₁" for axis in axes[-1])
+    assert len({axis.get_title() for axis in axes[0]}) == 4
+    assert all(axis.get_title() for axis in axes[0])
+    images = [axis.images[0] for axis in axes.flat]
+    assert {image.get_clim() for image in images} == {(0, 1)}
+    assert len({image.get_cmap().name for image in images}) == 1
+    for row in axes:
+        assert len({(axis.get_xlim(), axis.get_ylim()) for axis in row}) == 1
+    assert next(axis for axis in figure.axes if hasattr(axis, "_colorbar")).get_ylabel()
+
+
+def test_map_grid_shows_the_second_feature_upwards():
+    arrays = planar(side=4)
+    arrays["reference"] = arrays["grid"][:, 1]
+    image = panels(plots.map_grid([("p", arrays)]))[0].images[0]
+    shown = np.asarray(image.get_array())
+    assert image.origin == "lower"
+    np.testing.assert_allclose(shown[0], 0)
+    np.testing.assert_allclose(shown[-1], 1)
+    np.testing.assert_allclose(image.get_extent(), [-2, 2, -4, 4])
+
+
+def test_map_grid_of_constant_maps():
+    drawn(plots.map_grid([("p", planar(constant=True))]))
+
+
+@pytest.mark.parametrize("laplace", [True, False])
+def test_curves(laplace):
+    figure = drawn(plots.curves([("a", line(laplace)), ("b", line(laplace))]))
+    assert len(figure.axes) == 4
+    assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_legend() for axis in figure.axes)
+    assert {axis.get_ylim() for axis in figure.axes[1::2]} == {(-0.09, 1.05)}
+    for axis, title in zip(figure.axes[::2], ("a", "b"), strict=True):
+        assert title in (axis.get_title(), axis.get_ylabel().split("\n")[0])
+    assert any("Laplace" in text.get_text() for text in figure.axes[1].get_legend().get_texts()) == laplace
+
+
+def measured():
+    seeds = [(True, 0.8, 0.7), (True, 0.9, 0.6), (False, -0.4, -0.2), (True, float("nan"), float("nan"))]
+    return {
+        "epistemic": {"p": seeds, "q": [(False, 0.1, 0.2)], "r": []},
+        "aleatoric": {"p": seeds[:1], "q": [], "r": []},
+    }
+
+
+def test_agreement():
+    paper = {"epistemic": {"p": (0.5, 0.6)}, "aleatoric": {}}
+    figure = drawn(plots.agreement(measured(), paper, {"epistemic": "E", "aleatoric": "A"}))
+    axes = np.array(panels(figure)).reshape(2, 2)
+    assert len({axis.get_xlim() for axis in axes.flat}) == 1
+    assert len({axis.get_ylim() for axis in axes.flat}) == 1
+    assert {axis.get_xlabel() for axis in axes[0]} == {"Pearson r"}
+    assert {axis.get_xlabel() for axis in axes[1]} == {"Spearman ρ"}
+    assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["p", "q", "r"]
+    assert [axis.get_title() for axis in axes[0]] == ["E", "A"]
+    bottom, top = axes[0, 0].get_ylim()
+    assert bottom > top  # the first problem stands at the top
+    assert figure.legends
+
+
+def test_agreement_leaves_unconverged_seeds_out_of_the_mean():
+    figure = plots.agreement({"epistemic": {"p": measured()["epistemic"]["p"]}}, {"epistemic": {}}, {"epistemic": "E"})
+    means = [
+        mark.get_xdata()
+        for mark in figure.axes[0].lines
+        if mark.get_marker() == "o" and mark.get_markerfacecolor() != "none"
+    ]
+    assert [float(np.ravel(x)[0]) for x in means] == [pytest.approx(0.85)]
+    hollow = [mark.get_xdata() for mark in figure.axes[0].lines if mark.get_markerfacecolor() == "none"]
+    assert [float(np.ravel(x)[0]) for x in hollow if len(x)] == [-0.4]
+
+
+def cell(*values, share=1.0):
+    interval = bootstrap_mean(values)
+    return {"pearson": interval, "spearman": interval, "share": share}
+
+
+def grid_of_cells():
+    nothing = {"pearson": NONE, "spearman": NONE, "share": 0.0}
+    return {
+        ("unit", 1.0): {2: cell(0.8, 0.9), 4: cell(0.5), 8: nothing},
+        ("fan_in", 1.0): {2: cell(0.7, 0.9, share=0.5), 4: cell(-0.1, 0.1)},
+        ("fan_in", 3.0): {2: nothing, 4: nothing, 8: nothing},
+    }
+
+
+def test_scaling_curves():
+    figure = drawn(plots.scaling_curves(grid_of_cells()))
+    top, bottom = np.array(figure.axes).reshape(2, 2)
+    assert len({axis.get_ylim() for axis in top}) == 1
+    assert len({axis.get_ylim() for axis in bottom}) == 1
+    assert len({axis.get_xlim() for axis in figure.axes}) == 1
+    assert [axis.get_ylabel() for axis in top] == ["epistemic, Pearson r", "epistemic, Spearman ρ"]
+    assert all(axis.get_xlabel() and axis.get_ylabel() for axis in bottom)
+    assert [label.get_text() for label in bottom[0].get_xticklabels()] == ["2", "4", "8"]
+    assert len(top[0].get_legend().get_texts()) == 3
+
+
+def test_scaling_map():
+    figure = drawn(plots.scaling_map(grid_of_cells()))
+    axes = panels(figure)
+    assert len(axes) == 2
+    assert {axis.images[0].get_clim() for axis in axes} == {(0, 1)}
+    assert all(axis.get_ylabel() for axis in axes)
+    assert axes[-1].get_xlabel()
+    texts = [text.get_text() for text in axes[0].texts]
+    assert "0.85" in texts
+    assert "0.80*" in texts  # some seeds left out
+    assert texts.count("none\naccepted") == 4
+    assert [label.get_text() for label in axes[-1].get_xticklabels()] == ["2", "4", "8"]
+
+
+def test_scaling_of_one_width():
+    one = {("unit", 1.0): {2: cell(0.5)}}
+    drawn(plots.scaling_curves(one))
+    drawn(plots.scaling_map(one))
+
+
+def test_scaling_with_nothing_accepted():
+    nothing = {("unit", 1.0): {2: {"pearson": NONE, "spearman": NONE, "share": 0.0}}}
+    drawn(plots.scaling_curves(nothing))
+    drawn(plots.scaling_map(nothing))

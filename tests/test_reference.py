@@ -1,0 +1,158 @@
+"""The reference posterior: right on what is known, the same twice, compiled once, spread over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from isouq import models, problems, stats
+from isouq.posterior import (
+    LogDensity,
+    Margins,
+    fit_map,
+    linear_regression,
+    probabilities,
+    reference,
+    sample_numpyro,
+    sample_reference,
+)
+from isouq.uncertainty import uncertainty
+
+COVARIANCE = np.array([[1.0, 0.8], [0.8, 2.0]])
+
+
+def gaussian(params):
+    z = jnp.array([params["a"], params["b"]]) - jnp.array([1.0, -2.0])
+    return -0.5 * z @ jnp.asarray(np.linalg.inv(COVARIANCE), z.dtype) @ z
+
+
+def chains(n=4):
+    return {"a": jnp.linspace(-1.0, 1.0, n), "b": jnp.zeros(n)}
+
+
+def case(name, *, seed=0, n=60, width=None, resolution=12, sigma=1.0, starts=4):
+    problem = problems.get(name)
+    data = problem.sample(jax.random.key(seed), n)
+    hidden = problem.hidden if width is None else (width,)
+    predict, init = models.mlp(data.xs.shape[1], hidden, problem.num_outputs)
+    inits = jax.vmap(init)(jax.random.split(jax.random.key(seed + 1), starts))
+    one = jax.tree.map(lambda leaf: leaf[0], inits)
+    log_density = LogDensity.of(predict, one, data.xs, data.ys, problem.kind, noise=problem.noise, sigma=sigma)
+    fit = fit_map(log_density, inits)
+    grid = problems.evaluation_inputs(data.xs, resolution)
+    estimate = uncertainty(predict, fit.best(), grid, problem.kind)
+    return data, log_density, fit, Margins(predict, grid, estimate.target, problem.kind)
+
+
+@pytest.mark.parametrize("sampler", ["hmc", "nuts"])
+def test_a_gaussian_is_sampled_right(sampler):
+    got = sample_reference(
+        gaussian, chains(), jax.random.key(0), num_draws=1000, num_warmup=200, num_leapfrog=8, sampler=sampler
+    )
+    draws = np.stack([got.predictions["a"], got.predictions["b"]], axis=-1)
+    assert draws.shape == (4, 1000, 2)
+    np.testing.assert_allclose(draws.mean(axis=(0, 1)), [1, -2], atol=0.15)
+    np.testing.assert_allclose(np.cov(draws.reshape(-1, 2).T), COVARIANCE, atol=0.25)
+    assert got.verdict is None  # parameters are not judged
+    assert got.divergent == 0
+    assert 0.6 < got.acceptance.mean() < 0.97
+    assert got.cost.transitions == 4 * 1200
+    if sampler == "hmc":
+        assert 4 * 1200 * 4 <= got.cost.gradient_evaluations <= 4 * 1200 * 12
+    else:
+        assert got.cost.gradient_evaluations >= 4 * 1000
+
+
+def test_gold_case():
+    data, log_density, fit, record = case("regression/linear", n=200, resolution=50)
+    got = sample_reference(
+        log_density, fit.params, jax.random.key(0), record=record, num_draws=1000, num_warmup=300, num_leapfrog=30
+    )
+    exact = linear_regression(data.xs, data.ys, noise=0.3).predictive_variance(record.xs)
+    variance = got.predictions.var(axis=(0, 1))
+    assert stats.pearson(exact, variance) >= 0.99
+    assert abs(variance.mean() / exact.mean() - 1) <= 0.05
+    assert got.verdict.accepted
+
+
+def test_same_key_same_numbers_and_the_shape_of_what_is_kept():
+    _, log_density, fit, record = case("binary/xor")
+    options = {"record": record, "num_draws": 30, "num_warmup": 20, "num_leapfrog": 5, "thin": 2}
+    shares = []
+    first = sample_reference(log_density, fit.params, jax.random.key(0), progress=shares.append, **options)
+    again = sample_reference(log_density, fit.params, jax.random.key(0), **options)
+    other = sample_reference(log_density, fit.params, jax.random.key(1), **options)
+    assert first.predictions.shape == (4, 30, 144)
+    np.testing.assert_array_equal(first.predictions, again.predictions)
+    assert not np.array_equal(first.predictions, other.predictions)
+    assert first.cost == again.cost
+    assert first.cost.transitions == 4 * (20 + 30 * 2)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+def test_compiles_once_for_a_shape():
+    options = {"num_draws": 40, "num_warmup": 20, "num_leapfrog": 5, "verdict": False}
+    _, log_density, fit, record = case("binary/xor", width=3)
+    sample_reference(log_density, fit.params, jax.random.key(0), record=record, **options)
+    compiled = reference._warm_up._cache_size(), reference._draw._cache_size()
+    for seed in (1, 2):  # other data, other prior, other key, other trajectory lengths: one shape
+        _, log_density, fit, record = case("binary/xor", width=3, seed=seed, sigma=1.0 + seed)
+        sample_reference(
+            log_density, fit.params, jax.random.key(seed), record=record, **(options | {"num_leapfrog": 4 + seed})
+        )
+    assert (reference._warm_up._cache_size(), reference._draw._cache_size()) == compiled
+
+
+def test_chains_spread_over_the_devices_that_divide_them():
+    assert len(jax.local_devices()) == 2
+    assert reference._mesh(4).size == 2
+    assert reference._mesh(3).size == 1
+
+
+def test_one_device_gives_the_chains_of_two(monkeypatch):
+    _, log_density, fit, record = case("binary/xor")
+    options = {"record": record, "num_draws": 10, "num_warmup": 10, "num_leapfrog": 3, "verdict": False}
+    two = sample_reference(log_density, fit.params, jax.random.key(0), **options)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    one = sample_reference(log_density, fit.params, jax.random.key(0), **options)
+    np.testing.assert_allclose(one.predictions, two.predictions, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_double_precision_gives_the_same_map():
+    def variance(dtype):
+        _, log_density, fit, record = case("binary/xor", width=4)
+        cast = jax.tree.map(
+            lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (log_density, fit.params, record)
+        )
+        got = sample_reference(
+            cast[0], cast[1], jax.random.key(0), record=cast[2], num_draws=1000, num_warmup=300, num_leapfrog=20,
+            map_scale=lambda m: probabilities(m, "binary"),
+        )  # fmt: skip
+        assert got.predictions.dtype == dtype
+        return probabilities(got.predictions, "binary").var(axis=(0, 1))
+
+    single = variance(jnp.float32)
+    with jax.enable_x64(True):
+        double = variance(jnp.float64)
+    assert stats.spearman(single, double) >= 0.95
+    assert abs(single.mean() / double.mean() - 1) <= 0.1
+
+
+@pytest.mark.slow
+def test_numpyro_nuts_gives_the_same_map():
+    _, log_density, fit, record = case("binary/xor", width=4, n=100)
+    options = {"record": record, "num_draws": 800, "map_scale": lambda m: probabilities(m, "binary")}
+    ours = sample_reference(log_density, fit.params, jax.random.key(0), num_warmup=400, num_leapfrog=30, **options)
+    theirs = sample_numpyro(log_density, fit.params, jax.random.key(1), num_warmup=400, **options)
+    maps = [probabilities(r.predictions, "binary").var(axis=(0, 1)) for r in (ours, theirs)]
+    assert stats.spearman(*maps) >= 0.95
+    assert abs(maps[0].mean() / maps[1].mean() - 1) <= 0.1
+    assert theirs.cost.gradient_evaluations > 0
+
+
+def test_probabilities_keep_small_digits():
+    p = probabilities(np.float32([-30.0, 0.0]), "binary")
+    np.testing.assert_allclose(p, [1 / (1 + np.exp(30)), 0.5], rtol=1e-6)
+    np.testing.assert_array_equal(probabilities(np.float32([3.0]), "regression"), [3.0])

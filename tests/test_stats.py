@@ -1,0 +1,157 @@
+"""Statistics against NumPy, SciPy and counting by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isouq import stats
+
+RNG = np.random.default_rng(0)
+A = RNG.normal(size=200)
+B = 0.6 * A + RNG.normal(size=200)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pearson_is_numpys(seed):
+    a, b = np.random.default_rng(seed).normal(size=(2, 50))
+    assert stats.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1], rel=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spearman_is_pearson_of_ranks(seed):
+    a, b = np.random.default_rng(seed).integers(0, 10, size=(2, 50))  # with ties
+    ranks = scipy.stats.rankdata(a), scipy.stats.rankdata(b)
+    assert stats.spearman(a, b) == pytest.approx(np.corrcoef(*ranks)[0, 1], rel=1e-10)
+    assert stats.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic, rel=1e-12)
+
+
+def test_correlations_of_any_shape_and_type():
+    a, b = A.reshape(10, 20).astype(np.float32), B.reshape(10, 20).astype(np.float32)
+    assert stats.pearson(a, b) == pytest.approx(np.corrcoef(A, B)[0, 1], rel=1e-5)
+    assert isinstance(stats.pearson(a, b), float)
+    assert isinstance(stats.spearman(a, b), float)
+
+
+def test_spearman_sees_ranks_only():
+    assert stats.spearman(A, np.exp(3 * A)) == pytest.approx(1.0)
+    assert stats.spearman(A, -(A**3)) == pytest.approx(-1.0)
+    assert stats.pearson(A, -2 * A + 1) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("statistic", [stats.pearson, stats.spearman])
+def test_constant_is_nan(statistic):
+    constant = np.full(A.size, 0.1)
+    assert math.isnan(statistic(A, constant))
+    assert math.isnan(statistic(constant, A))
+    assert math.isnan(statistic(constant, constant))
+
+
+def test_bootstrap_mean_of_nothing_and_of_one():
+    none = stats.bootstrap_mean([])
+    assert none.count == 0
+    assert all(math.isnan(value) for value in (none.mean, none.sd, none.low, none.high))
+    one = stats.bootstrap_mean([0.3])
+    assert (one.count, one.mean) == (1, 0.3)
+    assert all(math.isnan(value) for value in (one.sd, one.low, one.high))
+
+
+def test_bootstrap_mean_of_five():
+    values = [0.1, 0.2, 0.4, 0.8, 0.9]
+    five = stats.bootstrap_mean(values)
+    assert five.count == 5
+    assert five.mean == pytest.approx(np.mean(values))
+    assert five.sd == pytest.approx(np.std(values, ddof=1))
+    assert min(values) < five.low < five.mean < five.high < max(values)
+    narrow = stats.bootstrap_mean(values, level=0.5)
+    assert five.low < narrow.low < narrow.high < five.high
+
+
+def test_bootstrap_mean_of_equal_values_has_no_width():
+    assert stats.bootstrap_mean([0.5] * 4) == stats.Interval(4, 0.5, 0.0, 0.5, 0.5)
+
+
+def test_bootstrap_mean_is_deterministic():
+    values = A[:5]
+    assert stats.bootstrap_mean(values) == stats.bootstrap_mean(values)
+    assert stats.bootstrap_mean(values) != stats.bootstrap_mean(values, seed=1)
+
+
+def test_bootstrap_interval_equals_the_normal_one_for_many_values():
+    interval = stats.bootstrap_mean(A)
+    half = 1.96 * A.std(ddof=1) / np.sqrt(A.size)
+    assert interval.low == pytest.approx(A.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(A.mean() + half, abs=0.1 * half)
+
+
+def test_bootstrap_mean_covers_the_mean_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    intervals = [stats.bootstrap_mean(rng.normal(3.0, 1.0, 30), resamples=500) for _ in range(400)]
+    covered = np.mean([interval.low <= 3.0 <= interval.high for interval in intervals])
+    assert 0.90 <= covered <= 0.98
+
+
+def test_paired_bootstrap_finds_a_shift_that_unpaired_noise_hides():
+    rng = np.random.default_rng(2)
+    level = rng.normal(0, 10, 40)
+    interval, p = stats.paired_bootstrap(level + 0.5 + rng.normal(0, 0.3, 40), level)
+    assert p < 0.001
+    assert interval.low > 0
+    assert interval.mean == pytest.approx(0.5, abs=0.2)
+    mirrored, q = stats.paired_bootstrap(level, level + 0.5 + rng.normal(0, 0.3, 40))
+    assert q < 0.001
+    assert mirrored.high < 0
+
+
+def test_paired_bootstrap_p_value_bounds():
+    assert stats.paired_bootstrap([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])[1] == 1.0
+    assert stats.paired_bootstrap([2.0, 3.0, 4.0], [1.0, 2.0, 3.0], resamples=200)[1] == 1 / 200
+    assert stats.paired_bootstrap(A[:9], B[:9]) == stats.paired_bootstrap(A[:9], B[:9])
+
+
+def test_paired_bootstrap_p_values_are_about_uniform_without_a_shift():
+    rng = np.random.default_rng(3)
+    p = [stats.paired_bootstrap(*rng.normal(size=(2, 30)), resamples=500, seed=i)[1] for i in range(400)]
+    for level in (0.1, 0.25, 0.5, 0.75):
+        assert np.mean(np.array(p) <= level) == pytest.approx(level, abs=0.07)
+
+
+def test_benjamini_hochberg_by_hand():
+    # sorted 0.01 0.02 0.03 0.5: times 4/rank = 0.04 0.04 0.04 0.5, then the minimum from above
+    np.testing.assert_allclose(stats.benjamini_hochberg([0.03, 0.5, 0.01, 0.02]), [0.04, 0.5, 0.04, 0.04])
+    # 0.01 0.04 0.04 0.9: 0.04, min(0.08, 0.16/3) = 0.16/3, 0.16/3, 0.9
+    np.testing.assert_allclose(stats.benjamini_hochberg([0.01, 0.04, 0.9, 0.04]), [0.04, 0.16 / 3, 0.9, 0.16 / 3])
+    np.testing.assert_allclose(stats.benjamini_hochberg([0.2]), [0.2])
+
+
+def by_pairs(wrong, score):
+    pairs = [
+        (s > t) + 0.5 * (s == t)
+        for s, w in zip(score, wrong, strict=True)
+        if w
+        for t, v in zip(score, wrong, strict=True)
+        if not v
+    ]
+    return sum(pairs) / len(pairs)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=30).filter(
+        lambda rows: len({wrong for wrong, _ in rows}) == 2
+    )
+)
+def test_auroc_counts_pairs_and_ties(rows):
+    wrong, score = zip(*rows, strict=True)
+    assert stats.auroc(wrong, score) == pytest.approx(by_pairs(wrong, score), abs=1e-12)
+    assert stats.auroc(wrong, -np.array(score)) == pytest.approx(1 - by_pairs(wrong, score), abs=1e-12)
+
+
+def test_auroc_is_high_when_wrong_answers_are_more_uncertain():
+    assert stats.auroc([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1]) == 1.0
+    assert stats.auroc([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9]) == 0.0
+    assert stats.auroc([1, 0], [0.5, 0.5]) == 0.5
+    assert stats.auroc([1, 0, 0], [np.inf, 1.0, -np.inf]) == 1.0

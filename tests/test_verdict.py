@@ -1,0 +1,88 @@
+"""The verdict against BlackJAX's own diagnostics, and against references that must be refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from blackjax.diagnostics import ess_bulk, rhat
+
+from isouq.posterior import judge
+from isouq.posterior.verdict import MIN_ESS
+
+
+def autoregressive(chains=4, draws=300, points=30, phi=0.3, seed=0):
+    """Stationary AR(1) draws whose spread differs from point to point, so that a map exists."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((chains, draws, points))
+    x[:, 0] = rng.normal(size=(chains, points))
+    for t in range(1, draws):
+        x[:, t] = phi * x[:, t - 1] + np.sqrt(1 - phi**2) * rng.normal(size=(chains, points))
+    return (x * np.linspace(1, 10, points)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("phi", "points"), [(0.0, 20), (0.9, 257)])
+def test_numbers_are_the_quantiles_of_another_librarys_diagnostics(phi, points):
+    x = autoregressive(phi=phi, points=points)
+    verdict = judge(x, 0.0)
+    with jax.numpy_rank_promotion("allow"):
+        rhats, sizes = np.asarray(rhat(jnp.asarray(x))), np.asarray(ess_bulk(jnp.asarray(x)))
+    slack = 1 / points  # rounding may carry one input over the bound
+    assert np.mean(rhats <= verdict.rhat + 1e-5) >= 0.95 - slack
+    assert np.mean(rhats < verdict.rhat - 1e-5) <= 0.95
+    assert np.mean(sizes >= verdict.ess_bulk * 0.999) >= 0.95 - slack
+    assert np.mean(sizes > verdict.ess_bulk * 1.001) <= 0.95
+
+
+def test_good_chains_are_accepted():
+    verdict = judge(autoregressive(), 0.0)
+    assert verdict.accepted
+    assert str(verdict) == "accepted"
+    assert verdict.reasons() == []
+
+
+def test_a_shifted_chain_is_refused():
+    x = autoregressive()
+    x[0] += 5 * x.std(axis=(0, 1))
+    verdict = judge(x, 0.0)
+    assert not verdict.accepted
+    assert "R-hat" in str(verdict)
+
+
+def test_a_chain_of_another_width_is_refused():
+    x = autoregressive(draws=1000)
+    x[0] *= 4  # same mean, other spread: only the folded R-hat sees it
+    assert judge(x, 0.0).rhat > 1.01
+
+
+def test_few_effective_draws_are_refused():
+    verdict = judge(autoregressive(draws=60), 0.0)
+    assert verdict.ess_bulk < MIN_ESS
+    assert "bulk ESS" in str(verdict)
+
+
+@pytest.mark.parametrize(("share", "accepted"), [(0.0009, True), (0.001, False), (0.2, False)])
+def test_divergences(share, accepted):
+    assert judge(autoregressive(), share).accepted is accepted
+
+
+def test_halves_that_disagree_are_refused():
+    x = autoregressive(draws=1000)
+    maps = x.copy()
+    maps[2:] = maps[2:, :, ::-1]
+    verdict = judge(x, 0.0, maps)
+    assert not verdict.accepted
+    assert verdict.reasons() == [f"half-chain Spearman {verdict.halves:.3f} < 0.95"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_a_number_is_never_accepted(bad):
+    x = autoregressive()
+    x[1, 5] = bad
+    verdict = judge(x, 0.0)
+    assert not verdict.accepted
+    assert verdict.rhat == np.inf
+    assert verdict.ess_bulk == 0
+
+
+def test_constant_predictions_are_not_accepted():
+    assert not judge(np.ones((4, 500, 3), np.float32), 0.0).accepted
