@@ -108,8 +108,10 @@ def _shape(groups: dict[tuple[str, float], dict[int, list[dict[str, Any]]]]) -> 
             if len(means) < 3:
                 continue
             first, last, low = min(means), max(means), min(means, key=lambda w: means[w])
-            fall = _difference(by_width[low], by_width[first], column)
-            rise = _difference(by_width[low], by_width[last], column)
+            fall, rise = (
+                bootstrap_mean([]) if end == low else _difference(by_width[low], by_width[end], column)
+                for end in (first, last)
+            )
             inside = low not in (first, last) and fall.low > 0 and rise.low > 0
             points = [f"{means[width]:.2f} (width {width})" for width in (first, low, last)]
             body.append(

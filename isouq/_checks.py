@@ -31,6 +31,17 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
 
 
+def noise(kind: str, value: Any) -> None:
+    """Raises unless a regression has a known standard deviation of y given x, and nothing else has one."""
+    if kind != "regression":
+        if value is not None:
+            raise ValueError(f"noise is {value}; it belongs to regression, not to {kind}")
+    elif value is None:
+        raise ValueError("noise is missing; regression needs noise=, the known standard deviation of y given x")
+    else:
+        positive("noise", value)
+
+
 def is_traced(tree: Any) -> bool:
     """True inside jit, vmap or grad, where values cannot be looked at."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

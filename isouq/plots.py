@@ -150,7 +150,7 @@ def _agreement_row(axis: Any, y: int, seeds: Sequence[tuple[bool, float]]) -> No
 
 
 def scaling_curves(curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]]) -> Figure:
-    """R and ρ against width, a curve with its 95 % band for each prior.
+    """Correlations r and ρ against width, a curve with its 95 % band for each prior.
 
     curves: (prior, σ) -> width -> {"pearson": Interval, "spearman": Interval, "share": accepted share}.
     The lower strip shows the accepted share.
@@ -162,20 +162,12 @@ def scaling_curves(curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, 
     for column, (statistic, label) in enumerate((("pearson", "Pearson r"), ("spearman", "Spearman ρ"))):
         top, bottom = axes[:, column]
         for ((prior, sigma), by_width), (colour, marker) in zip(curves.items(), _SERIES, strict=False):
-            known = [w for w in sorted(by_width) if by_width[w][statistic].count]
-            means = [by_width[w][statistic].mean for w in known]
-            top.plot(known, means, marker=marker, color=colour, ms=4, label=f"{prior}, σ = {sigma:g}")
-            banded = [w for w in known if by_width[w][statistic].count > 1]
-            band = [by_width[w][statistic] for w in banded]
-            top.fill_between(banded, [i.low for i in band], [i.high for i in band], color=colour, alpha=0.2, lw=0)
-            bottom.plot(
-                sorted(by_width),
-                [by_width[w]["share"] for w in sorted(by_width)],
-                marker=marker,
-                color=colour,
-                ms=3,
-                lw=0.8,
-            )
+            # NaN where nothing was accepted: line and band break there, nothing is drawn across
+            ran = sorted(by_width)
+            points = [by_width[w][statistic] for w in ran]
+            top.plot(ran, [i.mean for i in points], marker=marker, color=colour, ms=4, label=f"{prior}, σ = {sigma:g}")
+            top.fill_between(ran, [i.low for i in points], [i.high for i in points], color=colour, alpha=0.2, lw=0)
+            bottom.plot(ran, [by_width[w]["share"] for w in ran], marker=marker, color=colour, ms=3, lw=0.8)
         top.set(ylabel=f"epistemic, {label}", ylim=(-0.25, 1.02))
         top.axhline(0, color=GREY, lw=0.6)
         top.grid(alpha=0.3)
@@ -218,5 +210,5 @@ def scaling_map(cells: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]
         axis.set_ylabel("prior")
         figure.colorbar(image, ax=axis, pad=0.01, extend="min").set_label(f"epistemic, {label}", fontsize=8)
     axes[-1].set_xticks(range(len(widths)), [str(w) for w in widths])
-    axes[-1].set_xlabel("hidden width   (* some seeds unconverged and left out)")
+    axes[-1].set_xlabel("hidden width   (* some seeds unconverged and left out; empty: not run)")
     return figure

@@ -47,8 +47,7 @@ class Problem:
             raise ValueError(f"num_outputs is {self.num_outputs}; a multiclass problem needs at least 2")
         if self.kind != "multiclass" and self.num_outputs != 1:
             raise ValueError(f"num_outputs is {self.num_outputs}; a {self.kind} problem has 1")
-        if self.kind == "regression":
-            _checks.positive("noise", self.noise)
+        _checks.noise(self.kind, self.noise)
 
     def sample(self, key: Array, n: int = 200) -> Dataset:
         """A data set of n points; the same key gives the same points. Checked before use."""

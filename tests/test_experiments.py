@@ -594,7 +594,7 @@ def test_the_end_lists_what_was_not_accepted(cells):
     rows = [fake(c, accepted=c.seed != 2).numbers for c in cells]
     text = report.unconverged(rows)
     assert "3 of 4 accepted" in text
-    assert "- binary/xor, unit σ = 1, seed 2: unconverged: R-hat 1.200 > 1.01\n" in text
+    assert "- binary/xor, unit σ = 1, seed 2: unconverged: R-hat 1.2000 > 1.01\n" in text
     assert text.count("\n- ") == 1
 
 

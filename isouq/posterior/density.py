@@ -73,12 +73,7 @@ class LogDensity:
         """
         _checks.dataset(xs, ys, kind)
         _checks.float_leaves("params", params)
-        if kind == "regression":
-            if noise is None:
-                raise ValueError("noise is missing; regression needs noise=, the known standard deviation of y given x")
-            _checks.positive("noise", noise)
-        elif noise is not None:
-            raise ValueError(f"noise is {noise}; it belongs to regression, not to {kind}")
+        _checks.noise(kind, noise)
         predict = as_pytree_callable(predict)
         num_classes = check_predict(predict, params, xs, kind)
         _checks.dataset(xs, ys, kind, num_classes)

@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
         """Which rules failed, in words; empty when accepted."""
         failed = []
         if not self.rhat <= MAX_RHAT:
-            failed.append(f"R-hat {self.rhat:.3f} > {MAX_RHAT}")
+            failed.append(f"R-hat {self.rhat:.4f} > {MAX_RHAT}")
         if not self.ess_bulk >= MIN_ESS:
             failed.append(f"bulk ESS {self.ess_bulk:.0f} < {MIN_ESS:.0f}")
         if not self.divergent < MAX_DIVERGENT:
