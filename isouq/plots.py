@@ -98,7 +98,7 @@ def agreement(
     paper: Mapping[str, Mapping[str, tuple[float, float]]],
     titles: Mapping[str, str],
 ) -> Figure:
-    """R and ρ of each estimate on each problem: seeds, mean and interval, the paper's number.
+    """Correlations r and ρ of each estimate on each problem: seeds, mean and interval, the paper's number.
 
     measured: estimate -> problem -> (accepted, r, ρ) of each seed. Unaccepted seeds are hollow and
     in no mean.
