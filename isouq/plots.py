@@ -166,7 +166,9 @@ def scaling_curves(curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, 
             ran = sorted(by_width)
             points = [by_width[w][statistic] for w in ran]
             top.plot(ran, [i.mean for i in points], marker=marker, color=colour, ms=4, label=f"{prior}, σ = {sigma:g}")
-            top.fill_between(ran, [i.low for i in points], [i.high for i in points], color=colour, alpha=0.2, lw=0)
+            bounds = [i.low for i in points], [i.high for i in points]
+            top.fill_between(ran, *bounds, color=colour, alpha=0.2, lw=0)
+            top.vlines(ran, *bounds, color=colour, lw=0.8)  # a point between two breaks has no band
             bottom.plot(ran, [by_width[w]["share"] for w in ran], marker=marker, color=colour, ms=3, lw=0.8)
         top.set(ylabel=f"epistemic, {label}", ylim=(-0.25, 1.02))
         top.axhline(0, color=GREY, lw=0.6)
