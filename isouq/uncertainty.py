@@ -94,7 +94,8 @@ def uncertainty(
         parameters, else the dtype of the outputs.
 
     Raises:
-        ValueError: a wrong shape, NaN, an unknown kind or label; one line that says what to do.
+        ValueError: a wrong shape, NaN in params or xs, an unknown kind or label; one line that says what to do.
+            An input whose outputs are NaN gets NaN and stops nothing.
 
     Cost: one forward and one backward pass an input; memory batch_size × (parameters +
     activations). Works under `jax.jit` (bind predict and kind) and compiles once per shape.

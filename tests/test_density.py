@@ -85,3 +85,43 @@ def test_is_a_pytree_with_the_data_as_leaves():
     assert any(leaf is log_density.xs for leaf in jax.tree.leaves(log_density))
     again = LogDensity.of(log_density.predict, case("binary/xor")[2], data.xs + 1, data.ys, "binary", sigma=9.0)
     assert jax.tree.structure(again) == jax.tree.structure(log_density)
+
+
+def as_float64(tree):
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating) else a, tree
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("prior", ["unit", "fan_in"])
+def test_equals_scipy_to_the_last_digits_in_double_precision(name, prior, x64):
+    data, predict, params, log_density = as_float64(case(name, prior, 2.5))
+    outputs = np.array([predict(params, x) for x in data.xs])
+    assert outputs.dtype == np.float64
+    ys = np.asarray(data.ys)
+    rows = {
+        "binary": lambda: scipy.stats.bernoulli.logpmf(ys, expit(outputs)),
+        "multiclass": lambda: log_softmax(outputs, axis=1)[np.arange(len(ys)), ys],
+        "regression": lambda: scipy.stats.norm.logpdf(ys, outputs, float(log_density.noise)),
+    }[log_density.kind]()
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(log_density.scales), strict=True)
+    want = rows.sum() + sum(scipy.stats.norm.logpdf(leaf, scale=float(scale)).sum() for leaf, scale in pairs)
+    np.testing.assert_allclose(log_density(params), want, rtol=1e-11)
+
+
+def test_closed_form_with_several_features(x64):
+    rng = np.random.default_rng(0)
+    xs, ys = rng.normal(size=(40, 3)), rng.normal(size=40)
+
+    def predict(params, x):
+        return x @ params["a_weights"] + params["bias"]  # ravelled in the order of the closed form
+
+    params = {"a_weights": jnp.zeros(3), "bias": jnp.zeros(())}
+    log_density = LogDensity.of(predict, params, jnp.asarray(xs), jnp.asarray(ys), "regression", noise=0.5, sigma=2.0)
+    exact = linear_regression(xs, ys, noise=0.5, sigma=2.0)
+    mode = ravel_pytree(params)[1](jnp.asarray(exact.mean))
+    np.testing.assert_allclose(np.linalg.inv(isouq.negative_hessian(log_density, mode)), exact.covariance, rtol=1e-8)
+    np.testing.assert_allclose(ravel_pytree(jax.grad(log_density)(mode))[0], 0, atol=1e-10)
+    design = np.column_stack([xs, np.ones(40)])
+    np.testing.assert_allclose(exact.predictive_variance(xs), np.diag(design @ exact.covariance @ design.T), rtol=1e-12)

@@ -74,3 +74,33 @@ def test_single_precision_parameters_in_double_precision_mode(x64):
     _, _, inits, log_density = case("regression/linear")
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), inits)
     assert fit_map(log_density, single).converged.all()
+
+
+def test_a_tight_tolerance_is_kept_in_double_precision(x64):
+    _, _, inits, log_density = case("binary/xor")
+    inits, log_density = jax.tree.map(
+        lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, (inits, log_density)
+    )
+    fit = fit_map(log_density, inits, tolerance=1e-6)
+    assert fit.converged.all()
+    for start in range(3):
+        params = jax.tree.map(lambda leaf, i=start: leaf[i], fit.params)
+        assert jnp.linalg.norm(ravel_pytree(jax.grad(log_density)(params))[0]) <= 1e-6
+        np.testing.assert_allclose(log_density(params), fit.log_density[start], rtol=1e-12)
+
+
+def test_the_best_start_is_that_of_the_highest_density():
+    def two_hills(x):
+        return jnp.logaddexp(-0.5 * (x + 3) ** 2, -0.5 * (x - 3) ** 2 + 2.0)
+
+    fit = fit_map(two_hills, jnp.array([-4.0, 3.5, -3.5, 2.5]), tolerance=1e-3)
+    assert fit.converged.all()
+    np.testing.assert_allclose(fit.params, [-3, 3, -3, 3], atol=0.01)
+    assert int(fit.best_index()) in (1, 3)
+    np.testing.assert_allclose(fit.best(), 3.0, atol=0.01)
+
+
+def test_steps_are_counted_start_by_start():
+    fit = fit_map(lambda x: -0.5 * jnp.sum(x**2), jnp.array([[0.0, 0.0], [5.0, 3.0]]), max_steps=50)
+    assert fit.converged.all()
+    assert fit.num_steps[0] <= fit.num_steps[1] < 50

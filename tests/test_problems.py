@@ -131,3 +131,82 @@ def test_the_same_data_in_double_precision_mode():
     single = draw("regression/nonlinear", 50)[0]
     with jax.enable_x64(True):
         np.testing.assert_array_equal(single, draw("regression/nonlinear", 50)[0])
+
+
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_values_are_finite_and_the_first_rows_do_not_betray_the_key(name):
+    xs, ys = draw(name, 200)
+    other = draw(name, 200, seed=1)[0]
+    assert np.isfinite(xs).all()
+    assert np.isfinite(ys).all()
+    assert not np.isin(xs[:, 0], other[:, 0]).any()
+
+
+def test_binary_linear_has_the_coefficients_of_its_logit():
+    xs, ys = draw("binary/linear")
+    design = np.column_stack([xs, np.ones(MANY)])
+    theta = np.zeros(3)
+    for _ in range(20):  # Newton
+        p = 1 / (1 + np.exp(-design @ theta))
+        theta += np.linalg.solve((design.T * (p * (1 - p))) @ design, design.T @ (ys - p))
+    np.testing.assert_allclose(theta, [2, 2, 0], atol=0.12)
+    np.testing.assert_allclose(np.corrcoef(xs.T)[0, 1], 0, atol=0.03)
+
+
+def test_binary_xor_has_the_moments_of_its_blobs():
+    xs, ys = draw("binary/xor")
+    np.testing.assert_allclose(xs.mean(axis=0), 0, atol=0.03)
+    np.testing.assert_allclose((xs**2).mean(axis=0), 1 + 0.5**2, rtol=0.02)
+    for label, sign in ((0, -1), (1, 1)):  # centres (±1, ±1), label 1 where the signs are equal
+        np.testing.assert_allclose(xs[ys == label].prod(axis=1).mean(), sign, atol=0.03)
+
+
+def test_angles_of_clusters_and_spirals_class_by_class():
+    xs, ys = draw("multiclass/clusters")
+    for label in range(3):
+        angle = 2 * np.pi * label / 3
+        own = xs[ys == label]
+        np.testing.assert_allclose(own.mean(axis=0), [2 * np.cos(angle), 2 * np.sin(angle)], atol=0.04)
+        np.testing.assert_allclose(own.std(axis=0), 0.8, rtol=0.03)
+    xs, ys = draw("multiclass/spirals")
+    t = (np.linalg.norm(xs, axis=1) - 0.25) / 2.25
+    np.testing.assert_allclose([t.mean(), t.std()], [0.5, 1 / np.sqrt(12)], atol=0.01)
+    turn = np.exp(1j * (np.arctan2(xs[:, 1], xs[:, 0]) - 4 * t))
+    for label in range(3):
+        np.testing.assert_allclose(np.angle(turn[ys == label].mean() * np.exp(-2j * np.pi * label / 3)), 0, atol=0.02)
+
+
+def test_regressions_have_their_mean_and_uniform_inputs():
+    xs, ys = draw("regression/linear")
+    np.testing.assert_allclose(np.polyfit(xs[:, 0], ys, 1), [1.5, -0.5], atol=0.01)
+    np.testing.assert_allclose([xs.mean(), xs.std()], [0, 4 / np.sqrt(12)], atol=0.03)
+    xs, ys = draw("regression/nonlinear")
+    np.testing.assert_allclose(np.abs(xs).std(), 1.5 / np.sqrt(12), rtol=0.02)
+    residual = ys - np.sin(2 * xs[:, 0])
+    np.testing.assert_allclose(residual.mean(), 0, atol=0.006)
+    np.testing.assert_allclose(np.polyfit(xs[:, 0], residual, 3), 0, atol=0.01)
+
+
+def test_evaluation_inputs_widen_by_what_is_asked():
+    xs = np.array([[-1.0], [3.0]])
+    for widen, ends in ((0.5, [-1.5, 3.5]), (0.0, [-1, 3]), (None, [-2, 4]), (1.25, [-2.25, 4.25])):
+        line = problems.evaluation_inputs(xs, 5, widen=widen)
+        assert line.dtype == jnp.float32
+        np.testing.assert_allclose(line[:, 0], np.linspace(*ends, 5), rtol=1e-6)
+    grid = np.asarray(problems.evaluation_inputs(np.array([[0.0, 10.0], [1.0, 20.0]]), 3, widen=0.0))
+    want = [[0, 10], [0.5, 10], [1, 10], [0, 15], [0.5, 15], [1, 15], [0, 20], [0.5, 20], [1, 20]]
+    np.testing.assert_allclose(grid, want)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_own_rows_stay_with_their_labels_and_are_drawn_once(kind):
+    xs = np.arange(40.0).reshape(40, 1)
+    ys = np.arange(40) % 4 if kind == "multiclass" else np.arange(40) % 2 if kind == "binary" else np.arange(40.0)
+    own = problems.from_arrays(xs, ys, kind, noise=0.1 if kind == "regression" else None, name="mine")
+    assert (own.name, own.num_outputs) == ("mine", 4 if kind == "multiclass" else 1)
+    data, again, other = (own.sample(jax.random.key(seed), 15) for seed in (0, 0, 1))
+    rows = np.asarray(data.xs)[:, 0].astype(int)
+    assert len(set(rows)) == 15
+    np.testing.assert_array_equal(data.ys, ys[rows])
+    np.testing.assert_array_equal(data.xs, again.xs)
+    assert not np.array_equal(data.xs, other.xs)

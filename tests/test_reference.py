@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arviz_stats.base import array_stats
 
 from isouq import models, problems, stats
 from isouq.posterior import (
@@ -16,6 +17,7 @@ from isouq.posterior import (
     sample_numpyro,
     sample_reference,
 )
+from isouq.posterior import _blackjax
 from isouq.uncertainty import uncertainty
 
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 2.0]])
@@ -156,3 +158,119 @@ def test_probabilities_keep_small_digits():
     p = probabilities(np.float32([-30.0, 0.0]), "binary")
     np.testing.assert_allclose(p, [1 / (1 + np.exp(30)), 0.5], rtol=1e-6)
     np.testing.assert_array_equal(probabilities(np.float32([3.0]), "regression"), [3.0])
+
+
+def test_a_gaussian_within_standard_errors():
+    got = sample_reference(gaussian, chains(), jax.random.key(3), num_draws=1000, num_warmup=200, num_leapfrog=8)
+    z = np.stack([got.predictions["a"] - 1, got.predictions["b"] + 2], axis=-1).astype(float)
+    a, b = z[..., 0], z[..., 1]
+    for statistic, truth in ((a, 0.0), (b, 0.0), (a * a, 1.0), (a * b, 0.8), (b * b, 2.0)):
+        size = float(array_stats.ess(statistic, chain_axis=0, draw_axis=1, method="mean"))
+        assert abs(statistic.mean() - truth) < 4 * statistic.std() / np.sqrt(size)
+
+
+def test_thin_keeps_every_second_draw():
+    options = {"num_warmup": 10, "num_leapfrog": 3}
+    every = sample_reference(gaussian, chains(), jax.random.key(0), num_draws=40, **options)
+    second = sample_reference(gaussian, chains(), jax.random.key(0), num_draws=20, thin=2, **options)
+    assert second.predictions["a"].shape == (4, 20)
+    np.testing.assert_allclose(second.predictions["a"], every.predictions["a"][:, 1::2], rtol=1e-5)
+    assert second.cost == every.cost
+    np.testing.assert_allclose(second.divergent, every.divergent)
+
+
+def test_progress_is_told_block_by_block():
+    shares = []
+    got = sample_reference(
+        gaussian, chains(2), jax.random.key(0), num_draws=300, num_warmup=100, num_leapfrog=2, progress=shares.append
+    )
+    np.testing.assert_allclose(shares, [0.25, 0.5, 0.75, 1.0])
+    a = np.asarray(got.predictions["a"])
+    assert not np.array_equal(a[:, :100], a[:, 100:200])  # every block has keys of its own
+    assert len(np.unique(a[0])) > 200
+
+
+def test_gradients_are_those_of_one_jittered_length_in_every_chain():
+    options = {"num_draws": 30, "num_warmup": 20, "thin": 3}
+    counts = []
+    for leapfrog, low, high in ((1, 1, 1), (5, 3, 7), (8, 4, 12)):
+        got = sample_reference(gaussian, chains(), jax.random.key(0), num_leapfrog=leapfrog, **options)
+        transitions = 4 * (20 + 30 * 3)
+        assert got.cost.transitions == transitions
+        assert transitions * low <= got.cost.gradient_evaluations <= transitions * high
+        assert got.cost.gradient_evaluations % 4 == 0
+        counts.append(got.cost.gradient_evaluations / transitions)
+    np.testing.assert_allclose(counts, [1, 5, 8], rtol=0.15)
+
+
+def test_traced_once_for_a_shape():
+    traces = []
+
+    def predict(params, x):
+        traces.append(1)
+        return params @ x
+
+    def run(seed):
+        data = problems.get("binary/xor").sample(jax.random.key(seed), 40)
+        inits = jax.random.normal(jax.random.key(seed), (4, 2))
+        log_density = LogDensity.of(predict, inits[0], data.xs, data.ys, "binary", sigma=1.0 + seed)
+        record = Margins(predict, data.xs, jnp.ones(40, jnp.int32), "binary")
+        traces.clear()  # the check of predict's shape traces too
+        sample_reference(log_density, inits, jax.random.key(seed), record=record, num_draws=200, num_warmup=10)
+        return len(traces)
+
+    assert run(0) > 0
+    assert run(1) == 0
+    assert run(2) == 0
+
+
+@pytest.mark.parametrize(("count", "devices"), [(4, 2), (3, 1)])
+def test_chains_are_where_the_mesh_puts_them_and_equal_those_of_one_device(count, devices, monkeypatch):
+    states = []
+    warm_up = reference._warm_up
+
+    def spy(*args):
+        states.append(warm_up(*args))
+        return states[-1]
+
+    monkeypatch.setattr(reference, "_warm_up", spy)
+    options = {"num_draws": 10, "num_warmup": 10, "num_leapfrog": 3}
+    many = sample_reference(gaussian, chains(count), jax.random.key(0), **options)
+    assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(states[0]))
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    one = sample_reference(gaussian, chains(count), jax.random.key(0), **options)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(states[1]))
+    for name in ("a", "b"):
+        np.testing.assert_allclose(one.predictions[name], many.predictions[name], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(one.step_size, many.step_size, rtol=1e-5)
+
+
+def test_divergences_are_counted():
+    def cliff(x):  # the gradient explodes at the wall, and the step size stays too large for it
+        return jnp.where(jnp.abs(x) < 1, -0.5 * x**2, -1e6 * (jnp.abs(x) - 1))
+
+    got = sample_reference(
+        cliff, jnp.linspace(-0.5, 0.5, 4), jax.random.key(0), num_draws=100, num_warmup=10, target_acceptance=0.05
+    )
+    assert 0 < got.divergent <= 1
+    assert got.verdict is None
+
+
+def test_the_record_is_not_judged_when_told_not_to():
+    _, log_density, fit, record = case("binary/xor", width=3, resolution=4)
+    options = {"record": record, "num_draws": 20, "num_warmup": 10, "num_leapfrog": 2}
+    quiet = sample_reference(log_density, fit.params, jax.random.key(0), verdict=False, **options)
+    assert quiet.verdict is None
+    judged = sample_reference(log_density, fit.params, jax.random.key(0), **options)
+    assert judged.verdict is not None
+    np.testing.assert_array_equal(quiet.predictions, judged.predictions)
+    assert quiet.predictions.shape == (4, 20, 16)
+
+
+def test_nuts_counts_its_own_steps():
+    got = sample_reference(
+        gaussian, chains(2), jax.random.key(0), num_draws=50, num_warmup=50, num_leapfrog=1, sampler="nuts"
+    )
+    longest = 2**_blackjax.MAX_NUM_DOUBLINGS
+    assert 2 * 50 * 2 < got.cost.gradient_evaluations <= 2 * 50 * longest
+    assert got.cost.transitions == 2 * 100

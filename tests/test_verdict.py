@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arviz_stats.base import array_stats
 from blackjax.diagnostics import ess_bulk, rhat
 
 from isouq.posterior import judge
@@ -86,3 +87,52 @@ def test_what_is_not_a_number_is_never_accepted(bad):
 
 def test_constant_predictions_are_not_accepted():
     assert not judge(np.ones((4, 500, 3), np.float32), 0.0).accepted
+
+
+@pytest.mark.parametrize("points", [1 + 256, 300, 512, 7])
+def test_equals_arviz_input_by_input_whatever_the_block(points):
+    x = autoregressive(phi=0.8, draws=120, points=points, seed=points)
+    verdict = judge(x, 0.0)
+    each = [x[:, :, i].astype(float) for i in range(points)]
+    rhats = sorted(float(array_stats.rhat(a, chain_axis=0, draw_axis=1, method="rank")) for a in each)
+    sizes = sorted((float(array_stats.ess(a, chain_axis=0, draw_axis=1, method="bulk")) for a in each), reverse=True)
+    need = int(np.ceil(0.95 * points)) - 1  # the last of the fewest inputs that are 95 % of them
+    np.testing.assert_allclose(verdict.rhat, rhats[need], rtol=1e-9)
+    np.testing.assert_allclose(verdict.ess_bulk, sizes[need], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("shifted", "accepted"), [(5, True), (6, False)])
+def test_five_in_a_hundred_inputs_may_fail(shifted, accepted):
+    x = autoregressive(draws=1500, points=100, phi=0.0)
+    spread = x.std(axis=(0, 1))
+    x[0, :, :shifted] += 0.5 * spread[:shifted]
+    verdict = judge(x, 0.0)
+    assert verdict.accepted is accepted
+    assert (verdict.rhat <= 1.01) is accepted
+
+
+def test_a_stuck_chain_is_refused():
+    x = autoregressive()
+    x[2] = x[2, :1]
+    verdict = judge(x, 0.0)
+    assert not verdict.accepted
+    assert any("R-hat" in reason for reason in verdict.reasons())
+
+
+@pytest.mark.parametrize("where", [np.s_[0, 0, 0], np.s_[:, :, 3], np.s_[:]])
+def test_nan_on_the_scale_of_the_map_or_of_the_ranks_is_refused(where):
+    x = autoregressive(draws=1000)
+    broken = x.copy()
+    broken[where] = np.nan
+    assert judge(x, 0.0).accepted
+    assert not judge(x, 0.0, broken).accepted
+    assert not judge(broken, 0.0).accepted
+    assert not judge(x, float("nan")).accepted
+
+
+def test_reasons_name_every_rule_that_failed():
+    x = autoregressive(draws=20)
+    x[0] += 5 * x.std(axis=(0, 1))
+    words = "; ".join(judge(x, 0.5, np.where(np.arange(4)[:, None, None] < 2, x, x[:, :, ::-1])).reasons())
+    for name in ("R-hat", "bulk ESS", "divergent", "Spearman"):
+        assert name in words
