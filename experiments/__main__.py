@@ -71,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     screen = console()
     names = list(EXPERIMENTS) if options.name == "all" else [options.name]
     command = shlex.join(["python", "-m", "experiments", *arguments])
+    out = options.out or Path("out") / options.preset
     try:
-        out = options.out or Path("out") / options.preset
         writable(out)
         jobs = {}
         for name in names:
@@ -100,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"experiments: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"experiments: {error.strerror or error}: {error.filename}; finished cells are kept", file=sys.stderr)
+        reason = error.strerror or error
+        print(f"experiments: cannot write to {out}: {reason}; finished cells are kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("experiments: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)

@@ -10,6 +10,7 @@ from isouq import models, problems, stats
 from isouq.posterior import (
     LogDensity,
     Margins,
+    _blackjax,
     fit_map,
     linear_regression,
     probabilities,
@@ -17,7 +18,6 @@ from isouq.posterior import (
     sample_numpyro,
     sample_reference,
 )
-from isouq.posterior import _blackjax
 from isouq.uncertainty import uncertainty
 
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 2.0]])
