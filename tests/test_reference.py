@@ -214,7 +214,7 @@ def test_traced_once_for_a_shape():
         data = problems.get("binary/xor").sample(jax.random.key(seed), 40)
         inits = jax.random.normal(jax.random.key(seed), (4, 2))
         log_density = LogDensity.of(predict, inits[0], data.xs, data.ys, "binary", sigma=1.0 + seed)
-        record = Margins(predict, data.xs, jnp.ones(40, jnp.int32), "binary")
+        record = Margins(jax.tree_util.Partial(predict), data.xs, jnp.ones(40, jnp.int32), "binary")
         traces.clear()  # the check of predict's shape traces too
         sample_reference(log_density, inits, jax.random.key(seed), record=record, num_draws=200, num_warmup=10)
         return len(traces)
@@ -274,3 +274,17 @@ def test_nuts_counts_its_own_steps():
     longest = 2**_blackjax.MAX_NUM_DOUBLINGS
     assert 2 * 50 * 2 < got.cost.gradient_evaluations <= 2 * 50 * longest
     assert got.cost.transitions == 2 * 100
+
+
+def test_margins_take_a_plain_function():
+    def predict(params, x):  # what `LogDensity.of` and `uncertainty` take
+        return params @ x
+
+    data = problems.get("binary/xor").sample(jax.random.key(0), 20)
+    inits = jax.random.normal(jax.random.key(1), (4, 2))
+    log_density = LogDensity.of(predict, inits[0], data.xs, data.ys, "binary")
+    record = Margins(predict, data.xs, jnp.ones(20, jnp.int32), "binary")
+    got = sample_reference(
+        log_density, inits, jax.random.key(0), record=record, num_draws=10, num_warmup=10, num_leapfrog=2
+    )
+    assert got.predictions.shape == (4, 10, 20)
