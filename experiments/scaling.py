@@ -17,11 +17,12 @@ PROBLEM = "multiclass/rings"
 CURVES = (("unit", 1.0), ("fan_in", 1.0), ("fan_in", 3.0))
 MAP_SIGMAS = (0.3, 1.0, 3.0, 10.0)  # of fan_in; the map's other axis
 STATISTICS = {"pearson": "r", "spearman": "ρ"}
+MIN_SEEDS = 5  # for a claim
 
 
 def cells(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None = None) -> list[Cell]:
     """smoke: two widths, tiny chains. quick: widths 2 to 128, three priors, one seed, about 4 minutes
-    on 2 CPU cores. paper: widths 2 to 1024, five priors, five seeds, about 4 hours.
+    on 2 CPU cores. paper: widths 2 to 1024, five priors, five seeds, about 2.5 hours.
     """
     tiny = {"num_points": 40, "num_warmup": 50, "num_draws": 50, "num_leapfrog": 10, "resolution": 8}
     settings: dict[str, Any] = {"smoke": tiny, "quick": {}, "paper": {"num_draws": 1000}}[preset]
@@ -97,7 +98,8 @@ def _shape(groups: dict[tuple[str, float], dict[int, list[dict[str, Any]]]]) -> 
     """One sentence a prior and statistic: the ends, the lowest point, and the rises with intervals."""
     text = (
         "The paper reports a U: high for tiny models, a dip, then recovery as the model grows. A rise is the mean over "
-        "seeds (accepted at both widths) of the difference, with its bootstrap 95 % interval.\n\n"
+        "seeds (accepted at both widths) of the difference, with its bootstrap 95 % interval and the "
+        "number of seeds.\n\n"
     )
     body = []
     for (prior, sigma), by_width in groups.items():
@@ -112,24 +114,21 @@ def _shape(groups: dict[tuple[str, float], dict[int, list[dict[str, Any]]]]) -> 
                 bootstrap_mean([]) if end == low else _difference(by_width[low], by_width[end], column)
                 for end in (first, last)
             )
-            inside = low not in (first, last) and fall.low > 0 and rise.low > 0
+            shape = low not in (first, last) and fall.low > 0 and rise.low > 0
+            pairs = min(fall.count, rise.count)
+            verdict = "no" if not shape else "yes" if pairs >= MIN_SEEDS else f"too few seeds ({pairs})"
             points = [f"{means[width]:.2f} (width {width})" for width in (first, low, last)]
-            body.append(
-                [f"{prior} σ = {sigma:g}", symbol, *points, _signed(fall), _signed(rise), "yes" if inside else "no"]
-            )
+            body.append([f"{prior} σ = {sigma:g}", symbol, *points, _signed(fall), _signed(rise), verdict])
     header = ["prior", "", "smallest", "lowest", "largest", "lowest → smallest", "lowest → largest", "U"]
-    return (
-        text
-        + report.table(header, body)
-        + (
-            "\nU: the lowest point lies inside and both rises exclude 0. The lowest point is picked after looking, "
-            "which makes its intervals somewhat too narrow.\n"
-        )
+    reading = (
+        "\nU: the lowest point lies inside and both rises exclude 0, on five seeds or more; a width without an accepted "
+        "seed is passed over. The lowest point is picked after looking: its intervals are somewhat too narrow.\n"
     )
+    return text + report.table(header, body) + reading
 
 
 def _signed(interval: Interval) -> str:
-    return "–" if interval.count == 0 else f"{interval.mean:+.2f} {report.bounds(interval)}"
+    return "–" if interval.count == 0 else f"{interval.mean:+.2f} {report.bounds(interval)} ({interval.count})"
 
 
 def _difference(low: list[dict[str, Any]], high: list[dict[str, Any]], column: str) -> Interval:

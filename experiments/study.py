@@ -231,7 +231,7 @@ def _evaluation_inputs(cell: Cell, xs: Any) -> tuple[Any, Any]:
 
 
 def _laplace(log_density: LogDensity, theta: Any) -> Dense:
-    """H⁻¹ at θ*; no direction less certain than the widest prior leaves it."""
+    """H⁻¹ at θ*, its eigenvalues lifted to the widest prior's precision: our choice of repair."""
     widest = max(float(scale) for scale in jax.tree.leaves(log_density.scales))
     return Dense.from_precision(negative_hessian(log_density, theta), floor=1 / widest**2)
 

@@ -57,14 +57,14 @@ class Dense:
         """Σ = H⁻¹ from a symmetric H `[P, P]`, by an eigendecomposition in float64 on the host.
 
         Eigenvalues below `floor` (an indefinite Hessian away from a mode) are lifted to it; their
-        share is `clipped`. For a Hessian of a log posterior the natural floor is the smallest prior
-        precision: no direction can be less certain than the prior leaves it. O(P³) time.
+        share is `clipped` (below it by more than 0.1 %, so that rounding does not count). A choice for a
+        Hessian of a log posterior is the smallest prior precision. O(P³) time.
         """
         _checks.positive("floor", floor)
         values, vectors = _eigh("precision", precision)
         lifted = np.maximum(values, floor)
         factor = vectors / np.sqrt(lifted)
-        return cls(_as_array(factor, precision), float(np.mean(values < floor)))
+        return cls(_as_array(factor, precision), float(np.mean(values < 0.999 * floor)))
 
     @classmethod
     def from_covariance(cls, covariance: Any) -> "Dense":

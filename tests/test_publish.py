@@ -62,16 +62,3 @@ def test_publish_refuses_an_empty_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["publish", str(tmp_path)])
     assert publish.main() == 1
     assert "holds no finished experiment" in capsys.readouterr().err
-
-
-def test_a_disk_that_fills_up_while_tables_are_written(tmp_path, capsys, monkeypatch):
-    from experiments import __main__ as command
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(command, "run_cells", lambda cells, *_: [None for _ in cells])
-    monkeypatch.setattr(command.validation, "summarise", full)
-    assert command.main(["validation", "--preset", "smoke", "--out", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error == f"experiments: cannot write to {tmp_path}: No space left on device; finished cells are kept\n"

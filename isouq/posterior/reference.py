@@ -110,9 +110,10 @@ def sample_reference(
         target_acceptance: of dual averaging.
         inverse_mass: a pytree of scalars or arrays like the parameters, about the posterior
             variance of each; the identity by default. The prior's variance is a safe choice.
-        sampler: "hmc" or "nuts" (at most 2⁸ steps a transition; num_leapfrog unused).
+        sampler: "hmc" or "nuts" (at most 2⁸ steps a transition; num_leapfrog unused; its warm-up
+            gradients are not counted).
         map_scale: elementwise NumPy function from recorded values to the scale whose variance is
-            compared between halves of the chains (e.g. margins to probabilities).
+            compared between halves of the chains; for `Margins` it is `probabilities`.
         verdict: False leaves the judging to the caller.
         progress: called with the share done, between 0 and 1, about once a hundred draws.
 
@@ -138,6 +139,8 @@ def sample_reference(
     _checks.finite("inits", inits)
     log_density = as_pytree_callable(log_density, "log_density")
     keep_draws = record is None
+    if map_scale is None and isinstance(record, Margins):
+        map_scale = partial(probabilities, kind=record.kind)
     record = as_pytree_callable(_identity if record is None else record, "record")
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     ones = jax.tree.map(lambda _: 1.0, first)

@@ -22,6 +22,7 @@ _POINTS_AT_A_TIME = 256
 class Verdict(NamedTuple):
     """The acceptance test of a reference; `accepted` is the conjunction of the four rules.
 
+    R-hat and ESS are each asked of 95 % of the inputs, not necessarily the same ones.
     rhat: rank-normalised split R-hat that 95 % of the inputs stay at or below (rule: ≤ 1.01).
     ess_bulk: bulk effective sample size that 95 % of the inputs reach (rule: ≥ 400 in total).
     divergent: share of divergent transitions (rule: < 0.001).
