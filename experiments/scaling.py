@@ -121,8 +121,8 @@ def _shape(groups: dict[tuple[str, float], dict[int, list[dict[str, Any]]]]) -> 
             body.append([f"{prior} σ = {sigma:g}", symbol, *points, _signed(fall), _signed(rise), verdict])
     header = ["prior", "", "smallest", "lowest", "largest", "lowest → smallest", "lowest → largest", "U"]
     reading = (
-        "\nU: the lowest point lies inside and both rises exclude 0, on five seeds or more; a width without an accepted "
-        "seed is passed over. The lowest point is picked after looking: its intervals are somewhat too narrow.\n"
+        "\nU: the lowest point lies inside and both rises exclude 0, on five seeds or more. A width without an "
+        "accepted seed is passed over. The lowest point is picked after looking: its intervals are too narrow.\n"
     )
     return text + report.table(header, body) + reading
 

@@ -52,9 +52,9 @@ def finite(name: str, tree: Any) -> None:
     if is_traced(tree):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf = jnp.asarray(leaf)
+        leaf = np.asarray(leaf)  # NumPy: inside someone's jit a jnp operation would be traced
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bad = int(jnp.sum(~jnp.isfinite(leaf)))
+            bad = int(np.sum(~np.isfinite(leaf)))
             if bad:
                 raise ValueError(
                     f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite values "

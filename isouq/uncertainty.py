@@ -42,7 +42,7 @@ class Uncertainty(NamedTuple):
     target: Int[Array, " n"] | None
 
 
-def margin(outputs: Array, target: Array | None, kind: str) -> Float[Array, ""]:
+def margin(outputs: Array, target: Any, kind: str) -> Float[Array, ""]:
     """The scalar of ONE prediction that is differentiated.
 
     Binary (`outputs` a logit `[]` or `[1]` of class 1) and multiclass (`[classes]`): the log-odds
@@ -50,7 +50,8 @@ def margin(outputs: Array, target: Array | None, kind: str) -> Float[Array, ""]:
     """
     if kind == "multiclass":
         others = jnp.where(jnp.arange(outputs.shape[-1]) == target, -jnp.inf, outputs)
-        return outputs[target] - jax.nn.logsumexp(others)
+        known = (target >= 0) & (target < outputs.shape[-1])  # under jit a label cannot be checked: NaN, not a guess
+        return jnp.where(known, outputs[target] - jax.nn.logsumexp(others), jnp.nan)
     scalar = outputs.reshape(())
     if kind == "regression":
         return scalar
@@ -72,7 +73,7 @@ def uncertainty(
     xs: Any,
     kind: str,
     target: Any = None,
-    covariance: Covariance | None = None,
+    covariance: Any = None,
     batch_size: int | None = None,
 ) -> Uncertainty:
     """Epistemic gᵀΣg and aleatoric p(1 − p) uncertainty of every prediction, exactly.
@@ -107,6 +108,9 @@ def uncertainty(
     _checks.float_leaves("params", params)
     _checks.finite("params", params)
     _checks.finite("xs", xs)
+    if covariance is not None and (isinstance(covariance, type) or not hasattr(covariance, "quadratic")):
+        name = getattr(covariance, "__name__", type(covariance).__name__)
+        raise ValueError(f"covariance is {name}; expected an instance, e.g. isouq.Dense.from_covariance(matrix)")
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size)
         batch_size = min(batch_size, size)

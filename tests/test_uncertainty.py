@@ -218,3 +218,16 @@ def test_grad_sq_norm_is_like_grad():
     value, norm = jax.jit(isouq.value_and_grad_sq_norm(f, argnums=(0, 1)))(a, b)
     np.testing.assert_allclose(norm, jnp.sum(grads[0] ** 2) + jnp.sum(grads[1]["c"] ** 2))
     assert value == f(a, b)
+
+
+def test_an_unknown_label_under_jit_is_nan_and_no_guess():
+    predict, params, xs = network("multiclass")
+    run = jax.jit(lambda target: isouq.uncertainty(predict, params, xs[:3], "multiclass", target=target))
+    np.testing.assert_array_equal(np.isnan(run(jnp.array([0, 7, -1])).epistemic), [False, True, True])
+
+
+@pytest.mark.parametrize("covariance", [np.eye(3), "laplace", isouq.Identity])
+def test_what_is_no_covariance_is_refused(covariance):
+    predict, params, xs = network("binary")
+    with pytest.raises(ValueError, match="expected an instance"):
+        isouq.uncertainty(predict, params, xs, "binary", covariance=covariance)

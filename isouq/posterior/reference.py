@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -139,10 +139,19 @@ def sample_reference(
     _checks.finite("inits", inits)
     log_density = as_pytree_callable(log_density, "log_density")
     keep_draws = record is None
-    if map_scale is None and isinstance(record, Margins):
-        map_scale = partial(probabilities, kind=record.kind)
+    if isinstance(record, Margins):
+        record = replace(record, predict=as_pytree_callable(record.predict))
+        map_scale = map_scale or partial(probabilities, kind=record.kind)
     record = as_pytree_callable(_identity if record is None else record, "record")
     first = jax.tree.map(lambda leaf: leaf[0], inits)
+    _check_dtype(first)
+    kept = jax.eval_shape(record, first)
+    judged_later = verdict and not keep_draws and getattr(kept, "ndim", None) == 1
+    if judged_later and (num_draws < 4 or kept.shape[0] < 2):
+        raise ValueError(
+            f"num_draws is {num_draws} and record gives {kept.shape[0]} value(s) a draw; a verdict needs at least "
+            "4 draws of 2 values (or pass verdict=False)"
+        )
     ones = jax.tree.map(lambda _: 1.0, first)
     mass = _blackjax.flat_diagonal(ones if inverse_mass is None else inverse_mass, first)
 
@@ -176,11 +185,20 @@ def sample_reference(
     warm_steps = int(lengths[:num_warmup].sum()) * chains if sampler == "hmc" else 0
     cost = Cost(warm_steps + int(trace.num_steps.sum()), transitions + chains * num_warmup)
     judged = None
-    if verdict and not keep_draws and getattr(trace.recorded, "ndim", 0) == 3:
+    if judged_later:
         maps = trace.recorded if map_scale is None else map_scale(trace.recorded)
         judged = judge(trace.recorded, divergent, maps)
     acceptance = trace.acceptance.mean(axis=1)
     return Reference(trace.recorded, judged, cost, divergent, np.asarray(state.step_size), acceptance)
+
+
+def _check_dtype(params: Any) -> None:
+    """Positions have the precision of the mode: step size and momentum do."""
+    expected = jax.dtypes.canonicalize_dtype(float)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.dtype != expected:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"inits{where} is {leaf.dtype}; expected {expected} (cast it with .astype)")
 
 
 def _identity(params: Any) -> Any:

@@ -3,6 +3,7 @@
 Nothing is shared with the BlackJAX path but the data, the prior's scales and `predict`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from isouq import _checks
 from isouq.posterior.density import LogDensity
 from isouq.posterior.reference import Cost, Margins, Reference
 from isouq.posterior.verdict import judge
+from isouq.uncertainty import as_pytree_callable
 
 
 def numpyro_model(log_density: LogDensity, params: Any) -> Callable[[], None]:
@@ -68,6 +70,7 @@ def sample_numpyro(
     _checks.finite("inits", inits)
     if chains < 2:
         raise ValueError(f"inits has {chains} chain; expected at least 2 (4 or more for a verdict)")
+    record = dataclasses.replace(record, predict=as_pytree_callable(record.predict))
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     kernel = NUTS(numpyro_model(log_density, first), init_strategy=init_to_value(values=_sites(first)))
     mcmc = MCMC(
