@@ -7,8 +7,8 @@ u.epistemic, u.aleatoric
 import importlib
 from typing import Any
 
-from isouq.covariance import Dense, Identity, negative_hessian
-from isouq.gradnorm import grad_sq_norm, value_and_grad_sq_norm
+from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, negative_hessian
+from isouq.gradnorm import explain, grad_sq_norm, grad_sq_norm_probes, value_and_grad_sq_norm
 from isouq.uncertainty import Uncertainty, uncertainty
 
 __version__ = "0.1.0"
@@ -17,10 +17,15 @@ _ROOMS = ("models", "plots", "posterior", "problems", "stats")
 
 __all__ = [
     "Dense",
+    "Diagonal",
     "Identity",
+    "Kronecker",
+    "LowRank",
     "Uncertainty",
     "__version__",
+    "explain",
     "grad_sq_norm",
+    "grad_sq_norm_probes",
     "negative_hessian",
     "uncertainty",
     "value_and_grad_sq_norm",

@@ -1,7 +1,8 @@
 """Covariances Σ of the parameters, for the quadratic form gᵀΣg.
 
-`Identity` is the paper's isotropic choice. `Dense` holds any covariance of a small model: the
-Laplace approximation is `Dense.from_precision(H)` with H from `negative_hessian`.
+`Identity` is the paper's isotropic choice. `Diagonal`, `Kronecker` and `LowRank` respect the shape of
+the parameters, so that `isouq.uncertainty` needs no gradients for them. `Dense` holds any covariance
+of a small model: the Laplace approximation is `Dense.from_precision(H)` with H from `negative_hessian`.
 """
 
 from collections.abc import Callable
@@ -15,28 +16,137 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from isouq import _checks
-from isouq.gradnorm._plain import tree_sq_norm
+from isouq.gradnorm import Form
+from isouq.gradnorm._forms import combine, of_gradient
 
 
 @runtime_checkable
 class Covariance(Protocol):
-    """What `isouq.uncertainty(..., covariance=...)` asks of a covariance."""
+    """What `isouq.uncertainty(..., covariance=...)` asks of a covariance.
+
+    A `StructuredCovariance` is applied without forming gradients.
+    """
 
     def quadratic(self, grads: Any) -> Float[Array, " batch"]:
         """gᵀΣg for a batch: `grads` is a pytree like the parameters with a leading batch axis."""
         ...
 
 
+class StructuredCovariance:
+    """A covariance that is given by one `isouq.gradnorm.Form` for each leaf; subclass and define `forms`."""
+
+    def forms(self, params: Any) -> list[Form]:
+        """One `Form` for each leaf of params; raises where the shapes do not fit."""
+        raise NotImplementedError
+
+    def quadratic(self, grads: Any) -> Float[Array, " batch"]:
+        """gᵀΣg for each gradient of the batch, leaves `[batch, ...]`; the form is applied to the gradient itself."""
+        forms = self.forms(jax.tree.map(lambda g: g[0], grads))
+
+        def one(grad: Any) -> Array:
+            return combine([of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)])
+
+        return jax.vmap(one)(grads)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Identity:
+class Identity(StructuredCovariance):
     """Σ = scale · I, so that gᵀΣg = scale · ‖g‖². The paper's U_E has scale 1."""
 
     scale: Any = 1.0  # a float or a scalar array; Any, for JAX rebuilds pytrees around placeholders
 
-    def quadratic(self, grads: Any) -> Float[Array, " batch"]:
-        """Scale · ‖g‖² for each gradient of the batch; no matrix is formed."""
-        return self.scale * jax.vmap(tree_sq_norm)(grads)
+    def forms(self, params: Any) -> list[Form]:
+        """Scale · I for every leaf."""
+        return [Form(self.scale) for _ in jax.tree.leaves(params)]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Diagonal(StructuredCovariance):
+    """Σ = diag(variances): gᵀΣg = Σ_i variances_i g_i².
+
+    variances: a pytree like the parameters, entries ≥ 0 (units: parameter²). One position of a weight
+    `[C, F]` costs C·F multiplications; many positions form the gradient of one weight at a time.
+    """
+
+    variances: Any
+
+    def forms(self, params: Any) -> list[Form]:
+        """The variances of every leaf."""
+        pairs = _like(params, self.variances, "variances")
+        for leaf, variances in pairs:
+            _expect("variances", jnp.shape(variances), jnp.shape(leaf))
+        return [Form(diagonal=jnp.asarray(variances)) for _, variances in pairs]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kronecker(StructuredCovariance):
+    """Block-diagonal Σ with a block A Aᵀ ⊗ B Bᵀ for every leaf: gᵀΣg = Σ ‖Aᵀ G B‖².
+
+    factors: a pytree like the parameters with a pair `(A, B)` for each leaf. G is the leaf's gradient
+    `[C, F]`, F its last axis and C all others together (1 for a vector); A is `[C, r]`, B `[F, s]`. KFAC's
+    posterior has AAᵀ and BBᵀ the inverses of its two factors. One position costs C·r + F·s multiplications.
+    """
+
+    factors: Any
+
+    def forms(self, params: Any) -> list[Form]:
+        """The two factors of every leaf."""
+        forms = []
+        for leaf, pair in _like(params, self.factors, "factors"):
+            if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(jnp.ndim(f) == 2 for f in pair)):
+                raise ValueError(f"factors holds {_show(pair)} for a leaf; expected a pair of matrices (A, B)")
+            last = jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 1
+            rows = (jnp.size(leaf) // last if last else 0, last)
+            _expect("rows of factors", tuple(jnp.shape(f)[0] for f in pair), rows)
+            forms.append(Form(kronecker=(jnp.asarray(pair[0]), jnp.asarray(pair[1]))))
+        return forms
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LowRank(StructuredCovariance):
+    """Σ = scale · I + U Uᵀ: gᵀΣg = scale · ‖g‖² + Σ_k (u_k·g)².
+
+    directions: a pytree like the parameters whose leaves have a leading axis K, u_k = leaf[k] (scaled:
+    for an eigenpair, √eigenvalue · eigenvector). Costs K multiplications a parameter, as K forward passes.
+    """
+
+    directions: Any
+    scale: Any = 0.0
+
+    def forms(self, params: Any) -> list[Form]:
+        """The part of U that belongs to every leaf."""
+        pairs = _like(params, self.directions, "directions")
+        ranks = {jnp.shape(u)[:1] for _, u in pairs}
+        if len(ranks) != 1 or ranks == {()}:
+            raise ValueError(
+                f"directions has leading axes {sorted(ranks)}; expected one axis K, the same for all leaves"
+            )
+        for leaf, u in pairs:
+            _expect("directions", jnp.shape(u)[1:], jnp.shape(leaf))
+        return [Form(self.scale, directions=jnp.asarray(u)) for _, u in pairs]
+
+
+def _like(params: Any, tree: Any, name: str) -> list[tuple[Any, Any]]:
+    """Leaves of params, each with what stands in its place in another tree."""
+    try:
+        pairs: list[tuple[Any, Any]] = []
+        jax.tree.map(lambda leaf, other: pairs.append((leaf, other)), params, tree)
+        return pairs
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} is not a pytree like the parameters; build it with jax.tree.map over them") from error
+
+
+def _expect(name: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if given != expected:
+        raise ValueError(f"{name} has shape {given} for a leaf that asks for {expected}; build it for the same model")
+
+
+def _show(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else f"a {type(value).__name__}"
 
 
 @jax.tree_util.register_dataclass

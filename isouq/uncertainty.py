@@ -20,9 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from isouq import _checks
-from isouq.covariance import Covariance
-from isouq.gradnorm import value_and_grad_sq_norm
+from isouq import _checks, _memory
+from isouq.covariance import Covariance, StructuredCovariance
+from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
+from isouq.gradnorm._plain import tree_sq_norm
+
+ENGINES = ("jaxpr", "vmap")
 
 
 class Uncertainty(NamedTuple):
@@ -75,6 +78,8 @@ def uncertainty(
     target: Any = None,
     covariance: Any = None,
     batch_size: int | None = None,
+    max_bytes: int | None = None,
+    engine: str = "jaxpr",
 ) -> Uncertainty:
     """Epistemic gᵀΣg and aleatoric p(1 − p) uncertainty of every prediction, exactly.
 
@@ -87,8 +92,13 @@ def uncertainty(
         target: class labels `[n]`, or one label for all; by default the predicted class of each.
         covariance: Σ of the parameters (see `isouq.covariance`); None is the identity, the paper's
             isotropic choice.
-        batch_size: inputs scored at a time; bounds memory to batch_size gradients. By default all
+        batch_size: inputs scored at a time; bounds memory to that of batch_size inputs. By default all
             at once. Changes no number beyond rounding.
+        max_bytes: memory that scoring may take beside params, xs and the result, in bytes; the largest
+            batch_size that the compiled program says it can keep to is found (a few compilations, once per
+            shape) and used. Not under `jax.jit`, and not together with batch_size.
+        engine: "jaxpr" reads the norms off a backward pass (see `isouq.grad_sq_norm`); "vmap" forms every
+            gradient, as a check.
 
     Returns:
         `Uncertainty(epistemic, aleatoric, probability, target)`, each `[n]`; float32 for bfloat16
@@ -96,10 +106,13 @@ def uncertainty(
 
     Raises:
         ValueError: a wrong shape, NaN in params or xs, an unknown kind or label; one line that says what to do.
-            An input whose outputs are NaN gets NaN and stops nothing.
+            An input whose outputs are NaN gets NaN and stops nothing. A max_bytes that not even one
+            input fits in: the message says what is needed and what would fit.
 
-    Cost: one forward and one backward pass an input; memory batch_size × (parameters +
-    activations). Works under `jax.jit` (bind predict and kind) and compiles once per shape.
+    Cost: one forward and one backward pass an input, less than a training step; memory batch_size ×
+    activations (`isouq.explain` shows more). With "vmap", a `Dense` covariance or one of your own:
+    batch_size × (parameters + activations). Works under `jax.jit` (bind predict and kind) and
+    compiles once per shape.
 
     Source: arXiv 2603.29466; regression replaces p by the mean.
     """
@@ -108,9 +121,8 @@ def uncertainty(
     _checks.float_leaves("params", params)
     _checks.finite("params", params)
     _checks.finite("xs", xs)
-    if covariance is not None and (isinstance(covariance, type) or not hasattr(covariance, "quadratic")):
-        name = getattr(covariance, "__name__", type(covariance).__name__)
-        raise ValueError(f"covariance is {name}; expected an instance, e.g. isouq.Dense.from_covariance(matrix)")
+    _checks.one_of("engine", engine, ENGINES)
+    _check_covariance(covariance, params)
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size)
         batch_size = min(batch_size, size)
@@ -118,10 +130,14 @@ def uncertainty(
     num_classes = check_predict(predict, params, xs, kind)
     if target is not None:
         target = _check_target(target, size, kind, num_classes)
-    return _estimate(predict, params, xs, target, covariance, kind, batch_size)
+    if max_bytes is not None:
+        if batch_size is not None:
+            raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
+        batch_size = _memory.batch_size(_estimate, (predict, params, xs, target, covariance, kind), engine, max_bytes)
+    return _estimate(predict, params, xs, target, covariance, kind, batch_size, engine)
 
 
-@jax.jit(static_argnames=("kind", "batch_size"))
+@jax.jit(static_argnames=("kind", "batch_size", "engine"))
 def _estimate(
     predict: Callable,
     params: Any,
@@ -130,28 +146,48 @@ def _estimate(
     covariance: Covariance | None,
     kind: str,
     batch_size: int | None,
+    engine: str,
 ) -> Uncertainty:
     def one(x: Any, label: Array | None) -> Uncertainty:
-        outputs = predict(params, x)
-        label = predicted_class(outputs, kind) if label is None else label
+        def scalar(theta: Any) -> tuple[Array, Array | None]:
+            outputs = predict(theta, x)
+            c = predicted_class(outputs, kind) if label is None else label
+            return margin(outputs, c, kind), c
 
-        def scalar(theta: Any) -> Array:
-            return margin(predict(theta, x), label, kind)
-
-        if covariance is None:
-            value, quadratic = value_and_grad_sq_norm(scalar)(params)
-        else:
-            value, grad = jax.value_and_grad(scalar)(params)
-            quadratic = covariance.quadratic(jax.tree.map(lambda g: g[None], grad))[0]
+        (value, c), quadratic = _value_and_quadratic(scalar, params, covariance, engine)
         value = value.astype(quadratic.dtype)
         if kind == "regression":
             return Uncertainty(quadratic, None, value, None)
         aleatoric = jax.nn.sigmoid(value) * jax.nn.sigmoid(-value)
-        return Uncertainty(aleatoric**2 * quadratic, aleatoric, jax.nn.sigmoid(value), label)
+        return Uncertainty(aleatoric**2 * quadratic, aleatoric, jax.nn.sigmoid(value), c)
 
     if batch_size is None:
         return jax.vmap(one)(xs, target)
     return jax.lax.map(lambda row: one(*row), (xs, target), batch_size=batch_size)
+
+
+def _value_and_quadratic(
+    scalar: Callable, params: Any, covariance: Covariance | None, engine: str
+) -> tuple[Any, Array]:
+    """`((value, aux), gᵀΣg)` of a scalar with aux; without the gradient where engine and covariance allow."""
+    if engine == "jaxpr" and covariance is None:
+        return value_and_grad_sq_norm(scalar, has_aux=True)(params)
+    if engine == "jaxpr" and isinstance(covariance, StructuredCovariance):
+        return value_and_grad_quadratic(scalar, covariance.forms(params), has_aux=True)(params)
+    value, grad = jax.value_and_grad(scalar, has_aux=True)(params)
+    if covariance is None:
+        return value, tree_sq_norm(grad)
+    return value, covariance.quadratic(jax.tree.map(lambda g: g[None], grad))[0]
+
+
+def _check_covariance(covariance: Any, params: Any) -> None:
+    if covariance is None:
+        return
+    if isinstance(covariance, type) or not hasattr(covariance, "quadratic"):
+        name = getattr(covariance, "__name__", type(covariance).__name__)
+        raise ValueError(f"covariance is {name}; expected an instance, e.g. isouq.Dense.from_covariance(matrix)")
+    if isinstance(covariance, StructuredCovariance):
+        covariance.forms(params)
 
 
 def as_pytree_callable(f: Callable, name: str = "predict") -> Callable:

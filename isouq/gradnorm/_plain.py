@@ -1,4 +1,4 @@
-"""The plain engine: the gradient is formed by `jax.grad`, squared and summed."""
+"""The slow twin: the gradient is formed by `jax.grad`, squared and summed."""
 
 import functools
 from collections.abc import Callable
@@ -8,42 +8,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from isouq.gradnorm._factors import at_least_float32
+
+
+def leaf_sq_norm(leaf: Array) -> Float[Array, ""]:
+    """Σ |entry|² of one array, accumulated in float32 or better."""
+    if jnp.iscomplexobj(leaf):
+        return leaf_sq_norm(leaf.real) + leaf_sq_norm(leaf.imag)
+    return jnp.sum(jnp.square(leaf.astype(at_least_float32(leaf.dtype))))
+
 
 def tree_sq_norm(tree: Any) -> Float[Array, ""]:
-    """Σ over all leaves and entries of entry²; accumulated in float32 or better."""
-    leaves = jax.tree.leaves(tree)
-    return functools.reduce(jnp.add, (jnp.sum(jnp.square(_at_least_float32(leaf))) for leaf in leaves))
+    """Σ |entry|² over all leaves, accumulated in float32 or better."""
+    return add([leaf_sq_norm(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def _at_least_float32(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def add(norms: list[Array]) -> Float[Array, ""]:
+    """Their sum; 0 of none."""
+    return functools.reduce(jnp.add, norms) if norms else jnp.zeros(())
 
 
-def grad_sq_norm(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
-    """Like `jax.grad`, but the function it returns gives ‖∂f/∂arg‖² of a scalar f.
+def value_and_grad_sq_norm(
+    f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False, per_leaf: bool = False
+) -> Callable:
+    """What `isouq.value_and_grad_sq_norm` gives, by way of `jax.value_and_grad`; memory of one gradient."""
+    with_grad = jax.value_and_grad(f, argnums, has_aux)
 
-    Args:
-        f: a scalar function.
-        argnums: which positional arguments to differentiate, as in `jax.grad`; with several the
-            squared norms add up.
-
-    Returns:
-        A function of f's arguments that returns a scalar `[]` in float32 (float64 where the
-        gradient is), whatever the dtype of the parameters. Composes with jit and vmap.
-
-    Cost: one forward and one backward pass; memory of one gradient (under `jax.vmap`: one
-    gradient an example).
-    """
-    with_value = value_and_grad_sq_norm(f, argnums)
-    return lambda *args, **kwargs: with_value(*args, **kwargs)[1]
-
-
-def value_and_grad_sq_norm(f: Callable, argnums: int | tuple[int, ...] = 0) -> Callable:
-    """Like `grad_sq_norm`, but returns `(f(...), ‖∂f/∂arg‖²)`; the value costs nothing extra."""
-    with_grad = jax.value_and_grad(f, argnums)
-
-    def value_and_sq_norm(*args: Any, **kwargs: Any) -> tuple[Array, Array]:
+    def value_and_sq_norm(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         value, grad = with_grad(*args, **kwargs)
-        return value, tree_sq_norm(grad)
+        return value, jax.tree.map(leaf_sq_norm, grad) if per_leaf else tree_sq_norm(grad)
 
     return value_and_sq_norm

@@ -1,0 +1,75 @@
+"""A batch size that keeps to a number of bytes, by the compiled program's own account."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from isouq import _checks
+
+
+def batch_size(estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int) -> int | None:
+    """The largest batch size found whose program keeps to max_bytes; None for all inputs at once.
+
+    `estimate(*args, batch_size, engine)` is a jitted function whose third argument are the inputs and whose
+    sixth is a string. Programs are compiled for abstract arguments; nothing is computed. The answer is kept.
+    """
+    _checks.positive_int("max_bytes", max_bytes)
+    if _checks.is_traced(args):
+        raise ValueError("max_bytes was given under jax.jit, where no program can be compiled; give batch_size")
+    *arrays, kind = args
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jax.numpy.shape(leaf), jax.dtypes.result_type(leaf)), arrays
+    )
+    leaves, treedef = jax.tree.flatten(abstract)
+    return _batch_size(estimate, tuple(leaves), treedef, kind, engine, max_bytes)
+
+
+@functools.lru_cache(maxsize=256)
+def _batch_size(
+    estimate: Any, leaves: tuple[Any, ...], treedef: Any, kind: str, engine: str, max_bytes: int
+) -> int | None:
+    args = jax.tree.unflatten(treedef, leaves)
+    size = jax.tree.leaves(args[2])[0].shape[0]
+
+    def needed(batch: int | None, engine: str = engine) -> int:
+        return temporary_bytes(estimate.lower(*args, kind, batch, engine).compile())
+
+    if needed(None) <= max_bytes:
+        return None
+    one = needed(1)
+    if one > max_bytes:
+        raise ValueError(_does_not_fit(one, max_bytes, needed, engine))
+    low, high = 1, size  # low fits, high does not
+    two = needed(min(2, size - 1)) if size > 2 else one
+    guess = 1 + int((max_bytes - one) / max(two - one, 1))
+    for _ in range(4):
+        guess = min(max(guess, low + 1), high - 1)
+        if guess <= low:
+            break
+        if needed(guess) <= max_bytes:
+            low, guess = guess, guess + guess // 4
+        else:
+            high, guess = guess, (low + guess) // 2
+    return low
+
+
+def temporary_bytes(compiled: Any) -> int:
+    """Bytes that a compiled program takes beside its arguments and results."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError("max_bytes needs a memory analysis, which this backend does not give; give batch_size")
+    return int(analysis.temp_size_in_bytes)
+
+
+def _does_not_fit(one: int, max_bytes: int, needed: Callable, engine: str) -> str:
+    other = "vmap" if engine == "jaxpr" else "jaxpr"
+    what = needed(1, other)
+    advice = (
+        f"engine={other!r} needs {what:,} and fits"
+        if what <= max_bytes
+        else f"engine={other!r} needs {what:,}; wrap the blocks of predict in jax.checkpoint, "
+        "or use isouq.grad_sq_norm_probes"
+    )
+    return f"max_bytes is {max_bytes:,}, but one input needs {one:,} bytes with engine={engine!r}; {advice}"

@@ -1,0 +1,129 @@
+"""`explain`: which parameter takes which way, and what it costs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from isouq.gradnorm._factors import route
+from isouq.gradnorm._plan import Group
+from isouq.gradnorm._sites import Site
+from isouq.gradnorm._trace import trace
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter. cost: multiplications for its norm; memory: bytes of the largest array; for ONE example."""
+
+    leaf: str
+    shape: tuple[int, ...]
+    uses: int
+    route: str
+    cost: int
+    memory: int
+
+
+class Explanation(tuple[Row, ...]):
+    """Rows of the table; prints as one."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        head = ("leaf", "shape", "uses", "route", "cost", "memory")
+        cells = [
+            (row.leaf, str(list(row.shape)), str(row.uses), row.route, _count(row.cost), _count(row.memory) + "B")
+            for row in self
+        ]
+        widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
+        lines = [
+            "  ".join(c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in (head, tuple("-" * w for w in widths), *cells)
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+    __repr__ = __str__
+
+
+def explain(f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable:
+    """How `grad_sq_norm(f)` treats every parameter: `print(isouq.explain(f)(params, x))`. Nothing is computed.
+
+    Columns: leaf, its shape, its uses in f, the route, and for ONE example the multiplications that its norm takes
+    beyond a forward and a backward pass to the activations, and the bytes of the largest array on the way. Routes:
+
+    outer: one position, ‖x‖²‖δ‖². gram: ⟨XXᵀ, ΔΔᵀ⟩ over positions. product: XᵀΔ formed site by site, its norm
+    taken at once. direct: the gradient itself, by JAX, and why: the operation no rule knows (for a bias or a scale,
+    "add" or "mul", that is no loss: its gradient is no larger than an activation).
+
+    Returns:
+        A function of f's arguments (arrays or `jax.ShapeDtypeStruct`) that returns an `Explanation`, a tuple of rows
+        with these fields that prints as a table.
+    """
+
+    def explained(*args: Any, **kwargs: Any) -> Explanation:
+        numbers = (argnums,) if isinstance(argnums, int) else argnums
+        traced = trace(f, args, kwargs, argnums, has_aux)
+        params = [args[i] for i in numbers]
+        named = jax.tree_util.tree_leaves_with_path(params[0] if isinstance(argnums, int) else params)
+        rows = []
+        plan = traced.plan() if traced else None
+        for i, (path, leaf) in enumerate(named):
+            shape, itemsize = np.shape(leaf), max(4, np.dtype(jax.dtypes.result_type(leaf)).itemsize)
+            size = math.prod(shape)
+            if plan is None or i in plan.direct:
+                reason = plan.direct[i] if plan else "f looks at values of its parameters"
+                rows.append(Row(_name(path), shape, 1, f"direct: {reason}", size, size * itemsize))
+                continue
+            groups = plan.groups.get(i, [])
+            routes = [_route(group) for group in groups]
+            rows.append(
+                Row(
+                    _name(path),
+                    shape,
+                    sum(len(group.sites) for group in groups),
+                    ", ".join(dict.fromkeys(name for name, _, _ in routes)) or "unused",
+                    sum(cost for _, cost, _ in routes),
+                    max((memory for _, _, memory in routes), default=0) * itemsize,
+                )
+            )
+        return Explanation(rows)
+
+    return explained
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "params"
+
+
+def _route(group: Group) -> tuple[str, int, int]:
+    """Route, multiplications and floats of the largest array of one group."""
+    first = group.sites[0]
+    layouts = [s.layout for s in group.sites]
+    positions = [s.positions * (_steps(s) if s.collect else 1) for s in group.sites]
+    repeats = 1 if first.collect else _steps(first)
+    batch, rows, cols = map(layouts[0].size, layouts[0][:3])
+    name = route(layouts, positions)
+    if name == "outer":
+        cost, memory = batch * (rows + cols), batch * max(rows, cols)
+    elif name == "gram":
+        pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
+        cost, memory = batch * pairs * (rows + cols), 2 * batch * max(positions) ** 2
+    else:
+        cost, memory = batch * sum(positions) * rows * cols, batch * rows * cols
+    if first.collect:
+        memory = max(memory, sum(math.prod(s.steps) * (s.kept.size + s.result.size) for s in group.sites))
+    reused = " of all uses together" if len(group.sites) > 1 or None in first.view.loops else ""
+    return name + reused, cost * repeats, memory
+
+
+def _steps(s: Site) -> int:
+    return math.prod(s.steps)
+
+
+def _count(number: int) -> str:
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {suffix}"
+    return f"{number} "

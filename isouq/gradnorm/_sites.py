@@ -1,0 +1,225 @@
+"""Where a parameter meets data: one rule for each primitive, from its operands to `Factors`.
+
+A rule looks at an equation one of whose operands is a `View` and answers with a `Site`, or None
+where it does not know the form; the parameter is then differentiated the ordinary way.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from isouq.gradnorm._factors import Factors, Layout, OneHot
+from isouq.gradnorm._views import Shape, View, is_float, named
+
+
+@dataclass(eq=False)
+class Site:
+    """One use of a parameter.
+
+    view: the parameter's operand. primitive: what uses it. layout: axes of B, C and F without loops.
+    lookup: rows are looked up by index. shapes: of what is kept of the data, and of the result.
+    keep: from the equation's operands to the data that the rule needs.
+    factors: from (what was kept, cotangent of the result) to `(rows [B, P, C], cols [B, P, F])`.
+    varying: inside shard_map, the mesh axes along which what is kept, and the result, differ.
+    steps: lengths of the enclosing scans. collect: hand the pair out; otherwise its norm, at once.
+    """
+
+    view: View
+    primitive: str
+    layout: Layout
+    positions: int
+    keep: Callable
+    factors: Callable
+    lookup: bool = False
+    kept: Any = None  # ShapeDtypeStruct of what `keep` returns, filled in by the analysis
+    result: Any = None
+    varying: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    steps: Shape = ()
+    collect: bool = False
+
+    def gather(self, kept: Array, cotangent: Array) -> Factors:
+        """`Factors` from one step's pair, or from the pairs of all steps stacked on leading axes."""
+        rule, loops = self.factors, self.view.loops if self.collect else ()
+        for _ in loops:
+            rule = jax.vmap(rule)
+        rows, cols = rule(kept, cotangent)
+        over = [i for i, axis in enumerate(loops) if axis is not None]  # scans over the weight: part of B
+        along = [i for i, axis in enumerate(loops) if axis is None]  # scans that reuse it: more positions
+        n = len(loops)
+        order = (*over, n, *along, n + 1, n + 2)
+
+        def merge(array: Array, order: Sequence[int]) -> Array:
+            moved = array.transpose(order)
+            b = math.prod(moved.shape[: len(over) + 1])
+            p = math.prod(moved.shape[len(over) + 1 : n + 2])
+            return moved.reshape(b, p, *moved.shape[n + 2 :])
+
+        layout = self.layout._replace(batch=(*(loops[i] for i in over), *self.layout.batch))  # type: ignore[arg-type]
+        if self.lookup:
+            return Factors(OneHot(merge(rows, order[:-1]), layout.size(layout.rows)), merge(cols, order), layout)
+        return Factors(merge(rows, order), merge(cols, order), layout)
+
+
+def site(eqn: Any, operand: int, view: View) -> Site | None:
+    """The site that an equation is for its operand number `operand`; None where no rule knows it."""
+    rule = RULES.get(eqn.primitive.name)
+    if rule is None or not is_float(eqn.outvars[0].aval):
+        return None
+    return rule(eqn, operand, view)
+
+
+def _dot_general(eqn: Any, operand: int, view: View) -> Site | None:
+    (contract, batch) = eqn.params["dimension_numbers"]
+    of_weight, of_data = operand, 1 - operand
+    data, weight = eqn.invars[of_data].aval, eqn.invars[of_weight].aval
+    if not is_float(data):
+        return None
+    data_batch, data_contract = list(batch[of_data]), list(contract[of_data])
+    data_free = [i for i in range(data.ndim) if i not in (*data_batch, *data_contract)]
+    weight_batch, weight_contract = list(batch[of_weight]), list(contract[of_weight])
+    weight_free = [i for i in range(weight.ndim) if i not in (*weight_batch, *weight_contract)]
+    b, p = len(data_batch), len(data_free)
+    sizes = [math.prod(data.shape[i] for i in axes) for axes in (data_batch, data_free, data_contract)]
+    num_cols = math.prod(weight.shape[i] for i in weight_free)
+
+    def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
+        rows = x.transpose(*data_batch, *data_free, *data_contract).reshape(sizes)
+        if of_weight == 0:  # the result's axes are batch, weight's, data's
+            f = len(weight_free)
+            order = (*range(b), *range(b + f, b + f + p), *range(b, b + f))
+            cotangent = cotangent.transpose(order)
+        return rows, cotangent.reshape(sizes[0], sizes[1], num_cols)
+
+    layout = Layout(
+        named(tuple(view.labels[i] for i in weight_batch)),
+        named(tuple(view.labels[i] for i in weight_contract)),
+        named(tuple(view.labels[i] for i in weight_free)),
+        view.shape,
+    )
+    return Site(view, "dot_general", layout, sizes[1], lambda *operands: operands[of_data], factors)
+
+
+def _gather(eqn: Any, operand: int, view: View) -> Site | None:
+    if operand != 0:
+        return None
+    table, out = eqn.invars[0].aval, eqn.outvars[0].aval
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    looked_up = numbers.start_index_map
+    whole = all(sizes[i] == table.shape[i] for i in range(table.ndim) if i not in looked_up)
+    if set(looked_up) != set(numbers.collapsed_slice_dims) or numbers.operand_batching_dims or not whole:
+        return None
+    extents = tuple(table.shape[i] for i in looked_up)
+    mode = eqn.params["mode"]
+    positions_axes = [i for i in range(out.ndim) if i not in numbers.offset_dims]
+    num_positions = math.prod(out.shape[i] for i in positions_axes)
+
+    def keep(_: Array, indices: Array) -> Array:
+        """Row-major index of the row that each position reads; −1 where out of bounds and dropped."""
+        limit = jnp.asarray(extents, indices.dtype) - 1
+        limit = limit.reshape((1,) * (indices.ndim - 1) + (-1,))
+        inside = jnp.all((indices >= 0) & (indices <= limit), axis=-1)
+        clipped = jnp.clip(indices, 0, limit)
+        linear = _linear_index([clipped[..., i] for i in range(len(extents))], extents)
+        if mode != lax.GatherScatterMode.CLIP:  # the transpose scatters, and a scatter drops what is out of bounds
+            linear = jnp.where(inside, linear, -1)
+        return linear.reshape(num_positions)
+
+    def factors(index: Array, cotangent: Array) -> tuple[Array, Array]:
+        cols = cotangent.transpose(*positions_axes, *numbers.offset_dims).reshape(1, num_positions, -1)
+        index = index.astype(jnp.int32)[None]
+        return index, jnp.where((index >= 0)[..., None], cols, jnp.zeros((), cols.dtype))
+
+    rest = tuple(i for i in range(table.ndim) if i not in looked_up)
+    layout = Layout(
+        (), named(tuple(view.labels[i] for i in looked_up)), named(tuple(view.labels[i] for i in rest)), view.shape
+    )
+    return Site(view, "gather", layout, num_positions, keep, factors, lookup=True)
+
+
+def _linear_index(indices: list[Array], extents: Shape) -> Array:
+    """Row-major linear index."""
+    linear = indices[0]
+    for index, extent in zip(indices[1:], extents[1:], strict=True):
+        linear = linear * extent + index
+    return linear
+
+
+def _dynamic_slice(eqn: Any, operand: int, view: View) -> Site | None:
+    """`table[i]` with a traced i: a lookup of one row."""
+    if operand != 0:
+        return None
+    table, sizes = eqn.invars[0].aval, eqn.params["slice_sizes"]
+    looked_up = [i for i in range(table.ndim) if sizes[i] != table.shape[i]]
+    if not looked_up or any(sizes[i] != 1 for i in looked_up):
+        return None
+    extents = tuple(table.shape[i] for i in looked_up)
+
+    def keep(_: Array, *starts: Array) -> Array:
+        clipped = [jnp.clip(starts[i], 0, table.shape[i] - 1) for i in looked_up]
+        return _linear_index(clipped, extents).reshape(1)
+
+    def factors(index: Array, cotangent: Array) -> tuple[Array, Array]:
+        return index.astype(jnp.int32)[None], cotangent.reshape(1, 1, -1)
+
+    rest = tuple(i for i in range(table.ndim) if i not in looked_up)
+    layout = Layout(
+        (), named(tuple(view.labels[i] for i in looked_up)), named(tuple(view.labels[i] for i in rest)), view.shape
+    )
+    return Site(view, "dynamic_slice", layout, 1, keep, factors, lookup=True)
+
+
+def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
+    """Every output pixel is a position; its row is the patch of the input under the kernel."""
+    params = eqn.params
+    if operand != 1 or params["batch_group_count"] != 1:
+        return None
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    data, kernel, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
+    num_out, num_in, *window_axes = numbers.rhs_spec
+    window_shape = [kernel.shape[i] for i in window_axes]
+    out_shape = [out.shape[i] for i in numbers.out_spec[2:]]
+    examples = data.shape[numbers.lhs_spec[0]]
+    positions = examples * math.prod(out_shape)
+    grouped = view
+    if groups > 1:  # the kernel's outputs are (group, output in the group)
+        shape = list(kernel.shape)
+        shape[num_out : num_out + 1] = [groups, kernel.shape[num_out] // groups]
+        grouped = view.reshape(tuple(shape))
+    shift = [i + (1 if groups > 1 and i > num_out else 0) for i in range(kernel.ndim)]
+    batch = (grouped.labels[num_out],) if groups > 1 else ()
+    rows = tuple(grouped.labels[shift[i]] for i in (*window_axes, num_in))
+    cols = (grouped.labels[num_out + 1 if groups > 1 else num_out],)
+    stride, lhs, rhs = params["window_strides"], params["lhs_dilation"], params["rhs_dilation"]
+
+    def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
+        x = x.transpose(numbers.lhs_spec)  # [N, C, *space]
+        pads = [(0, 0, 0), (0, 0, 0)]
+        pads += [(low, high, dilation - 1) for (low, high), dilation in zip(params["padding"], lhs, strict=True)]
+        x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+        patches = []
+        for offset in itertools.product(*map(range, window_shape)):
+            starts = [o * d for o, d in zip(offset, rhs, strict=True)]
+            limits = [a + (n - 1) * s + 1 for a, n, s in zip(starts, out_shape, stride, strict=True)]
+            patches.append(lax.slice(x, (0, 0, *starts), (*x.shape[:2], *limits), (1, 1, *stride)))
+        stacked = jnp.stack(patches)  # [K, N, C, *space]
+        stacked = stacked.reshape(len(patches), examples, groups, -1, math.prod(out_shape))
+        stacked = stacked.transpose(2, 1, 4, 0, 3).reshape(groups, positions, -1)  # [G, N·S, K·C/G]
+        cotangent = cotangent.transpose(numbers.out_spec).reshape(examples, groups, -1, math.prod(out_shape))
+        return stacked, cotangent.transpose(1, 0, 3, 2).reshape(groups, positions, -1)
+
+    layout = Layout(named(batch), named(rows), named(cols), grouped.shape)
+    return Site(grouped, "conv_general_dilated", layout, positions, lambda x, _: x, factors)
+
+
+RULES: dict[str, Callable[[Any, int, View], Site | None]] = {
+    "dot_general": _dot_general,
+    "gather": _gather,
+    "dynamic_slice": _dynamic_slice,
+    "conv_general_dilated": _convolution,
+}

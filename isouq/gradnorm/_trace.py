@@ -1,0 +1,112 @@
+"""From a Python function and its arguments to a jaxpr with the parameters first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isouq.gradnorm._plan import Plan, plan
+
+
+@dataclass(frozen=True)
+class Traced:
+    """f at its arguments: `jaxpr(consts)(*leaves)` gives the value and then the arrays among aux."""
+
+    jaxpr: Any
+    consts: list[Any]
+    leaves: list[Any]
+    treedef: Any  # of the parameters
+    num_outputs: int  # values of f; the arrays among aux follow them
+    outputs: Any  # treedef of f's value
+    aux: Callable  # from the arrays among aux back to aux
+
+    def plan(self, **options: Any) -> Plan:
+        """What becomes of every leaf; see `_plan.plan`."""
+        return plan(self.jaxpr, len(self.leaves), self.num_outputs, **options)
+
+
+def trace(
+    f: Callable,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    scalar: bool = True,
+) -> Traced | None:
+    """Traces f; None where it looks at the values of its parameters, as only an untraced function may.
+
+    Everything but the parameters is closed over, as in `jax.grad`: it may be any Python object. With
+    `scalar=False` f may return any pytree of floating arrays.
+    """
+    numbers = [_argument(i, len(args)) for i in ((argnums,) if isinstance(argnums, int) else argnums)]
+    params = tuple(args[i] for i in numbers)
+    leaves, treedef = jax.tree.flatten(params if not isinstance(argnums, int) else params[0])
+    for leaf in leaves:
+        _check_leaf(leaf)
+    leaves = [_as_array(leaf) for leaf in leaves]
+    found: list[Any] = []
+
+    def flat(*leaves: Any) -> list[Any]:
+        tree = jax.tree.unflatten(treedef, leaves)
+        new = dict(zip(numbers, (tree,) if isinstance(argnums, int) else tree, strict=True))
+        out = f(*(new.get(i, arg) for i, arg in enumerate(args)), **kwargs)
+        value, aux = _value_and_aux(out, has_aux)
+        values = [_check_value(v, scalar) for v in ([value] if scalar else jax.tree.leaves(value))]
+        rest, aux_treedef = jax.tree.flatten(aux)
+        arrays = [leaf for leaf in rest if isinstance(leaf, jax.Array)]
+        rest = [None if isinstance(leaf, jax.Array) else leaf for leaf in rest]
+        found[:] = len(values), jax.tree.structure(value), aux_treedef, rest
+        return [*values, *arrays]
+
+    try:
+        closed = jax.make_jaxpr(flat)(*leaves)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return None
+    num_values, outputs, aux_treedef, rest = found
+
+    def aux(arrays: list[Any]) -> Any:
+        remaining = iter(arrays)
+        return jax.tree.unflatten(aux_treedef, [next(remaining) if leaf is None else leaf for leaf in rest])
+
+    return Traced(closed.jaxpr, [_as_array(c) for c in closed.consts], leaves, treedef, num_values, outputs, aux)
+
+
+def _argument(number: int, count: int) -> int:
+    if not isinstance(number, int) or not -count <= number < count:
+        error = ValueError if isinstance(number, int) and number < -count else TypeError  # as jax.grad
+        raise error(f"argnums is {number!r}, but the function was called with {count} positional arguments")
+    return number % count
+
+
+def _as_array(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+
+
+def _check_leaf(leaf: Any) -> None:
+    dtype = jax.dtypes.result_type(leaf) if isinstance(leaf, (int, float, complex)) else getattr(leaf, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"the argument to differentiate holds {type(leaf).__name__ if dtype is None else dtype}; expected "
+            "floating arrays only (bind the rest in the function, or choose other argnums)"
+        )
+
+
+def _value_and_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    if not has_aux:
+        return out, ()
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(f"with has_aux the function returns (value, aux); it returned a {type(out).__name__}")
+    return out
+
+
+def _check_value(value: Any, scalar: bool) -> Any:
+    expected = "a floating scalar []" if scalar else "floating arrays"
+    if not hasattr(value, "dtype") and not isinstance(value, (bool, int, float, complex)):
+        raise TypeError(f"the function returned a {type(value).__name__}; expected {expected}")
+    value = jnp.asarray(value)
+    if (scalar and value.shape != ()) or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"the function returned {value.dtype}{list(value.shape)}; expected {expected}")
+    return value
