@@ -60,12 +60,23 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def leaf_sq_norm(leaf: Array) -> Array:
+    """Σ |entry|² of one array, accumulated in float32 or better."""
+    if jnp.iscomplexobj(leaf):
+        return leaf_sq_norm(leaf.real) + leaf_sq_norm(leaf.imag)
+    flat = leaf.astype(at_least_float32(leaf.dtype)).reshape(-1)  # XLA fuses the square of a flat array into the sum
+    return jnp.sum(jnp.square(flat))
+
+
 def sq_norm(factors: list[Factors]) -> Array:
     """‖Σ_i G_i‖² of gradients that share a base; cross terms included; the cheaper of the two forms."""
     if len(factors) == 1 and factors[0].positions == 1:
         rows, cols, _ = factors[0]
-        rows_sq = 1 if isinstance(rows, OneHot) else _sum_sq(rows, (1, 2))
-        return jnp.sum(rows_sq * _sum_sq(cols, (1, 2)))
+        if isinstance(rows, OneHot):
+            return leaf_sq_norm(cols)
+        if cols.shape[0] == 1:
+            return leaf_sq_norm(rows) * leaf_sq_norm(cols)
+        return jnp.sum(jax.vmap(leaf_sq_norm)(rows) * jax.vmap(leaf_sq_norm)(cols))
     layouts = [f.layout for f in factors]
     if route(layouts, [f.positions for f in factors]) == "gram":
         total = jnp.zeros((), at_least_float32(factors[0].cols.dtype))
@@ -74,8 +85,8 @@ def sq_norm(factors: list[Factors]) -> Array:
                 total = total + (1 if i == j else 2) * _gram(one, other)
         return total
     if len(factors) == 1:
-        return jnp.sum(_sum_sq(_product(factors[0]), (0, 1, 2)))
-    return jnp.sum(jnp.square(sum(dense(f) for f in factors)))
+        return leaf_sq_norm(_product(factors[0]))
+    return leaf_sq_norm(sum(dense(f) for f in factors))
 
 
 def route(layouts: list[Layout], positions: list[int]) -> str:
@@ -144,7 +155,3 @@ def _inner(one: Array | OneHot, other: Array | OneHot) -> Array:
     if isinstance(one, OneHot):
         return jax.vmap(lambda index, vectors: vectors[:, index].T)(one.at, other)
     return jnp.einsum("bpc,bqc->bpq", one, other, preferred_element_type=at_least_float32(one.dtype))
-
-
-def _sum_sq(array: Array, axes: Shape) -> Array:
-    return jnp.sum(jnp.square(array.astype(at_least_float32(array.dtype))), axes)

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from isouq.gradnorm._factors import Factors, at_least_float32, sq_norm, window
-from isouq.gradnorm._plain import leaf_sq_norm
+from isouq.gradnorm._factors import Factors, at_least_float32, leaf_sq_norm, route, sq_norm, window
 from isouq.gradnorm._plan import Part, Plan
 from isouq.gradnorm._sites import Site
 from isouq.gradnorm._trace import Traced
@@ -84,6 +83,8 @@ def _vary(array: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _norm(s: Site, parts: list[Part | None], kept: Array, cotangent: Array) -> list[Array]:
+    if s.product_sq_norm and parts == [None] and route([s.layout], [s.positions]) == "product":
+        return [s.product_sq_norm(kept, cotangent)]
     factors = s.gather(kept, cotangent)
     return [sq_norm([_windowed(factors, part)]).astype(at_least_float32(s.result.dtype)) for part in parts]
 

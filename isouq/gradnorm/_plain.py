@@ -8,14 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from isouq.gradnorm._factors import at_least_float32
-
-
-def leaf_sq_norm(leaf: Array) -> Float[Array, ""]:
-    """Σ |entry|² of one array, accumulated in float32 or better."""
-    if jnp.iscomplexobj(leaf):
-        return leaf_sq_norm(leaf.real) + leaf_sq_norm(leaf.imag)
-    return jnp.sum(jnp.square(leaf.astype(at_least_float32(leaf.dtype))))
+from isouq.gradnorm._factors import leaf_sq_norm
 
 
 def tree_sq_norm(tree: Any) -> Float[Array, ""]:

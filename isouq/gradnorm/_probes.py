@@ -48,7 +48,7 @@ class _Factor(NamedTuple):
 
 
 def grad_sq_norm_probes(
-    f: Callable, num_probes: int, key: Array, argnums: int | tuple[int, ...] = 0, chunk: int = 1
+    f: Callable, num_probes: int, key: Array, argnums: int | tuple[int, ...] = 0, chunk: int = 4
 ) -> Callable:
     """Unbiased estimates of ‖∂f_i/∂arg‖² for every output f_i of f at once, without a backward pass.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from isouq.gradnorm._factors import Factors, Layout, OneHot
+from isouq.gradnorm._factors import Factors, Layout, OneHot, at_least_float32, leaf_sq_norm
 from isouq.gradnorm._views import Shape, View, is_float, named
 
 
@@ -23,10 +23,11 @@ class Site:
     """One use of a parameter.
 
     view: the parameter's operand. primitive: what uses it. layout: axes of B, C and F without loops.
-    lookup: rows are looked up by index. shapes: of what is kept of the data, and of the result.
-    keep: from the equation's operands to the data that the rule needs.
+    positions: P. keep: from the equation's operands to the data that the rule needs.
     factors: from (what was kept, cotangent of the result) to `(rows [B, P, C], cols [B, P, F])`.
-    varying: inside shard_map, the mesh axes along which what is kept, and the result, differ.
+    lookup: rows are looked up by index. product_sq_norm: a leaner way to the product form's norm, if any.
+    kept, result: shape and dtype of what is kept of the data, and of the result.
+    varying: inside shard_map, the mesh axes along which the two differ.
     steps: lengths of the enclosing scans. collect: hand the pair out; otherwise its norm, at once.
     """
 
@@ -37,6 +38,7 @@ class Site:
     keep: Callable
     factors: Callable
     lookup: bool = False
+    product_sq_norm: Callable | None = None
     kept: Any = None  # ShapeDtypeStruct of what `keep` returns, filled in by the analysis
     result: Any = None
     varying: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
@@ -197,24 +199,44 @@ def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
     cols = (grouped.labels[num_out + 1 if groups > 1 else num_out],)
     stride, lhs, rhs = params["window_strides"], params["lhs_dilation"], params["rhs_dilation"]
 
-    def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
-        x = x.transpose(numbers.lhs_spec)  # [N, C, *space]
-        pads = [(0, 0, 0), (0, 0, 0)]
-        pads += [(low, high, dilation - 1) for (low, high), dilation in zip(params["padding"], lhs, strict=True)]
-        x = lax.pad(x, jnp.zeros((), x.dtype), pads)
-        patches = []
+    def shifted(x: Array) -> list[Array]:
+        """For every entry of the kernel's window the inputs that it meets, [N, *space, C]."""
+        x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+        edges = [(low, high, dilation - 1) for (low, high), dilation in zip(params["padding"], lhs, strict=True)]
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        views = []
         for offset in itertools.product(*map(range, window_shape)):
             starts = [o * d for o, d in zip(offset, rhs, strict=True)]
             limits = [a + (n - 1) * s + 1 for a, n, s in zip(starts, out_shape, stride, strict=True)]
-            patches.append(lax.slice(x, (0, 0, *starts), (*x.shape[:2], *limits), (1, 1, *stride)))
-        stacked = jnp.stack(patches)  # [K, N, C, *space]
-        stacked = stacked.reshape(len(patches), examples, groups, -1, math.prod(out_shape))
-        stacked = stacked.transpose(2, 1, 4, 0, 3).reshape(groups, positions, -1)  # [G, N·S, K·C/G]
-        cotangent = cotangent.transpose(numbers.out_spec).reshape(examples, groups, -1, math.prod(out_shape))
-        return stacked, cotangent.transpose(1, 0, 3, 2).reshape(groups, positions, -1)
+            views.append(lax.slice(x, (0, *starts, 0), (examples, *limits, x.shape[-1]), (1, *stride, 1)))
+        return views
+
+    def channels_last(cotangent: Array) -> Array:
+        return cotangent.transpose(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
+
+    def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
+        patches = jnp.stack(shifted(x), axis=-2)  # [N, *space, K, C]
+        patches = patches.reshape(positions, patches.shape[-2], groups, -1).transpose(2, 0, 1, 3)
+        cols = channels_last(cotangent).reshape(positions, groups, -1).transpose(1, 0, 2)
+        return patches.reshape(groups, positions, -1), cols
+
+    def product_sq_norm(x: Array, cotangent: Array) -> Array:
+        """‖XᵀΔ‖² one entry of the window at a time: the patches are never stacked."""
+        cols, over = channels_last(cotangent), tuple(range(len(out_shape) + 1))
+        dtype = at_least_float32(cols.dtype)
+        products = [lax.dot_general(v, cols, ((over, over), ((), ())), None, dtype) for v in shifted(x)]
+        return sum((leaf_sq_norm(product) for product in products), jnp.zeros((), dtype))
 
     layout = Layout(named(batch), named(rows), named(cols), grouped.shape)
-    return Site(grouped, "conv_general_dilated", layout, positions, lambda x, _: x, factors)
+    return Site(
+        grouped,
+        "conv_general_dilated",
+        layout,
+        positions,
+        lambda x, _: x,
+        factors,
+        product_sq_norm=product_sq_norm if groups == 1 else None,
+    )
 
 
 RULES: dict[str, Callable[[Any, int, View], Site | None]] = {

@@ -1,0 +1,72 @@
+"""python -m benchmarks NAME [--preset smoke|full] [--out DIR]."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import cases
+from benchmarks.settings import apply
+
+RESULTS = Path(__file__).parent / "results"
+SMOKE_RESULTS = Path("out") / "benchmarks"
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="isouq against its peers, in one run")
+    parser.add_argument("name", choices=[*cases.NAMES, "all"])
+    parser.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke: tiny, a minute each")
+    parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, for smoke out/benchmarks")
+    parser.add_argument("--rounds", type=int, help="at least so many (default 7, smoke 2)")
+    parser.add_argument("--budget", type=float, help="seconds per contestant for its rounds (default 60, smoke 2)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="isouq and the contestants whose name contains TEXT")
+    parser.add_argument("--no-memory", action="store_true", help="time only, no process per contestant")
+    parser.add_argument("--lengths", type=_integers, default=(), help="lm: such as 40,128,512")
+    parser.add_argument("--batches", type=_integers, default=(), help="lm: one per length, such as 8,4,2")
+    parser.add_argument(
+        "--tied", choices=["on", "off", "both"], default="both", help="lm: both: untied at first length"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the named benchmarks, writing each as soon as it is done."""
+    options = arguments(argv)
+    apply()
+    from benchmarks import provenance, report, runner, timing
+
+    full = options.preset == "full"
+    folder = options.out or (RESULTS if full else SMOKE_RESULTS)
+    plan = timing.Plan(options.rounds or (7 if full else 2), options.budget or (60.0 if full else 2.0))
+    how = runner.Options(plan, memory=not options.no_memory, only=options.only)
+    names = cases.NAMES if options.name == "all" else (options.name,)
+    todo = [(name, case) for name in names for case in _cases(name, options)]
+    record = provenance.provenance(argv)
+    print(provenance.in_words(record), flush=True)
+    progress = runner.Progress(todo, how)
+    for name in names:
+        rows = [row for n, case in todo if n == name for row in runner.run_case(name, case, how, progress)]
+        report.write(name, rows, record, folder)
+        print((folder / f"{name}.md").read_text(), flush=True)
+
+
+def _cases(name: str, options: argparse.Namespace) -> list[cases.Case]:
+    if name == "lm":
+        return cases.lm_cases(options.preset, options.lengths, options.batches, options.tied)
+    makers = {
+        "mlp": cases.mlp_cases,
+        "cnn": cases.cnn_cases,
+        "encoder": cases.encoder_cases,
+        "growth": cases.growth_cases,
+        "probes": cases.probes_cases,
+    }
+    return makers[name](options.preset)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

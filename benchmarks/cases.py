@@ -1,0 +1,116 @@
+"""What is measured: model shapes, their batches and the names of the contestants."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+ISOUQ, REMAT = "isouq", "isouq + remat"
+VMAP, LAX_MAP = "vmap of grad", "lax.map of grad"
+TRAINING, FLOOR = "batched forward+backward", "activation gradients only"
+TORCH_FUNC, BACKPACK, OPACUS = "torch.func vmap(grad)", "BackPACK BatchL2Grad", "Opacus ghost norms"
+TORCH_LOOP, TORCH_TRAINING = "torch loop of backward", "torch batched forward+backward"
+PROBES = "isouq probes"
+BACKWARDS, GRADS = "one forward, a backward per position", "grad per position"
+
+MATERIALISING = (VMAP, TORCH_FUNC)  # hold one gradient per example at once
+TORCH = (TORCH_FUNC, BACKPACK, OPACUS, TORCH_LOOP, TORCH_TRAINING)
+JAX = (ISOUQ, VMAP, LAX_MAP, TRAINING, FLOOR)
+GROWTH = (ISOUQ, VMAP, TRAINING)
+NAMES = ("mlp", "cnn", "encoder", "lm", "growth", "probes")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model shape with its batch. Fields that a kind does not use keep their defaults."""
+
+    kind: str  # mlp | cnn | encoder | lm
+    label: str
+    batch: int
+    width: int = 256
+    layers: int = 2
+    heads: int = 4
+    length: int = 1  # T, tokens per example
+    vocab: int = 50257
+    classes: int = 3
+    features: int = 2
+    tied: bool = True  # lm: the output layer is the transposed token embedding
+    probes: int = 0  # probes: K
+    positions: int = 0  # probes: exact norms of the first so many positions; 0 stands for all
+    seed: int = 0
+    axis: str = ""  # growth: what varies ...
+    value: int = 0  # ... and its value
+
+
+def mlp_cases(preset: str) -> list[Case]:
+    """Two hidden layers, 2 features, 3 classes."""
+    sizes = ((64, 1600), (256, 1600), (1024, 400)) if preset == "full" else ((16, 32), (32, 16))
+    return [Case("mlp", f"MLP 2 × {width}, {batch} inputs", batch, width=width) for width, batch in sizes]
+
+
+def cnn_cases(preset: str) -> list[Case]:
+    """Three convolutions and a dense layer on 28 × 28 × 1."""
+    batch = 128 if preset == "full" else 4
+    return [Case("cnn", f"CNN 16/32/64, {batch} inputs", batch, classes=10)]
+
+
+def encoder_cases(preset: str) -> list[Case]:
+    """Six layers, width 256, four heads, mean pooling, four classes."""
+    small: dict[str, Any] = {"layers": 2, "width": 32, "length": 8, "vocab": 64, "batch": 3}
+    full: dict[str, Any] = {"layers": 6, "width": 256, "length": 64, "vocab": 8192, "batch": 32}
+    size = full if preset == "full" else small
+    label = f"encoder {size['layers']} × {size['width']}, T = {size['length']}, {size['batch']} inputs"
+    return [Case("encoder", label, classes=4, **size)]
+
+
+def lm_cases(preset: str, lengths: Sequence[int] = (), batches: Sequence[int] = (), tied: str = "both") -> list[Case]:
+    """GPT-2's shape. `both`: tied embeddings at every length, untied ones at the first."""
+    full = preset == "full"
+    lengths = lengths or ((40, 128, 512) if full else (6,))
+    batches = batches or ((8, 4, 2) if full else (2,) * len(lengths))
+    if len(lengths) != len(batches):
+        raise SystemExit(f"--lengths has {len(lengths)} values and --batches {len(batches)}; give as many of each")
+    cases = []
+    for length, batch in zip(lengths, batches, strict=True):
+        case = _lm(full, length, batch)
+        if tied in ("on", "both"):
+            cases.append(case)
+        if tied == "off" or (tied == "both" and length == lengths[0]):
+            cases.append(replace(case, tied=False, label=case.label + ", untied"))
+    return cases
+
+
+def _lm(full: bool, length: int, batch: int) -> Case:
+    layers, width, heads, vocab = (12, 768, 12, 50257) if full else (2, 32, 4, 97)
+    label = f"LM {layers} × {width}, T = {length}, {batch} sequences"
+    return Case("lm", label, batch, width=width, layers=layers, heads=heads, length=length, vocab=vocab)
+
+
+def growth_cases(preset: str) -> list[Case]:
+    """Batch, width and length, one at a time."""
+    full = preset == "full"
+    batches = (16, 50, 160, 500, 1600, 6400) if full else (4, 8)
+    widths = (32, 64, 128, 256, 512, 1024, 2048) if full else (8, 16)
+    lengths = (16, 32, 64, 128, 256, 512) if full else (4, 8)
+    fixed, inputs = (256, 400) if full else (16, 8)
+    cases = [Case("mlp", f"MLP 2 × {fixed}", n, width=fixed, axis="batch", value=n) for n in batches]
+    cases += [Case("mlp", f"MLP 2 × n, {inputs} inputs", inputs, width=n, axis="width", value=n) for n in widths]
+    size: dict[str, Any] = {"batch": 8, "width": 256, "vocab": 4096} if full else {"batch": 2, "width": 16, "vocab": 32}
+    label = f"LM 2 × {size['width']}, {size['batch']} sequences"
+    return cases + [Case("lm", label, layers=2, length=n, axis="T", value=n, **size) for n in lengths]
+
+
+def probes_cases(preset: str) -> list[Case]:
+    """Log p of every next token of one sequence under a causal LM."""
+    full = preset == "full"
+    length, probes = (256, 64) if full else (12, 8)
+    case = _lm(full, length, 1)
+    return [replace(case, probes=probes, label=f"LM {case.layers} × {case.width}, {length} positions, K = {probes}")]
+
+
+def contestants(name: str, case: Case) -> tuple[str, ...]:
+    """Who takes part, isouq first."""
+    if name == "growth":
+        return GROWTH
+    if name == "probes":
+        return (PROBES, BACKWARDS, GRADS)
+    return (*JAX[:1], *((REMAT,) if case.kind == "lm" else ()), *JAX[1:], *TORCH)

@@ -1,0 +1,56 @@
+"""What a contestant hands over, and how one is made from its name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import MATERIALISING, TORCH, Case
+
+NOT_INSTALLED = "not installed: pip install torch==2.13.0 first, then opacus, backpack-for-pytorch"
+SHARE_OF_MEMORY = 0.7
+
+
+class CannotRun(Exception):
+    """A contestant that does not take part; the text is the reason shown in its row."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Ready to be timed: compiled where it is compiled, weights and inputs on the device."""
+
+    call: Callable[[], Any]  # runs once and waits until the device is done
+    norms: Callable[[Any], np.ndarray] | None = None  # squared norms [B] out of what `call` returns; None: it has none
+    compile_seconds: float | None = None
+    temp_bytes: int | None = None
+    stochastic: bool = False  # `norms` are estimates, not expected to equal the exact ones
+
+
+def prepare(name: str, case: Case) -> Prepared:
+    """Import, build and compile one contestant; CannotRun says why not."""
+    _fits(name, case)
+    if name in TORCH:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            raise CannotRun(NOT_INSTALLED) from None
+        from benchmarks import torch_contestants
+
+        return torch_contestants.prepare(name, case)
+    from benchmarks import jax_contestants
+
+    return jax_contestants.prepare(name, case)
+
+
+def _fits(name: str, case: Case) -> None:
+    """One gradient per example twice (itself and its square) must fit in memory."""
+    if name not in MATERIALISING:
+        return
+    from benchmarks import models, provenance
+
+    need = 2 * 4 * case.batch * models.count(case)
+    free = provenance.free_bytes()
+    if free is not None and need > SHARE_OF_MEMORY * free:
+        reason = f"one gradient per example needs about {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+        raise CannotRun(f"left out: {reason}")

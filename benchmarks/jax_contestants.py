@@ -1,0 +1,120 @@
+"""The contestants in JAX: isouq, ordinary differentiation, and the two floors."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import isouq
+from benchmarks import models
+from benchmarks.cases import BACKWARDS, FLOOR, GRADS, ISOUQ, LAX_MAP, PROBES, REMAT, TRAINING, VMAP, Case
+from benchmarks.contestant import CannotRun, Prepared
+
+
+def prepare(name: str, case: Case) -> Prepared:
+    """Compile the contestant for the case's weights and inputs."""
+    params, xs = _placed(case)
+    if name == PROBES:
+        return _probes(case, params, xs[0])
+    if name == BACKWARDS:
+        return _compiled(_backward_per_position(case), params, xs[0])
+    if name == GRADS:
+        return _compiled(_grad_per_position(case), params, xs[0])
+    f = models.jax_function(case)
+    if name == TRAINING:
+        return _compiled(jax.grad(_batch_sum(f)), params, xs, norms=False)
+    if name == FLOOR:
+        zeros = jnp.zeros((case.batch, *models.nudge_shape(case)))
+        of_nudge = jax.grad(lambda nudge, params, xs: jnp.sum(jax.vmap(f, (None, 0, 0))(params, xs, nudge)))
+        return _compiled(of_nudge, zeros, params, xs, norms=False)
+    return _compiled(_norms(name, case, f), params, xs)
+
+
+def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Array], Array]:
+    """(params, xs) -> squared norms [B]."""
+    if name in (ISOUQ, REMAT):
+        single = isouq.grad_sq_norm(models.jax_function(case, remat=name == REMAT))
+        return lambda params, xs: jax.vmap(single, (None, 0))(params, xs)
+
+    def slow(params: Any, x: Array) -> Array:
+        return _squares(jax.grad(f)(params, x))
+
+    if name == VMAP:
+        return lambda params, xs: jax.vmap(slow, (None, 0))(params, xs)
+    if name == LAX_MAP:
+        return lambda params, xs: jax.lax.map(lambda x: slow(params, x), xs)
+    raise ValueError(f"no contestant is called {name!r}")
+
+
+def _probes(case: Case, params: Any, x: Array) -> Prepared:
+    """K probes for all positions at once."""
+    make = getattr(isouq, "grad_sq_norm_probes", None)
+    if make is None:
+        raise CannotRun("isouq.grad_sq_norm_probes does not exist in this version")
+    estimate = make(
+        lambda params, x: models.token_log_probs(case, params, x), num_probes=case.probes, key=jax.random.key(case.seed)
+    )
+    prepared = _compiled(lambda params, x: estimate(params, x).estimate, params, x)
+    return replace(prepared, stochastic=True)
+
+
+def _backward_per_position(case: Case) -> Callable[[Any, Array], Array]:
+    """One forward pass, then a backward pass for every position's log p."""
+    positions = case.positions or case.length
+
+    def norms(params: Any, x: Array) -> Array:
+        _, pull = jax.vjp(lambda params: models.token_log_probs(case, params, x), params)
+        return jax.lax.map(lambda seed: _squares(pull(seed)[0]), jnp.eye(positions, case.length))
+
+    return norms
+
+
+def _grad_per_position(case: Case) -> Callable[[Any, Array], Array]:
+    """A forward and a backward pass for every position's log p, as a loop over jax.grad takes."""
+
+    def norms(params: Any, x: Array) -> Array:
+        of = jax.grad(lambda params, t: models.token_log_probs(case, params, x)[t])
+        return jax.lax.map(lambda t: _squares(of(params, t)), jnp.arange(case.positions or case.length))
+
+    return norms
+
+
+def _compiled(function: Callable[..., Any], *args: Any, norms: bool = True) -> Prepared:
+    """Ahead of time, so that compiling is timed alone and no call is needed to warm up."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    analysis = program.memory_analysis()
+    return Prepared(
+        call=lambda: jax.block_until_ready(program(*args)),
+        norms=np.asarray if norms else None,
+        compile_seconds=seconds,
+        temp_bytes=getattr(analysis, "temp_size_in_bytes", None),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _placed(case: Case) -> tuple[Any, Array]:
+    """Weights and inputs on the device, once per case for all contestants."""
+    params = jax.tree.map(jnp.asarray, models.weights(case))
+    return jax.block_until_ready((params, jnp.asarray(models.inputs(case))))
+
+
+def forget() -> None:
+    """Frees the last case's arrays and programs."""
+    _placed.cache_clear()
+    jax.clear_caches()
+
+
+def _batch_sum(f: Callable[..., Array]) -> Callable[[Any, Array], Array]:
+    return lambda params, xs: jnp.sum(jax.vmap(f, (None, 0))(params, xs))
+
+
+def _squares(tree: Any) -> Array:
+    return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.float32(0))

@@ -1,0 +1,138 @@
+"""Peak memory of one call, in a process of its own, the same way for every contestant.
+
+The process imports, starts the framework's threads with one small matrix product, builds the model, places weights and
+inputs, compiles (JAX) and does not run the contestant. Then the baseline is read, the call is made (twice if it is
+short), and the peak is read: of the resident set on a CPU, of the framework's allocator on a GPU.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import TORCH, Case
+from benchmarks.contestant import CannotRun, prepare
+from benchmarks.timing import first_call
+
+MARK = "peak bytes:"
+REPEAT_BELOW_SECONDS = 5.0
+TIME_LIMIT = 1800.0
+
+
+def peak_bytes(name: str, case: Case) -> tuple[float | None, str]:
+    """Start the process and wait for it; (bytes, "") or (None, the reason there is no number)."""
+    command = [sys.executable, "-m", "benchmarks.memory", name, json.dumps(asdict(case))]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIME_LIMIT, cwd=Path(__file__).parents[1]
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"memory: no result in {TIME_LIMIT:.0f} s"
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            return float(line.removeprefix(MARK)), ""
+    if done.returncode < 0:
+        return None, f"memory: ended by signal {-done.returncode}, out of memory?"
+    reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    return None, f"memory: {reason[0][:160]}"
+
+
+def _measure(name: str, case: Case) -> int:
+    """In the child process."""
+    prepared = prepare(name, case)
+    _start_threads(name)
+    gc.collect()
+    meter = _gpu_meter(name) or _ResidentSet()
+    meter.start()
+    result, seconds = first_call(prepared)
+    del result
+    if seconds < REPEAT_BELOW_SECONDS:
+        prepared.call()
+    return meter.peak()
+
+
+def _start_threads(name: str) -> None:
+    """Thread pools and buffers of the linear algebra library cost several MB once per process: not the contestant's."""
+    if name in TORCH:
+        import torch
+
+        a = torch.ones(512, 512, requires_grad=True)
+        (a @ a).sum().backward()
+        return
+    import jax
+
+    jax.block_until_ready(jax.jit(jax.grad(lambda a: (a @ a).sum()))(jax.numpy.ones((512, 512))))
+
+
+class _ResidentSet:
+    """VmHWM above VmRSS; the high-water mark is set back where Linux allows it."""
+
+    def start(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # pages that the compiler has freed are given back first
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError as error:
+            raise CannotRun("the high-water mark cannot be set back on this system") from error
+        self.baseline = _status("VmRSS")
+
+    def peak(self) -> int:
+        return _status("VmHWM") - self.baseline
+
+
+class _Cuda:
+    """torch's allocator."""
+
+    def start(self) -> None:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        self.baseline = torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated() - self.baseline
+
+
+class _JaxDevice:
+    """XLA's allocator. Its peak cannot be set back: what compiling used counts if it was more."""
+
+    def start(self) -> None:
+        self.baseline = self._stats()["bytes_in_use"]
+
+    def peak(self) -> int:
+        return self._stats()["peak_bytes_in_use"] - self.baseline
+
+    def _stats(self) -> dict[str, Any]:
+        import jax
+
+        return jax.devices()[0].memory_stats()
+
+
+def _gpu_meter(name: str) -> _Cuda | _JaxDevice | None:
+    """None on a CPU."""
+    if name in TORCH:
+        import torch
+
+        return _Cuda() if torch.cuda.is_available() else None
+    import jax
+
+    return _JaxDevice() if jax.devices()[0].memory_stats() and jax.default_backend() != "cpu" else None
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+if __name__ == "__main__":
+    from benchmarks.settings import apply
+
+    apply()
+    print(MARK, _measure(sys.argv[1], Case(**json.loads(sys.argv[2]))))

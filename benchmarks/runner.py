@@ -1,0 +1,180 @@
+"""Runs cases: sets every contestant up, checks its norms, times all in rounds, measures memory one by one."""
+
+import gc
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks import memory, models, timing
+from benchmarks.cases import BACKWARDS, GRADS, ISOUQ, LAX_MAP, PROBES, TORCH, VMAP, Case, contestants
+from benchmarks.contestant import CannotRun, Prepared, prepare
+
+Row = dict[str, Any]
+COLUMNS = (
+    *("benchmark", "case", "kind", "batch", "width", "length", "tied", "parameters", "axis", "value"),
+    *("contestant", "framework", "status", "seconds", "seconds_p10", "seconds_p90", "rounds"),
+    *("time_ratio", "time_ratio_p10", "time_ratio_p90", "compile_seconds", "temp_mb", "peak_mb", "memory_ratio"),
+    *("max_relative_error", "estimate_mean", "estimate_rms", "estimate_rms_expected", "estimate_p10", "estimate_p90"),
+)
+LEAST_MB = 1.0  # below it the peak is within what the method can tell, and no ratio is given
+WEIGHTS = {"mlp": 1, "cnn": 2, "encoder": 4, "lm": 12}  # for the estimate of the time left
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about how to measure."""
+
+    plan: timing.Plan
+    memory: bool = True
+    only: str = ""  # isouq and the contestants whose name contains this
+
+
+class Progress:
+    """A line per step, with the time left as far as the steps so far tell."""
+
+    def __init__(self, cases: Sequence[tuple[str, Case]], options: Options) -> None:
+        self.start, self.done = time.monotonic(), 0.0
+        steps = 3 if options.memory else 2
+        self.total = sum(steps * WEIGHTS[case.kind] * len(taking_part(name, case, options)) for name, case in cases)
+
+    def step(self, case: Case, text: str, count: int = 1) -> None:
+        """`count` contestants are through with one of setting up, timing and memory."""
+        self.done += WEIGHTS[case.kind] * count
+        elapsed = time.monotonic() - self.start
+        left = elapsed / self.done * (self.total - self.done)
+        print(f"[{100 * self.done / self.total:3.0f} %, about {_duration(left)} left] {case.label}: {text}", flush=True)
+
+
+def taking_part(name: str, case: Case, options: Options) -> list[str]:
+    """The contestants of a case after `--only`; what the others are measured by stays."""
+    return [c for c in contestants(name, case) if options.only.lower() in c.lower() or c in (ISOUQ, PROBES)]
+
+
+def run_case(name: str, case: Case, options: Options, progress: Progress) -> list[Row]:
+    """One row per contestant, also for those that cannot run."""
+    names = taking_part(name, case, options)
+    rows = {c: _row(name, case, c) for c in names}
+    ready, norms, first = _set_up(case, rows, progress)
+    _check(case, rows, ready, norms)
+    _time(case, rows, ready, first, options, progress)
+    ready.clear()
+    _forget()
+    if options.memory:
+        _memory(case, rows, progress)
+    return list(rows.values())
+
+
+def _row(name: str, case: Case, contestant: str) -> Row:
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {"benchmark": name, "case": case.label, "contestant": contestant, "status": "ok"}
+    row |= {field: getattr(case, field) for field in ("kind", "batch", "width", "length", "axis", "value")}
+    tied = case.tied if case.kind == "lm" else None
+    framework = "torch" if contestant in TORCH else "JAX"
+    return row | {"tied": tied, "parameters": models.count(case), "framework": framework}
+
+
+def _set_up(
+    case: Case, rows: dict[str, Row], progress: Progress
+) -> tuple[dict[str, Prepared], dict[str, np.ndarray], dict[str, float]]:
+    """Build, compile and call once. A contestant that fails keeps its row, with the reason, and leaves."""
+    ready: dict[str, Prepared] = {}
+    norms: dict[str, np.ndarray] = {}
+    first: dict[str, float] = {}
+    for name, row in rows.items():
+        try:
+            prepared = prepare(name, case)
+            result, first[name] = timing.first_call(prepared)
+            if prepared.norms is not None:
+                norms[name] = np.asarray(prepared.norms(result), np.float64)
+            ready[name] = prepared
+            del result
+            row["compile_seconds"] = prepared.compile_seconds
+            row["temp_mb"] = None if prepared.temp_bytes is None else prepared.temp_bytes / 1e6
+            text = f"first call {first[name]:.3g} s"
+        except CannotRun as error:
+            row["status"] = text = str(error)
+        except Exception as error:  # a peer that breaks must not stop the others
+            row["status"] = text = f"failed: {type(error).__name__}: {_one_line(error)}"
+        progress.step(case, f"{name}: {text}")
+        _forget(arrays=False)
+    return ready, norms, {name: first[name] for name in ready}
+
+
+def _check(case: Case, rows: dict[str, Row], ready: dict[str, Prepared], norms: dict[str, np.ndarray]) -> None:
+    """Largest relative error against JAX's own gradients; for estimates, the distribution of it."""
+    exact = next((norms[name] for name in (VMAP, LAX_MAP, BACKWARDS) if name in norms), None)
+    if exact is None:
+        return
+    for name, values in norms.items():
+        error = values[: len(exact)] / exact - 1
+        if not ready[name].stochastic:
+            rows[name]["max_relative_error"] = float(np.max(np.abs(error)))
+            continue
+        low, high = np.percentile(error, (10, 90))
+        rows[name] |= {"estimate_mean": float(error.mean()), "estimate_rms": float(np.sqrt(np.mean(error**2)))}
+        rows[name] |= {"estimate_p10": float(low), "estimate_p90": float(high)}
+        rows[name]["estimate_rms_expected"] = (2 / case.probes) ** 0.5
+
+
+def _time(
+    case: Case,
+    rows: dict[str, Row],
+    ready: dict[str, Prepared],
+    first: dict[str, float],
+    options: Options,
+    progress: Progress,
+) -> None:
+    times = timing.rounds(ready, first, options.plan, case.seed)
+    ours = next((times[name] for name in (ISOUQ, PROBES) if name in times), None)
+    for name, samples in times.items():
+        taken = samples[np.isfinite(samples)]
+        low, median, high = np.percentile(taken, (10, 50, 90))
+        rows[name] |= {"seconds": median, "seconds_p10": low, "seconds_p90": high, "rounds": len(taken)}
+        if ours is not None:
+            ratio = timing.paired_ratio(samples, ours)
+            rows[name] |= {"time_ratio": ratio.median, "time_ratio_p10": ratio.low, "time_ratio_p90": ratio.high}
+    most = max((row["rounds"] or 0 for row in rows.values()), default=0)
+    progress.step(case, f"timed, up to {most} rounds", count=len(rows))
+
+
+def _memory(case: Case, rows: dict[str, Row], progress: Progress) -> None:
+    for name, row in rows.items():
+        if row["status"] != "ok":
+            progress.step(case, f"{name}: no memory measured")
+            continue
+        small = (
+            replace(case, positions=min(4, case.length)) if name in (BACKWARDS, GRADS) else case
+        )  # a loop: the same buffers
+        peak, reason = memory.peak_bytes(name, small)
+        row["peak_mb"] = None if peak is None else peak / 1e6
+        if reason:
+            row["status"] = f"ok; {reason}"
+        progress.step(case, f"{name}: " + (reason or f"peak {row['peak_mb']:.1f} MB"))
+    ours = next((rows[name]["peak_mb"] for name in (ISOUQ, PROBES) if name in rows), None)
+    for row in rows.values():
+        if row["peak_mb"] is not None and ours is not None and min(ours, row["peak_mb"]) >= LEAST_MB:
+            row["memory_ratio"] = row["peak_mb"] / ours
+
+
+def _forget(arrays: bool = True) -> None:
+    """Give back what the last contestant or case held."""
+    if arrays:
+        from benchmarks import jax_contestants
+
+        jax_contestants.forget()
+        models.weights.cache_clear()
+    gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()  # does nothing where CUDA is not in use
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
