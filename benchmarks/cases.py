@@ -100,10 +100,11 @@ def growth_cases(preset: str) -> list[Case]:
 
 
 def probes_cases(preset: str) -> list[Case]:
-    """Log p of every next token of one sequence under a causal LM."""
+    """Log p of every next token of one sequence under a causal LM, shallow enough for T backward passes to end."""
     full = preset == "full"
     length, probes = (256, 64) if full else (12, 8)
     case = _lm(full, length, 1)
+    case = replace(case, layers=4, vocab=8192) if full else case
     return [replace(case, probes=probes, label=f"LM {case.layers} × {case.width}, {length} positions, K = {probes}")]
 
 

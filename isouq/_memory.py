@@ -36,23 +36,21 @@ def _batch_size(
     def needed(batch: int | None, engine: str = engine) -> int:
         return temporary_bytes(estimate.lower(*args, kind, batch, engine).compile())
 
-    if needed(None) <= max_bytes:
+    whole = needed(None)
+    if whole <= max_bytes:
         return None
-    one = needed(1)
-    if one > max_bytes:
-        raise ValueError(_does_not_fit(one, max_bytes, needed, engine))
-    low, high = 1, size  # low fits, high does not
-    two = needed(min(2, size - 1)) if size > 2 else one
-    guess = 1 + int((max_bytes - one) / max(two - one, 1))
-    for _ in range(4):
-        guess = min(max(guess, low + 1), high - 1)
-        if guess <= low:
+    low, high, guess = 0, size, int(size * max_bytes / whole)  # low fits, high does not
+    for _ in range(8):
+        if high - low <= max(1, low // 4):
             break
+        guess = min(max(guess, low + 1), high - 1)
         if needed(guess) <= max_bytes:
             low, guess = guess, guess + guess // 4
         else:
             high, guess = guess, (low + guess) // 2
-    return low
+    if not low and (one := needed(1)) > max_bytes:
+        raise ValueError(_does_not_fit(one, max_bytes, needed, engine))
+    return max(low, 1)
 
 
 def temporary_bytes(compiled: Any) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from isouq.gradnorm._factors import route
 from isouq.gradnorm._plan import Group
 from isouq.gradnorm._sites import Site
-from isouq.gradnorm._trace import trace
+from isouq.gradnorm._trace import Traced, trace
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def explain(f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = Fal
 
     def explained(*args: Any, **kwargs: Any) -> Explanation:
         numbers = (argnums,) if isinstance(argnums, int) else argnums
-        traced = trace(f, args, kwargs, argnums, has_aux)
+        traced = _trace(f, args, kwargs, argnums, has_aux)
         params = [args[i] for i in numbers]
         named = jax.tree_util.tree_leaves_with_path(params[0] if isinstance(argnums, int) else params)
         rows = []
@@ -91,6 +91,23 @@ def explain(f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = Fal
         return Explanation(rows)
 
     return explained
+
+
+def _trace(f: Callable, args: Any, kwargs: Any, argnums: int | tuple[int, ...], has_aux: bool) -> Traced | None:
+    """The trace of f at its arguments, or at stand-ins for those that are only described."""
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    described = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    found: list[Traced | None] = []
+
+    def at(stand_ins: list[Any]) -> None:
+        full = leaves.copy()
+        for i, stand_in in zip(described, stand_ins, strict=True):
+            full[i] = stand_in
+        full_args, full_kwargs = jax.tree.unflatten(treedef, full)
+        found.append(trace(f, full_args, full_kwargs, argnums, has_aux))
+
+    jax.eval_shape(at, [leaves[i] for i in described]) if described else at([])
+    return found[0]
 
 
 def _name(path: Any) -> str:

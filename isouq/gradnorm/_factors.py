@@ -12,6 +12,7 @@ Goodfellow, "Efficient per-example gradient computations" (arXiv 1510.01799) for
 al. (arXiv 1912.06015) for convolutions; Li et al. (arXiv 2110.05679) for the Gram form.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ def sq_norm(factors: list[Factors]) -> Array:
         return total
     if len(factors) == 1:
         return leaf_sq_norm(_product(factors[0]))
-    return leaf_sq_norm(sum(dense(f) for f in factors))
+    return leaf_sq_norm(functools.reduce(jnp.add, [dense(f) for f in factors]))
 
 
 def route(layouts: list[Layout], positions: list[int]) -> str:

@@ -1,5 +1,6 @@
 """Quadratic forms gᵀΣg from the factors of g, for covariances that respect the shape of the parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def _of_factors(factors: list[Factors], chain: tuple, form: Form, leaf: Any) -> 
     if form.directions is None:
         return block, None
     directions = jax.vmap(lambda u: follow(chain, u))(form.directions)
-    return block, _plain.add([_project(f, directions) for f in factors])
+    return block, functools.reduce(jnp.add, [_project(f, directions) for f in factors])
 
 
 def _arrange(array: Array, layout: Layout) -> Array:

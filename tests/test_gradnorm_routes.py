@@ -1,0 +1,180 @@
+"""Which way each parameter takes, what that saves, and that `explain` says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import isouq
+
+IDS = jnp.array([1, 3, 1])
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def scalar(y):
+    return jnp.sum(jnp.sin(y))
+
+
+def routes(f, params, *args):
+    return {row.leaf: row.route for row in isouq.explain(f)(params, *args)}
+
+
+def straight_through():
+    @jax.custom_vjp
+    def double(w):
+        return w
+
+    double.defvjp(lambda w: (w, None), lambda _, cotangent: (2 * cotangent,))
+    return double
+
+
+ROUTES = {
+    "one position": (lambda w, x: scalar(x @ w), (30, 20), (30,), "outer"),
+    "few positions": (lambda w, x: scalar(jnp.tanh(x @ w)), (30, 20), (3, 30), "gram"),
+    "many positions": (lambda w, x: scalar(jnp.tanh(x @ w)), (30, 20), (50, 30), "product"),
+    "transposed": (lambda w, x: scalar(x @ w.T), (20, 30), (30,), "outer"),
+    "reshaped": (lambda w, x: scalar(x @ w.reshape(30, 20)), (600,), (30,), "outer"),
+    "heads": (lambda w, x: scalar(jnp.einsum("td,hdk->htk", x, w)), (4, 30, 5), (3, 30), "gram"),
+    "split": (lambda w, x: scalar(sum(jnp.tanh(x @ v) for v in jnp.split(w, 3, 1))), (30, 60), (30,), "outer"),
+    "cast": (lambda w, x: scalar((x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)) + 0.0), (30, 20), (30,), "outer"),
+    "embedding": (lambda w, x: scalar(w[IDS]), (50, 20), (), "gram"),
+    "one row": (lambda w, x: scalar(w[x.astype(int)]), (50, 20), (), "outer"),
+    "convolution": (
+        lambda w, x: scalar(lax.conv(x, w, (1, 1), "SAME")),
+        (8, 4, 3, 3),
+        (1, 4, 9, 9),
+        "product",
+    ),
+    "checkpoint": (lambda w, x: scalar(jax.checkpoint(lambda w: jnp.tanh(x @ w))(w)), (30, 20), (30,), "outer"),
+    "layers in a scan": (
+        lambda w, x: scalar(lax.scan(lambda h, v: (jnp.tanh(h @ v), None), x, w)[0]),
+        (3, 30, 30),
+        (30,),
+        "outer",
+    ),
+    "reused in a scan": (
+        lambda w, x: scalar(lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, None, 3)[0]),
+        (30, 30),
+        (30,),
+        "gram of all uses together",
+    ),
+    "tied": (lambda w, x: scalar(jnp.tanh(x @ w) @ w.T), (30, 30), (30,), "gram of all uses together"),
+    "branches": (
+        lambda w, x: scalar(lax.cond(x[0] > 0, lambda: x @ w, lambda: 2 * (x @ w))),
+        (30, 20),
+        (30,),
+        "gram of all uses together",
+    ),
+    "bias": (lambda w, x: scalar(x + w), (30,), (30,), "direct: add"),
+    "times itself": (lambda w, x: scalar(x @ (w @ w)), (30, 30), (30,), "direct: dot_general with another parameter"),
+    "overlapping": (
+        lambda w, x: scalar(x @ w[:, :20]) + scalar(x @ w[:, 10:]),
+        (30, 30),
+        (30,),
+        "direct: overlapping or differently reshaped uses",
+    ),
+    "its own derivative": (
+        lambda w, x: scalar(x @ straight_through()(w)),
+        (30, 20),
+        (30,),
+        "direct: custom_vjp_call",
+    ),
+    "looked up as often as it has rows": (lambda w, x: scalar(w[IDS]), (2, 20), (), "direct: gather"),
+    "unused": (lambda w, x: scalar(x), (30,), (30,), "unused"),
+}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_each_use_takes_its_route_and_gives_the_norm_of_the_gradient(name):
+    f, shape, data, route = ROUTES[name]
+    w, x = normal(0, *shape), normal(1, *data)
+    assert routes(f, w, x) == {"params": route}
+    expected = jnp.sum(jax.grad(f)(w, x) ** 2)
+    np.testing.assert_allclose(isouq.grad_sq_norm(f)(w, x), expected, rtol=2e-2 if name == "cast" else 1e-5)
+
+
+def test_two_parameters_that_meet_leave_the_larger_to_the_engine():
+    params = {"queries": normal(0, 4, 30), "w": normal(1, 30, 30)}
+    assert routes(lambda p, x: scalar(jnp.tanh(p["queries"] @ p["w"]) @ x), params, normal(2, 30)) == {
+        "['queries']": "direct: dot_general with another parameter",
+        "['w']": "gram",
+    }
+
+
+def test_parts_of_a_concatenation_are_told_apart():
+    params = {"a": normal(0, 30, 8), "b": normal(1, 30, 2)}
+
+    def f(p, x):
+        return scalar(jnp.tanh(x @ jnp.concatenate([p["a"], p["b"]], axis=1)))
+
+    norms = isouq.grad_sq_norm(f, per_leaf=True)(params, normal(2, 30))
+    expected = jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(f)(params, normal(2, 30)))
+    assert set(routes(f, params, normal(2, 30)).values()) == {"outer"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), norms, expected)
+
+
+def test_explain_prints_a_table_with_costs():
+    params = {"embedding": normal(0, 500, 64), "w": normal(1, 64, 128), "b": normal(2, 128)}
+
+    def f(p, ids):
+        return scalar(jnp.tanh(p["embedding"][ids] @ p["w"] + p["b"][None]))
+
+    table = isouq.explain(f)(params, IDS)
+    assert str(table).splitlines() == [
+        "leaf           shape      uses  route          cost  memory",
+        "-------------  ---------  ----  -----------  ------  ------",
+        "['b']          [128]      1     direct: add    128    512 B",
+        "['embedding']  [500, 64]  1     gram         5.08 k    72 B",
+        "['w']          [64, 128]  1     gram         1.73 k    72 B",
+    ]
+
+
+def test_explain_needs_shapes_only():
+    params = jax.ShapeDtypeStruct((30, 20), jnp.float32)
+    (row,) = isouq.explain(lambda w, x: scalar(x @ w))(params, jax.ShapeDtypeStruct((30,), jnp.float32))
+    assert (row.route, row.cost, row.memory) == ("outer", 50, 120)
+
+
+def test_a_function_that_looks_at_its_parameters_is_differentiated():
+    def f(w, x):
+        return scalar(x @ w) if w[0, 0] > 0 else scalar(2 * x @ w)
+
+    w, x = normal(0, 30, 20), normal(1, 30)
+    assert routes(f, w, x) == {"params": "direct: f looks at values of its parameters"}
+    np.testing.assert_allclose(isouq.grad_sq_norm(f)(w, x), jnp.sum(jax.grad(f)(w, x) ** 2), rtol=1e-5)
+
+
+def mlp(params, x):
+    for w in params[:-1]:
+        x = jnp.tanh(x @ w)
+    return jax.nn.softmax(x @ params[-1])[0]
+
+
+def temporaries(g, params, xs):
+    program = jax.jit(jax.vmap(g, (None, 0))).lower(params, xs).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_no_gradient_of_a_weight_is_ever_held():
+    params, xs = [normal(0, 2, 256), normal(1, 256, 256), normal(2, 256, 3)], normal(3, 64, 2)
+    ours = temporaries(isouq.grad_sq_norm(mlp), params, xs)
+    activations = 4 * 64 * 256  # bytes of one layer's
+    assert ours <= 6 * activations
+    assert temporaries(lambda p, x: sum(jnp.sum(g**2) for g in jax.grad(mlp)(p, x)), params, xs) >= 64 * 256 * 256 * 4
+
+
+def test_a_loop_compiles_once():
+    traces = []
+
+    def f(params, x):
+        traces.append(None)
+        return mlp(params, x)
+
+    score = jax.jit(jax.vmap(isouq.grad_sq_norm(f), (None, 0)))
+    for seed in range(3):
+        score([normal(seed, 2, 8), normal(seed, 8, 3)], normal(seed, 5, 2))
+    assert len(traces) == 1
