@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make reproduce   all synthetic experiments at the quick preset: figures and tables under out/quick"
 	@echo "make test        format, types and all tests"
+	@echo "python -m benchmarks NAME   against the peers; see benchmarks/README.md"
 
 reproduce: $(VENV)/.run
 	$(BIN)/python -m experiments all --preset quick

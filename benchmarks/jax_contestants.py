@@ -14,7 +14,7 @@ from jax import Array
 import isouq
 from benchmarks import models
 from benchmarks.cases import BACKWARDS, FLOOR, GRADS, ISOUQ, LAX_MAP, PROBES, REMAT, TRAINING, VMAP, Case
-from benchmarks.contestant import CannotRun, Prepared
+from benchmarks.contestant import Prepared
 
 
 def prepare(name: str, case: Case) -> Prepared:
@@ -40,13 +40,13 @@ def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Arr
     """(params, xs) -> squared norms [B]."""
     if name in (ISOUQ, REMAT):
         single = isouq.grad_sq_norm(models.jax_function(case, remat=name == REMAT))
-        return lambda params, xs: jax.vmap(single, (None, 0))(params, xs)
+        return jax.vmap(single, (None, 0))
 
     def slow(params: Any, x: Array) -> Array:
         return _squares(jax.grad(f)(params, x))
 
     if name == VMAP:
-        return lambda params, xs: jax.vmap(slow, (None, 0))(params, xs)
+        return jax.vmap(slow, (None, 0))
     if name == LAX_MAP:
         return lambda params, xs: jax.lax.map(lambda x: slow(params, x), xs)
     raise ValueError(f"no contestant is called {name!r}")
@@ -54,10 +54,7 @@ def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Arr
 
 def _probes(case: Case, params: Any, x: Array) -> Prepared:
     """K probes for all positions at once."""
-    make = getattr(isouq, "grad_sq_norm_probes", None)
-    if make is None:
-        raise CannotRun("isouq.grad_sq_norm_probes does not exist in this version")
-    estimate = make(
+    estimate = isouq.grad_sq_norm_probes(
         lambda params, x: models.token_log_probs(case, params, x), num_probes=case.probes, key=jax.random.key(case.seed)
     )
     prepared = _compiled(lambda params, x: estimate(params, x).estimate, params, x)

@@ -23,7 +23,8 @@ READING = (
     "Time: median over interleaved rounds. Ratios: to isouq, the median over rounds of the paired ratio with its "
     "10–90 % range; above 1 means slower or more than isouq. Peak memory: of one call above the weights and inputs, "
     "in a fresh process. XLA temp: what the compiled program says it needs. "
-    "Error: largest relative error of a squared norm against vmap of grad in float32.\n"
+    "Error: largest relative error of a squared norm, in float32, against vmap of grad; where that does not fit, "
+    "against lax.map of grad, and for probes against the backward passes.\n"
 )
 
 
@@ -103,7 +104,9 @@ def _line(row: Row) -> list[str]:
     error = "–" if row["max_relative_error"] is None else f"{row['max_relative_error']:.0e}"
     note = "" if row["status"] == "ok" else row["status"].replace("|", "\\|")
     if row["estimate_rms"] is not None:
-        note += f"relative error: mean {row['estimate_mean']:+.3f}, rms {row['estimate_rms']:.3f} "
+        note += (
+            f"{'; ' if note else ''}relative error: mean {row['estimate_mean']:+.3f}, rms {row['estimate_rms']:.3f} "
+        )
         note += f"(√(2/K) = {row['estimate_rms_expected']:.3f}), "
         note += f"10–90 % {row['estimate_p10']:+.3f} to {row['estimate_p90']:+.3f}"
     numbers = [number(row[key]) for key in ("peak_mb", "memory_ratio", "compile_seconds", "temp_mb")]

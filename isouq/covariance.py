@@ -7,7 +7,7 @@ of a small model: the Laplace approximation is `Dense.from_precision(H)` with H 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from isouq import _checks
 from isouq.gradnorm import Form
-from isouq.gradnorm._forms import combine, of_gradient
+from isouq.gradnorm._forms import quadratic
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class StructuredCovariance:
         forms = self.forms(jax.tree.map(lambda g: g[0], grads))
 
         def one(grad: Any) -> Array:
-            return combine([of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)])
+            return quadratic(grad, forms)
 
         return jax.vmap(one)(grads)
 
@@ -130,12 +130,15 @@ class LowRank(StructuredCovariance):
         return [Form(self.scale, directions=jnp.asarray(u)) for _, u in pairs]
 
 
+class _Pair(NamedTuple):
+    leaf: Any
+    other: Any
+
+
 def _like(params: Any, tree: Any, name: str) -> list[tuple[Any, Any]]:
     """Leaves of params, each with what stands in its place in another tree."""
     try:
-        pairs: list[tuple[Any, Any]] = []
-        jax.tree.map(lambda leaf, other: pairs.append((leaf, other)), params, tree)
-        return pairs
+        return jax.tree.leaves(jax.tree.map(_Pair, params, tree), is_leaf=lambda node: isinstance(node, _Pair))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is not a pytree like the parameters; build it with jax.tree.map over them") from error
 

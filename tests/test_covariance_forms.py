@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import isouq
 from isouq import models
+from isouq.gradnorm import Form, value_and_grad_quadratic
 
 
 def normal(seed, *shape):
@@ -149,3 +150,26 @@ def test_a_covariance_of_another_model_is_named(name):
         isouq.uncertainty(
             lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((3, 4)), "multiclass", covariance=covariance(params)
         )
+
+
+def test_narrow_parameters_and_forms_give_float32():
+    params = {"w": jnp.full((64, 32), 1.1, jnp.bfloat16), "b": jnp.zeros(32, jnp.bfloat16)}
+    xs = jnp.linspace(-1, 1, 128).reshape(2, 64).astype(jnp.bfloat16)
+
+    def predict(p, x):
+        return jnp.sin(x @ p["w"] + p["b"]).sum()
+
+    for covariance in covariances(params).values():
+        narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), covariance)
+        fast, slow = (
+            isouq.uncertainty(predict, params, xs, "regression", covariance=narrow, engine=engine).epistemic
+            for engine in ("jaxpr", "vmap")
+        )
+        assert fast.dtype == jnp.float32
+        np.testing.assert_allclose(fast, slow, rtol=2e-2)
+
+
+def test_one_form_for_each_parameter():
+    quadratic = value_and_grad_quadratic(lambda p: p["a"] @ p["b"], [Form()] * 3)
+    with pytest.raises(ValueError, match="there are 3 forms for 2 parameters"):
+        quadratic({"a": jnp.ones(2), "b": jnp.ones(2)})

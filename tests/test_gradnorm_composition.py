@@ -374,14 +374,6 @@ def test_numpy_arrays_are_parameters():
     np.testing.assert_allclose(isouq.grad_sq_norm(f)(params, examples()), twin(f)(params, examples()), rtol=1e-5)
 
 
-def test_control_flow_on_values_works_outside_jit():
-    def g(w, x):
-        return jnp.sum(x @ w) if w[0, 0] > 0 else jnp.sum(x)
-
-    args = jnp.ones((3, 2)), examples()
-    np.testing.assert_allclose(isouq.grad_sq_norm(g)(*args), twin(g)(*args), rtol=1e-5)
-
-
 def test_random_keys_may_be_arguments_and_closed_over():
     key = jax.random.key(0)
 

@@ -127,7 +127,7 @@ def test_explain_prints_a_table_with_costs():
     assert str(table).splitlines() == [
         "leaf           shape      uses  route          cost  memory",
         "-------------  ---------  ----  -----------  ------  ------",
-        "['b']          [128]      1     direct: add    128    512 B",
+        "['b']          [128]      –     direct: add    128    512 B",
         "['embedding']  [500, 64]  1     gram         5.08 k    72 B",
         "['w']          [64, 128]  1     gram         1.73 k    72 B",
     ]
@@ -144,7 +144,7 @@ def test_a_function_that_looks_at_its_parameters_is_differentiated():
         return scalar(x @ w) if w[0, 0] > 0 else scalar(2 * x @ w)
 
     w, x = normal(0, 30, 20), normal(1, 30)
-    assert routes(f, w, x) == {"params": "direct: f looks at values of its parameters"}
+    assert routes(f, w, x) == {"params": "direct: f looks at values and cannot be traced"}
     np.testing.assert_allclose(isouq.grad_sq_norm(f)(w, x), jnp.sum(jax.grad(f)(w, x) ** 2), rtol=1e-5)
 
 
@@ -167,14 +167,85 @@ def test_no_gradient_of_a_weight_is_ever_held():
     assert temporaries(lambda p, x: sum(jnp.sum(g**2) for g in jax.grad(mlp)(p, x)), params, xs) >= 64 * 256 * 256 * 4
 
 
-def test_a_loop_compiles_once():
-    traces = []
+def test_a_stack_of_layers_reused_in_time_is_squared_over_time_alone():
+    def f(w, xs):
+        def layer(xs, v):
+            return lax.scan(lambda h, x: (jnp.tanh(h @ v + x),) * 2, jnp.zeros(100), xs)[1], None
 
-    def f(params, x):
-        traces.append(None)
-        return mlp(params, x)
+        return scalar(lax.scan(layer, xs, w)[0])
 
-    score = jax.jit(jax.vmap(isouq.grad_sq_norm(f), (None, 0)))
-    for seed in range(3):
-        score([normal(seed, 2, 8), normal(seed, 8, 3)], normal(seed, 5, 2))
-    assert len(traces) == 1
+    (row,) = isouq.explain(f)(normal(0, 12, 100, 100), normal(1, 20, 100))
+    assert (row.route, row.cost) == ("gram of all uses together", 12 * 20 * 20 * 200)
+
+
+def test_a_table_whose_index_float32_cannot_hold_is_differentiated():
+    def f(table):
+        return scalar(table[IDS])
+
+    sizes = {rows: jax.ShapeDtypeStruct((rows, 1), jnp.float32) for rows in (2**24, 2**24 + 1)}
+    assert [isouq.explain(f)(sizes[rows])[0].route for rows in sizes] == ["product", "direct: gather"]
+
+
+def lookup(table, ids):
+    numbers = lax.GatherDimensionNumbers((), (0, 1), (0, 1))
+    return lax.gather(table, ids, numbers, (1, 1), mode="clip")
+
+
+ODD = {
+    "a complex intermediate": (lambda w: scalar(jnp.abs((X + 1j * X) @ w)), (30, 20)),
+    "a complex and a real use": (lambda w: scalar(jnp.abs((X + 1j * X) @ w)) + scalar(X @ w), (30, 20)),
+    "a spectrum of a weight": (lambda w: scalar(jnp.abs(jnp.fft.rfft(w))), (30,)),
+    "int8 indices of a table of 400": (lambda w: scalar(lookup(w, jnp.array([[19, 19], [9, 3]], jnp.int8))), (20, 20)),
+    "uint8 indices of a table of 300": (lambda w: scalar(jnp.take(w, jnp.array([7, 255, 7], jnp.uint8), 0)), (300, 4)),
+    "uint8 index of one row": (lambda w: scalar(w[jnp.asarray(200, jnp.uint8)]), (300, 4)),
+    "a barrier": (
+        lambda w: scalar(lax.optimization_barrier((X, w))[0] @ lax.optimization_barrier((X, w))[1]),
+        (30, 20),
+    ),
+    "a convolution with empty output": (
+        lambda w: scalar(lax.conv(jnp.ones((1, 4, 2, 2)), w, (1, 1), "VALID")),
+        (8, 4, 3, 3),
+    ),
+    "a boolean mask": (lambda w: scalar(w[w > 0]) + scalar(X @ w), (30, 20)),
+    "a size from values": (lambda w: scalar(X[: int(jnp.argmax(X)) + 1] @ w[: int(jnp.argmax(X)) + 1]), (30, 20)),
+    "a branch for each platform": (
+        lambda w: lax.platform_dependent(w, cpu=lambda w: scalar(X @ w), default=lambda w: scalar(2 * X @ w)),
+        (30, 20),
+    ),
+}
+X = normal(1, 30)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_functions_get_the_norm_of_the_gradient(name):
+    f, shape = ODD[name]
+    w = normal(0, *shape)
+    np.testing.assert_allclose(isouq.grad_sq_norm(f)(w), jnp.sum(jax.grad(f)(w) ** 2), rtol=1e-5)
+
+
+def test_an_empty_part_of_a_concatenation_counts_nothing():
+    def f(p):
+        return scalar(jnp.concatenate([p[0][:0], p[1]]) @ X)
+
+    norms = isouq.grad_sq_norm(f, per_leaf=True)([normal(2, 3, 30), normal(3, 1, 30)])
+    expected = [jnp.sum(g**2) for g in jax.grad(f)([normal(2, 3, 30), normal(3, 1, 30)])]
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+
+
+def test_float8_is_accumulated_in_float32():
+    w = normal(0, 30, 20).astype(jnp.float8_e4m3fn)
+    norm = isouq.grad_sq_norm(lambda w: scalar(X @ w.astype(jnp.float32)))(w)
+    assert norm.dtype == jnp.float32
+    assert norm > 0
+
+
+def test_argnums_may_be_of_numpy():
+    assert isouq.grad_sq_norm(lambda a, b: a * b, np.int64(1))(3.0, 2.0) == 9.0
+
+
+def test_errors_of_the_function_are_its_own():
+    def f(w):
+        raise KeyError("weights")
+
+    with pytest.raises(KeyError, match="weights"):
+        isouq.grad_sq_norm(f)(X)

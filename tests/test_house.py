@@ -29,7 +29,7 @@ def imported(path):
 
 
 def own(path):
-    return {name for name in imported(path) if name.split(".")[0] in ("isouq", "experiments")}
+    return {name for name in imported(path) if name.split(".")[0] in ("isouq", "experiments", "benchmarks")}
 
 
 def under(names, *modules):
@@ -57,7 +57,7 @@ def test_rooms_are_imported_when_first_used():
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_library_does_not_know_the_experiments(path):
-    assert not under(imported(path), "experiments")
+    assert not under(imported(path), "experiments", "benchmarks")
     assert not under(imported(path), "tests")
 
 

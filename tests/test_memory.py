@@ -1,7 +1,6 @@
 """`max_bytes`: the batch size that the compiled program itself says it can keep to."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -55,8 +54,3 @@ def test_it_is_refused_under_jit_and_beside_a_batch_size():
         isouq.uncertainty(PREDICT, params, XS, "multiclass", batch_size=3, max_bytes=10**9)
     with pytest.raises(ValueError, match="max_bytes is 0; expected a whole number"):
         isouq.uncertainty(PREDICT, params, XS, "multiclass", max_bytes=0)
-
-
-def test_an_unknown_engine_is_named():
-    with pytest.raises(ValueError, match="engine is 'torch'; expected one of 'jaxpr', 'vmap'"):
-        isouq.uncertainty(PREDICT, INIT(jax.random.key(0)), jnp.ones((2, 2)), "multiclass", engine="torch")

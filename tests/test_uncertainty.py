@@ -208,18 +208,6 @@ def test_from_linen_binds_collections_and_keywords():
     assert np.isfinite(isouq.uncertainty(predict, params, jnp.eye(3), "multiclass").epistemic).all()
 
 
-def test_grad_sq_norm_is_like_grad():
-    def f(a, b):
-        return jnp.sum(a**2) * jnp.sum(b["c"])
-
-    a, b = jnp.arange(3.0), {"c": jnp.ones(2)}
-    grads = jax.grad(f, (0, 1))(a, b)
-    np.testing.assert_allclose(isouq.grad_sq_norm(f)(a, b), jnp.sum(grads[0] ** 2))
-    value, norm = jax.jit(isouq.value_and_grad_sq_norm(f, argnums=(0, 1)))(a, b)
-    np.testing.assert_allclose(norm, jnp.sum(grads[0] ** 2) + jnp.sum(grads[1]["c"] ** 2))
-    assert value == f(a, b)
-
-
 def test_an_unknown_label_under_jit_is_nan_and_no_guess():
     predict, params, xs = network("multiclass")
     run = jax.jit(lambda target: isouq.uncertainty(predict, params, xs[:3], "multiclass", target=target))
@@ -231,3 +219,16 @@ def test_what_is_no_covariance_is_refused(covariance):
     predict, params, xs = network("binary")
     with pytest.raises(ValueError, match="expected an instance"):
         isouq.uncertainty(predict, params, xs, "binary", covariance=covariance)
+
+
+def test_an_unknown_engine_is_named():
+    predict, params, xs = network("binary")
+    with pytest.raises(ValueError, match="engine is 'torch'; expected one of 'jaxpr', 'vmap'"):
+        isouq.uncertainty(predict, params, xs, "binary", engine="torch")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_engines_agree(kind, x64):
+    predict, params, xs = network(kind, dtype=jnp.float64)
+    fast, slow = (isouq.uncertainty(predict, params, xs, kind, engine=engine) for engine in ("jaxpr", "vmap"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), fast, slow)

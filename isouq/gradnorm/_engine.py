@@ -7,12 +7,10 @@ import jax
 
 from isouq.gradnorm import _plain
 from isouq.gradnorm._norms import sq_norms
-from isouq.gradnorm._trace import trace
+from isouq.gradnorm._trace import ArgNums, trace
 
 
-def grad_sq_norm(
-    f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False, per_leaf: bool = False
-) -> Callable:
+def grad_sq_norm(f: Callable, argnums: ArgNums = 0, has_aux: bool = False, per_leaf: bool = False) -> Callable:
     """Like `jax.grad`, but the function it returns gives ‖∂f/∂arg‖² of a scalar f. The gradient is not formed.
 
     For a layer y = xW the gradient of f is xᵀδ with δ = ∂f/∂y, and ‖xᵀδ‖² = ‖x‖²‖δ‖². The same holds with
@@ -39,7 +37,8 @@ def grad_sq_norm(
     Cost: a forward and a backward pass without the products that form weight gradients, and the norms: two
     multiplications per activation for one position; for P positions of a `[C, F]` weight the cheaper of P²(C + F)
     and PCF. Memory: the activations, and one gradient for the parameters that are differentiated directly.
-    Under `jax.vmap` each example has its own; the weights are shared. Outside jit, f is traced at every call.
+    Under `jax.vmap` each example has its own; the weights are shared. f is traced, as under `jax.jit` (arrays that it
+    makes must not outlive the call, in a cache say), and outside jit that happens at every call.
 
     Source: Goodfellow, arXiv 1510.01799 (one position); Li et al., arXiv 2110.05679 (many). As a
     transformation of the jaxpr it is ours.
@@ -56,7 +55,7 @@ def grad_sq_norm(
 
 
 def value_and_grad_sq_norm(
-    f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False, per_leaf: bool = False
+    f: Callable, argnums: ArgNums = 0, has_aux: bool = False, per_leaf: bool = False
 ) -> Callable:
     """Like `grad_sq_norm`, but returns `(f(...), ‖∂f/∂arg‖²)`, with has_aux `((f(...), aux), ‖∂f/∂arg‖²)`.
 

@@ -10,17 +10,19 @@ import numpy as np
 
 from isouq.gradnorm._factors import route
 from isouq.gradnorm._plan import Group
-from isouq.gradnorm._sites import Site
-from isouq.gradnorm._trace import Traced, trace
+from isouq.gradnorm._trace import ArgNums, Traced, positions, trace
 
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter. cost: multiplications for its norm; memory: bytes of the largest array; for ONE example."""
+    """One parameter, for ONE example.
+
+    uses: how often it meets data; None for a direct one. cost: multiplications. memory: bytes of the largest array.
+    """
 
     leaf: str
     shape: tuple[int, ...]
-    uses: int
+    uses: int | None
     route: str
     cost: int
     memory: int
@@ -34,7 +36,14 @@ class Explanation(tuple[Row, ...]):
     def __str__(self) -> str:
         head = ("leaf", "shape", "uses", "route", "cost", "memory")
         cells = [
-            (row.leaf, str(list(row.shape)), str(row.uses), row.route, _count(row.cost), _count(row.memory) + "B")
+            (
+                row.leaf,
+                str(list(row.shape)),
+                "–" if row.uses is None else str(row.uses),
+                row.route,
+                _count(row.cost),
+                _count(row.memory) + "B",
+            )
             for row in self
         ]
         widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
@@ -47,7 +56,7 @@ class Explanation(tuple[Row, ...]):
     __repr__ = __str__
 
 
-def explain(f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False) -> Callable:
+def explain(f: Callable, argnums: ArgNums = 0, has_aux: bool = False) -> Callable:
     """How `grad_sq_norm(f)` treats every parameter: `print(isouq.explain(f)(params, x))`. Nothing is computed.
 
     Columns: leaf, its shape, its uses in f, the route, and for ONE example the multiplications that its norm takes
@@ -63,18 +72,18 @@ def explain(f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = Fal
     """
 
     def explained(*args: Any, **kwargs: Any) -> Explanation:
-        numbers = (argnums,) if isinstance(argnums, int) else argnums
+        numbers, single = positions(argnums, len(args))
         traced = _trace(f, args, kwargs, argnums, has_aux)
         params = [args[i] for i in numbers]
-        named = jax.tree_util.tree_leaves_with_path(params[0] if isinstance(argnums, int) else params)
+        named = jax.tree_util.tree_leaves_with_path(params[0] if single else params)
         rows = []
         plan = traced.plan() if traced else None
         for i, (path, leaf) in enumerate(named):
             shape, itemsize = np.shape(leaf), max(4, np.dtype(jax.dtypes.result_type(leaf)).itemsize)
             size = math.prod(shape)
             if plan is None or i in plan.direct:
-                reason = plan.direct[i] if plan else "f looks at values of its parameters"
-                rows.append(Row(_name(path), shape, 1, f"direct: {reason}", size, size * itemsize))
+                reason = plan.direct[i] if plan else "f looks at values and cannot be traced"
+                rows.append(Row(_name(path), shape, None, f"direct: {reason}", size, size * itemsize))
                 continue
             groups = plan.groups.get(i, [])
             routes = [_route(group) for group in groups]
@@ -93,7 +102,7 @@ def explain(f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = Fal
     return explained
 
 
-def _trace(f: Callable, args: Any, kwargs: Any, argnums: int | tuple[int, ...], has_aux: bool) -> Traced | None:
+def _trace(f: Callable, args: Any, kwargs: Any, argnums: ArgNums, has_aux: bool) -> Traced | None:
     """The trace of f at its arguments, or at stand-ins for those that are only described."""
     leaves, treedef = jax.tree.flatten((args, kwargs))
     described = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
@@ -106,7 +115,7 @@ def _trace(f: Callable, args: Any, kwargs: Any, argnums: int | tuple[int, ...], 
         full_args, full_kwargs = jax.tree.unflatten(treedef, full)
         found.append(trace(f, full_args, full_kwargs, argnums, has_aux))
 
-    jax.eval_shape(at, [leaves[i] for i in described]) if described else at([])
+    jax.eval_shape(at, [leaves[i] for i in described])  # only shapes of what it leaves in `found` are read
     return found[0]
 
 
@@ -117,26 +126,14 @@ def _name(path: Any) -> str:
 def _route(group: Group) -> tuple[str, int, int]:
     """Route, multiplications and floats of the largest array of one group."""
     first = group.sites[0]
-    layouts = [s.layout for s in group.sites]
-    positions = [s.positions * (_steps(s) if s.collect else 1) for s in group.sites]
-    repeats = 1 if first.collect else _steps(first)
+    layouts, positions = zip(*(s.folded for s in group.sites), strict=True)
     batch, rows, cols = map(layouts[0].size, layouts[0][:3])
-    name = route(layouts, positions)
-    if name == "outer":
-        cost, memory = batch * (rows + cols), batch * max(rows, cols)
-    elif name == "gram":
-        pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
-        cost, memory = batch * pairs * (rows + cols), 2 * batch * max(positions) ** 2
-    else:
-        cost, memory = batch * sum(positions) * rows * cols, batch * rows * cols
+    name, cost = route([*layouts], [*positions])
+    memory = {"outer": batch * max(rows, cols), "gram": 2 * batch * max(positions) ** 2, "product": batch * rows * cols}
+    reused = " of all uses together" if group.reused else ""
     if first.collect:
-        memory = max(memory, sum(math.prod(s.steps) * (s.kept.size + s.result.size) for s in group.sites))
-    reused = " of all uses together" if len(group.sites) > 1 or None in first.view.loops else ""
-    return name + reused, cost * repeats, memory
-
-
-def _steps(s: Site) -> int:
-    return math.prod(s.steps)
+        return name + reused, cost, max(memory[name], sum(s.pair_size for s in group.sites))
+    return name, cost * math.prod(first.steps), memory[name]
 
 
 def _count(number: int) -> str:

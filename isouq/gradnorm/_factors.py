@@ -58,7 +58,7 @@ class Factors(NamedTuple):
 
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype in which norms of `dtype` gradients are accumulated."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def leaf_sq_norm(leaf: Array) -> Array:
@@ -71,15 +71,15 @@ def leaf_sq_norm(leaf: Array) -> Array:
 
 def sq_norm(factors: list[Factors]) -> Array:
     """‖Σ_i G_i‖² of gradients that share a base; cross terms included; the cheaper of the two forms."""
-    if len(factors) == 1 and factors[0].positions == 1:
-        rows, cols, _ = factors[0]
+    form, _ = route([f.layout for f in factors], [f.positions for f in factors])
+    if form == "outer":
+        ((rows, cols, _),) = factors
         if isinstance(rows, OneHot):
             return leaf_sq_norm(cols)
         if cols.shape[0] == 1:
             return leaf_sq_norm(rows) * leaf_sq_norm(cols)
         return jnp.sum(jax.vmap(leaf_sq_norm)(rows) * jax.vmap(leaf_sq_norm)(cols))
-    layouts = [f.layout for f in factors]
-    if route(layouts, [f.positions for f in factors]) == "gram":
+    if form == "gram":
         total = jnp.zeros((), at_least_float32(factors[0].cols.dtype))
         for i, one in enumerate(factors):
             for j, other in enumerate(factors[: i + 1]):
@@ -90,18 +90,18 @@ def sq_norm(factors: list[Factors]) -> Array:
     return leaf_sq_norm(functools.reduce(jnp.add, [dense(f) for f in factors]))
 
 
-def route(layouts: list[Layout], positions: list[int]) -> str:
-    """The form with fewer multiplications, from shapes alone: "outer" (one position), "gram" or "product"."""
-    if len(layouts) == 1 and positions[0] == 1:
-        return "outer"
+def route(layouts: list[Layout], positions: list[int]) -> tuple[str, int]:
+    """The form with fewer multiplications, from shapes and how many: "outer" (one position), "gram" or "product"."""
     first = layouts[0]
     same = all(
         layout.batch == first.batch and {layout.rows, layout.cols} == {first.rows, first.cols} for layout in layouts
     )
     batch, rows, cols = map(first.size, first[:3])
+    if positions == [1]:
+        return "outer", batch * (rows + cols)
     pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
-    gram, product = pairs * (rows + cols), sum(positions) * rows * cols
-    return "gram" if same and batch * gram < batch * product else "product"
+    gram, product = batch * pairs * (rows + cols), batch * sum(positions) * rows * cols
+    return ("gram", gram) if same and gram < product else ("product", product)
 
 
 def dense(factors: Factors) -> Array:

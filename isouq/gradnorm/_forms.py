@@ -9,19 +9,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from isouq.gradnorm import _plain
-from isouq.gradnorm._factors import Factors, Layout, OneHot, dense, sq_norm
-from isouq.gradnorm._norms import backward, factors_of
+from isouq.gradnorm._factors import Factors, Layout, OneHot, at_least_float32, dense, leaf_sq_norm, sq_norm
+from isouq.gradnorm._norms import backward, factors_of, received_norm
 from isouq.gradnorm._plan import Group, Plan
 from isouq.gradnorm._trace import Traced, trace
-from isouq.gradnorm._views import Shape, follow, order_axes
+from isouq.gradnorm._views import Shape, follow, named, order_axes
 
 
 class Form(NamedTuple):
     """Σ for one parameter: a block Σ₀ of its own, and its rows of a low-rank U Uᵀ shared by all parameters.
 
-    scale: Σ₀ = scale · I. diagonal: Σ₀ = diag(diagonal), shaped like the parameter, if given.
-    kronecker: Σ₀ = A Aᵀ ⊗ B Bᵀ with A on all axes but the last (flattened) and B on the last, if given.
-    directions: U as `[K, *parameter]`, if given.
+    scale: Σ₀ = scale · I, where neither of the next two is given.
+    diagonal: Σ₀ = diag(diagonal), shaped like the parameter.
+    kronecker: Σ₀ = A Aᵀ ⊗ B Bᵀ with A on all axes but the last (flattened) and B on the last.
+    directions: U as `[K, *parameter]`; none if not given.
     """
 
     scale: Any = 1.0
@@ -31,64 +32,89 @@ class Form(NamedTuple):
 
 
 def value_and_grad_quadratic(f: Callable, forms: list[Form], has_aux: bool = False) -> Callable:
-    """Like `value_and_grad_sq_norm` for the first argument, with gᵀΣg; one `Form` a leaf, in `jax.tree.leaves` order.
+    """Like `value_and_grad_sq_norm` for the first argument, with gᵀΣg in place of ‖g‖².
 
-    Cost: P=1 diagonal, C·F multiplications an example; Kronecker, C² + F²; K directions, K·C·F. The pairs of all
-    sites are kept until the end of the backward pass: memory of twice the activations.
+    Args:
+        f: a scalar function; its first argument are the parameters.
+        forms: one `Form` for each leaf of them, in the order of `jax.tree.leaves`.
+        has_aux: f returns `(value, aux)`.
+
+    Returns:
+        A function of f's arguments that returns `(f(...), gᵀΣg)`, float32 or better.
+
+    Raises:
+        ValueError: the number of forms is not that of the leaves.
+
+    Cost: of one position of a `[C, F]` weight, diagonal C·F multiplications, Kronecker C² + F², K directions K·C·F. The
+    pairs at the sites of such weights are kept until the backward pass ends: twice their activations.
     """
 
     def value_and_quadratic(*args: Any, **kwargs: Any) -> tuple[Any, Array]:
         traced = trace(f, args, kwargs, 0, has_aux)
         if traced is None:
             value, grad = jax.value_and_grad(f, has_aux=has_aux)(*args, **kwargs)
-            return value, combine([of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)])
+            return value, quadratic(grad, forms)
+        if len(forms) != len(traced.leaves):
+            raise ValueError(f"there are {len(forms)} forms for {len(traced.leaves)} parameters; give one for each")
         plan = _plan(traced, forms)
         (value, *aux), gradients, received = backward(traced, plan)
-        terms = [of_gradient(gradients[i], forms[i]) for i in plan.direct]
+        terms = [_of_gradient(gradients[i], forms[i]) for i in plan.direct]
         for i, groups in plan.groups.items():
             for group in groups:
-                terms.append(_of_factors(factors_of(group, received), group.chain, forms[i], traced.leaves[i]))
-        return ((value, traced.aux(aux)) if has_aux else value), combine(terms)
+                if group.sites[0].collect:
+                    terms.append(_of_factors(factors_of(group, received), group.chain, forms[i], traced.leaves[i]))
+                else:
+                    terms.append((forms[i].scale * received_norm(plan, group, received), None))
+        return ((value, traced.aux(aux)) if has_aux else value), _combine(terms)
 
     return value_and_quadratic
 
 
-def combine(terms: list[tuple[Array, Array | None]]) -> Array:
+def quadratic(grad: Any, forms: list[Form]) -> Array:
+    """gᵀΣg of a gradient: the slow twin of what the factors give."""
+    return _combine([_of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)])
+
+
+def _combine(terms: list[tuple[Array, Array | None]]) -> Array:
     """Σ of the blocks' forms, and ‖Uᵀg‖² of the projections' sum."""
     projections = [projection for _, projection in terms if projection is not None]
     total = _plain.add([block for block, _ in terms])
-    return total + jnp.sum(jnp.square(sum(projections))) if projections else total
+    return total + leaf_sq_norm(functools.reduce(jnp.add, projections)) if projections else total
 
 
-def of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
-    """Block form and projections of one parameter's gradient: the slow twin of what factors give."""
-    g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+def _of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
+    """Block form and projections of one parameter's gradient."""
+    g = _wide(g)
     if form.diagonal is not None:
-        block = jnp.sum(form.diagonal * jnp.square(g))
+        block = jnp.sum(_wide(form.diagonal) * jnp.square(g))
     elif form.kronecker is not None:
-        left, right = form.kronecker
-        block = jnp.sum(jnp.square(left.T @ g.reshape(left.shape[0], right.shape[0]) @ right))
+        left, right = map(_wide, form.kronecker)
+        block = leaf_sq_norm(left.T @ g.reshape(left.shape[0], right.shape[0]) @ right)
     else:
-        block = form.scale * jnp.sum(jnp.square(g))
+        block = form.scale * leaf_sq_norm(g)
     if form.directions is None:
         return block, None
-    return block, form.directions.reshape(form.directions.shape[0], -1) @ g.reshape(-1)
+    return block, _wide(form.directions).reshape(form.directions.shape[0], -1) @ g.reshape(-1)
+
+
+def _wide(array: Any) -> Any:
+    return array if isinstance(array, OneHot) else array.astype(at_least_float32(array.dtype))
 
 
 def _plan(traced: Traced, forms: list[Form]) -> Plan:
-    everything = range(len(traced.leaves))
-    plan = traced.plan(collect=everything)
+    shaped = [i for i, form in enumerate(forms) if any(field is not None for field in form[1:])]
+    plan = traced.plan(collect=shaped)
     misfits = [
         i
         for i, groups in plan.groups.items()
         if forms[i].kronecker is not None and not all(_fits(group, *_axes(traced.leaves[i])) for group in groups)
     ]
-    return traced.plan(collect=everything, direct=misfits) if misfits else plan
+    return traced.plan(collect=shaped, direct=misfits) if misfits else plan
 
 
 def _fits(group: Group, lead: Shape, last: Shape) -> bool:
     """Whether every site of the group splits the parameter as the Kronecker form does."""
-    if group.chain or any(axis is not None for s in group.sites for axis in s.view.loops):
+    if group.chain or any(named(s.view.loops) for s in group.sites):
         return False
     return all(not s.layout.batch and {s.layout.rows, s.layout.cols} == {lead, last} for s in group.sites)
 
@@ -102,15 +128,18 @@ def _axes(leaf: Any) -> tuple[Shape, Shape]:
 
 
 def _of_factors(factors: list[Factors], chain: tuple, form: Form, leaf: Any) -> tuple[Array, Array | None]:
+    if form.diagonal is not None or form.kronecker is not None or form.directions is not None:
+        factors = [Factors(_wide(rows), _wide(cols), layout) for rows, cols, layout in factors]
     if form.diagonal is not None:
-        block = _diagonal(factors, follow(chain, form.diagonal))
+        block = _diagonal(factors, follow(chain, _wide(form.diagonal)))
     elif form.kronecker is not None:
-        block = _kronecker(factors, *form.kronecker, _axes(leaf)[0])
+        left, right = map(_wide, form.kronecker)
+        block = _kronecker(factors, left, right, _axes(leaf)[0])
     else:
         block = form.scale * sq_norm(factors)
     if form.directions is None:
         return block, None
-    directions = jax.vmap(lambda u: follow(chain, u))(form.directions)
+    directions = jax.vmap(lambda u: follow(chain, u))(_wide(form.directions))
     return block, functools.reduce(jnp.add, [_project(f, directions) for f in factors])
 
 

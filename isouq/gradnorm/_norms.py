@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from isouq.gradnorm._factors import Factors, at_least_float32, leaf_sq_norm, route, sq_norm, window
-from isouq.gradnorm._plan import Part, Plan
+from isouq.gradnorm._plan import Group, Part, Plan
 from isouq.gradnorm._sites import Site
 from isouq.gradnorm._trace import Traced
 from isouq.gradnorm._views import is_float
@@ -34,7 +34,7 @@ def sq_norms(traced: Traced) -> tuple[list[Any], list[Array]]:
             if group.sites[0].collect:
                 norm += sq_norm(factors_of(group, received))
             else:
-                norm += received[id(group.sites[0])][plan.parts(group.sites[0]).index(group.part)]
+                norm += received_norm(plan, group, received)
         norms.append(norm)
     return outputs, norms
 
@@ -58,7 +58,13 @@ def backward(traced: Traced, plan: Plan) -> tuple[list[Any], dict[int, Array], I
     return outputs, gradients, received
 
 
-def factors_of(group: Any, received: Inputs) -> list[Factors]:
+def received_norm(plan: Plan, group: Group, received: Inputs) -> Array:
+    """The squared norm that the tap of a group's only site handed out."""
+    (s,) = group.sites
+    return received[id(s)][plan.parts(s).index(group.part)]
+
+
+def factors_of(group: Group, received: Inputs) -> list[Factors]:
     """The factors of all sites of a group whose pairs were collected."""
     return [_windowed(s.gather(*received[id(s)]), group.part) for s in group.sites]
 
@@ -83,7 +89,7 @@ def _vary(array: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _norm(s: Site, parts: list[Part | None], kept: Array, cotangent: Array) -> list[Array]:
-    if s.product_sq_norm and parts == [None] and route([s.layout], [s.positions]) == "product":
+    if s.product_sq_norm and parts == [None] and route([s.layout], [s.positions])[0] == "product":
         return [s.product_sq_norm(kept, cotangent)]
     factors = s.gather(kept, cotangent)
     return [sq_norm([_windowed(factors, part)]).astype(at_least_float32(s.result.dtype)) for part in parts]

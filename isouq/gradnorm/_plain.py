@@ -21,9 +21,7 @@ def add(norms: list[Array]) -> Float[Array, ""]:
     return functools.reduce(jnp.add, norms) if norms else jnp.zeros(())
 
 
-def value_and_grad_sq_norm(
-    f: Callable, argnums: int | tuple[int, ...] = 0, has_aux: bool = False, per_leaf: bool = False
-) -> Callable:
+def value_and_grad_sq_norm(f: Callable, argnums: Any = 0, has_aux: bool = False, per_leaf: bool = False) -> Callable:
     """What `isouq.value_and_grad_sq_norm` gives, by way of `jax.value_and_grad`; memory of one gradient."""
     with_grad = jax.value_and_grad(f, argnums, has_aux)
 

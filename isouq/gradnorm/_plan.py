@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from isouq.gradnorm._sites import Site, site
-from isouq.gradnorm._views import Shape, View, disjoint, is_float, named, rearrange, varying
+from isouq.gradnorm._views import Shape, View, disjoint, is_float, named, rearrange
 
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
 
@@ -22,7 +23,6 @@ CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_cal
 class Part(NamedTuple):
     """One parameter's range along an axis of a concatenation."""
 
-    joined: int
     axis: int
     start: int
     stop: int
@@ -34,6 +34,11 @@ class Group(NamedTuple):
     sites: list[Site]
     part: Part | None
     chain: tuple
+
+    @property
+    def reused(self) -> bool:
+        """Whether an entry of the parameter is met more than once: by several sites, or in a scan that sees it all."""
+        return len(self.sites) > 1 or None in self.sites[0].view.loops
 
 
 class Inside(NamedTuple):
@@ -118,7 +123,7 @@ class _Analysis:
         for eqn in jaxpr.eqns:
             ins = [read(v) for v in eqn.invars]
             node, outs = None, None
-            if any(view is not None for view in ins) and any(is_float(v.aval) for v in eqn.outvars):
+            if any(view is not None for view in ins) and any(_has_gradient(v.aval) for v in eqn.outvars):
                 node, outs = self.equation(eqn, ins, steps)
             nodes.append(node)
             for v, out in zip(eqn.outvars, outs or (), strict=bool(outs)):
@@ -135,7 +140,7 @@ class _Analysis:
             return Inside([nodes]), outs
         if name == "scan":
             return self.scan(eqn, ins, steps)
-        if name == "cond":
+        if name == "cond" and eqn.params.get("branches_platforms") is None:
             self.escape_all(ins[:1], name)
             bodies = []
             for branch in eqn.params["branches"]:
@@ -185,7 +190,7 @@ class _Analysis:
     def concatenate(self, eqn: Any, ins: list[View | None]) -> list[View | None] | None:
         """A view of a new, joined parameter; only of plain parameters, and of nothing else."""
         parts = [view for view in ins if view is not None]
-        plain = all(view.leaf < len(self.shapes) and not any(a is not None for a in view.loops) for view in parts)
+        plain = all(view.leaf < len(self.shapes) and not named(view.loops) for view in parts)
         if not plain or len(parts) < len(ins):
             self.escape_all(ins, "concatenated with data")
             return None
@@ -210,11 +215,15 @@ class _Analysis:
         found.steps = steps
         found.kept = jax.eval_shape(found.keep, *(v.aval for v in eqn.invars))
         found.result = eqn.outvars[0].aval
+        if not found.kept.size or not found.result.size:
+            return False
         data = [v.aval for v, view in zip(eqn.invars, ins, strict=True) if view is None]
-        found.varying = (varying(*data), varying(found.result))
+        found.varying = (_varying(*data), _varying(found.result))
         if view.leaf < len(self.shapes):
             if found.lookup and found.result.size * math.prod(steps) >= math.prod(self.shapes[view.leaf]):
                 return False  # as many rows are looked up as there are
+            if found.lookup and found.layout.size(found.layout.rows) > 2**24:
+                return False  # an index travels as a float32, see `_norms._pair`
             self.uses.setdefault(view.leaf, {}).setdefault(view.chain, Group([], None, view.chain)).sites.append(found)
             return True
         parts, axis = self.joins[view.leaf - len(self.shapes)]
@@ -222,7 +231,9 @@ class _Analysis:
             return False
         start = 0
         for of in parts:
-            part = Part(view.leaf, axis, start, start + of.sizes[axis])
+            if not of.sizes[axis]:
+                continue
+            part = Part(axis, start, start + of.sizes[axis])
             chain = (*of.chain, ("part", (view.leaf, start), named(of.labels), of.sizes))
             self.uses.setdefault(of.leaf, {}).setdefault(chain, Group([], part, chain)).sites.append(found)
             start = part.stop
@@ -236,14 +247,22 @@ class _Analysis:
             if any(not disjoint(a, b) for i, a in enumerate(chains) for b in chains[:i]):
                 self.direct.setdefault(leaf, "overlapping or differently reshaped uses")
             for group in by_chain.values():
-                together = len(group.sites) > 1 or None in group.sites[0].view.loops
-                if together and _pair_size(group.sites) > math.prod(self.shapes[leaf]):
+                if group.reused and sum(s.pair_size for s in group.sites) > math.prod(self.shapes[leaf]):
                     self.direct.setdefault(leaf, "reused at more places than it has entries")
                 for s in group.sites:
-                    s.collect = s.collect or together or leaf in self.collect
+                    s.collect = s.collect or group.reused or leaf in self.collect
             result[leaf] = list(by_chain.values())
         return {leaf: groups for leaf, groups in result.items() if leaf not in self.direct}
 
 
-def _pair_size(sites: list[Site]) -> int:
-    return sum(math.prod(s.steps) * (s.kept.size + s.result.size) for s in sites)
+def _has_gradient(aval: Any) -> bool:
+    """True for real and complex arrays."""
+    return jnp.issubdtype(getattr(aval, "dtype", bool), jnp.inexact)
+
+
+def _varying(*avals: Any) -> tuple[str, ...]:
+    """Inside shard_map: the axes of the mesh along which any of these differ."""
+    axes: set[str] = set()
+    for aval in avals:  # aval.mat.varying; aval.vma in older JAX
+        axes.update(getattr(getattr(aval, "mat", aval), "varying", getattr(aval, "vma", ())))
+    return tuple(sorted(axes))

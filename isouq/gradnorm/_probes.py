@@ -24,8 +24,8 @@ from jax import Array, lax
 from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._plan import Plan
 from isouq.gradnorm._sites import Site
-from isouq.gradnorm._trace import Traced, trace
-from isouq.gradnorm._views import Shape
+from isouq.gradnorm._trace import ArgNums, Traced, trace
+from isouq.gradnorm._views import Shape, named
 from isouq.gradnorm._walk import Taps, evaluate
 
 RANK = 32
@@ -47,9 +47,7 @@ class _Factor(NamedTuple):
     cols: Shape
 
 
-def grad_sq_norm_probes(
-    f: Callable, num_probes: int, key: Array, argnums: int | tuple[int, ...] = 0, chunk: int = 4
-) -> Callable:
+def grad_sq_norm_probes(f: Callable, num_probes: int, key: Array, argnums: ArgNums = 0, chunk: int = 4) -> Callable:
     """Unbiased estimates of ‖∂f_i/∂arg‖² for every output f_i of f at once, without a backward pass.
 
     The mean over K probes of (∂f_i·v)², v ~ N(0, I); relative standard deviation √(2/K) (for matrix
@@ -83,7 +81,7 @@ def grad_sq_norm_probes(
     def estimate(*args: Any, **kwargs: Any) -> Estimate:
         traced = trace(f, args, kwargs, argnums, scalar=False)
         if traced is None:
-            raise TypeError("f looks at the values of its parameters; probes need a function that can be traced")
+            raise TypeError("f looks at values and cannot be traced; probes need a function that works under jax.jit")
         plan, factors = _factored(traced)
         probe = functools.partial(_squares, traced, plan, factors)
         squares = lax.map(probe, jax.random.split(key, num_probes), batch_size=min(chunk, num_probes))
@@ -117,9 +115,9 @@ def _factored(traced: Traced) -> tuple[Plan, dict[int, _Factor]]:
 
 def _factor(s: Site, first: Site) -> _Factor | None:
     """None where the low-rank probe is no cheaper, or two sites split the parameter differently."""
-    scans = tuple(axis for axis in s.view.loops if axis is not None)
+    scans = named(s.view.loops)
     (batch, rows, cols, shape), same = s.layout, first.layout
-    if (scans, batch) != (tuple(axis for axis in first.view.loops if axis is not None), same.batch):
+    if (scans, batch) != (named(first.view.loops), same.batch):
         return None
     if {rows, cols} != {same.rows, same.cols}:
         return None
@@ -167,13 +165,9 @@ def _perturb(s: Site, result: Array, kept: Array, switch: Array, a: Array, b: Ar
 @_perturb.defjvp
 def _perturb_jvp(s: Site, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     result, kept, _, a, b = primals
-    rows, to_cols = _rows_and_cols(s, kept)
+    rows, _ = s.factors(kept, jnp.zeros(s.result.shape, s.result.dtype))
     products = jax.vmap(lambda at, table: table[at])(rows, a) if s.lookup else rows @ a
     change = products @ b.transpose(0, 2, 1) / math.sqrt(RANK)
-    (moved,) = jax.linear_transpose(to_cols, result)(change.astype(result.dtype))
+    from_result = jax.linear_transpose(lambda cotangent: s.factors(kept, cotangent)[1], result)
+    (moved,) = from_result(change.astype(result.dtype))
     return result, tangents[0] + tangents[2] * moved
-
-
-def _rows_and_cols(s: Site, kept: Array) -> tuple[Array, Callable]:
-    rows = s.factors(kept, jnp.zeros(s.result.shape, s.result.dtype))[0]
-    return rows, lambda cotangent: s.factors(kept, cotangent)[1]

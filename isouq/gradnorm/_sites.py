@@ -22,8 +22,8 @@ from isouq.gradnorm._views import Shape, View, is_float, named
 class Site:
     """One use of a parameter.
 
-    view: the parameter's operand. primitive: what uses it. layout: axes of B, C and F without loops.
-    positions: P. keep: from the equation's operands to the data that the rule needs.
+    view: the parameter's operand. layout: axes of B, C and F; positions: P; both of one step, see `folded`.
+    keep: from the equation's operands to the data that the rule needs.
     factors: from (what was kept, cotangent of the result) to `(rows [B, P, C], cols [B, P, F])`.
     lookup: rows are looked up by index. product_sq_norm: a leaner way to the product form's norm, if any.
     kept, result: shape and dtype of what is kept of the data, and of the result.
@@ -32,7 +32,6 @@ class Site:
     """
 
     view: View
-    primitive: str
     layout: Layout
     positions: int
     keep: Callable
@@ -44,6 +43,20 @@ class Site:
     varying: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     steps: Shape = ()
     collect: bool = False
+
+    @property
+    def folded(self) -> tuple[Layout, int]:
+        """Layout and positions of what `gather` gives: of pairs, scans over the weight are in B, all others in P."""
+        if not self.collect:
+            return self.layout, self.positions
+        layout = self.layout._replace(batch=(*named(self.view.loops), *self.layout.batch))
+        repeats = (n for n, axis in zip(self.steps, self.view.loops, strict=True) if axis is None)
+        return layout, self.positions * math.prod(repeats)
+
+    @property
+    def pair_size(self) -> int:
+        """Entries of the pairs of all steps."""
+        return math.prod(self.steps) * (self.kept.size + self.result.size)
 
     def gather(self, kept: Array, cotangent: Array) -> Factors:
         """`Factors` from one step's pair, or from the pairs of all steps stacked on leading axes."""
@@ -62,7 +75,7 @@ class Site:
             p = math.prod(moved.shape[len(over) + 1 : n + 2])
             return moved.reshape(b, p, *moved.shape[n + 2 :])
 
-        layout = self.layout._replace(batch=(*(loops[i] for i in over), *self.layout.batch))  # type: ignore[arg-type]
+        layout, _ = self.folded
         if self.lookup:
             return Factors(OneHot(merge(rows, order[:-1]), layout.size(layout.rows)), merge(cols, order), layout)
         return Factors(merge(rows, order), merge(cols, order), layout)
@@ -99,12 +112,12 @@ def _dot_general(eqn: Any, operand: int, view: View) -> Site | None:
         return rows, cotangent.reshape(sizes[0], sizes[1], num_cols)
 
     layout = Layout(
-        named(tuple(view.labels[i] for i in weight_batch)),
-        named(tuple(view.labels[i] for i in weight_contract)),
-        named(tuple(view.labels[i] for i in weight_free)),
+        view.axes(weight_batch),
+        view.axes(weight_contract),
+        view.axes(weight_free),
         view.shape,
     )
-    return Site(view, "dot_general", layout, sizes[1], lambda *operands: operands[of_data], factors)
+    return Site(view, layout, sizes[1], lambda *operands: operands[of_data], factors)
 
 
 def _gather(eqn: Any, operand: int, view: View) -> Site | None:
@@ -123,6 +136,7 @@ def _gather(eqn: Any, operand: int, view: View) -> Site | None:
 
     def keep(_: Array, indices: Array) -> Array:
         """Row-major index of the row that each position reads; −1 where out of bounds and dropped."""
+        indices = _signed(indices)
         limit = jnp.asarray(extents, indices.dtype) - 1
         limit = limit.reshape((1,) * (indices.ndim - 1) + (-1,))
         inside = jnp.all((indices >= 0) & (indices <= limit), axis=-1)
@@ -138,10 +152,16 @@ def _gather(eqn: Any, operand: int, view: View) -> Site | None:
         return index, jnp.where((index >= 0)[..., None], cols, jnp.zeros((), cols.dtype))
 
     rest = tuple(i for i in range(table.ndim) if i not in looked_up)
-    layout = Layout(
-        (), named(tuple(view.labels[i] for i in looked_up)), named(tuple(view.labels[i] for i in rest)), view.shape
-    )
-    return Site(view, "gather", layout, num_positions, keep, factors, lookup=True)
+    layout = Layout((), view.axes(looked_up), view.axes(rest), view.shape)
+    return Site(view, layout, num_positions, keep, factors, lookup=True)
+
+
+def _signed(indices: Array) -> Array:
+    """Indices in a type that holds every row: a table may be longer than what uint8 or int8 count."""
+    if jnp.issubdtype(indices.dtype, jnp.unsignedinteger):
+        top = min(int(jnp.iinfo(indices.dtype).max), 2**31 - 1)
+        return jnp.minimum(indices, jnp.asarray(top, indices.dtype)).astype(jnp.int32)
+    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices
 
 
 def _linear_index(indices: list[Array], extents: Shape) -> Array:
@@ -163,17 +183,15 @@ def _dynamic_slice(eqn: Any, operand: int, view: View) -> Site | None:
     extents = tuple(table.shape[i] for i in looked_up)
 
     def keep(_: Array, *starts: Array) -> Array:
-        clipped = [jnp.clip(starts[i], 0, table.shape[i] - 1) for i in looked_up]
+        clipped = [jnp.clip(_signed(starts[i]), 0, table.shape[i] - 1) for i in looked_up]
         return _linear_index(clipped, extents).reshape(1)
 
     def factors(index: Array, cotangent: Array) -> tuple[Array, Array]:
         return index.astype(jnp.int32)[None], cotangent.reshape(1, 1, -1)
 
     rest = tuple(i for i in range(table.ndim) if i not in looked_up)
-    layout = Layout(
-        (), named(tuple(view.labels[i] for i in looked_up)), named(tuple(view.labels[i] for i in rest)), view.shape
-    )
-    return Site(view, "dynamic_slice", layout, 1, keep, factors, lookup=True)
+    layout = Layout((), view.axes(looked_up), view.axes(rest), view.shape)
+    return Site(view, layout, 1, keep, factors, lookup=True)
 
 
 def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
@@ -188,6 +206,8 @@ def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
     out_shape = [out.shape[i] for i in numbers.out_spec[2:]]
     examples = data.shape[numbers.lhs_spec[0]]
     positions = examples * math.prod(out_shape)
+    if not data.size or not out.size:
+        return None
     grouped = view
     if groups > 1:  # the kernel's outputs are (group, output in the group)
         shape = list(kernel.shape)
@@ -228,15 +248,8 @@ def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
         return sum((leaf_sq_norm(product) for product in products), jnp.zeros((), dtype))
 
     layout = Layout(named(batch), named(rows), named(cols), grouped.shape)
-    return Site(
-        grouped,
-        "conv_general_dilated",
-        layout,
-        positions,
-        lambda x, _: x,
-        factors,
-        product_sq_norm=product_sq_norm if groups == 1 else None,
-    )
+    lean = product_sq_norm if groups == 1 else None
+    return Site(grouped, layout, positions, lambda x, _: x, factors, product_sq_norm=lean)
 
 
 RULES: dict[str, Callable[[Any, int, View], Site | None]] = {

@@ -1,14 +1,17 @@
 """From a Python function and its arguments to a jaxpr with the parameters first."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from isouq.gradnorm._plan import Plan, plan
+
+ArgNums = SupportsIndex | Sequence[SupportsIndex]
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,18 @@ def trace(
     f: Callable,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    argnums: int | tuple[int, ...] = 0,
+    argnums: ArgNums = 0,
     has_aux: bool = False,
     scalar: bool = True,
 ) -> Traced | None:
-    """Traces f; None where it looks at the values of its parameters, as only an untraced function may.
+    """Traces f; None where that fails, for f may look at values, as only an untraced function may.
 
     Everything but the parameters is closed over, as in `jax.grad`: it may be any Python object. With
     `scalar=False` f may return any pytree of floating arrays.
     """
-    numbers = [_argument(i, len(args)) for i in ((argnums,) if isinstance(argnums, int) else argnums)]
+    numbers, single = positions(argnums, len(args))
     params = tuple(args[i] for i in numbers)
-    leaves, treedef = jax.tree.flatten(params if not isinstance(argnums, int) else params[0])
+    leaves, treedef = jax.tree.flatten(params[0] if single else params)
     for leaf in leaves:
         _check_leaf(leaf)
     leaves = [_as_array(leaf) for leaf in leaves]
@@ -51,7 +54,7 @@ def trace(
 
     def flat(*leaves: Any) -> list[Any]:
         tree = jax.tree.unflatten(treedef, leaves)
-        new = dict(zip(numbers, (tree,) if isinstance(argnums, int) else tree, strict=True))
+        new = dict(zip(numbers, (tree,) if single else tree, strict=True))
         out = f(*(new.get(i, arg) for i, arg in enumerate(args)), **kwargs)
         value, aux = _value_and_aux(out, has_aux)
         values = [_check_value(v, scalar) for v in ([value] if scalar else jax.tree.leaves(value))]
@@ -63,7 +66,9 @@ def trace(
 
     try:
         closed = jax.make_jaxpr(flat)(*leaves)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+    except _Refused:
+        raise
+    except Exception:  # it may work untraced; if not, jax.grad will say what is wrong with it
         return None
     num_values, outputs, aux_treedef, rest = found
 
@@ -74,9 +79,16 @@ def trace(
     return Traced(closed.jaxpr, [_as_array(c) for c in closed.consts], leaves, treedef, num_values, outputs, aux)
 
 
+def positions(argnums: ArgNums, count: int) -> tuple[list[int], bool]:
+    """Which of `count` arguments, counted from the front, and whether argnums is a single number."""
+    if isinstance(argnums, Sequence):
+        return [_argument(operator.index(number), count) for number in argnums], False
+    return [_argument(operator.index(argnums), count)], True
+
+
 def _argument(number: int, count: int) -> int:
-    if not isinstance(number, int) or not -count <= number < count:
-        error = ValueError if isinstance(number, int) and number < -count else TypeError  # as jax.grad
+    if not -count <= number < count:
+        error = ValueError if number < -count else TypeError  # as jax.grad
         raise error(f"argnums is {number!r}, but the function was called with {count} positional arguments")
     return number % count
 
@@ -94,19 +106,23 @@ def _check_leaf(leaf: Any) -> None:
         )
 
 
+class _Refused(TypeError):
+    """What f returned cannot be differentiated, traced or not."""
+
+
 def _value_and_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
     if not has_aux:
         return out, ()
     if not (isinstance(out, tuple) and len(out) == 2):
-        raise TypeError(f"with has_aux the function returns (value, aux); it returned a {type(out).__name__}")
+        raise _Refused(f"with has_aux the function returns (value, aux); it returned a {type(out).__name__}")
     return out
 
 
 def _check_value(value: Any, scalar: bool) -> Any:
     expected = "a floating scalar []" if scalar else "floating arrays"
     if not hasattr(value, "dtype") and not isinstance(value, (bool, int, float, complex)):
-        raise TypeError(f"the function returned a {type(value).__name__}; expected {expected}")
+        raise _Refused(f"the function returned a {type(value).__name__}; expected {expected}")
     value = jnp.asarray(value)
     if (scalar and value.shape != ()) or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"the function returned {value.dtype}{list(value.shape)}; expected {expected}")
+        raise _Refused(f"the function returned {value.dtype}{list(value.shape)}; expected {expected}")
     return value

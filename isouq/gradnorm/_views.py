@@ -6,6 +6,7 @@ scanned over before it meets data, and its norm can still be read off where it d
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,9 @@ class View:
     """A variable that holds (part of) one parameter.
 
     leaf: index of the parameter; at or above the number of parameters it is a concatenation.
-    chain: the moves from the parameter to `shape` that are not mere permutations (reshapes and slices).
+    chain: the moves from the parameter to `shape` that are not mere permutations, each a tuple: `("slice", ((axis,
+        (start, limit, stride)), ...))`, `("reshape", order of axes, new shape)`; in a group's chain also `("part",
+        (concatenation, start), order of axes, shape)`, a place in a concatenation.
     shape: the array after `chain`, called the base; its axes are what labels and loops speak of.
     labels: for every axis of the variable the base axis it is; None for an axis of size one.
     loops: one entry for each enclosing scan, outermost first: the base axis that the scan runs over,
@@ -44,6 +47,10 @@ class View:
         """Shape of the variable."""
         return tuple(1 if label is None else self.shape[label] for label in self.labels)
 
+    def axes(self, axes: Sequence[int]) -> Shape:
+        """The base's axes that these axes of the variable are, without those of size one."""
+        return named(tuple(self.labels[i] for i in axes))
+
     def transpose(self, permutation: Shape) -> "View":
         """Axes in another order: the same base, other labels."""
         return replace(self, labels=tuple(self.labels[axis] for axis in permutation))
@@ -54,7 +61,7 @@ class View:
         if [self.shape[label] for label in kept] == [size for size in shape if size != 1]:
             rest = iter(kept)
             return replace(self, labels=tuple(None if size == 1 else next(rest) for size in shape))
-        looped = [axis for axis in self.loops if axis is not None]
+        looped = named(self.loops)
         order = (*looped, *kept)  # loop axes first, then the variable's own: row-major, as a reshape reads
         base = (*(self.shape[axis] for axis in looped), *shape)
         numbers = iter(range(len(looped)))
@@ -121,16 +128,11 @@ def is_float(aval: Any) -> bool:
     return jnp.issubdtype(getattr(aval, "dtype", bool), jnp.floating)
 
 
-def varying(*avals: Any) -> tuple[str, ...]:
-    """Inside shard_map: the axes of the mesh along which any of these differ."""
-    axes: set[str] = set()
-    for aval in avals:  # aval.mat.varying; aval.vma in older JAX
-        axes.update(getattr(getattr(aval, "mat", aval), "varying", getattr(aval, "vma", ())))
-    return tuple(sorted(axes))
-
-
 def disjoint(one: tuple, other: tuple) -> bool:
-    """True where two chains from the same parameter can be seen to share no entry."""
+    """True where two chains from the same parameter can be seen to share no entry.
+
+    The first move that differs decides; a chain that begins another overlaps it.
+    """
     for first, second in zip(one, other, strict=False):
         if first == second:
             continue
@@ -150,7 +152,7 @@ def rearrange(eqn: Any, view: View) -> "list[View] | None":
     """The views that an equation's outputs are, where it only rearranges its first input; else None."""
     name, params = eqn.primitive.name, eqn.params
     out = eqn.outvars[0].aval
-    if name in ("copy", "copy_p", "name", "sharding_constraint", "optimization_barrier", "reduce_precision"):
+    if name in ("copy", "copy_p", "name", "sharding_constraint", "reduce_precision"):
         return [view]
     if name == "convert_element_type":
         return [view] if is_float(out) else None
