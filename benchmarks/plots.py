@@ -58,6 +58,7 @@ def growth(rows: Sequence[Row], path: Path) -> None:
                 ax.xaxis.set_major_formatter("{x:g}")
                 ax.xaxis.set_minor_locator(NullLocator())
                 ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter("")
             grid[0, column].set_title(
                 next(row["case"] for row in rows if row["axis"] == axis).split(", T =")[0], loc="left"
             )
