@@ -33,7 +33,7 @@ def prepare(name: str, case: Case) -> Prepared:
         zeros = jnp.zeros((case.batch, *models.nudge_shape(case)))
         of_nudge = jax.grad(lambda nudge, params, xs: jnp.sum(jax.vmap(f, (None, 0, 0))(params, xs, nudge)))
         return _compiled(of_nudge, zeros, params, xs, norms=False)
-    return _compiled(_norms(name, case, f), models.stacked(params) if name == REMAT else params, xs)
+    return _compiled(_norms(name, case, f), params, xs)
 
 
 def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Array], Array]:

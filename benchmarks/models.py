@@ -100,11 +100,6 @@ def token_log_probs(case: Case, params: Any, x: Array, nudge: Array | None = Non
     return jnp.take_along_axis(jax.nn.log_softmax(logits), x[1:, None], axis=-1)[:, 0]
 
 
-def stacked(params: Any) -> Any:
-    """The same weights with all blocks in one, as `remat` takes them."""
-    return {**params, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"])}
-
-
 def _mlp(case: Case, params: Any, x: Array, nudge: Array | None) -> Array:
     first, *hidden, last = params["layers"]
     h = jnp.tanh(_nudged(_linear(first, x), nudge))
@@ -133,12 +128,9 @@ def _transformer(case: Case, params: Any, ids: Array, nudge: Array | None, causa
         return h + _linear(p["down"], jax.nn.gelu(_linear(p["up"], _layer_norm(p["ln2"], h)), approximate=True))
 
     h = _nudged(params["tokens"][ids] + params["positions"], nudge)
-    if remat:  # blocks stacked and scanned over: XLA on the CPU undoes a checkpoint outside a loop
-        step = jax.checkpoint(lambda h, p: (block(p, h), None))
-        h, _ = jax.lax.scan(step, h, params["blocks"])
-    else:
-        for p in params["blocks"]:
-            h = block(p, h)
+    step = jax.checkpoint(block) if remat else block
+    for p in params["blocks"]:
+        h = step(p, h)
     return _layer_norm(params["ln"], h)
 
 
