@@ -146,9 +146,8 @@ def _memory(case: Case, rows: dict[str, Row], progress: Progress) -> None:
         if row["status"] != "ok":
             progress.step(case, f"{name}: no memory measured")
             continue
-        small = (
-            replace(case, positions=min(4, case.length)) if name in (BACKWARDS, GRADS) else case
-        )  # a loop: the same buffers
+        loops = name in (BACKWARDS, GRADS)  # a few positions show the peak, for a loop reuses its buffers
+        small = replace(case, positions=min(4, case.length)) if loops else case
         peak, reason = memory.peak_bytes(name, small)
         row["peak_mb"] = None if peak is None else peak / 1e6
         if reason:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +42,6 @@ def rounds(
     first: Mapping[str, float],
     plan: Plan,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, np.ndarray]:
     """Seconds per call of every contestant in every round, NaN after it has stopped.
 
@@ -67,7 +66,6 @@ def rounds(
             start = time.perf_counter()
             samples[name].append(_sample(contestants[name], first[name]))
             spent[name] += time.perf_counter() - start
-        progress(index + 1)
     length = max(map(len, samples.values()), default=0)
     return {name: np.array(row + [np.nan] * (length - len(row))) for name, row in samples.items()}
 

@@ -1,6 +1,5 @@
 """The contestants in torch. Only imported when torch is installed."""
 
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +11,10 @@ from torch import Tensor
 from benchmarks import torch_models
 from benchmarks.cases import BACKPACK, OPACUS, TORCH_FUNC, TORCH_LOOP, TORCH_TRAINING, Case
 from benchmarks.contestant import NOT_INSTALLED, CannotRun, Prepared
+from benchmarks.provenance import threads
 from benchmarks.torch_models import DEVICE
 
-torch.set_num_threads(len(os.sched_getaffinity(0)))
+torch.set_num_threads(threads())
 torch.set_float32_matmul_precision("highest")
 torch.backends.cudnn.allow_tf32 = False
 warnings.filterwarnings("ignore", message="Full backward hook is firing")

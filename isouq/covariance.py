@@ -43,10 +43,7 @@ class StructuredCovariance:
         """gᵀΣg for each gradient of the batch, leaves `[batch, ...]`; the form is applied to the gradient itself."""
         forms = self.forms(jax.tree.map(lambda g: g[0], grads))
 
-        def one(grad: Any) -> Array:
-            return quadratic(grad, forms)
-
-        return jax.vmap(one)(grads)
+        return jax.vmap(lambda grad: quadratic(grad, forms))(grads)
 
 
 @jax.tree_util.register_dataclass

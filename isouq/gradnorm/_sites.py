@@ -151,9 +151,14 @@ def _gather(eqn: Any, operand: int, view: View) -> Site | None:
         index = index.astype(jnp.int32)[None]
         return index, jnp.where((index >= 0)[..., None], cols, jnp.zeros((), cols.dtype))
 
-    rest = tuple(i for i in range(table.ndim) if i not in looked_up)
+    return _lookup(view, looked_up, num_positions, keep, factors)
+
+
+def _lookup(view: View, looked_up: Sequence[int], positions: int, keep: Callable, factors: Callable) -> Site:
+    """A site whose rows are one-hot along the axes looked up, with all other axes for columns."""
+    rest = [i for i in range(len(view.labels)) if i not in looked_up]
     layout = Layout((), view.axes(looked_up), view.axes(rest), view.shape)
-    return Site(view, layout, num_positions, keep, factors, lookup=True)
+    return Site(view, layout, positions, keep, factors, lookup=True)
 
 
 def _signed(indices: Array) -> Array:
@@ -189,9 +194,7 @@ def _dynamic_slice(eqn: Any, operand: int, view: View) -> Site | None:
     def factors(index: Array, cotangent: Array) -> tuple[Array, Array]:
         return index.astype(jnp.int32)[None], cotangent.reshape(1, 1, -1)
 
-    rest = tuple(i for i in range(table.ndim) if i not in looked_up)
-    layout = Layout((), view.axes(looked_up), view.axes(rest), view.shape)
-    return Site(view, layout, 1, keep, factors, lookup=True)
+    return _lookup(view, looked_up, 1, keep, factors)
 
 
 def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
