@@ -7,13 +7,13 @@ u.epistemic, u.aleatoric
 import importlib
 from typing import Any
 
-from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, negative_hessian
+from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
 from isouq.gradnorm import explain, grad_sq_norm, grad_sq_norm_probes, value_and_grad_sq_norm
 from isouq.uncertainty import Uncertainty, uncertainty
 
 __version__ = "0.1.0"
 
-_ROOMS = ("models", "plots", "posterior", "problems", "stats")
+_ROOMS = ("alignment", "models", "plots", "posterior", "problems", "stats")
 
 __all__ = [
     "Dense",
@@ -24,8 +24,10 @@ __all__ = [
     "Uncertainty",
     "__version__",
     "explain",
+    "from_draws",
     "grad_sq_norm",
     "grad_sq_norm_probes",
+    "laplace",
     "negative_hessian",
     "uncertainty",
     "value_and_grad_sq_norm",

@@ -68,12 +68,14 @@ def test_the_engine_knows_itself_alone():
 
 def test_statistics_and_figures_know_nobody():
     assert own(PACKAGE / "stats.py") == set()
-    assert own(PACKAGE / "plots.py") == under(own(PACKAGE / "plots.py"), "isouq.stats")
+    for path in (PACKAGE / "plots").glob("*.py"):
+        assert own(path) == under(own(path), "isouq.stats", "isouq.plots"), path
 
 
 @pytest.mark.parametrize("name", ["covariance", "uncertainty", "models", "problems", "_checks"])
 def test_the_estimate_does_not_know_the_posterior(name):
-    assert not under(own(PACKAGE / f"{name}.py"), "isouq.posterior", "isouq.plots")
+    for path in (PACKAGE / f"{name}.py", *(PACKAGE / name).glob("*.py")):
+        assert not path.exists() or not under(own(path), "isouq.posterior", "isouq.plots")
 
 
 def test_blackjax_is_called_in_one_file():

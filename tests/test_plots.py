@@ -186,3 +186,103 @@ def test_scaling_with_nothing_accepted():
     nothing = {("unit", 1.0): {2: {"pearson": NONE, "spearman": NONE, "share": 0.0}}}
     drawn(plots.scaling_curves(nothing))
     drawn(plots.scaling_map(nothing))
+
+
+def densities(accepted=True):
+    hessian, within = RNG.random(9), RNG.random(6)
+    return {"hessian": hessian / hessian.sum(), "within": within / within.sum(), "accepted": accepted}
+
+
+def symmetric_edges():
+    return np.concatenate([-np.logspace(2, -2, 5), np.logspace(-2, 2, 5)])
+
+
+def test_spectrum():
+    lines = {("unit", 1.0): {2: densities(), 64: densities(False)}, ("fan_in", 3.0): {2: densities()}}
+    figure = drawn(plots.spectrum(lines, symmetric_edges(), np.logspace(-3, 3, 7)))
+    top, bottom = np.array(panels(figure)).reshape(2, 2)
+    for row, mark in ((top, 1 / 9), (bottom, 9)):
+        assert len({(axis.get_xlim(), axis.get_ylim()) for axis in row}) == 1
+        assert all(axis.get_xlabel() for axis in row)
+        assert row[0].get_ylabel()
+        assert mark in [pytest.approx(line.get_xdata()[0]) for line in row[1].lines]
+        assert [len(axis.patches) for axis in row] == [2, 1]
+    assert [axis.get_title() for axis in top] == ["unit, σ = 1", "fan_in, σ = 3"]
+    assert [patch.get_linestyle() for patch in bottom[0].patches] == ["-", ":"]
+    assert figure.legends
+
+
+def test_spectrum_of_one_width():
+    drawn(plots.spectrum({("unit", 1.0): {2: densities()}}, symmetric_edges(), np.logspace(-3, 3, 7)))
+
+
+def test_spectrum_agreement():
+    nan = float("nan")
+    points = [
+        {"group": "unit σ = 1", "width": 2, "accepted": True, "share": 0.01, "pearson": 0.8, "spearman": 0.6},
+        {"group": "fan_in σ = 1", "width": 64, "accepted": False, "share": 0.3, "pearson": -0.7, "spearman": nan},
+        {"group": None, "width": None, "accepted": True, "share": 0.0, "pearson": 0.9, "spearman": 0.9},
+    ]
+    figure = drawn(plots.spectrum_agreement(points))
+    axes = panels(figure)
+    assert [axis.get_ylabel() for axis in axes] == ["epistemic, Pearson r", "epistemic, Spearman ρ"]
+    assert len({(axis.get_xlim(), axis.get_ylim()) for axis in axes}) == 1
+    assert axes[0].get_ylim()[0] < -0.7
+    marks = [line for line in axes[0].lines if line.get_marker() in "os*"]
+    assert len({line.get_marker() for line in marks}) == 3
+    assert [line.get_markerfacecolor() == "none" for line in marks] == [False, True, False]
+    assert any("unconverged" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_spectrum_agreement_of_problems_alone():
+    drawn(plots.spectrum_agreement(
+        [{"group": None, "width": None, "accepted": True, "share": 0.5, "pearson": 0.9, "spearman": 0.9}]
+    ))  # fmt: skip
+
+
+VERSIONS = {"pooled": "pooled over chains", "aligned": "units aligned"}
+
+
+def lost(value=0.5, count=5):
+    """The intervals of one model of the decomposition."""
+    names = ["whole", *(f"{term}_{version}" for term in ("taylor", "isotropy") for version in VERSIONS)]
+    names += [f"perturbation_{sigma:g}" for sigma in (0.01, 1.0)]
+    interval = NONE if count == 0 else bootstrap_mean(value + 0.1 * RNG.normal(size=count))
+    return {f"{name}_{statistic}": interval for name in names for statistic in ("pearson", "spearman")}
+
+
+@pytest.mark.parametrize("statistic", ["pearson", "spearman"])
+def test_decomposition(statistic):
+    unit = {2: lost(), 4: lost(count=0), 8: lost(-0.6)}
+    figure = drawn(plots.decomposition({("unit", 1.0): unit, ("fan_in", 3.0): {2: lost(count=1)}}, VERSIONS, statistic))
+    axes = np.array(panels(figure)).reshape(2, 2)
+    assert [axis.get_title() for axis in axes[0]] == ["prior unit, σ = 1", "prior fan_in, σ = 3"]
+    assert all(statistic.capitalize() in axis.get_ylabel() for axis in axes[:, 0])
+    assert ["aligned" in axis.get_ylabel() for axis in axes[:, 0]] == [False, True]
+    assert all(axis.get_xlabel() for axis in axes[-1])
+    assert len({axis.get_ylim() for axis in axes.flat}) == 1
+    assert axes[0, 0].get_ylim()[0] < unit[8][f"whole_{statistic}"].low
+    curves = [line.get_ydata() for line in axes[0, 0].lines if line.get_marker() != "None"]
+    assert [list(np.isnan(curve)) for curve in curves] == [[False, True, False]] * 3
+    assert [text.get_text()[:5] for text in figure.legends[0].get_texts()] == ["Taylo", "isotr", "whole"]
+
+
+def test_decomposition_problems():
+    figure = drawn(plots.decomposition_problems({"a": lost(), "b": lost(count=0), "c": lost(-0.4)}, VERSIONS))
+    axes = np.array(panels(figure)).reshape(2, 2)
+    assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["a", "b", "c"]
+    assert [axis.get_xlabel() for axis in axes[:, 0]] == ["Pearson r", "Spearman ρ"]
+    assert len({(axis.get_xlim(), axis.get_ylim()) for axis in axes.flat}) == 1
+    assert axes[0, 0].get_ylim()[0] > axes[0, 0].get_ylim()[1]  # the first problem on top
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_perturbation(count):
+    figure = drawn(plots.perturbation({f"p{i}": lost(count=i) for i in range(count)}, (0.01, 1.0)))
+    axes = [axis for axis in panels(figure) if axis.get_visible()]
+    assert [axis.get_title() for axis in axes] == [f"p{i}" for i in range(count)]
+    assert {axis.get_xscale() for axis in axes} == {"log"}
+    assert len({axis.get_ylim() for axis in axes}) == 1
+    assert axes[0].get_ylabel()
+    assert axes[-1].get_xlabel()
+    assert len(figure.legends[0].get_texts()) == 4

@@ -21,14 +21,17 @@ class Form(NamedTuple):
 
     scale: Σ₀ = scale · I, where neither of the next two is given.
     diagonal: Σ₀ = diag(diagonal), shaped like the parameter.
-    kronecker: Σ₀ = A Aᵀ ⊗ B Bᵀ with A on all axes but the last (flattened) and B on the last.
+    kronecker: Σ₀ = A Aᵀ ⊗ B Bᵀ with A `[C, r]` on all axes but the last (flattened) and B `[F, s]` on the last. With a
+        diagonal too, `[r, s]`, Σ₀ = (A ⊗ B) diag(diagonal) (A ⊗ B)ᵀ.
     directions: U as `[K, *parameter]`; none if not given.
+    weights: `[K]`, of any sign, the same for all parameters: U diag(weights) Uᵀ in place of U Uᵀ.
     """
 
     scale: Any = 1.0
     diagonal: Array | None = None
     kronecker: tuple[Array, Array] | None = None
     directions: Array | None = None
+    weights: Array | None = None
 
 
 def value_and_grad_quadratic(f: Callable, forms: list[Form], has_aux: bool = False) -> Callable:
@@ -65,31 +68,35 @@ def value_and_grad_quadratic(f: Callable, forms: list[Form], has_aux: bool = Fal
                     terms.append(_of_factors(factors_of(group, received), group.chain, forms[i], traced.leaves[i]))
                 else:
                     terms.append((forms[i].scale * received_norm(plan, group, received), None))
-        return ((value, traced.aux(aux)) if has_aux else value), _combine(terms)
+        return ((value, traced.aux(aux)) if has_aux else value), _combine(terms, forms)
 
     return value_and_quadratic
 
 
 def quadratic(grad: Any, forms: list[Form]) -> Array:
     """gᵀΣg of a gradient: the slow twin of what the factors give."""
-    return _combine([_of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)])
+    return _combine([_of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)], forms)
 
 
-def _combine(terms: list[tuple[Array, Array | None]]) -> Array:
-    """Σ of the blocks' forms, and ‖Uᵀg‖² of the projections' sum."""
+def _combine(terms: list[tuple[Array, Array | None]], forms: list[Form]) -> Array:
+    """Σ of the blocks' forms, and the weighted ‖Uᵀg‖² of the projections' sum."""
     projections = [projection for _, projection in terms if projection is not None]
     total = _plain.add([block for block, _ in terms])
-    return total + leaf_sq_norm(functools.reduce(jnp.add, projections)) if projections else total
+    if not projections:
+        return total
+    squares = jnp.square(functools.reduce(jnp.add, projections))
+    return total + jnp.sum(squares if forms[0].weights is None else forms[0].weights * squares)
 
 
 def _of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
     """Block form and projections of one parameter's gradient."""
     g = _wide(g)
-    if form.diagonal is not None:
-        block = jnp.sum(_wide(form.diagonal) * jnp.square(g))
-    elif form.kronecker is not None:
+    if form.kronecker is not None:
         left, right = map(_wide, form.kronecker)
-        block = leaf_sq_norm(left.T @ g.reshape(left.shape[0], right.shape[0]) @ right)
+        g_turned = left.T @ g.reshape(left.shape[0], right.shape[0]) @ right
+        block = leaf_sq_norm(g_turned) if form.diagonal is None else jnp.sum(form.diagonal * jnp.square(g_turned))
+    elif form.diagonal is not None:
+        block = jnp.sum(_wide(form.diagonal) * jnp.square(g))
     else:
         block = form.scale * leaf_sq_norm(g)
     if form.directions is None:
@@ -107,19 +114,19 @@ def _plan(traced: Traced, forms: list[Form]) -> Plan:
     misfits = [
         i
         for i, groups in plan.groups.items()
-        if forms[i].kronecker is not None and not all(_fits(group, *_axes(traced.leaves[i])) for group in groups)
+        if forms[i].kronecker is not None and not all(fits(group, *lead_and_last(traced.leaves[i])) for group in groups)
     ]
     return traced.plan(collect=shaped, direct=misfits) if misfits else plan
 
 
-def _fits(group: Group, lead: Shape, last: Shape) -> bool:
-    """Whether every site of the group splits the parameter as the Kronecker form does."""
+def fits(group: Group, lead: Shape, last: Shape) -> bool:
+    """Whether every site of the group splits the parameter as a Kronecker form does."""
     if group.chain or any(named(s.view.loops) for s in group.sites):
         return False
     return all(not s.layout.batch and {s.layout.rows, s.layout.cols} == {lead, last} for s in group.sites)
 
 
-def _axes(leaf: Any) -> tuple[Shape, Shape]:
+def lead_and_last(leaf: Any) -> tuple[Shape, Shape]:
     """All axes but the last, and the last, as layouts name them: without those of size one."""
     shape = jnp.shape(leaf)
     axes = tuple(axis for axis, size in enumerate(shape) if size != 1)
@@ -130,11 +137,12 @@ def _axes(leaf: Any) -> tuple[Shape, Shape]:
 def _of_factors(factors: list[Factors], chain: tuple, form: Form, leaf: Any) -> tuple[Array, Array | None]:
     if form.diagonal is not None or form.kronecker is not None or form.directions is not None:
         factors = [Factors(_wide(rows), _wide(cols), layout) for rows, cols, layout in factors]
-    if form.diagonal is not None:
-        block = _diagonal(factors, follow(chain, _wide(form.diagonal)))
-    elif form.kronecker is not None:
+    if form.kronecker is not None:
         left, right = map(_wide, form.kronecker)
-        block = _kronecker(factors, left, right, _axes(leaf)[0])
+        turned = _turned(factors, left, right, lead_and_last(leaf)[0])
+        block = sq_norm(turned) if form.diagonal is None else _diagonal(turned, _wide(form.diagonal))
+    elif form.diagonal is not None:
+        block = _diagonal(factors, follow(chain, _wide(form.diagonal)))
     else:
         block = form.scale * sq_norm(factors)
     if form.directions is None:
@@ -162,14 +170,14 @@ def _project(factors: Factors, directions: Array) -> Array:
     return jax.vmap(lambda u: jnp.sum(_times(rows, _arrange(u, layout)) * cols))(directions)
 
 
-def _kronecker(factors: list[Factors], left: Array, right: Array, lead: Shape) -> Array:
-    """‖Aᵀ G B‖²: the norm of the gradient whose factors are multiplied by A and B."""
+def _turned(factors: list[Factors], left: Array, right: Array, lead: Shape) -> list[Factors]:
+    """Aᵀ G B `[r, s]`: the factors of the gradient multiplied by A and B."""
     turned = []
     for rows, cols, layout in factors:
         of_rows, of_cols, names = (left, right, (0, 1)) if layout.rows == lead else (right, left, (1, 0))
         new = Layout((), names[:1], names[1:], (left.shape[1], right.shape[1]))
         turned.append(Factors(_times(rows, of_rows[None]), cols @ of_cols, new))
-    return sq_norm(turned)
+    return turned
 
 
 def _times(rows: Array | OneHot, matrix: Array) -> Array:

@@ -1,0 +1,116 @@
+"""Draws of a network's posterior brought to one of its symmetric copies.
+
+The hidden units of an MLP can be exchanged, and with an odd activation (tanh) the sign of everything
+into and out of a unit can be flipped, without any change of the function. Draws visit these copies
+at random, which makes their covariance look more isotropic than the posterior is around one θ*.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+
+_SIMILARITIES_AT_A_TIME = 2**24  # numbers: 64 MB in float32
+
+
+class _Layer(NamedTuple):
+    """Where a layer's parameters stand in the flat vector."""
+
+    kernel: Int[np.ndarray, "inputs outputs"]
+    bias: Int[np.ndarray, " outputs"]
+
+
+def align_hidden_units(draws: Any, target: Any) -> Float[np.ndarray, "*batch P"]:
+    """Every draw with its hidden units exchanged and sign-flipped so that they match those of `target`.
+
+    A unit is the vector of its incoming weights, its bias and its outgoing weights. For the units u_j of
+    a draw and v_i of the target, the permutation π and the signs s_i = ±1 minimise Σ_i ‖s_i u_π(i) − v_i‖²,
+    which is the same as maximising Σ_i |u_π(i) · v_i|: the norms are those of the same units whatever π is.
+    The network function is unchanged: for an MLP with an odd activation (tanh), as `isouq.models.mlp`
+    makes it; nothing here can check the activation.
+
+    Args:
+        draws: `[*batch, P]`, each draw flat in the order of `jax.flatten_util.ravel_pytree(target)`.
+        target: the parameters to match, `{"layers": {0: {"kernel": [in, out], "bias": [out]}, ...}}`, the last
+            layer being the output layer. Without a hidden layer the draws come back unchanged.
+
+    Returns:
+        The aligned draws, a new array of the shape and dtype of `draws`.
+
+    Raises:
+        ValueError: another tree than that of an MLP, draws of another length, or values that are not finite.
+
+    One hidden layer: the best match of all. Deeper nets: layer by layer from the input, greedily, each once;
+    a unit of a layer that feeds another hidden layer is matched by incoming weights and bias alone, for
+    its outgoing weights lead to units that are not matched yet.
+
+    Cost: draws × width² × (fan-in + fan-out) multiplications, and one assignment problem a draw and layer
+    (width³ at worst; 0.04 ms at width 32, 10 ms at 256, 0.4 s at 1024 on one core). Memory: a copy of the draws.
+
+    Source: the symmetries are those of Sussmann (1992); matching units by an assignment problem, e.g.
+    Ainsworth et al. (2023), "Git Re-Basin", arXiv 2209.04836.
+    """
+    layers = _layers(target)
+    aligned = np.array(draws, order="C")  # so that the reshape below is a view
+    size = sum(layer.kernel.size + layer.bias.size for layer in layers)
+    if aligned.ndim < 1 or aligned.shape[-1] != size:
+        raise ValueError(f"draws have shape {aligned.shape}; expected [..., {size}], flat as ravel_pytree(target)")
+    goal = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(target)])
+    if not (np.isfinite(aligned).all() and np.isfinite(goal).all()):
+        raise ValueError("draws or target hold NaN or infinity; remove those draws first")
+    flat = aligned.reshape(-1, size)
+    for depth, (layer, following) in enumerate(pairwise(layers)):
+        ends_in_outputs = depth == len(layers) - 2
+        entering = np.concatenate([layer.kernel.T, layer.bias[:, None]], axis=1)
+        units = np.concatenate([entering, following.kernel], axis=1)
+        _match(flat, goal, units, units if ends_in_outputs else entering)
+    return aligned
+
+
+def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.ndarray) -> None:
+    """Exchanges and flips the units of every draw in place.
+
+    units: `[width, parameters]`, where the parameters of each unit stand; compared: those that are matched.
+    """
+    width = len(units)
+    block = max(1, _SIMILARITIES_AT_A_TIME // width**2)
+    wanted = goal[compared]
+    for start in range(0, len(flat), block):
+        rows = flat[start : start + block]
+        similar = np.einsum("if,bjf->bij", wanted, rows[:, compared], optimize=True)  # v_i · u_j
+        order = np.stack([linear_sum_assignment(np.abs(one), maximize=True)[1] for one in similar])[:, :, None]
+        signs = np.where(np.take_along_axis(similar, order, axis=2) < 0, -1, 1).astype(flat.dtype)
+        rows[:, units] = signs * np.take_along_axis(rows[:, units], order, axis=1)
+
+
+def _layers(target: Any) -> list[_Layer]:
+    """The layers of an MLP in order; raises unless the tree is that of one."""
+    expected = 'expected {"layers": {0: {"kernel": [in, out], "bias": [out]}, ...}} as isouq.models.mlp makes it'
+    if not isinstance(target, Mapping) or set(target) != {"layers"} or not isinstance(target["layers"], Mapping):
+        names = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
+        raise ValueError(f"target is {names}; {expected}")
+    leaves = jax.tree.leaves(target)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])
+    where = [
+        np.arange(end - np.size(leaf), end).reshape(np.shape(leaf)) for end, leaf in zip(ends, leaves, strict=True)
+    ]
+    layers = jax.tree.unflatten(jax.tree.structure(target), where)["layers"]
+    if sorted(layers) != list(range(len(layers))) or not layers:
+        raise ValueError(f"target has layers {sorted(map(str, layers))}; {expected}")
+    found: list[_Layer] = []
+    for depth in range(len(layers)):
+        layer = layers[depth]
+        if not isinstance(layer, Mapping) or set(layer) != {"kernel", "bias"}:
+            names = sorted(map(str, layer)) if isinstance(layer, Mapping) else type(layer).__name__
+            raise ValueError(f"layer {depth} of target holds {names}; {expected}")
+        kernel, bias = layer["kernel"], layer["bias"]
+        if kernel.ndim != 2 or bias.shape != kernel.shape[1:]:
+            raise ValueError(f"layer {depth} has kernel {kernel.shape} and bias {bias.shape}; {expected}")
+        if found and found[-1].bias.size != kernel.shape[0]:
+            raise ValueError(f"layer {depth} takes {kernel.shape[0]} inputs after {found[-1].bias.size} units")
+        found.append(_Layer(kernel, bias))
+    return found

@@ -1,0 +1,23 @@
+"""Covariances Σ of the parameters, for the quadratic form gᵀΣg.
+
+`Identity` is the paper's isotropic choice. `Diagonal`, `Kronecker` and `LowRank` respect the shape of
+the parameters, so that `isouq.uncertainty` needs no gradients for them. `Dense` holds any covariance
+of a small model. `laplace` builds them from data, `from_draws` from draws of a posterior.
+"""
+
+from isouq.covariance._dense import Dense, negative_hessian
+from isouq.covariance._family import Covariance, Diagonal, Identity, Kronecker, LowRank, StructuredCovariance
+from isouq.covariance._laplace import from_draws, laplace
+
+__all__ = [
+    "Covariance",
+    "Dense",
+    "Diagonal",
+    "Identity",
+    "Kronecker",
+    "LowRank",
+    "StructuredCovariance",
+    "from_draws",
+    "laplace",
+    "negative_hessian",
+]

@@ -1,0 +1,207 @@
+"""Builders: the Laplace approximation in four structures, and the covariance of draws."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from matfree import decomp
+
+from isouq import _checks
+from isouq.covariance import _curvature
+from isouq.covariance._curvature import CURVATURES
+from isouq.covariance._dense import Dense
+from isouq.covariance._family import Diagonal, Kronecker, LowRank
+
+STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
+
+
+def laplace(
+    log_density: Any,
+    params: Any,
+    curvature: str = "ggn",
+    structure: str = "dense",
+    *,
+    damping: float = 0.0,
+    rank: int = 20,
+    key: Any = None,
+    batch_size: int = 128,
+) -> Dense | Diagonal | Kronecker | LowRank:
+    """The Laplace approximation Σ = (C + Λ + damping · I)⁻¹ around params, in one of four structures.
+
+    C is a curvature of the negative log likelihood on the data of `log_density`, Λ the prior's precision (diagonal).
+
+    Args:
+        log_density: a `isouq.posterior.LogDensity`: model, data, prior and likelihood.
+        params: where C is taken; θ*, a mode.
+        curvature: "hessian" (−∇² log likelihood), "ggn" (generalised Gauss-Newton, equal to the Fisher matrix here)
+            or "fisher" (the empirical Fisher, from gradients at the labels).
+        structure: "dense"; "diagonal", of C; "kronecker", KFAC: C's block of a weight is A ⊗ B, in the eigenbasis of
+            which the prior is added exactly; "low_rank": C's `rank` largest eigenpairs in units of the prior, by
+            Lanczos (matfree), the prior elsewhere.
+        damping: added to the precision (units: 1/parameter²); 0 is the posterior itself.
+        rank: number of eigenpairs, for "low_rank".
+        key: JAX key of Lanczos' start, for "low_rank"; `jax.random.key(0)` by default.
+        batch_size: data at a time; bounds memory, changes no number beyond rounding.
+
+    Returns:
+        A covariance for `isouq.uncertainty(..., covariance=...)`. An indefinite C (a Hessian away from a mode of the
+        likelihood) is repaired: in coordinates scaled by the prior, eigenvalues (for "diagonal" entries) of C below 0
+        are set to 0, so that no direction is wider than the prior. `clipped` is the share of them
+        below −0.1 % of the prior's precision (and below −10⁻⁷ of the largest, which float32 does not resolve).
+        "low_rank" has no such field: it keeps positive eigenvalues alone.
+
+    Raises:
+        ValueError: an unknown curvature or structure, "kronecker" of a Hessian (it has no such factors), a log
+            density that is not a `LogDensity`, NaN in params.
+
+    Cost in gradients of the log likelihood (R = 1 for "fisher", the number of outputs for "ggn"): Hessian, dense or
+    diagonal, 2P; the others R; "low_rank" 4 (3 · rank + 10). Memory: dense 4·P² bytes and O(P³) time in float64 on the
+    host; diagonal P; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. Rows of a
+    batch add batch_size · R · P for "dense" and "diagonal".
+
+    Sources: MacKay (1992); Martens and Grosse (2015) and Ritter et al. (2018) for KFAC; Eschenhagen et al., arXiv
+    2311.00636, for shared weights; Daxberger et al., arXiv 2106.14806, for the family.
+    """
+    _checks.one_of("curvature", curvature, CURVATURES)
+    _checks.one_of("structure", structure, STRUCTURES)
+    _checks.positive_int("batch_size", batch_size)
+    _checks.positive_int("rank", rank)
+    if damping != 0:
+        _checks.positive("damping", damping)
+    if not all(hasattr(log_density, name) for name in ("log_likelihood", "predict", "scales", "xs", "ys", "kind")):
+        raise ValueError(
+            f"log_density is a {type(log_density).__name__}; expected a LogDensity: build it with "
+            "isouq.posterior.LogDensity.of(predict, params, xs, ys, kind)"
+        )
+    same = jax.tree.structure(log_density.scales) == jax.tree.structure(params)  # type: ignore[operator]
+    if not same:
+        raise ValueError("params is not a pytree like those of log_density; pass parameters of the same model")
+    _checks.float_leaves("params", params)
+    _checks.finite("params", params)
+    # the sd under prior and damping together, one number a leaf
+    scales = jax.tree.map(lambda s: 1 / jnp.sqrt(1 / jnp.square(s) + damping), log_density.scales)
+    if structure == "kronecker":
+        if curvature == "hessian":
+            raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'fisher'")
+        return _kronecker(_curvature.kronecker(log_density, params, curvature, batch_size), scales, params)
+    if structure == "diagonal":
+        entries = _curvature.diagonal(log_density, params, curvature, batch_size)
+        return _diagonal(entries, scales, params, curvature)
+    flat_scales = _flat(scales, params)
+    if structure == "low_rank" and 3 * rank + 10 < flat_scales.size:
+        start = jax.random.normal(jax.random.key(0) if key is None else key, flat_scales.shape, flat_scales.dtype)
+        values, vectors = _leading(log_density, params, flat_scales, start, curvature, 3 * rank + 10)
+        return _low_rank(values, vectors, flat_scales, scales, params, rank)
+    matrix = np.asarray(_curvature.dense(log_density, params, curvature, batch_size), np.float64)
+    _checks.finite("the curvature", matrix)
+    wide = np.asarray(flat_scales, np.float64)
+    values, vectors = np.linalg.eigh(wide[:, None] * (matrix + matrix.T) / 2 * wide)
+    if structure == "low_rank":
+        return _low_rank(values, vectors, wide, scales, params, rank)
+    factor = wide[:, None] * vectors / np.sqrt(1 + np.maximum(values, 0))
+    return Dense(jnp.asarray(factor, flat_scales.dtype), _share(values, curvature))
+
+
+def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRank:
+    """The covariance of S draws of the parameters (divided by S), such as those of `sample_reference`.
+
+    draws: a pytree like the parameters with a leading axis of draws (several chains: join them, after
+    taking each chain's mean away if the covariance within chains is meant).
+    structure: "dense", "diagonal", or "low_rank": U = centred draws / √S, exact, and gᵀΣg the variance of the
+    projections g·θ: no P × P matrix, S multiplications a parameter.
+    """
+    _checks.one_of("structure", structure, ("dense", "diagonal", "low_rank"))
+    _checks.float_leaves("draws", draws)
+    _checks.finite("draws", draws)
+    size = _checks.inputs(draws, "draws", "draw")
+    if size < 2:
+        raise ValueError("draws has one row; a covariance needs at least two draws")
+    centred = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0, keepdims=True), draws)
+    if structure == "diagonal":
+        return Diagonal(jax.tree.map(lambda leaf: jnp.mean(jnp.square(leaf), axis=0), centred))
+    if structure == "low_rank":
+        return LowRank(jax.tree.map(lambda leaf: leaf / np.sqrt(size), centred))
+    flat = np.asarray(jax.vmap(lambda draw: ravel_pytree(draw)[0])(centred), np.float64)
+    return Dense.from_covariance(flat.T @ flat / size)
+
+
+def _flat(scales: Any, params: Any) -> Any:
+    """One number a leaf, spread over its entries."""
+    return ravel_pytree(jax.tree.map(lambda s, leaf: jnp.full(jnp.shape(leaf), s, _dtype(leaf)), scales, params))[0]
+
+
+def _dtype(leaf: Any) -> Any:
+    """Of a covariance: the parameter's, float32 or better."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def _share(values: Any, curvature: str) -> float:
+    """The share of negative curvatures, in units of the prior's precision; rounding does not count."""
+    if curvature != "hessian":
+        return 0.0  # a sum of squares has none
+    values = np.asarray(values)
+    return float(np.mean(values < -max(1e-3, float(np.finfo(np.float32).eps * np.max(values)))))
+
+
+def _diagonal(entries: Any, scales: Any, params: Any, curvature: str) -> Diagonal:
+    _checks.finite("the curvature", entries)
+    wide = _flat(scales, params)
+    in_units = entries * jnp.square(wide)
+    variances = jnp.square(wide) / (1 + jnp.maximum(in_units, 0))
+    return Diagonal(ravel_pytree(params)[1](variances), _share(in_units, curvature))
+
+
+def _kronecker(factors: list[Any], scales: Any, params: Any) -> Kronecker:
+    """The posterior in the eigenbasis of the two factors: v = 1 / (a ⊗ b + 1/scale²)."""
+    pairs, variances = [], []
+    for (first, second), scale, leaf in zip(factors, jax.tree.leaves(scales), jax.tree.leaves(params), strict=True):
+        _checks.finite("the curvature", (first, second))
+        (a, left), (b, right) = (np.linalg.eigh(np.asarray(f, np.float64)) for f in (first, second))
+        curvature = np.outer(np.maximum(a, 0), np.maximum(b, 0))
+        dtype = _dtype(leaf)
+        pairs.append((jnp.asarray(left, dtype), jnp.asarray(right, dtype)))
+        variances.append(jnp.asarray(1 / (curvature + 1 / float(scale) ** 2), dtype))
+    tree = jax.tree.structure(params)
+    return Kronecker(jax.tree.unflatten(tree, pairs), jax.tree.unflatten(tree, variances))
+
+
+def _leading(log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int) -> Any:
+    """Ritz values and vectors `[P, depth]` of C in units of the prior, from a Krylov space of `depth` steps.
+
+    In float32 Lanczos' vectors lose their orthogonality once the space is exhausted, and spurious copies of
+    eigenvectors would be subtracted twice: so they are made orthonormal in float64, and C is projected on them anew.
+    """
+    basis = np.asarray(_krylov(log_density, params, wide, start, curvature, depth), np.float64)
+    basis = np.linalg.qr(basis[np.isfinite(basis).all(axis=1)].T)[0]
+    images = _products(log_density, params, wide, jnp.asarray(basis.T, wide.dtype), curvature)
+    projected = basis.T @ np.asarray(images, np.float64).T
+    values, vectors = np.linalg.eigh((projected + projected.T) / 2)
+    return values, basis @ vectors
+
+
+@functools.partial(jax.jit, static_argnames=("curvature", "depth"))
+def _krylov(log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int) -> Any:
+    times = _curvature.product(log_density, params, curvature)
+    return decomp.tridiag_sym(depth, custom_vjp=False)(lambda v: wide * times(wide * v), start).Q_tall
+
+
+@functools.partial(jax.jit, static_argnames="curvature")
+def _products(log_density: Any, params: Any, wide: Any, vectors: Any, curvature: str) -> Any:
+    times = _curvature.product(log_density, params, curvature)
+    return jax.lax.map(lambda v: wide * times(wide * v), vectors)
+
+
+def _low_rank(values: Any, vectors: Any, wide: Any, scales: Any, params: Any, rank: int) -> LowRank:
+    """Σ = S (I − V diag(λ / (1 + λ)) Vᵀ) S of the `rank` largest positive λ."""
+    values, vectors, wide = (np.asarray(a, np.float64) for a in (values, vectors, wide))
+    _checks.finite("the curvature", values)
+    top = np.argsort(values)[::-1][:rank]
+    kept = np.maximum(values[top], 0)
+    shaped = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), _dtype(leaf)), params)
+    flat, unravel = ravel_pytree(shaped)
+    directions = jax.vmap(unravel)(jnp.asarray((wide[:, None] * vectors[:, top]).T, flat.dtype))
+    variances = jax.tree.map(lambda s, leaf: jnp.square(s.astype(leaf.dtype)), scales, shaped)
+    return LowRank(directions, variances, jnp.asarray(-kept / (1 + kept), flat.dtype))

@@ -1,0 +1,24 @@
+"""Arrays in, matplotlib figures out. Nothing is shown or saved here; colours are safe for the colour-blind."""
+
+from isouq.plots._agreement import agreement, scaling_curves, scaling_map
+from isouq.plots._covariance import covariance_agreement, pareto, proxy_maps
+from isouq.plots._decomposition import decomposition, decomposition_problems, perturbation
+from isouq.plots._maps import curves, map_grid, unit_range
+from isouq.plots._spectrum import spectrum, spectrum_agreement
+
+__all__ = [
+    "agreement",
+    "covariance_agreement",
+    "curves",
+    "decomposition",
+    "decomposition_problems",
+    "map_grid",
+    "pareto",
+    "perturbation",
+    "proxy_maps",
+    "scaling_curves",
+    "scaling_map",
+    "spectrum",
+    "spectrum_agreement",
+    "unit_range",
+]

@@ -1,0 +1,90 @@
+"""Uncertainty maps of two-dimensional problems, and curves of one-dimensional ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from isouq.plots._palette import BLUE, GREEN, GREY, ORANGE
+
+_PANELS = (
+    ("reference", "epistemic, HMC\nVar[p]"),
+    ("epistemic", "epistemic, one gradient\n‖g‖²"),
+    ("aleatoric_reference", "aleatoric, HMC\nE[p(1 − p)]"),
+    ("aleatoric", "aleatoric, point\np(1 − p)"),
+)
+
+
+def unit_range(values: Any) -> np.ndarray:
+    """Values scaled to [0, 1] by their own minimum and maximum; a constant becomes 0."""
+    values = np.asarray(values, np.float64)
+    spread = np.ptp(values)
+    return np.zeros_like(values) if spread == 0 else (values - values.min()) / spread
+
+
+def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
+    """One row of four panels a problem: reference and estimate, epistemic and aleatoric.
+
+    problems: (title, arrays) with `grid` `[m², 2]` (first feature fastest), `xs`, `ys` and the maps
+    `[m²]` `reference`, `epistemic`, `aleatoric_reference`, `aleatoric`. Each map has its own scale.
+    """
+    rows = len(problems)
+    figure, axes = plt.subplots(rows, 4, figsize=(10.6, 2.45 * rows + 0.55), squeeze=False, layout="constrained")
+    for index, (row, (title, arrays)) in enumerate(zip(axes, problems, strict=True)):
+        grid = arrays["grid"]
+        side = round(len(grid) ** 0.5)
+        (left, bottom), (right, top) = grid.min(axis=0), grid.max(axis=0)
+        for axis, (name, heading) in zip(row, _PANELS, strict=True):
+            image = axis.imshow(
+                unit_range(arrays[name]).reshape(side, side),
+                origin="lower", extent=(left, right, bottom, top), cmap="viridis", vmin=0, vmax=1, aspect="auto",
+            )  # fmt: skip
+            _points(axis, arrays)
+            axis.tick_params(labelsize=7)
+            if index == 0:
+                axis.set_title(heading, fontsize=9)
+            if index == rows - 1:
+                axis.set_xlabel("x₁", fontsize=8)
+        row[0].set_ylabel(f"{title}\nx₂", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 1.6 / rows + 0.2), aspect=30, pad=0.01)
+    bar.set_label("each map scaled to its own [min, max]", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _points(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    for label, (face, edge, marker) in enumerate(
+        (("white", "black", "o"), ("black", "white", "s"), (ORANGE, "white", "^"))
+    ):
+        points = arrays["xs"][arrays["ys"] == label]
+        axis.scatter(*points.T, color=face, edgecolors=edge, marker=marker, s=6, linewidths=0.35)
+
+
+def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
+    """One-dimensional problems: the predictive mean with the data, and both uncertainties as curves.
+
+    problems: (title, arrays) with `grid` `[m, 1]`, `xs`, `ys`, `probability` (the mean at θ*), `mean`
+    (under the reference) and the curves `reference`, `epistemic` and, where present, `laplace`.
+    """
+    figure, axes = plt.subplots(len(problems), 2, figsize=(9, 3.2 * len(problems)), squeeze=False, layout="constrained")
+    for (left, right), (title, arrays) in zip(axes, problems, strict=True):
+        x = arrays["grid"][:, 0]
+        sd = np.sqrt(arrays["reference"])
+        left.scatter(arrays["xs"][:, 0], arrays["ys"], s=6, color=GREY, label="data", zorder=1)
+        left.fill_between(
+            x, arrays["mean"] - 2 * sd, arrays["mean"] + 2 * sd, color=BLUE, alpha=0.25, label="HMC mean ± 2 sd"
+        )
+        left.plot(x, arrays["mean"], color=BLUE, lw=1.2)
+        left.plot(x, arrays["probability"], color=ORANGE, ls="--", lw=1.2, label="prediction at θ*")
+        left.set(xlabel="x", ylabel=f"{title}\ny")
+        right.plot(x, unit_range(arrays["reference"]), color=BLUE, label="HMC, Var[f(x)]")
+        right.plot(x, unit_range(arrays["epistemic"]), color=ORANGE, ls="--", label="one gradient, ‖g‖²")
+        if "laplace" in arrays:
+            right.plot(x, unit_range(arrays["laplace"]), color=GREEN, ls=":", label="Laplace, gᵀH⁻¹g")
+        right.plot(arrays["xs"][:, 0], np.full(len(arrays["xs"]), -0.04), "|", color=GREY, ms=5)
+        right.set(xlabel="x", ylabel="epistemic, scaled to [0, 1]", ylim=(-0.09, 1.05))
+        for axis in (left, right):
+            axis.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return figure
