@@ -4,10 +4,10 @@ import argparse
 import shlex
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
-from experiments import maps, scaling, validation
+from experiments import EXPERIMENTS
 from experiments.runner import (
     EXECUTORS,
     RunError,
@@ -19,7 +19,6 @@ from experiments.runner import (
     write_outputs,
 )
 
-EXPERIMENTS: dict[str, ModuleType] = {"validation": validation, "maps": maps, "scaling": scaling}
 PRESETS = ("smoke", "quick", "paper")
 
 
@@ -43,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments", description="Runs an experiment; finished cells are kept and not run again."
     )
-    parser.add_argument("name", choices=[*EXPERIMENTS, "all"], metavar="NAME", help="validation, maps, scaling or all")
+    names = ", ".join(EXPERIMENTS)
+    parser.add_argument("name", choices=[*EXPERIMENTS, "all"], metavar="NAME", help=f"{names} or all")
     parser.add_argument(
         "--preset", choices=PRESETS, default="quick", help="smoke (seconds), quick (minutes), paper (hours)"
     )
@@ -58,9 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--finished", action="store_true", help="run nothing: tables and figures from the cells that are finished"
     )
-    parser.add_argument(
-        "--widths", type=_widths, help="widths of the scaling sweep instead of the preset's, as 2,16,128"
-    )
+    sweeps = ", ".join(name for name, extra in EXPERIMENTS.items() if "widths" in extra)
+    parser.add_argument("--widths", type=_widths, help=f"widths instead of the preset's, as 2,16,128; for {sweeps}")
     return parser
 
 
@@ -74,10 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out or Path("out") / options.preset
     try:
         writable(out)
+        modules = {name: import_module(f"experiments.{name}") for name in names}
         jobs = {}
-        for name in names:
-            extra = {"widths": options.widths} if name == "scaling" else {}
-            jobs[name] = EXPERIMENTS[name].cells(options.preset, options.seeds, **extra)
+        for name, module in modules.items():
+            extra = {option: getattr(options, option) for option in EXPERIMENTS[name]}
+            jobs[name] = module.cells(options.preset, options.seeds, **extra)
         started = time.monotonic()
         cells = [cell for job in jobs.values() for cell in job]
         if options.finished:
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             mine = [results[cell] for cell in job if cell in results]
             if not mine:
                 raise RunError(f"{out / 'cells'} holds no finished cell of {name} at preset {options.preset}")
-            outputs = EXPERIMENTS[name].summarise(mine, options.preset)
+            outputs = modules[name].summarise(mine, options.preset)
             if len(mine) < len(job):
                 outputs = outputs.noting(
                     f"Made from {len(mine)} of the preset's {len(job)} cells; the others were not run."

@@ -4,14 +4,14 @@ Command: python -m experiments maps --preset quick
 """
 
 from experiments import report, validation
+from experiments.cell import Cell, Result
 from experiments.runner import Outputs
-from experiments.study import Cell, Result
 from isouq import plots
 
 
 def cells(preset: str, seeds: int | None = None) -> list[Cell]:
-    """Seed 0 of the validation cells of the same preset; computed once for both experiments."""
-    return [cell for cell in validation.cells(preset, seeds) if cell.seed == 0]
+    """Seed 0 of the validation's agreement cells of the same preset; computed once for both experiments."""
+    return [cell for cell in validation.cells(preset, seeds) if cell.seed == 0 and cell.study == "agreement"]
 
 
 def summarise(results: list[Result], preset: str) -> Outputs:

@@ -22,8 +22,11 @@ def reading() -> str:
 
 
 def over_seeds(rows: Sequence[Row], column: str, flag: str = "accepted") -> Interval:
-    """The interval of a column over the accepted rows; undefined values (a constant map) are left out."""
-    return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row[column])])
+    """The interval of a column over the accepted rows.
+
+    Undefined values (a constant map, a column that a cell lacks) are left out.
+    """
+    return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row.get(column, np.nan))])
 
 
 def accepted_share(rows: Sequence[Row]) -> str:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 import isouq
-from experiments.study import Cell, Result, Store, run_cell
+from experiments.cell import Cell, Result, Store
+from experiments.study import run_cell
 
 EXECUTORS = ("local", "processes")
 
@@ -51,7 +52,8 @@ class Outputs:
 def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console) -> list[Result]:
     """The results of all cells, in order; finished ones are read, the others are run and stored.
 
-    A cell that fails does not stop the others; RunError lists the failures at the end.
+    References come first, each sampled once however many cells read it. A cell that fails does not
+    stop the others; RunError lists the failures at the end.
     """
     store = Store(out / "cells")
     store.folder.mkdir(parents=True, exist_ok=True)
@@ -60,20 +62,37 @@ def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console)
     if len(todo) < len(found):
         done = len(found) - len(todo)
         console.print(f"{done} of {len(found)} cells are finished already: read from {store.folder}", markup=False)
-    failures = []
-    if todo:
-        run = _in_processes if executor == "processes" and len(todo) > 1 else _one_by_one
-        with _reporter(todo, console) as report:
-            for cell, error in run(todo, store, report):
-                if error is not None:
-                    failures.append(f"{cell.label()}: {error}")
-                report(cell, 1.0, error)
+    errors = _run_all(todo, store, executor, console) if todo else {}
+    failures = [f"{cell.label()}: {errors[cell]}" for cell in todo if cell in errors]
     if failures:
         listed = "\n  ".join(failures)
         raise RunError(
             f"{len(failures)} of {len(found)} cells failed; the same command runs only them again:\n  {listed}"
         )
     return [found[cell] or _must_load(store, cell) for cell in cells]
+
+
+def _run_all(todo: list[Cell], store: Store, executor: str, console: Console) -> dict[Cell, str]:
+    """Runs and stores the cells, those that sample first; returns the errors of those that failed."""
+    missing = dict.fromkeys(cell.reference() for cell in todo if not store.holds(cell.reference()))
+    references = list(dict.fromkeys([*missing, *(cell for cell in todo if cell.study == "reference")]))
+    studies = [cell for cell in todo if cell.study != "reference"]
+    widest = max(len(references), len(studies))
+    errors: dict[Cell, str] = {}
+    with _reporter([*references, *studies], console) as report, _executor(executor, widest, store, report) as run:
+        for wave in (references, studies):
+            ready = []
+            for cell in wave:
+                if cell.reference() in errors:
+                    errors[cell] = f"its reference failed: {errors[cell.reference()]}"
+                    report(cell, 1.0, errors[cell])
+                else:
+                    ready.append(cell)
+            for cell, error in run(ready):
+                if error is not None:
+                    errors[cell] = error
+                report(cell, 1.0, error)
+    return errors
 
 
 def finished_cells(cells: Sequence[Cell], out: Path) -> dict[Cell, Result]:
@@ -93,7 +112,26 @@ def _must_load(store: Store, cell: Cell) -> Result:
 Report = Callable[..., None]  # (cell, share done, error=None)
 
 
-def _one_by_one(cells: list[Cell], store: Store, report: Report) -> Iterator[tuple[Cell, str | None]]:
+Outcomes = Iterator[tuple[Cell, str | None]]  # (cell, error)
+
+
+@contextmanager
+def _executor(name: str, widest: int, store: Store, report: Report) -> Iterator[Callable[[list[Cell]], Outcomes]]:
+    """What runs a list of cells: one after the other here, or in worker processes."""
+    if name != "processes" or widest < 2:
+        yield lambda cells: _one_by_one(cells, store, report)
+        return
+    workers = _Workers(min(os.cpu_count() or 1, widest), store)
+    try:
+        yield workers.run
+    except BaseException:
+        workers.kill()
+        raise
+    finally:
+        workers.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_by_one(cells: list[Cell], store: Store, report: Report) -> Outcomes:
     for cell in cells:
 
         def progress(share: float, cell: Cell = cell) -> None:
@@ -102,28 +140,62 @@ def _one_by_one(cells: list[Cell], store: Store, report: Report) -> Iterator[tup
         yield cell, _run_and_store(cell, store.folder, progress)
 
 
-def _in_processes(cells: list[Cell], store: Store, report: Report) -> Iterator[tuple[Cell, str | None]]:
-    """One single-threaded worker a core."""
-    workers = min(os.cpu_count() or 1, len(cells))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(),))
-    try:
+class _Workers:
+    """One single-threaded worker a core. A pool that lost a worker is of no use and is replaced."""
+
+    def __init__(self, count: int, store: Store) -> None:
+        self.count, self.store = count, store
+        self.pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.count, get_context("spawn"), _start_worker, (os.getpid(),))
+
+    def run(self, cells: list[Cell]) -> Outcomes:
+        """Runs the cells. When a worker dies, the cells it may have been at come last, and alone."""
+        waiting, suspects = list(cells), []
+        while waiting:
+            lost = yield from self._round(waiting)
+            suspects += lost[: self.count]  # cells are started in order, so the fatal one is among the first
+            waiting = lost[self.count :]
+        for cell in suspects:
+            if (yield from self._round([cell])):
+                yield cell, "a worker process died (killed, or out of memory)"
+
+    def _round(self, cells: list[Cell]) -> Generator[tuple[Cell, str | None], None, list[Cell]]:
+        """Yields what ended; returns what was lost because a worker died."""
+        futures = self._submit(cells)
+        ended = set()
+        for future in as_completed(futures):
+            try:
+                error = future.result()
+            except BrokenProcessPool:
+                continue
+            ended.add(futures[future])
+            yield futures[future], error
+        lost = [cell for cell in cells if cell not in ended]
+        if lost:
+            self.pool.shutdown(wait=True)
+            self.pool = self._start()
+        return lost
+
+    def _submit(self, cells: list[Cell]) -> dict[Future, Cell]:
+        """The started cells; not all of them when a worker has died already."""
+        futures = {}
         # workers start with Ctrl-C blocked: it is the driver's to handle
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            futures = {pool.submit(_run_and_store, cell, store.folder): cell for cell in cells}
+            for cell in cells:
+                futures[self.pool.submit(_run_and_store, cell, self.store.folder)] = cell
+        except BrokenProcessPool:
+            pass
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], "a worker process died (killed, or out of memory)"
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
+        return futures
+
+    def kill(self) -> None:
+        """Ends the workers at once, whatever they are at."""
+        for process in list((self.pool._processes or {}).values()):
             process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(parent: int) -> None:
@@ -139,18 +211,17 @@ def _start_worker(parent: int) -> None:
 
 def _run_and_store(cell: Cell, folder: Path, progress: Callable[[float], None] | None = None) -> str | None:
     """Runs and stores one cell; returns None, or the error in one line. A full disk stops the run."""
+    store = Store(folder)
     try:
-        result = run_cell(cell, progress=progress)
-    except Exception as error:  # a failed cell must not stop the others
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{type(error).__name__}: {first}"
-    try:
-        Store(folder).save(cell, result)
-    except OSError as error:
+        store.save(cell, run_cell(cell, progress=progress, store=store))
+    except OSError as error:  # of the store: a cell computes and touches no other file
         raise RunError(
             f"cannot store results in {folder}: {error.strerror or error}; finished cells are kept, "
             "make room and give the same command again"
         ) from error
+    except Exception as error:  # a failed cell must not stop the others
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"{type(error).__name__}: {first}"
     return None
 
 

@@ -3,13 +3,14 @@
 Command: python -m experiments scaling --preset quick
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from experiments import report
+from experiments import report, validation
+from experiments.cell import Cell, Result
 from experiments.runner import Outputs
-from experiments.study import Cell, Result
 from isouq import plots
 from isouq.stats import Interval, bootstrap_mean
 
@@ -38,6 +39,16 @@ def cells(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None 
     ]
 
 
+def every_model(study: str, preset: str, seeds: int | None, widths: tuple[int, ...] | None) -> list[Cell]:
+    """The references of `validation` and of the sweep, for another study; smoke: XOR and one prior of the sweep."""
+    problems = [cell for cell in validation.cells(preset, seeds) if cell.study == "agreement"]
+    sweep = cells(preset, seeds, widths)
+    if preset == "smoke":
+        problems = [cell for cell in problems if cell.problem == "binary/xor"]
+        sweep = [cell for cell in sweep if cell.prior == "unit"]
+    return list(dict.fromkeys(replace(cell, study=study) for cell in [*problems, *sweep]))
+
+
 def summarise(results: list[Result], preset: str) -> Outputs:
     """The per-model table, what became of the U, the curves and the map."""
     rows = [result.numbers for result in results]
@@ -58,12 +69,13 @@ def summarise(results: list[Result], preset: str) -> Outputs:
             for column in ("epistemic_pearson", "epistemic_spearman"):
                 interval = report.over_seeds(mine, column)
                 line += [report.mean_sd(interval), report.bounds(interval)]
-            line += [report.mean_sd(report.over_seeds(mine, f"aleatoric_{s}")) for s in STATISTICS]
+            for estimate in ("laplace", "aleatoric"):
+                line += [report.mean_sd(report.over_seeds(mine, f"{estimate}_{s}")) for s in STATISTICS]
             line.append(f"{np.mean([row['gradient_evaluations'] for row in mine]):.2g}")
             body.append(line)
     header = [
         "prior", "width", "parameters", "accepted", "epistemic r", "95 % interval", "epistemic ρ", "95 % interval",
-        "aleatoric r", "aleatoric ρ", "gradients",
+        "Laplace r", "Laplace ρ", "aleatoric r", "aleatoric ρ", "gradients",
     ]  # fmt: skip
     summary = "\n".join(
         [

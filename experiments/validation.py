@@ -3,11 +3,12 @@
 Command: python -m experiments validation --preset quick
 """
 
+from dataclasses import replace
 from typing import Any
 
 from experiments import report
-from experiments.runner import Outputs
-from experiments.study import Cell, Result
+from experiments.cell import Cell, Result
+from experiments.runner import Outputs, RunError
 from isouq import plots, problems
 
 # arXiv 2603.29466, Table 1: (r, ρ) by estimate and problem.
@@ -62,25 +63,23 @@ def cells(preset: str, seeds: int | None = None) -> list[Cell]:
             "num_leapfrog": 10,
             "resolution": 8,
         }
-        return [Cell(name, seed, laplace=True, **tiny) for name in names for seed in range(seeds or 2)]
+        return [Cell(name, seed, **tiny) for name in names for seed in range(seeds or 2)]
     draws = {"quick": 500, "paper": 1000}[preset]
-    return [
-        Cell(
-            name,
-            seed,
-            num_draws=draws,
-            num_leapfrog=200 if name in LONG_TRAJECTORIES else 50,
-            laplace=True,
-            second_opinion=preset == "paper" and name in SECOND_OPINION,
-        )
+    cells = [
+        Cell(name, seed, num_draws=draws, num_leapfrog=200 if name in LONG_TRAJECTORIES else 50)
         for seed in range(seeds or {"quick": 2, "paper": 5}[preset])
         for name in problems.PROBLEMS
     ]
+    if preset == "paper":
+        cells += [replace(cell, study="second_opinion") for cell in cells if cell.problem in SECOND_OPINION]
+    return cells
 
 
 def summarise(results: list[Result], preset: str) -> Outputs:
     """The tables beside the paper's, and the dot plot."""
-    rows = [result.numbers for result in results]
+    rows = _rows(results)
+    if not rows:
+        raise RunError("no agreement cell of validation is finished: a second opinion alone makes no table")
     names = list(dict.fromkeys(row["problem"] for row in rows))
     sections = [f"# Validation, preset `{preset}`\n", report.reading()]
     for estimate, title in ESTIMATES.items():
@@ -118,6 +117,18 @@ def summarise(results: list[Result], preset: str) -> Outputs:
         ESTIMATES,
     )
     return Outputs(rows, "\n".join(section for section in sections if section), {"validation": figure})
+
+
+def _rows(results: list[Result]) -> list[dict[str, Any]]:
+    """One row a problem and seed: the second opinion's columns stand on the agreement's row."""
+    numbers = [result.numbers for result in results]
+    opinions = {
+        (row["problem"], row["seed"]): {name: value for name, value in row.items() if name.startswith("numpyro_")}
+        for row in numbers
+        if row["study"] == "second_opinion"
+    }
+    agreements = [row for row in numbers if row["study"] == "agreement"]
+    return [{**row, **opinions.get((row["problem"], row["seed"]), {})} for row in agreements]
 
 
 def _regions(rows: list[dict[str, Any]], names: list[str]) -> str:

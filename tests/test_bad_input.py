@@ -11,6 +11,7 @@ import pytest
 import isouq
 from experiments import __main__ as command
 from experiments import runner, study
+from experiments.cell import Cell
 from isouq import models, posterior, problems, stats
 from isouq.uncertainty import as_pytree_callable
 
@@ -231,7 +232,7 @@ CASES = {
         lambda: plain(posterior.prior_scales)(LOGIT, "unit", "1"),
         r"sigma is '1'; expected a positive number",
     ),
-    "sigma true": (lambda: study.Cell("binary/xor", sigma=True), r"sigma is True; expected a positive number"),
+    "sigma true": (lambda: Cell("binary/xor", sigma=True), r"sigma is True; expected a positive number"),
     "noise missing": (lambda: density(kind="regression"), r"noise is missing; regression needs noise="),
     "noise negative": (
         lambda: density(kind="regression", noise=-0.1),
@@ -363,21 +364,22 @@ CASES = {
     "auroc with nan": (lambda: stats.auroc([0, 1], [0.1, NAN]), r"score holds NaN; remove those rows"),
     # cells
     "cell of width zero": (
-        lambda: study.Cell("binary/xor", width=0),
+        lambda: Cell("binary/xor", width=0),
         r"width is 0; expected a whole number of at least 1",
     ),
     "cell of negative seed": (
-        lambda: study.Cell("binary/xor", seed=-1),
+        lambda: Cell("binary/xor", seed=-1),
         r"seed is -1; expected a whole number of at least 0",
     ),
-    "cell of sigma text": (lambda: study.Cell("binary/xor", sigma="1"), r"sigma is '1'; expected a positive number"),
+    "cell of sigma text": (lambda: Cell("binary/xor", sigma="1"), r"sigma is '1'; expected a positive number"),
     "cell of unknown sampler": (
-        lambda: study.Cell("binary/xor", sampler="gibbs"),
+        lambda: Cell("binary/xor", sampler="gibbs"),
         r"sampler is 'gibbs'; expected one of",
     ),
-    "cell of unknown problem": (lambda: study.run_cell(study.Cell("moons")), r"problem is 'moons'; expected one of"),
+    "cell of unknown study": (lambda: Cell("binary/xor", study="maps"), r"study is 'maps'; expected one of"),
+    "cell of unknown problem": (lambda: study.run_cell(Cell("moons")), r"problem is 'moons'; expected one of"),
     "cell of one chain": (
-        lambda: study.Cell("binary/xor", chains=1),
+        lambda: Cell("binary/xor", chains=1),
         r"chains is 1; expected a whole number of at least 2",
     ),
 }

@@ -12,23 +12,38 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
+import doomed
 import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import __main__ as command
-from experiments import maps, report, runner, scaling, validation
+from experiments import maps, report, runner, scaling, study, validation
+from experiments.cell import STUDIES, Cell, Result, Store
 from experiments.runner import RunError, run_cells, table_csv
-from experiments.study import Cell, Result, Store
+from experiments.subject import FACTS
 from isouq import problems
 from isouq.stats import Interval
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ["all", "--preset", "smoke", "--seeds", "1"]
-CELLS = 9  # three problems, and two widths by three priors
-EXPERIMENTS = ("validation", "maps", "scaling")
+SHORT = ["validation", "--preset", "smoke", "--seeds", "1"]
+EXPERIMENTS = tuple(command.EXPERIMENTS)
+
+
+def smoke_cells(*names):
+    """The distinct cells of a smoke run, one seed."""
+    modules = [import_module(f"experiments.{name}") for name in names]
+    return list(dict.fromkeys(cell for module in modules for cell in module.cells("smoke", 1)))
+
+
+CELLS = len(smoke_cells(*EXPERIMENTS))
+REFERENCES = len({cell.reference() for cell in smoke_cells(*EXPERIMENTS)})
+FILES = CELLS + REFERENCES  # every reference is kept beside the cells that read it
 # SIGINT is ignored in what a shell starts in the background: a user at a terminal has it
 START = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
@@ -134,7 +149,11 @@ def test_all_writes_every_file(first):
         assert facts["command"].startswith("python -m experiments all --preset smoke")
         assert facts["versions"]["jax"] != "not installed"
         assert facts["devices"]
-    assert len(list((out / "cells").glob("*.json"))) == len(list((out / "cells").glob("*.npz"))) == CELLS
+    assert len(smoke_cells("validation", "maps", "scaling")) == 9  # three problems, two widths by three priors
+    assert len({cell.reference() for cell in smoke_cells("validation", "maps", "scaling")}) == 9
+    assert len(list((out / "cells").glob("*.json"))) == len(list((out / "cells").glob("*.npz"))) == FILES
+    store = Store(out / "cells")
+    assert all(store.holds(cell) and store.holds(cell.reference()) for cell in smoke_cells(*EXPERIMENTS))
     assert not list((out / "cells").glob("*.tmp"))
     assert {path.name for path in (out / "maps").glob("*.png")} == {
         "maps.png", "binary_xor.png", "multiclass_clusters.png", "regression_linear.png"
@@ -154,15 +173,16 @@ def test_standard_output_holds_the_paths_alone(first):
 @pytest.mark.slow
 def test_progress_is_plain_lines_away_from_a_terminal(first):
     lines = first[1].stderr.splitlines()
-    assert re.fullmatch(rf"{CELLS} cells to run, about \d+ (s|min) on two CPU cores", lines[0])
-    known = "|".join((*validation.PAPER["epistemic"],))
+    assert re.fullmatch(rf"{FILES} cells to run, about \d+ (s|min) on two CPU cores", lines[0])
+    known, studies = "|".join(validation.PAPER["epistemic"]), "|".join(STUDIES)
     for position, line in enumerate(lines[1:], 1):
         assert re.fullmatch(
-            rf"\[{position}/{CELLS}\] ({known})(, width \d+)?, (unit|fan_in) σ=\d, seed 0: done, "
+            rf"\[{position}/{FILES}\] ({known})(, width \d+)?, (unit|fan_in) σ=\d, seed 0, ({studies}): done, "
             r"about \d+ (s|min) left",
             line,
         )
-    assert len(lines) == CELLS + 1
+        assert (", reference: done" in line) == (position <= REFERENCES)  # first what the others read
+    assert len(lines) == FILES + 1
     assert "\x1b" not in first[1].stderr
     assert "\r" not in first[1].stderr
 
@@ -171,8 +191,9 @@ def test_progress_is_plain_lines_away_from_a_terminal(first):
 def test_tables_hold_a_row_a_cell(first):
     texts = {name: (first[0] / name / "table.csv").read_text(encoding="utf-8") for name in EXPERIMENTS}
     rows = {name: list(csv.DictReader(io.StringIO(text))) for name, text in texts.items()}
-    assert [len(rows[name]) for name in EXPERIMENTS] == [3, 3, 6]
-    for row in itertools.chain(*rows.values()):
+    own = ("validation", "maps", "scaling")
+    assert [len(rows[name]) for name in own] == [3, 3, 6]
+    for row in itertools.chain(*(rows[name] for name in own)):
         assert row["accepted"] in ("True", "False")
         assert -1 <= float(row["epistemic_pearson"]) <= 1
         assert float(row["seconds"]) > 0
@@ -198,24 +219,31 @@ def test_a_second_run_computes_nothing(copy, first):
 
 @pytest.mark.slow
 def test_a_fresh_local_run_gives_the_same_tables(first, tmp_path):
-    run([*SMOKE, "--executor", "local"], tmp_path)
-    assert tables(tmp_path) == tables(first[0])
+    run([*SHORT, "--executor", "local"], tmp_path)
+    assert tables(tmp_path, ["validation"]) == tables(first[0], ["validation"])
 
 
 @pytest.mark.slow
 def test_damaged_cells_are_computed_again(copy, first, cache):
-    arrays, numbers = sorted((copy / "cells").glob("*.npz"))[0], sorted((copy / "cells").glob("*.json"))[1]
-    for path in (arrays, numbers):
+    """One with its reference, which is sampled again; one whose reference is whole, and stays as it is."""
+    store = Store(copy / "cells")
+    both, alone = smoke_cells("validation")[:2]
+    arrays, reference = (store.folder / f"{cell.key()}.npz" for cell in (both, both.reference()))
+    numbers, whole = store.folder / f"{alone.key()}.json", store.folder / f"{alone.reference().key()}.npz"
+    for path in (arrays, reference, numbers):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    before = whole.stat().st_mtime_ns
     done = run(SMOKE, copy, cache)
     assert f"{CELLS - 2} of {CELLS} cells are finished already" in done.stderr
     assert "2 cells to run" in done.stderr
+    assert store.load(both.reference()) is not None
+    assert whole.stat().st_mtime_ns == before
     assert tables(copy) == tables(first[0])
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_leaves_no_worker(first, tmp_path, cache):
-    driver = start(SMOKE, tmp_path, cache)
+    driver = start(SHORT, tmp_path, cache)
     assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")) or driver.poll() is not None)
     assert driver.poll() is None, "the run ended before it could be killed"
     assert len(session_of(driver.pid)) > 1
@@ -223,18 +251,20 @@ def test_a_killed_run_goes_on_and_leaves_no_worker(first, tmp_path, cache):
     driver.wait(10)
     assert wait_for(lambda: not session_of(driver.pid), 8), "workers outlive their driver"
     driver.communicate()
-    whole = len(list((tmp_path / "cells").glob("*.json")))
-    assert whole < CELLS
-    done = run(SMOKE, tmp_path, cache)
-    assert f"{whole} of {CELLS} cells are finished already" in done.stderr
-    assert tables(tmp_path) == tables(first[0])
+    whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
+    total = 2 * len(smoke_cells("validation"))
+    assert 0 < len(whole) < total
+    done = run(SHORT, tmp_path, cache)
+    assert f"{total - len(whole)} cells to run" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    assert tables(tmp_path, ["validation"]) == tables(first[0], ["validation"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["start", "first cell"])
 def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
-    driver = start(SMOKE, tmp_path, cache)
-    early = driver.stderr.readline()  # "9 cells to run …": the pool is about to start
+    driver = start(SHORT, tmp_path, cache)
+    early = driver.stderr.readline()  # "6 cells to run …": the pool is about to start
     if moment == "first cell":
         assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")))
     else:
@@ -246,6 +276,104 @@ def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
     assert lines == ["experiments: interrupted; finished cells are kept, the same command goes on from there"]
     assert done.stdout == ""
     assert wait_for(lambda: not session_of(driver.pid), 8)
+
+
+def test_a_dead_worker_takes_its_own_cell_alone_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_run_and_store", doomed.work)
+    monkeypatch.setattr(runner, "_start_worker", doomed.start)
+    workers = runner._Workers(2, SimpleNamespace(folder=tmp_path))
+    try:
+        outcomes = list(workers.run(["a", "b", "fatal", "c", "d", "e"]))
+        died = "a worker process died (killed, or out of memory)"
+        assert len(outcomes) == 6
+        assert dict(outcomes) == {**dict.fromkeys("abcde"), "fatal": died}
+        assert dict(workers.run(["f"])) == {"f": None}
+        for process in list(workers.pool._processes.values()):  # between two waves
+            process.kill()
+            process.join()
+        assert dict(workers.run(["g", "h"])) == {"g": None, "h": None}
+    finally:
+        workers.pool.shutdown()
+
+
+# studies of one reference
+
+
+TINY = {"num_points": 20, "num_warmup": 10, "num_draws": 10, "num_leapfrog": 3, "resolution": 6}
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """The references that were sampled, in order; spectrum stands for any second study."""
+    done, plain = [], study.measure_reference
+    monkeypatch.setattr(study, "measure_reference", lambda cell, *rest: (done.append(cell), plain(cell, *rest))[1])
+    monkeypatch.setitem(study.MEASURES, "spectrum", study.MEASURES["agreement"])
+    return done
+
+
+def same_but_for_time(one, other):
+    """Equal numbers, timing aside, and equal arrays."""
+    kept = [{k: v for k, v in result.numbers.items() if not k.startswith("seconds")} for result in (one, other)]
+    assert kept[0] == kept[1]
+    assert set(one.arrays) == set(other.arrays)
+    for name, values in one.arrays.items():
+        np.testing.assert_array_equal(values, other.arrays[name])
+
+
+@pytest.mark.slow
+def test_studies_share_one_reference(tmp_path, sampled):
+    cells = [Cell("regression/linear", study=name, **TINY) for name in ("agreement", "spectrum")]
+    store = Store(tmp_path / "cells")
+    agreement, other = run_cells(cells, tmp_path, "local", quiet())
+    assert sampled == [cells[0].reference()]
+    assert other.numbers == {**agreement.numbers, **{k: v for k, v in other.numbers.items() if k.startswith("seconds")},
+                             "study": "spectrum"}  # fmt: skip
+    reference = store.load(cells[0].reference())
+    assert reference.arrays["draws"].shape == (4, 10, 2)
+    assert {name: agreement.numbers[name] for name in FACTS} == {name: reference.numbers[name] for name in FACTS}
+    assert agreement.numbers["exact_laplace_scale"] == pytest.approx(1, abs=0.01)
+
+    (store.folder / f"{cells[0].key()}.json").unlink()  # a study run again reads what was kept
+    same_but_for_time(run_cells(cells[:1], tmp_path, "local", quiet())[0], agreement)
+    assert len(sampled) == 1
+
+    path = store.folder / f"{cells[0].reference().key()}.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    same_but_for_time(study.run_cell(cells[0], store=store), agreement)
+    assert len(sampled) == 2
+    same_but_for_time(store.load(cells[0].reference()), reference)
+
+    same_but_for_time(study.run_cell(cells[0]), agreement)  # without a store
+    assert len(sampled) == 3
+
+
+@pytest.mark.slow
+def test_second_opinion_of_a_cell(tmp_path):
+    cell = Cell("regression/linear", study="second_opinion", **{**TINY, "num_warmup": 100, "num_draws": 200})
+    numbers, arrays = study.run_cell(cell)
+    assert list(numbers)[: len(dataclasses.asdict(cell))] == list(dataclasses.asdict(cell))
+    assert numbers["study"] == "second_opinion"
+    assert set(FACTS) <= set(numbers)
+    assert numbers["numpyro_spearman"] > 0.9
+    assert numbers["numpyro_scale"] == pytest.approx(1, abs=0.5)
+    assert numbers["numpyro_scale"] == pytest.approx(arrays["reference"].mean() / arrays["numpyro"].mean())
+    assert numbers["seconds"] > numbers["seconds_numpyro"] > 0
+
+
+def test_a_version_belongs_to_its_study(monkeypatch):
+    cells = [Cell("binary/xor", study=name) for name in STUDIES]
+    before = {cell.study: cell.key() for cell in cells}
+    assert len(set(before.values())) == len(STUDIES)
+    monkeypatch.setitem(STUDIES, "agreement", 999)
+    assert {cell.study for cell in cells if cell.key() != before[cell.study]} == {"agreement"}
+    monkeypatch.setitem(STUDIES, "reference", 999)  # every study reads it
+    assert {cell.study for cell in cells if cell.key() != before[cell.study]} == set(STUDIES)
+
+
+def test_every_study_but_the_reference_has_a_function():
+    assert set(study.MEASURES) == set(STUDIES) - {"reference"}
+    for name in ("agreement", "second_opinion"):
+        assert callable(study._measure_of(name))
 
 
 def quiet():
@@ -284,7 +412,7 @@ def cells():
 def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     ran = []
 
-    def run_cell(cell, problem=None, progress=None):
+    def run_cell(cell, problem=None, progress=None, store=None):
         ran.append(cell)
         if cell == Cell("multiclass/clusters", 1, **small):
             raise RuntimeError("no luck [today]\nand a second line")
@@ -296,17 +424,18 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert command.main(arguments) == 1
     output = capsys.readouterr()
     assert output.out == ""
-    assert len(ran) == 6
-    assert len(list((tmp_path / "cells").glob("*.json"))) == 5
+    assert len(ran) == 12  # six references, six cells
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 11
     assert "1 of 6 cells failed" in output.err
-    assert "multiclass/clusters, unit σ=1, seed 1: failed: RuntimeError: no luck [today], " in output.err
-    assert output.err.splitlines()[-1].strip() == "multiclass/clusters, unit σ=1, seed 1: RuntimeError: no luck [today]"
+    label = "multiclass/clusters, unit σ=1, seed 1, agreement"
+    assert f"{label}: failed: RuntimeError: no luck [today], " in output.err
+    assert output.err.splitlines()[-1].strip() == f"{label}: RuntimeError: no luck [today]"
     assert "second line" not in output.err
     assert not (tmp_path / "validation").exists()
 
     monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
     assert command.main(arguments) == 0
-    assert len(ran) == 7
+    assert len(ran) == 13
     assert ran[-1] == Cell("multiclass/clusters", 1, **small)
     assert (tmp_path / "validation" / "table.csv").is_file()
 
@@ -369,13 +498,14 @@ def test_equal_cells_are_run_once_and_results_keep_their_order(tmp_path, monkeyp
     asked = [cells[2], cells[0], cells[2], cells[1]]
     results = run_cells(asked, tmp_path, "local", quiet())
     assert [result.numbers["seed"] for result in results] == [2, 0, 2, 1]
-    assert len(ran) == 3
+    once = [cells[2], cells[0], cells[1]]
+    assert ran == [*(cell.reference() for cell in once), *once]
 
 
 def test_maps_shares_its_cells_with_validation():
     for preset in ("smoke", "quick", "paper"):
         assert set(maps.cells(preset)) <= set(validation.cells(preset))
-        assert {cell.seed for cell in maps.cells(preset)} == {0}
+        assert {(cell.seed, cell.study) for cell in maps.cells(preset)} == {(0, "agreement")}
 
 
 def test_progress_names_a_folder_as_it_is_written(tmp_path, monkeypatch, cells):
@@ -400,8 +530,34 @@ def test_a_cell_is_counted_once_when_it_reports_its_own_progress(tmp_path, monke
     with pytest.raises(RunError, match="1 of 4 cells failed"):
         run_cells(cells, tmp_path, "local", screen)
     lines = screen.file.getvalue().splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
-    assert [("failed" if "failed" in line else "done") for line in lines] == ["done", "done", "done", "failed"]
+    assert [line.split()[0] for line in lines] == [f"[{position}/8]" for position in range(1, 9)]
+    failed = [line for line in lines if "failed" in line]
+    assert [line.partition(", seed ")[2].partition(",")[0] for line in failed] == ["3", "3"]
+    assert sum(": done, " in line for line in lines) == 6
+
+
+def test_a_failed_reference_fails_its_own_cells_alone(tmp_path, monkeypatch, cells):
+    ran = []
+
+    def run_cell(cell, **_):
+        ran.append(cell)
+        if cell == cells[1].reference():
+            raise ValueError("no luck\nat all")
+        return fake(cell)
+
+    monkeypatch.setattr(runner, "run_cell", run_cell)
+    both = [*cells, dataclasses.replace(cells[1], study="spectrum")]
+    with pytest.raises(RunError) as raised:
+        run_cells(both, tmp_path, "local", quiet())
+    assert str(raised.value).splitlines() == [
+        "2 of 5 cells failed; the same command runs only them again:",
+        "  binary/xor, unit σ=1, seed 1, agreement: its reference failed: ValueError: no luck",
+        "  binary/xor, unit σ=1, seed 1, spectrum: its reference failed: ValueError: no luck",
+    ]
+    assert len(ran) == 4 + 3  # neither cell was run without a reference
+    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    assert len(run_cells(both, tmp_path, "local", quiet())) == 5
+    assert ran[7:] == [cells[1].reference(), cells[1], both[-1]]
 
 
 def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
@@ -416,8 +572,9 @@ def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
     with pytest.raises(RunError, match="1 of 4 cells failed"):
         run_cells(cells, tmp_path, "local", screen)
     text = screen.file.getvalue()
-    assert "4/4 cells" in text
-    assert "seed 1 failed: ValueError: no luck" in text
+    assert "8/8 cells" in text
+    assert "seed 1, reference failed: ValueError: no luck" in text
+    assert "seed 1, agreement failed: its reference failed: ValueError: no luck" in text
 
 
 # the store
@@ -478,7 +635,7 @@ def test_a_failed_save_leaves_the_old_result(stored, cells, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.study.np.savez_compressed", fail)
+    monkeypatch.setattr("experiments.cell.np.savez_compressed", fail)
     with pytest.raises(OSError, match="No space"):
         stored.save(cells[0], fake(cells[0], value=0.1))
     assert stored.load(cells[0]).numbers["epistemic_pearson"] == 0.5
@@ -491,7 +648,7 @@ def test_a_failed_save_leaves_the_old_result(stored, cells, monkeypatch):
 OTHER = {
     "problem": "binary/rings", "seed": 1, "width": 4, "prior": "fan_in", "sigma": 2.0, "num_points": 50, "chains": 6,
     "num_warmup": 60, "num_draws": 70, "thin": 2, "num_leapfrog": 9, "sampler": "nuts", "resolution": 8,
-    "laplace": True, "second_opinion": True,
+    "study": "spectrum",
 }  # fmt: skip
 
 
@@ -502,12 +659,6 @@ def test_every_field_is_part_of_the_key():
     assert len(keys) == len(OTHER) + 1
     assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
     assert Cell("binary/xor").key() == plain.key()
-
-
-def test_the_version_is_part_of_the_key(monkeypatch):
-    before = Cell("binary/xor").key()
-    monkeypatch.setattr("experiments.study.CELL_VERSION", 999)
-    assert Cell("binary/xor").key() != before
 
 
 @pytest.mark.parametrize("same", [{"sigma": 1}, {"seed": np.int64(0)}, {"sigma": np.float64(1.0)}])
@@ -523,7 +674,7 @@ def test_equal_cells_have_equal_keys(same):
         {"seed": -1}, {"seed": 0.5}, {"width": 0}, {"prior": "flat"}, {"sigma": 0.0}, {"sigma": float("nan")},
         {"num_points": 0},
         {"chains": 1}, {"num_warmup": 9}, {"num_draws": 3}, {"thin": 0}, {"num_leapfrog": 0}, {"sampler": "gibbs"},
-        {"resolution": 1},
+        {"resolution": 1}, {"study": "nothing"},
     ],
     ids=str,
 )  # fmt: skip
@@ -543,6 +694,15 @@ def test_presets(experiment, preset):
     assert sum(cell.weight() for cell in experiment.cells("smoke")) < sum(
         cell.weight() for cell in experiment.cells("paper")
     )
+
+
+def test_the_second_opinions_of_the_paper():
+    cells = validation.cells("paper")
+    opinions = [cell for cell in cells if cell.study == "second_opinion"]
+    assert {cell.problem for cell in opinions} == set(validation.SECOND_OPINION)
+    assert len(opinions) == 5 * len(validation.SECOND_OPINION)
+    assert {cell.reference() for cell in opinions} <= {cell.reference() for cell in cells if cell.study == "agreement"}
+    assert {cell.study for preset in ("smoke", "quick") for cell in validation.cells(preset)} == {"agreement"}
 
 
 def test_widths_replace_those_of_the_preset():
@@ -627,6 +787,23 @@ def test_nothing_accepted_is_said_and_has_no_number(experiment, cell):
     assert "| unconverged | – |" in text
     assert "0/1" in text
     assert "0.12" not in text
+
+
+def test_a_second_opinion_stands_on_the_row_of_its_cell():
+    cells = [Cell("binary/xor", seed) for seed in range(2)]
+    opinion = fake(
+        dataclasses.replace(cells[1], study="second_opinion"), value=0.1234, numpyro_pearson=0.9, numpyro_spearman=0.8,
+        numpyro_scale=1.1, numpyro_accepted=True,
+    )  # fmt: skip
+    outputs = validation.summarise([fake(cells[0]), fake(cells[1]), opinion], "paper")
+    assert [(row["seed"], row["study"], row.get("numpyro_scale")) for row in outputs.rows] == [
+        (0, "agreement", None), (1, "agreement", 1.1)
+    ]  # fmt: skip
+    assert outputs.rows[1]["epistemic_pearson"] == 0.5
+    assert "| binary/xor | 1 | yes | yes | 0.900 | 0.800 | 1.100 |" in outputs.summary
+    assert "2 of 2 accepted" in outputs.summary
+    with pytest.raises(RunError, match="a second opinion alone makes no table"):
+        validation.summarise([opinion], "paper")
 
 
 def test_maps_mark_what_was_not_accepted():

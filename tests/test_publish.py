@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import publish, validation
+from experiments import EXPERIMENTS, publish, validation
 
 
 def rows(name):
@@ -62,3 +62,32 @@ def test_publish_refuses_an_empty_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["publish", str(tmp_path)])
     assert publish.main() == 1
     assert "holds no finished experiment" in capsys.readouterr().err
+
+
+def test_publish_copies_every_experiment_that_was_run(tmp_path):
+    assert set(publish._SECTIONS) <= set(EXPERIMENTS)
+    out, root = tmp_path / "out", tmp_path / "root"
+    root.mkdir()
+    (root / "README.md").write_text(f"Above\n{publish.BEGIN}\nold\n{publish.END}\nBelow\n", encoding="utf-8")
+    names = list(EXPERIMENTS)[:-1]
+    for name in EXPERIMENTS:
+        (out / name).mkdir(parents=True)
+        for file in ("table.csv", f"{name}.png", f"{name}.pdf"):
+            (out / name / file).write_text(f"{name} {file}", encoding="utf-8")
+        (out / name / "summary.md").write_text(f"# Title of {name}\n\nText\n", encoding="utf-8")
+        if name in names:  # the last one was not finished
+            (out / name / "provenance.json").write_text('{"preset": "quick"}', encoding="utf-8")
+    written = publish.publish(out, root)
+    assert {str(path.relative_to(root)) for path in written} == {"README.md"} | {
+        f"{folder}/{name}/{file}"
+        for name in names
+        for folder, file in (
+            ("results", "table.csv"), ("results", "summary.md"), ("results", "provenance.json"),
+            ("figures", f"{name}.png"),
+        )
+    }  # fmt: skip
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith("Above\n")
+    assert readme.endswith("Below\n")
+    assert "old" not in readme
+    assert ("### Title of validation" in readme) == ("validation" in names)

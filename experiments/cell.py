@@ -1,0 +1,144 @@
+"""A cell: the frozen configuration that a result depends on, and where results are kept."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from isouq import _checks
+from isouq.posterior import PRIORS
+from isouq.posterior.reference import SAMPLERS
+
+# What is done with a cell, and a version that is part of every key: raise it when a change to the
+# code changes the numbers. "reference" trains and samples; every other study reads what it kept.
+STUDIES = {
+    "reference": 1,
+    "agreement": 1,
+    "second_opinion": 1,
+    "covariance": 1,
+    "decomposition": 1,
+    "spectrum": 1,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything a result depends on. `width` None is the problem's own model."""
+
+    problem: str
+    seed: int = 0
+    width: int | None = None
+    prior: str = "unit"
+    sigma: float = 1.0
+    num_points: int = 200
+    chains: int = 4
+    num_warmup: int = 500
+    num_draws: int = 500
+    thin: int = 1
+    num_leapfrog: int = 50
+    sampler: str = "hmc"
+    resolution: int | None = None
+    study: str = "agreement"
+
+    def __post_init__(self) -> None:
+        _checks.positive_int("seed", self.seed, 0)
+        if self.resolution is not None:
+            _checks.positive_int("resolution", self.resolution, 2)
+        _checks.one_of("prior", self.prior, PRIORS)
+        _checks.one_of("sampler", self.sampler, SAMPLERS)
+        _checks.one_of("study", self.study, STUDIES)
+        _checks.positive("sigma", self.sigma)
+        if self.width is not None:
+            _checks.positive_int("width", self.width)
+        _checks.positive_int("chains", self.chains, 2)
+        _checks.positive_int("num_warmup", self.num_warmup, 10)
+        _checks.positive_int("num_draws", self.num_draws, 4)
+        for name in ("num_points", "thin", "num_leapfrog"):
+            _checks.positive_int(name, getattr(self, name))
+        for field in dataclasses.fields(self):  # equal cells have one key: 1, 1.0 and np.int64(1) are written alike
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, float(value) if field.name == "sigma" else int(value))
+
+    def reference(self) -> "Cell":
+        """The cell that trains and samples for this one."""
+        return dataclasses.replace(self, study="reference")
+
+    def key(self) -> str:
+        """A hash of the configuration and of the versions of the code that computes it."""
+        versions = [STUDIES["reference"], STUDIES[self.study]]
+        text = json.dumps({**dataclasses.asdict(self), "versions": versions}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def label(self) -> str:
+        """How progress and errors name the cell."""
+        width = "" if self.width is None else f", width {self.width}"
+        return f"{self.problem}{width}, {self.prior} σ={self.sigma:g}, seed {self.seed}, {self.study}"
+
+    def weight(self) -> float:
+        """Expected seconds with two cores at work, from measured cells: for the estimate of the time left."""
+        width = 32 if self.width is None else self.width
+        if self.study == "second_opinion":
+            return 30.0
+        if self.study != "reference":
+            cubic = 5e-7 * min(width, 650) ** 3  # eigenvalues, up to the limit of the dense studies; matching of units
+            return {"agreement": 2.0, "covariance": 15.0, "decomposition": 3.0, "spectrum": 3.0}[self.study] + cubic
+        gradients = self.chains * (self.num_warmup + self.num_draws * self.thin) * self.num_leapfrog
+        judging = 2.2e-3 * self.chains * self.num_draws
+        return (4 + gradients * (3e-5 + 7.5e-7 * width) + judging) / 2
+
+
+class Result(NamedTuple):
+    """numbers: one row of a table. arrays: maps over the evaluation inputs, and the data."""
+
+    numbers: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Store:
+    """Finished cells in a folder: `KEY.json` with the numbers beside `KEY.npz` with the arrays.
+
+    The JSON is written last and atomically, so a cell either is whole or does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def holds(self, cell: Cell) -> bool:
+        """True when the cell was finished; its files may still turn out to be damaged."""
+        return (self.folder / cell.key()).with_suffix(".json").exists()
+
+    def load(self, cell: Cell) -> Result | None:
+        """The stored result, or None if there is none or its files are damaged."""
+        path = self.folder / cell.key()
+        try:
+            numbers = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            with open(path.with_suffix(".npz"), "rb") as file, np.load(file, allow_pickle=False) as stored:
+                return Result(numbers, dict(stored))
+        except Exception:  # whatever the damage, and it shows in many ways: the cell is run again
+            return None
+
+    def save(self, cell: Cell, result: Result) -> None:
+        """Writes both files through temporary names; a kill leaves the old state."""
+        path = self.folder / cell.key()
+        _replace(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, allow_pickle=False, **result.arrays))
+        text = json.dumps(result.numbers, indent=1)
+        _replace(path.with_suffix(".json"), lambda file: file.write(text.encode()))
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
