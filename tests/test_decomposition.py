@@ -173,7 +173,8 @@ def test_cells_share_the_references_of_validation_and_scaling(preset):
     assert {cell.study for cell in cells} == {"decomposition"}
     assert len(set(cells)) == len(cells)
     others = [*validation.cells(preset), *scaling.cells(preset)]
-    assert {cell.reference() for cell in cells} == {cell.reference() for cell in others}
+    mine, theirs = ({cell.reference() for cell in some} for some in (cells, others))
+    assert mine < theirs if preset == "smoke" else mine == theirs
     assert {cell.width for cell in decomposition.cells(preset, 1, (4,))} == {None, 4}
 
 

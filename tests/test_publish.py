@@ -91,3 +91,45 @@ def test_publish_copies_every_experiment_that_was_run(tmp_path):
     assert readme.endswith("Below\n")
     assert "old" not in readme
     assert ("### Title of validation" in readme) == ("validation" in names)
+
+
+def test_docs_are_made_from_results():
+    templates = sorted((publish.ROOT / "docs").glob("*.md.in"))
+    assert templates
+    for template in templates:
+        text = publish.with_numbers(template.read_text(encoding="utf-8"), publish.ROOT / "results")
+        assert template.with_suffix("").read_text(encoding="utf-8") == text
+        assert "{{" not in text
+
+
+def test_numbers_are_means_over_accepted_rows_and_a_missing_one_is_an_error(tmp_path):
+    (tmp_path / "some").mkdir()
+    table = "problem,accepted,r\na,True,0.5\na,True,0.7\na,False,9\nb,True,1234\n"
+    (tmp_path / "some" / "table.csv").write_text(table, encoding="utf-8")
+    text = publish.with_numbers("{{some problem=a r}} and {{some\nproblem=b r}}", tmp_path)
+    assert text == "0.60 [0.50, 0.70] and 1234 –"
+    with pytest.raises(ValueError, match="no accepted row"):
+        publish.with_numbers("{{some problem=c r}}", tmp_path)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_proxies_distort_in_the_stated_direction_in_every_seed(curvature):
+    mine = [row for row in rows("covariance") if row["problem"] == "binary/xor"]
+    assert len(mine) >= 5
+    for row in mine:
+        for data in ("", "orbit_"):
+            assert float(row[f"{data}proxy_a_{curvature}_inside"]) < 1
+            assert float(row[f"{data}proxy_b_{curvature}_inside"]) < 1
+            assert float(row[f"{data}log_ratio_a_{curvature}"]) < 0 < float(row[f"{data}log_ratio_b_{curvature}"])
+        assert float(row["orbit_identity_symmetry"]) >= 0.9
+
+
+def test_every_accepted_cell_of_the_sweep_is_decomposed():
+    columns = [
+        f"{what}_{s}" for what in ("whole", "taylor_aligned", "isotropy_aligned") for s in ("pearson", "spearman")
+    ]
+    decomposed = {(r["prior"], r["sigma"], r["width"], r["seed"]): r for r in rows("decomposition")}
+    for row in rows("scaling"):
+        if row["accepted"] == "True":
+            mine = decomposed[row["prior"], row["sigma"], row["width"], row["seed"]]
+            assert all(mine[column] for column in columns)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments import spectrum
+from experiments import decomposition, spectrum
 from experiments._lanczos import dense_spectrum, lanczos_spectrum
 from experiments._prediction import PREDICTORS, relations
 from experiments.cell import Cell, Result
@@ -146,16 +146,12 @@ def test_participation_and_top_share_by_hand():
     assert spectrum.participation(np.ones(7)) == pytest.approx(1)
 
 
-def test_cells_share_the_references_of_validation_and_scaling():
-    for preset in ("smoke", "quick", "paper"):
-        cells = spectrum.cells(preset)
-        assert len(set(cells)) == len(cells)
-        assert {cell.study for cell in cells} == {"spectrum"}
-        references = {cell.reference() for cell in cells}
-        for module in (spectrum.validation, spectrum.scaling):
-            assert references >= {c.reference() for c in module.cells(preset) if c.study == "agreement"}
-    assert {cell.width for cell in spectrum.cells("paper", widths=(8,))} == {None, 8}
-    assert {cell.seed for cell in spectrum.cells("quick", seeds=3)} == {0, 1, 2}
+@pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
+def test_cells_share_the_references_of_the_decomposition(preset):
+    cells = spectrum.cells(preset)
+    assert {cell.study for cell in cells} == {"spectrum"}
+    assert [cell.reference() for cell in cells] == [cell.reference() for cell in decomposition.cells(preset)]
+    assert {cell.width for cell in spectrum.cells(preset, 3, (8,))} == {None, 8}
 
 
 def row(template, share, agreement, accepted=True, **changes):
