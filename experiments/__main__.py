@@ -66,11 +66,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     screen = console()
     names = list(EXPERIMENTS) if options.name == "all" else [options.name]
     command = shlex.join(["python", "-m", "experiments", *arguments])
     out = options.out or Path("out") / options.preset
+    if options.widths and not any("widths" in EXPERIMENTS[name] for name in names):
+        parser.error(f"--widths means nothing to {options.name}")
     try:
         writable(out)
         modules = {name: import_module(f"experiments.{name}") for name in names}
@@ -84,10 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
             results = finished_cells(cells, out)
         else:
             results = dict(zip(cells, run_cells(cells, out, options.executor, screen), strict=True))
+        empty: list[str] = []
         for name, job in jobs.items():
             mine = [results[cell] for cell in job if cell in results]
             if not mine:
-                raise RunError(f"{out / 'cells'} holds no finished cell of {name} at preset {options.preset}")
+                empty.append(name)
+                continue
             outputs = modules[name].summarise(mine, options.preset)
             if len(mine) < len(job):
                 outputs = outputs.noting(
@@ -96,6 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
             facts = provenance(name, options.preset, command, started)
             for path in write_outputs(outputs, out / name, facts):
                 print(path)
+        if empty:
+            lacking = f"{out / 'cells'} holds no finished cell of {', '.join(empty)} at preset {options.preset}"
+            if len(empty) == len(names):
+                raise RunError(lacking)
+            screen.print(lacking, markup=False)
     except RunError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 1

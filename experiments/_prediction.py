@@ -141,5 +141,6 @@ def _answer(found: dict[str, dict[str, Relation]], symbol: str) -> str:
     strongest = max(defined, key=lambda name: abs(defined[name].value))
     return (
         f"Epistemic {symbol}: {answer}. Over all models the bulk share of ‖g‖² has {everywhere['bulk_mean']}; "
-        f"strongest is {PREDICTORS[strongest]}, {defined[strongest]}."
+        f"the largest of the {len(defined)} predictors, picked after looking, is {PREDICTORS[strongest]}, "
+        f"{defined[strongest]}."
     )

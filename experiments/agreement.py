@@ -16,7 +16,7 @@ PAIRS = {"epistemic": "reference", "laplace": "reference", "aleatoric": "aleator
 
 
 def measure(subject: Subject) -> Result:
-    """R and ρ of every estimate with its reference; the maps over the grid of the comparison.
+    """Correlations r and ρ of every estimate with its reference; the maps over the grid of the comparison.
 
     Laplace is gᵀΣg with Σ from the Hessian at θ* (`isouq.covariance.laplace`), up to DENSE_LIMIT parameters.
     `seconds` is the time of the whole row, the reference's included.
@@ -93,12 +93,13 @@ def _inside(grid: Any, xs: Any) -> np.ndarray:
 
 
 def _agreement(maps: dict[str, np.ndarray], regions: dict[str, Any]) -> dict[str, float]:
-    """R and ρ of each estimate with its reference, in each region."""
+    """Correlations r and ρ of each estimate with its reference, in each region of two points or more."""
     return {
         f"{name}_{statistic.__name__}{region}": statistic(maps[name][rows], maps[reference][rows])
         for name, reference in PAIRS.items()
         if name in maps
         for region, rows in regions.items()
+        if len(maps[name][rows]) > 1
         for statistic in (stats.pearson, stats.spearman)
     }
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,9 @@ class Store:
         self.folder = folder
 
     def holds(self, cell: Cell) -> bool:
-        """True when the cell was finished; its files may still turn out to be damaged."""
-        return (self.folder / cell.key()).with_suffix(".json").exists()
+        """True when both files of the cell are there and the larger one is whole at its end, without reading it."""
+        path = self.folder / cell.key()
+        return path.with_suffix(".json").exists() and zipfile.is_zipfile(path.with_suffix(".npz"))
 
     def load(self, cell: Cell) -> Result | None:
         """The stored result, or None if there is none or its files are damaged."""

@@ -248,6 +248,8 @@ def _costs(parts: dict[str, Groups]) -> str:
                 difference = stats.bootstrap_mean(losses[:, 0] - losses[:, 1])
                 larger = int(np.sum(losses[:, 0] > losses[:, 1]))
                 clear = "Taylor" if difference.low > 0 else "isotropy" if difference.high < 0 else "neither clearly"
+                if difference.count < scaling.MIN_SEEDS:
+                    clear = f"too few models ({difference.count})"
                 terms = [_with_bounds(stats.bootstrap_mean(losses[:, i])) for i in range(2)]
                 line = [part, symbol, title, f"{larger} of {len(losses)}", *terms, _with_bounds(difference), clear]
                 body.append(line)
@@ -260,7 +262,8 @@ def _costs(parts: dict[str, Groups]) -> str:
         "The loss to Taylor is 1 − corr(V, L), to isotropy 1 − corr(L, I), paired by seed and averaged over the "
         "accepted seeds of a model; then mean ± sd and a bootstrap 95 % interval over the models that have one. "
         "One term costs more where the interval of the difference excludes 0. The models of width × prior "
-        "share one problem: their interval speaks of these models and no others.\n\n"
+        "share one problem: their interval speaks of these models and no others. All of it is along V → L → I, and V "
+        "is the whole posterior's in all three versions: where draws visit several modes, Taylor is charged.\n\n"
     )
     return text + (report.table(header, body) if body else "No reference was accepted.\n")
 

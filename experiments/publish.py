@@ -7,6 +7,7 @@ OUT is the --out folder of a finished run; experiments it lacks keep what is com
 import argparse
 import csv
 import json
+import math
 import re
 import shutil
 import sys
@@ -70,12 +71,17 @@ def with_numbers(template: str, results: Path) -> str:
 
     def number(match: re.Match[str]) -> str:
         experiment, *conditions, column = match[1].split()
+        table = results / experiment / "table.csv"
         if experiment not in tables:
-            with open(results / experiment / "table.csv", encoding="utf-8") as file:
+            with open(table, encoding="utf-8") as file:
                 tables[experiment] = list(csv.DictReader(file))
         wanted = dict(condition.split("=") for condition in conditions)
+        unknown = {column, *wanted} - set(tables[experiment][0])
+        if unknown:
+            raise ValueError(f"{match[0]}: {table} has no column {', '.join(sorted(unknown))}")
         rows = [row for row in tables[experiment] if all(row[name] == value for name, value in wanted.items())]
-        values = [float(row[column]) for row in rows if row["accepted"] == "True" and row[column]]
+        found = [float(row[column]) for row in rows if row["accepted"] == "True" and row[column]]
+        values = [value for value in found if math.isfinite(value)]
         if not values:
             raise ValueError(f"{match[0]}: results/{experiment}/table.csv has no accepted row of this kind")
         interval = bootstrap_mean(values)

@@ -52,7 +52,7 @@ def measure(subject: Subject, dense_limit: int = DENSE_LIMIT) -> Result:
     condition: (1 + max λ₊)/(1 + min λ₊) of S H S: of the posterior's precision in the prior's units.
     lowest_curvature: 1 + the smallest eigenvalue of S H S; below 0, θ* is a saddle and no maximum.
     inverse_pearson, inverse_spearman: corr(gᵀH⁻¹g, ‖g‖²) over the grid with (S⁻² + H)⁻¹ = S(I + λ₊)⁻¹S: negative
-        curvature is repaired to the prior's. For one scale that is `agreement`'s repair.
+        curvature is repaired to the prior's.
     pooled_, within_: participation and top of `covariance_eigenvalues`, over all draws and centred per chain.
     isotropic_participation: 1/(1 + P/S), what S independent draws of an isotropic Σ would show.
     whole_pearson, whole_spearman: corr(V, ‖g‖²), V = Var_θ[p_c].
@@ -232,8 +232,9 @@ def _table(title: str, rows: Sequence[Row], name: Any) -> str:
 def _maxima(rows: Sequence[Row]) -> str:
     saddles = [row for row in rows if row["lowest_curvature"] < 0]
     text = (
-        f"## Is θ* a maximum?\n\nAt {len(rows) - len(saddles)} of {len(rows)} θ* the log posterior curves downwards in "
-        "every direction; the others are saddles, listed with the lowest curvature in units of the prior's precision.\n"
+        f"## Is θ* a maximum?\n\nAt {len(saddles)} of {len(rows)} θ* the log posterior curves upwards in some "
+        "direction: a saddle, listed with its lowest curvature in units of the prior's precision. (Of a Krylov space, "
+        "the lowest that it holds.)\n"
     )
     return text + "".join(f"- {report.where(row)}: {row['lowest_curvature']:.3g}\n" for row in saddles)
 
@@ -245,9 +246,9 @@ def _where_g_lies(rows: Sequence[Row]) -> str:
     directions, norm = np.median(shares, axis=0)
     more = sum(mine > share + 1e-6 for share, mine in shares)  # 0 against rounding is no more
     return (
-        f"## Where does ‖g‖² lie?\n\nIn the median model (of {len(shares)} accepted) the bulk has {directions:.1%} of "
-        f"the directions and {norm:.2%} of ‖g‖²; at most {max(mine for _, mine in shares):.2%}. A gradient of random "
-        f"direction would have equal shares; the gradients have more than that in {more} models.\n"
+        f"## Where does ‖g‖² lie?\n\nOver {len(shares)} accepted models the bulk has a median of {directions:.1%} of "
+        f"the directions and of {norm:.2%} of ‖g‖², at most {max(mine for _, mine in shares):.2%}. A gradient of "
+        f"random direction would have equal shares; the gradients have more than that in {more} models.\n"
     )
 
 

@@ -29,7 +29,14 @@ def run_cell(
     progress: called with the share done of the sampling.
     store: where the reference is read from and kept. The cell itself is not stored here.
     """
-    problem = problems.get(cell.problem) if problem is None else problem
+    known = problems.PROBLEMS.get(cell.problem)
+    if problem is None:
+        problem = problems.get(cell.problem)
+    elif problem.name != cell.problem or (known is not None and problem is not known):
+        raise ValueError(
+            f"the problem is called {problem.name!r} and the cell's {cell.problem!r}; give your own problem a name "
+            "that no built-in one has, and the cell the same"
+        )
     if cell.study == "reference":
         return measure_reference(cell, problem, progress)
     reference = None if store is None else store.load(cell.reference())

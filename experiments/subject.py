@@ -100,10 +100,10 @@ def measure_reference(cell: Cell, problem: problems.Problem, progress: Callable[
     clock = Clock()
     made = setting(cell, problem)
     log_density, kind = made.log_density, made.log_density.kind
+    xs, here, there = evaluation_inputs(cell, made.data.xs)
     fit = fit_map(log_density, made.inits)
     best = int(fit.best_index())
     clock.lap("seconds_map", fit.params)
-    xs, here, there = evaluation_inputs(cell, made.data.xs)
     target = uncertainty(made.predict, fit.best(), xs, kind).target
     record = jax.tree_util.Partial(_margins_and_draw, Margins(made.predict, xs, target, kind))
     clock.lap("seconds_target")
@@ -135,7 +135,6 @@ def measure_reference(cell: Cell, problem: problems.Problem, progress: Callable[
         "draws": draws,
         "starts": np.asarray(jax.vmap(lambda params: ravel_pytree(params)[0])(fit.params)),
         "variance": flat.var(axis=0),
-        "variance_within": p.var(axis=1).mean(axis=0),
         "mean": flat.mean(axis=0),
     }
     if kind != "regression":

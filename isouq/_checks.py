@@ -1,6 +1,6 @@
 """Validation in Python, before anything is traced: what was given, what was expected, what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -119,3 +119,16 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
         )
     if np.unique(labels).size < 2:
         raise ValueError(f"ys holds one class only ({int(labels[0])}); a {kind} problem needs at least two")
+
+
+def as_pytree_callable(f: Callable, name: str = "predict") -> Callable:
+    """`f` as a callable pytree, so that arrays it carries are arguments and not constants.
+
+    A plain function becomes a `jax.tree_util.Partial` without arguments; a registered callable
+    (a `LogDensity`, a Partial that binds data) is returned as it is.
+    """
+    if not callable(f):
+        raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
+    leaves = jax.tree.leaves(f)
+    is_leaf = len(leaves) == 1 and leaves[0] is f
+    return jax.tree_util.Partial(f) if is_leaf else f

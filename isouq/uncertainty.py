@@ -126,7 +126,7 @@ def uncertainty(
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size)
         batch_size = min(batch_size, size)
-    predict = as_pytree_callable(predict)
+    predict = _checks.as_pytree_callable(predict)
     num_classes = check_predict(predict, params, xs, kind)
     if target is not None:
         target = _check_target(target, size, kind, num_classes)
@@ -188,19 +188,6 @@ def _check_covariance(covariance: Any, params: Any) -> None:
         raise ValueError(f"covariance is {name}; expected an instance, e.g. isouq.Dense.from_covariance(matrix)")
     if isinstance(covariance, StructuredCovariance):
         covariance.forms(params)
-
-
-def as_pytree_callable(f: Callable, name: str = "predict") -> Callable:
-    """`f` as a callable pytree, so that arrays it carries are arguments and not constants.
-
-    A plain function becomes a `jax.tree_util.Partial` without arguments; a registered callable
-    (a `LogDensity`, a Partial that binds data) is returned as it is.
-    """
-    if not callable(f):
-        raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
-    leaves = jax.tree.leaves(f)
-    is_leaf = len(leaves) == 1 and leaves[0] is f
-    return jax.tree_util.Partial(f) if is_leaf else f
 
 
 def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> int | None:

@@ -13,7 +13,7 @@ from experiments import __main__ as command
 from experiments import runner, study
 from experiments.cell import Cell
 from isouq import models, posterior, problems, stats
-from isouq.uncertainty import as_pytree_callable
+from isouq._checks import as_pytree_callable
 
 NAN = float("nan")
 XS = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], np.float32)

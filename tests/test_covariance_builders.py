@@ -240,10 +240,12 @@ def test_nothing_is_clipped_of_a_convex_model():
         assert_close(by_hessian, params, dense(by_ggn, params))  # the two are one in a linear model
 
 
-@pytest.mark.parametrize("structure", ["dense", "kronecker"])
-def test_the_batch_size_changes_nothing(structure, x64):
+@pytest.mark.parametrize(
+    ("curvature", "structure"), [("ggn", "dense"), ("ggn", "kronecker"), ("hessian", "diagonal"), ("ggn", "low_rank")]
+)
+def test_the_batch_size_changes_nothing(curvature, structure, x64):
     log_density, params = case("multiclass")
-    at_once, in_batches = (laplace(log_density, params, "ggn", structure, batch_size=size) for size in (128, 4))
+    at_once, in_batches = (laplace(log_density, params, curvature, structure, rank=2, batch_size=b) for b in (128, 4))
     assert_close(in_batches, params, dense(at_once, params), 1e-10)  # of 4, 4 and 3
 
 
@@ -263,7 +265,8 @@ WRONG = {
     "structure": ({"structure": "full"}, "structure is 'full'; expected one of 'dense', 'diagonal', 'kronecker'"),
     "no factors": ({"curvature": "hessian", "structure": "kronecker"}, "use curvature='ggn' or 'fisher'"),
     "function": ({"log_density": lambda p: 0.0}, "log_density is a function; .* build it with isouq.posterior.LogDens"),
-    "tree": ({"params": {"w": jnp.ones(3)}}, "pass parameters of the same model"),
+    "tree": ({"params": {"w": jnp.ones(3)}}, "params do not fit the model .* pass parameters of that model"),
+    "shape": ({"params": "shape"}, "params do not fit the model .* pass parameters of that model"),
     "NaN": ({"params": "NaN"}, r"params\['b1'\] holds 3 NaN .* remove or replace them"),
     "damping": ({"damping": -1.0}, "damping is -1.0; expected .*"),
     "NaN damping": ({"damping": float("nan")}, "damping is nan; expected .*"),
@@ -278,9 +281,40 @@ def test_wrong_input_is_named_in_one_line(name):
     log_density, params = case("binary")
     if change.get("params") == "NaN":
         change = {"params": params | {"b1": jnp.full(3, jnp.nan)}}
+    if change.get("params") == "shape":
+        change = {"params": params | {"w1": jnp.ones((3, 3))}}
     with pytest.raises(ValueError, match=message) as error:
         laplace(**{"log_density": log_density, "params": params} | change)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("structure", ["dense", "diagonal", "kronecker", "low_rank"])
+def test_a_curvature_that_is_not_finite_says_where_to_look(structure):
+    def predict(params, x):  # finite, with an infinite derivative at x = 0
+        return jnp.sqrt(jnp.abs(x @ params["w"])).sum() + params["b"]
+
+    params = {"b": jnp.zeros(()), "w": jnp.ones((2, 30))}
+    log_density = LogDensity.of(predict, params, jnp.zeros((4, 2)), jnp.arange(4) % 2, "binary")
+    with pytest.raises(ValueError, match=r"the curvature at params is not finite: .* look at log_density"):
+        laplace(log_density, params, "ggn", structure, rank=2)
+
+
+def test_the_hessian_of_a_second_data_set_is_its_own():
+    """The data are arguments of the compiled program: it is made once, and the second data set is not the first."""
+    (first, params), (second, _) = case("binary", n=8), case("binary", n=8)
+    second = LogDensity.of(mlp_scalar, params, 2 * second.xs, second.ys, "binary")
+    one, other = (isouq.negative_hessian(density, params) for density in (first, second))
+    assert not np.allclose(one, other)
+    theta, unravel = ravel_pytree(params)
+    np.testing.assert_allclose(other, -jax.hessian(lambda t: second(unravel(t)))(theta), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("structure", ["dense", "diagonal", "kronecker", "low_rank"])
+def test_bfloat16_parameters_get_a_float32_covariance(structure):
+    log_density, params = case("binary")
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    covariance = laplace(log_density, narrow, "ggn", structure, rank=2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(covariance) if hasattr(leaf, "dtype")} == {jnp.dtype(jnp.float32)}
 
 
 def test_a_covariance_needs_two_draws():
@@ -320,3 +354,28 @@ def test_agrees_with_laplax(kind, x64):
             rows = np.array([Datum(log_density, params, i).jacobian()[0] for i in range(11)])
             want = np.einsum("bi,ij,bj->b", rows, want, rows)
             np.testing.assert_allclose(scored(log_density, params, got), want, 1e-4)
+
+
+def informative(noise, sigma, features):
+    rng = np.random.default_rng(1)
+    xs = jnp.asarray(rng.normal(size=(200, features)), jnp.float32)
+    params = jnp.ones(features)
+    return LogDensity.of(jnp.vdot, params, xs, xs.sum(axis=1), "regression", sigma=sigma, noise=noise), params
+
+
+@pytest.mark.parametrize(("noise", "sigma"), [(0.01, 1.0), (1.0, 1000.0), (0.01, 100.0)])
+def test_a_low_rank_form_of_informative_data_is_exact_or_refused(noise, sigma):
+    """It subtracts from the prior: what float32 cannot resolve must not come back as a negative variance."""
+    log_density, params = informative(noise, sigma, 3)  # every direction is kept: nothing to subtract
+    exact, low = (laplace(log_density, params, "ggn", structure) for structure in ("dense", "low_rank"))
+    want, got = (scored(log_density, params, covariance) for covariance in (exact, low))
+    np.testing.assert_allclose(got, want, rtol=1e-3)
+    log_density, params = informative(noise, sigma, 40)
+    with pytest.raises(ValueError, match=r"the data outweigh the prior .* use structure='dense' or 'kronecker'"):
+        laplace(log_density, params, "ggn", "low_rank", rank=5)
+
+
+def test_laplace_under_jit_says_what_to_do():
+    log_density, params = case("binary")
+    with pytest.raises(ValueError, match="build the covariance outside and pass it in"):
+        jax.jit(lambda p: laplace(log_density, p).factor)(params)

@@ -214,15 +214,19 @@ def test_a_summary_does_not_depend_on_unconverged_values(cell):
 
 
 def test_which_term_costs_more():
-    names = list(problems.PROBLEMS)[:4]
+    names = list(problems.PROBLEMS)[:5]
     results = [row(Cell(name, study="decomposition"), taylor=0.2 + 0.1 * i) for i, name in enumerate(names)]
-    results += [row(dataclasses.replace(SWEEP, width=w), taylor=0.9, isotropy=0.9 - 0.01 * w) for w in (2, 4, 8)]
+    results += [
+        row(dataclasses.replace(SWEEP, width=w), taylor=0.9, isotropy=0.9 - 0.01 * w) for w in (2, 4, 8, 12, 20, 30)
+    ]
     results += [row(dataclasses.replace(SWEEP, width=16), accepted=False, taylor=0.0)]
     text = decomposition.summarise(results, "smoke").summary
-    assert text.count("| 4 of 4 | 0.65 ± 0.13") == 6
+    assert text.count("| 5 of 5 | 0.60 ± 0.16") == 6
     assert text.count("| Taylor |\n") == 6
-    assert text.count("| 0 of 3 | 0.10 ± 0.00") == 6
+    assert text.count("| 0 of 6 | 0.10 ± 0.00") == 6
     assert text.count("| isotropy |\n") == 6
+    few = decomposition.summarise(results[:4], "smoke").summary
+    assert few.count("| too few models (4) |\n") == 6
 
 
 def test_nothing_accepted_is_said_and_has_no_number():

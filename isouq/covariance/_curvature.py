@@ -11,6 +11,7 @@ in f. Sources: Martens (2020), Kunstner et al. (2019) for the difference to the 
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,61 +22,69 @@ from jax.flatten_util import ravel_pytree
 from isouq.gradnorm._moments import factor_moments
 
 CURVATURES = ("hessian", "ggn", "fisher")
+_AT_ONCE = 256  # products with basis vectors
 
 
-def hessian(f: Callable, params: Any, batch_size: int = 256) -> Array:
-    """∇²f `[P, P]`, by P forward-over-reverse products, `batch_size` of them at a time."""
+def hessian(f: Callable, params: Any) -> Array:
+    """∇²f `[P, P]`, by P forward-over-reverse products."""
     flat, unravel = ravel_pytree(params)
-    product = hessian_product(f, flat, unravel)
-    rows = jax.lax.map(product, jnp.eye(flat.size, dtype=flat.dtype), batch_size=min(batch_size, flat.size))
-    return (rows + rows.T) / 2
+    return _rows(_hessian_product(f, flat, unravel), flat)
 
 
-def hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
-    """V ↦ ∇²f v for flat vectors."""
+def _hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
+    """The map v ↦ ∇²f v of flat vectors."""
     gradient = jax.grad(lambda theta: f(unravel(theta)))
     return lambda v: jax.jvp(gradient, (flat,), (v,))[1]
+
+
+def _rows(times: Callable, flat: Array) -> Array:
+    """The symmetric matrix of a product, _AT_ONCE rows at a time."""
+    rows = jax.lax.map(times, jnp.eye(flat.size, dtype=flat.dtype), batch_size=min(_AT_ONCE, flat.size))
+    return (rows + rows.T) / 2
 
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size"))
 def dense(log_density: Any, params: Any, curvature: str, batch_size: int) -> Array:
     """C `[P, P]`."""
     if curvature == "hessian":
-        return -hessian(log_density.log_likelihood, params)
+        return _rows(product(log_density, params, curvature, batch_size), ravel_pytree(params)[0])
     return _sum_over_data(lambda j: j.T @ j, log_density, params, curvature, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size"))
 def diagonal(log_density: Any, params: Any, curvature: str, batch_size: int) -> Array:
     """The diagonal of C `[P]`; of the Hessian by P products, exact."""
-    if curvature == "hessian":
-        flat, unravel = ravel_pytree(params)
-        product = hessian_product(log_density.log_likelihood, flat, unravel)
+    if curvature != "hessian":
+        return _sum_over_data(lambda j: jnp.sum(jnp.square(j), axis=0), log_density, params, curvature, batch_size)
+    flat = ravel_pytree(params)[0]
+    times = product(log_density, params, curvature, batch_size)
 
-        def entry(index: Array) -> Array:
-            return -product(jnp.zeros_like(flat).at[index].set(1.0))[index]
+    def entry(index: Array) -> Array:
+        return times(jnp.zeros_like(flat).at[index].set(1.0))[index]
 
-        return jax.lax.map(entry, jnp.arange(flat.size), batch_size=min(256, flat.size))
-    return _sum_over_data(lambda j: jnp.sum(jnp.square(j), axis=0), log_density, params, curvature, batch_size)
+    return jax.lax.map(entry, jnp.arange(flat.size), batch_size=min(_AT_ONCE, flat.size))
 
 
-def product(log_density: Any, params: Any, curvature: str) -> Callable:
-    """V ↦ C v for flat vectors: two passes over the data."""
+def product(log_density: Any, params: Any, curvature: str, batch_size: int) -> Callable:
+    """The map v ↦ C v of flat vectors: two passes over the data, `batch_size` of them at a time."""
     flat, unravel = ravel_pytree(params)
-    if curvature == "hessian":
-        times = hessian_product(log_density.log_likelihood, flat, unravel)
-        return lambda v: -times(v.astype(flat.dtype)).astype(v.dtype)
 
-    def outputs(theta: Array) -> Array:
-        return jax.vmap(lambda x, y: _row_outputs(log_density, unravel(theta), params, x, y, curvature))(
-            log_density.xs, log_density.ys
-        )
+    def times(v: Array) -> Array:
+        def chunk(xs: Any, ys: Array) -> Array:
+            if curvature == "hessian":
+                part = replace(log_density, xs=xs, ys=ys)
+                return -_hessian_product(part.log_likelihood, flat, unravel)(v.astype(flat.dtype))
 
-    def times_rows(v: Array) -> Array:
-        _, j_v = jax.jvp(outputs, (flat,), (v.astype(flat.dtype),))
-        return jax.vjp(outputs, flat)[1](j_v)[0].astype(v.dtype)
+            def outputs(theta: Array) -> Array:
+                rows = functools.partial(_row_outputs, log_density, unravel(theta), params, curvature=curvature)
+                return jax.vmap(rows)(xs, ys)
 
-    return times_rows
+            _, j_v = jax.jvp(outputs, (flat,), (v.astype(flat.dtype),))
+            return jax.vjp(outputs, flat)[1](j_v)[0]
+
+        return _sum_chunks(chunk, log_density.xs, log_density.ys, batch_size).astype(v.dtype)
+
+    return times
 
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size"))

@@ -67,7 +67,7 @@ def negative_hessian(log_density: Callable, params: Any) -> Float[Array, "params
 
     Cost: P forward-over-reverse products, memory of 256 at a time. For models up to a few thousand parameters.
     """
-    return _negative_hessian(jax.tree_util.Partial(log_density), params)
+    return _negative_hessian(_checks.as_pytree_callable(log_density, "log_density"), params)
 
 
 @jax.jit

@@ -15,6 +15,8 @@ from isouq.covariance._curvature import CURVATURES
 from isouq.covariance._dense import Dense
 from isouq.covariance._family import Diagonal, Kronecker, LowRank
 
+# of a low-rank form: the relative error that cancellation may bring where g lies in the stiffest direction
+_MAX_ROUNDING = 0.1
 STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
 
 
@@ -55,31 +57,38 @@ def laplace(
 
     Raises:
         ValueError: an unknown curvature or structure, "kronecker" of a Hessian (it has no such factors), a log
-            density that is not a `LogDensity`, NaN in params.
+            density that is not a `LogDensity`, params that do not fit it, a curvature that is not finite, "low_rank" of
+            data that outweigh the prior about 10⁶ times (float32 cannot subtract so closely).
 
     Cost in gradients of the log likelihood (R = 1 for "fisher", the number of outputs for "ggn"): Hessian, dense or
     diagonal, 2P; the others R; "low_rank" 4 (3 · rank + 10). Memory: dense 4·P² bytes and O(P³) time in float64 on the
-    host; diagonal P; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. Rows of a
-    batch add batch_size · R · P for "dense" and "diagonal".
+    host; diagonal P; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. A batch
+    adds its R · P rows ("dense" and "diagonal"), a dense or diagonal Hessian 256 products with the batch at a time.
+    "low_rank" scores as a difference: see `LowRank` for its rounding.
 
     Sources: MacKay (1992); Martens and Grosse (2015) and Ritter et al. (2018) for KFAC; Eschenhagen et al., arXiv
     2311.00636, for shared weights; Daxberger et al., arXiv 2106.14806, for the family.
     """
+    if _checks.is_traced((log_density, params)):
+        raise ValueError("laplace was called under jit or vmap; build the covariance outside and pass it in")
     _checks.one_of("curvature", curvature, CURVATURES)
     _checks.one_of("structure", structure, STRUCTURES)
     _checks.positive_int("batch_size", batch_size)
     _checks.positive_int("rank", rank)
     if damping != 0:
         _checks.positive("damping", damping)
-    if not all(hasattr(log_density, name) for name in ("log_likelihood", "predict", "scales", "xs", "ys", "kind")):
+    if not all(
+        hasattr(log_density, name) for name in ("log_likelihood", "predict", "scales", "xs", "ys", "noise", "kind")
+    ):
         raise ValueError(
             f"log_density is a {type(log_density).__name__}; expected a LogDensity: build it with "
             "isouq.posterior.LogDensity.of(predict, params, xs, ys, kind)"
         )
-    same = jax.tree.structure(log_density.scales) == jax.tree.structure(params)  # type: ignore[operator]
-    if not same:
-        raise ValueError("params is not a pytree like those of log_density; pass parameters of the same model")
     _checks.float_leaves("params", params)
+    try:
+        jax.eval_shape(log_density, params)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError("params do not fit the model of log_density; pass parameters of that model") from error
     _checks.finite("params", params)
     # the sd under prior and damping together, one number a leaf
     scales = jax.tree.map(lambda s: 1 / jnp.sqrt(1 / jnp.square(s) + damping), log_density.scales)
@@ -93,10 +102,10 @@ def laplace(
     flat_scales = _flat(scales, params)
     if structure == "low_rank" and 3 * rank + 10 < flat_scales.size:
         start = jax.random.normal(jax.random.key(0) if key is None else key, flat_scales.shape, flat_scales.dtype)
-        values, vectors = _leading(log_density, params, flat_scales, start, curvature, 3 * rank + 10)
+        values, vectors = _leading(log_density, params, flat_scales, start, curvature, 3 * rank + 10, batch_size)
         return _low_rank(values, vectors, flat_scales, scales, params, rank)
     matrix = np.asarray(_curvature.dense(log_density, params, curvature, batch_size), np.float64)
-    _checks.finite("the curvature", matrix)
+    _check_finite(matrix)
     wide = np.asarray(flat_scales, np.float64)
     values, vectors = np.linalg.eigh(wide[:, None] * (matrix + matrix.T) / 2 * wide)
     if structure == "low_rank":
@@ -119,6 +128,7 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
     size = _checks.inputs(draws, "draws", "draw")
     if size < 2:
         raise ValueError("draws has one row; a covariance needs at least two draws")
+    draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, _dtype(leaf)), draws)
     centred = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0, keepdims=True), draws)
     if structure == "diagonal":
         return Diagonal(jax.tree.map(lambda leaf: jnp.mean(jnp.square(leaf), axis=0), centred))
@@ -138,6 +148,19 @@ def _dtype(leaf: Any) -> Any:
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
 
 
+def _wide_enough(params: Any) -> Any:
+    """A tree like params in the dtype of a covariance."""
+    return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), _dtype(leaf)), params)
+
+
+def _check_finite(*curvatures: Any) -> None:
+    if not all(np.isfinite(np.asarray(c)).all() for c in curvatures):
+        raise ValueError(
+            "the curvature at params is not finite: predict or a derivative of it is NaN or infinite on some row "
+            "of xs; look at log_density(params) and its gradient first"
+        )
+
+
 def _share(values: Any, curvature: str) -> float:
     """The share of negative curvatures, in units of the prior's precision; rounding does not count."""
     if curvature != "hessian":
@@ -147,18 +170,18 @@ def _share(values: Any, curvature: str) -> float:
 
 
 def _diagonal(entries: Any, scales: Any, params: Any, curvature: str) -> Diagonal:
-    _checks.finite("the curvature", entries)
+    _check_finite(entries)
     wide = _flat(scales, params)
     in_units = entries * jnp.square(wide)
     variances = jnp.square(wide) / (1 + jnp.maximum(in_units, 0))
-    return Diagonal(ravel_pytree(params)[1](variances), _share(in_units, curvature))
+    return Diagonal(ravel_pytree(_wide_enough(params))[1](variances), _share(in_units, curvature))
 
 
 def _kronecker(factors: list[Any], scales: Any, params: Any) -> Kronecker:
     """The posterior in the eigenbasis of the two factors: v = 1 / (a ⊗ b + 1/scale²)."""
     pairs, variances = [], []
     for (first, second), scale, leaf in zip(factors, jax.tree.leaves(scales), jax.tree.leaves(params), strict=True):
-        _checks.finite("the curvature", (first, second))
+        _check_finite(first, second)
         (a, left), (b, right) = (np.linalg.eigh(np.asarray(f, np.float64)) for f in (first, second))
         curvature = np.outer(np.maximum(a, 0), np.maximum(b, 0))
         dtype = _dtype(leaf)
@@ -168,40 +191,52 @@ def _kronecker(factors: list[Any], scales: Any, params: Any) -> Kronecker:
     return Kronecker(jax.tree.unflatten(tree, pairs), jax.tree.unflatten(tree, variances))
 
 
-def _leading(log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int) -> Any:
+def _leading(
+    log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Ritz values and vectors `[P, depth]` of C in units of the prior, from a Krylov space of `depth` steps.
 
     In float32 Lanczos' vectors lose their orthogonality once the space is exhausted, and spurious copies of
     eigenvectors would be subtracted twice: so they are made orthonormal in float64, and C is projected on them anew.
     """
-    basis = np.asarray(_krylov(log_density, params, wide, start, curvature, depth), np.float64)
+    basis = np.asarray(_krylov(log_density, params, wide, start, curvature, depth, batch_size), np.float64)
     basis = np.linalg.qr(basis[np.isfinite(basis).all(axis=1)].T)[0]
-    images = _products(log_density, params, wide, jnp.asarray(basis.T, wide.dtype), curvature)
+    images = _products(log_density, params, wide, jnp.asarray(basis.T, wide.dtype), curvature, batch_size)
+    _check_finite(images)
     projected = basis.T @ np.asarray(images, np.float64).T
     values, vectors = np.linalg.eigh((projected + projected.T) / 2)
     return values, basis @ vectors
 
 
-@functools.partial(jax.jit, static_argnames=("curvature", "depth"))
-def _krylov(log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int) -> Any:
-    times = _curvature.product(log_density, params, curvature)
+@functools.partial(jax.jit, static_argnames=("curvature", "depth", "batch_size"))
+def _krylov(
+    log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int, batch_size: int
+) -> jax.Array:
+    times = _curvature.product(log_density, params, curvature, batch_size)
     return decomp.tridiag_sym(depth, custom_vjp=False)(lambda v: wide * times(wide * v), start).Q_tall
 
 
-@functools.partial(jax.jit, static_argnames="curvature")
-def _products(log_density: Any, params: Any, wide: Any, vectors: Any, curvature: str) -> Any:
-    times = _curvature.product(log_density, params, curvature)
+@functools.partial(jax.jit, static_argnames=("curvature", "batch_size"))
+def _products(log_density: Any, params: Any, wide: Any, vectors: Any, curvature: str, batch_size: int) -> jax.Array:
+    times = _curvature.product(log_density, params, curvature, batch_size)
     return jax.lax.map(lambda v: wide * times(wide * v), vectors)
 
 
 def _low_rank(values: Any, vectors: Any, wide: Any, scales: Any, params: Any, rank: int) -> LowRank:
     """Σ = S (I − V diag(λ / (1 + λ)) Vᵀ) S of the `rank` largest positive λ."""
     values, vectors, wide = (np.asarray(a, np.float64) for a in (values, vectors, wide))
-    _checks.finite("the curvature", values)
     top = np.argsort(values)[::-1][:rank]
     kept = np.maximum(values[top], 0)
-    shaped = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), _dtype(leaf)), params)
+    shaped = _wide_enough(params)
     flat, unravel = ravel_pytree(shaped)
-    directions = jax.vmap(unravel)(jnp.asarray((wide[:, None] * vectors[:, top]).T, flat.dtype))
+    directions = wide[:, None] * vectors[:, top]
+    if len(top) == len(wide):  # all of them: nothing is left to the prior, and nothing has to be subtracted
+        return LowRank(jax.vmap(unravel)(jnp.asarray((directions / np.sqrt(1 + kept)).T, flat.dtype)))
+    if kept.max() * np.finfo(flat.dtype).eps > _MAX_ROUNDING:
+        raise ValueError(
+            f"the data outweigh the prior {kept.max():.1e} times in some direction, too much for a low-rank form in "
+            f"{flat.dtype}; use structure='dense' or 'kronecker', or set jax_enable_x64"
+        )
+    directions = jax.vmap(unravel)(jnp.asarray(directions.T, flat.dtype))
     variances = jax.tree.map(lambda s, leaf: jnp.square(s.astype(leaf.dtype)), scales, shaped)
     return LowRank(directions, variances, jnp.asarray(-kept / (1 + kept), flat.dtype))

@@ -12,7 +12,8 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from isouq import _checks
-from isouq.uncertainty import as_pytree_callable, check_predict
+from isouq._checks import as_pytree_callable
+from isouq.uncertainty import check_predict
 
 PRIORS = ("unit", "fan_in")
 

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from isouq import _checks
+from isouq._checks import as_pytree_callable
 from isouq.gradnorm._plain import tree_sq_norm
-from isouq.uncertainty import as_pytree_callable
 
 
 class MapFit(NamedTuple):

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 from scipy.special import expit
 
 from isouq import _checks
+from isouq._checks import as_pytree_callable
 from isouq.posterior import _blackjax
 from isouq.posterior.verdict import Verdict, judge
-from isouq.uncertainty import as_pytree_callable, margin
+from isouq.uncertainty import margin
 
 SAMPLERS = ("hmc", "nuts")
 _BLOCK = 100

@@ -15,10 +15,10 @@ from jaxtyping import Array
 from numpyro.infer import MCMC, NUTS, init_to_value
 
 from isouq import _checks
+from isouq._checks import as_pytree_callable
 from isouq.posterior.density import LogDensity
 from isouq.posterior.reference import Cost, Margins, Reference
 from isouq.posterior.verdict import judge
-from isouq.uncertainty import as_pytree_callable
 
 
 def numpyro_model(log_density: LogDensity, params: Any) -> Callable[[], None]:
