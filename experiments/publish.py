@@ -85,7 +85,7 @@ def with_numbers(template: str, results: Path) -> str:
         if not values:
             raise ValueError(f"{match[0]}: results/{experiment}/table.csv has no accepted row of this kind")
         interval = bootstrap_mean(values)
-        digits = 0 if abs(interval.mean) >= 100 else 2
+        digits = 0 if abs(interval.mean) >= 100 else 2 if abs(interval.mean) >= 0.01 else 4
         return f"{report.number(interval.mean, digits)} {report.bounds(interval, digits)}"
 
     return re.sub(r"\{\{(.+?)\}\}", number, template, flags=re.DOTALL)

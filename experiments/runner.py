@@ -174,6 +174,7 @@ class _Workers:
             yield futures[future], error
         lost = [cell for cell in cells if cell not in ended]
         if lost:
+            self.kill()  # a worker that was starting as the pool broke would be waited for without end
             self.pool.shutdown(wait=True)
             self.pool = self._start()
         return lost
