@@ -40,8 +40,8 @@ Intervals = dict[str, Interval]
 def cells(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None = None) -> list[Cell]:
     """The models of `validation` and of `scaling` at the same preset, on the references that those sampled.
 
-    Beside the references, on 2 CPU cores: smoke half a minute; quick about 2 minutes; paper about 1.5 hours, most
-    of it in matching units at widths 256 to 1024 (an estimate: measured up to width 64).
+    Beside the references, on 2 CPU cores: smoke half a minute; quick about 2 minutes; paper 13 minutes up to width 256
+    (220 of its 290 cells), about an hour more beyond, most of it in matching units (an estimate).
     """
     return scaling.every_model("decomposition", preset, seeds, widths)
 
