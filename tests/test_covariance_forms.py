@@ -80,7 +80,7 @@ def covariances(params, seed=20):
 SHAPED = ("Diagonal", "Kronecker", "turned", "LowRank", "narrowed")
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=2),
     st.integers(1, 4),
