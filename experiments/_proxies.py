@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
-from experiments.subject import Setting, Subject, setting
+from experiments.subject import Setting, Subject, correlations, setting
 from isouq import problems, stats
 from isouq.covariance import Dense, laplace
 from isouq.posterior import fit_map
@@ -71,8 +71,7 @@ def measure_proxies(subject: Subject) -> tuple[dict[str, Any], dict[str, np.ndar
     numbers, maps = _maps(subject.setting, subject.theta, grid, halves)
     truth = subject.variance[subject.here]
     for name in ("proxy_a", "proxy_b"):
-        numbers[f"{name}_hessian_pearson"] = stats.pearson(truth, maps[name])
-        numbers[f"{name}_hessian_spearman"] = stats.spearman(truth, maps[name])
+        numbers |= correlations(f"{name}_hessian", truth, maps[name])
     made = setting(subject.cell, symmetric(subject.setting.problem, halves))
     fit = fit_map(made.log_density, made.inits)
     of_orbit, maps_of_orbit = _maps(made, fit.best(), grid, halves)

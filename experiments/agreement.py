@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cell import Result
-from experiments.subject import Clock, Subject
+from experiments.subject import Clock, Subject, correlations
 from isouq import stats
 from isouq.covariance import Dense, laplace
 from isouq.posterior import Margins, linear_regression, probabilities, sample_numpyro
@@ -56,10 +56,9 @@ def second_opinion(subject: Subject) -> Result:
     """
     clock = Clock()
     made, kind, here, cell = subject.setting, subject.kind, subject.here, subject.cell
-    target = None if subject.estimate.target is None else subject.estimate.target[here]
     other = sample_numpyro(
         made.log_density, subject.starts, made.second_key,
-        record=Margins(made.predict, subject.xs[here], target, kind),
+        record=Margins(made.predict, subject.xs[here], subject.target, kind),
         num_draws=cell.num_draws, num_warmup=cell.num_warmup,
         map_scale=lambda margins: probabilities(margins, kind),
     )  # fmt: skip
@@ -107,7 +106,6 @@ def _agreement(maps: dict[str, np.ndarray], regions: dict[str, Any]) -> dict[str
 def _against(name: str, truth: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """r, ρ, and the scale: the ratio of the means, other to truth."""
     return {
-        f"{name}_pearson": stats.pearson(truth, other),
-        f"{name}_spearman": stats.spearman(truth, other),
+        **correlations(name, truth, other),
         f"{name}_scale": float(np.mean(other) / np.mean(truth)),
     }

@@ -16,8 +16,8 @@ from experiments import report, validation
 from experiments._proxies import DATA, HALVES, measure_proxies, proxy_table
 from experiments.cell import Cell, Result
 from experiments.runner import Outputs
-from experiments.subject import Clock, Subject
-from isouq import plots, stats
+from experiments.subject import Clock, Subject, correlations
+from isouq import plots
 from isouq.covariance import from_draws, laplace
 from isouq.uncertainty import uncertainty
 
@@ -74,8 +74,7 @@ def measure(subject: Subject) -> Result:
         points.lap("apply")
         laps = points.laps()
         numbers |= {
-            f"{method}_pearson": stats.pearson(truth, epistemic),
-            f"{method}_spearman": stats.spearman(truth, epistemic),
+            **correlations(method, truth, epistemic),
             f"{method}_scale": float(epistemic.mean() / truth.mean()),
             f"{method}_clipped": float(getattr(covariance, "clipped", 0.0)),
             f"{method}_gradients": gradients,

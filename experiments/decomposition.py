@@ -18,7 +18,7 @@ from scipy.special import expit
 from experiments import report, scaling
 from experiments.cell import Cell, Result
 from experiments.runner import Outputs
-from experiments.subject import Clock, Subject
+from experiments.subject import Clock, Subject, correlations
 from isouq import plots, stats
 from isouq.alignment import align_hidden_units
 from isouq.posterior import Margins, probabilities
@@ -58,9 +58,8 @@ def measure(subject: Subject) -> Result:
     """
     clock = Clock()
     made, kind, xs = subject.setting, subject.kind, subject.xs[subject.here]
-    target = None if subject.estimate.target is None else subject.estimate.target[subject.here]
     variance = subject.variance[subject.here]
-    g = gradients(made.predict, subject.theta, xs, target, kind)
+    g = gradients(made.predict, subject.theta, xs, subject.target, kind)
     identity = np.sum(g**2, axis=1)
     clock.lap("seconds_gradients")
     centred = projections(g, subject.draws)
@@ -71,18 +70,18 @@ def measure(subject: Subject) -> Result:
     clock.lap("seconds_aligned")
     key = jax.random.fold_in(made.second_key, _STREAM)
     directions = jax.random.normal(key, (NUM_DIRECTIONS, g.shape[1]))
-    margins = Margins(made.predict, xs, target, kind)
+    margins = Margins(made.predict, xs, subject.target, kind)
     perturbed = {f"{sigma:g}": perturbation(margins, subject.theta, directions, sigma) for sigma in SIGMAS}
     clock.lap("seconds_perturbation")
-    numbers = _correlations("whole", variance, identity)
+    numbers = correlations("whole", variance, identity)
     for version, values in linearised.items():
-        numbers |= _correlations(f"taylor_{version}", variance, values)
-        numbers |= _correlations(f"isotropy_{version}", values, identity)
+        numbers |= correlations(f"taylor_{version}", variance, values)
+        numbers |= correlations(f"isotropy_{version}", values, identity)
         numbers[f"scale_{version}"] = float(values.mean() / variance.mean())
         numbers[f"anisotropy_{version}"] = _anisotropy(values, identity)
     for sigma, values in perturbed.items():
-        numbers |= _correlations(f"perturbation_{sigma}", variance, values)
-        numbers |= _correlations(f"perturbation_{sigma}_identity", identity, values)
+        numbers |= correlations(f"perturbation_{sigma}", variance, values)
+        numbers |= correlations(f"perturbation_{sigma}_identity", identity, values)
     numbers["aligned_draws"] = some.shape[0] * some.shape[1]
     maps = {"V": variance, "I": identity}
     maps |= {f"L_{version}": values for version, values in linearised.items()}
@@ -147,10 +146,6 @@ def _within_budget(draws: np.ndarray, theta: Any) -> np.ndarray:
     chains, count = draws.shape[:2]
     kept = min(count, max(2, ALIGNMENT_BUDGET // (chains * width**2)))
     return draws[:, np.linspace(0, count - 1, kept).round().astype(int)]
-
-
-def _correlations(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    return {f"{name}_pearson": stats.pearson(a, b), f"{name}_spearman": stats.spearman(a, b)}
 
 
 def _anisotropy(values: np.ndarray, identity: np.ndarray) -> float:

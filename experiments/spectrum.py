@@ -20,8 +20,8 @@ from experiments._prediction import prediction
 from experiments.cell import Cell, Result
 from experiments.decomposition import gradients
 from experiments.runner import Outputs
-from experiments.subject import Clock, Subject
-from isouq import plots, stats
+from experiments.subject import Clock, Subject, correlations
+from isouq import plots
 
 DENSE_LIMIT = 2000  # parameters; above it Lanczos
 _STREAM = 2  # of the cell's second key
@@ -63,8 +63,7 @@ def measure(subject: Subject, dense_limit: int = DENSE_LIMIT) -> Result:
     """
     clock = Clock()
     made, xs, theta = subject.setting, subject.xs[subject.here], subject.theta
-    target = None if subject.estimate.target is None else subject.estimate.target[subject.here]
-    g = gradients(made.predict, theta, xs, target, subject.kind)
+    g = gradients(made.predict, theta, xs, subject.target, subject.kind)
     identity = np.sum(g**2, axis=1)
     variance = subject.variance[subject.here]
     scales = flat_scales(theta, made.log_density.scales)
@@ -94,8 +93,7 @@ def measure(subject: Subject, dense_limit: int = DENSE_LIMIT) -> Result:
     num_draws = subject.draws.shape[0] * subject.draws.shape[1]
     numbers["isotropic_participation"] = 1 / (1 + len(scales) / num_draws)
     for name, other in (("inverse", inverse), ("whole", variance)):
-        numbers[f"{name}_pearson"] = stats.pearson(other, identity)
-        numbers[f"{name}_spearman"] = stats.spearman(other, identity)
+        numbers |= correlations(name, other, identity)
     arrays = {**densities, **eigenvalues, "bulk": bulk, "grid": np.asarray(xs)}
     arrays = {name: np.asarray(values, np.float32) for name, values in arrays.items()}
     return Result({**subject.facts(), **numbers, **clock.laps()}, arrays)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from experiments.cell import Cell, Result
-from isouq import models, problems
+from isouq import models, problems, stats
 from isouq.posterior import LogDensity, Margins, fit_map, judge, probabilities, sample_reference
 from isouq.uncertainty import Uncertainty, uncertainty
 
@@ -61,6 +61,11 @@ class Subject(NamedTuple):
     draws: np.ndarray
     reference: Result
     seconds_estimate: float
+
+    @property
+    def target(self) -> Any:
+        """The class that was differentiated at each input of the grid; None for regression."""
+        return None if self.estimate.target is None else self.estimate.target[self.here]
 
     @property
     def kind(self) -> str:
@@ -159,6 +164,11 @@ def subject(cell: Cell, problem: problems.Problem, reference: Result) -> Subject
     variance, draws = reference.arrays["variance"], reference.arrays["draws"]
     seconds = clock.laps()["seconds_estimate"]
     return Subject(cell, made, theta, starts, xs, here, there, estimate, variance, draws, reference, seconds)
+
+
+def correlations(name: str, one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """The columns NAME_pearson and NAME_spearman of two maps."""
+    return {f"{name}_pearson": stats.pearson(one, other), f"{name}_spearman": stats.spearman(one, other)}
 
 
 class Clock:
