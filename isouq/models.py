@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from isouq import _checks
+from isouq._static import Static
 
 
 class MLP(nnx.Module):
@@ -60,7 +61,7 @@ def mlp(
     module = nnx.eval_shape(lambda: MLP(in_features, hidden, out_features, activation=activation, rngs=nnx.Rngs(0)))
     graphdef = _split(module)[0]
     apply = _apply_to_scalar if out_features == 1 else _apply
-    return jax.tree_util.Partial(apply, nnx.State({}), graphdef=_Static(graphdef)), init
+    return jax.tree_util.Partial(apply, nnx.State({}), graphdef=Static(graphdef)), init
 
 
 def from_nnx(module: nnx.Module) -> tuple[Callable, Any]:
@@ -70,7 +71,7 @@ def from_nnx(module: nnx.Module) -> tuple[Callable, Any]:
     random streams) is bound as it stands: call `module.eval()` first where that matters.
     """
     graphdef, params, rest = _split(module)
-    return jax.tree_util.Partial(_apply, rest, graphdef=_Static(graphdef)), params
+    return jax.tree_util.Partial(_apply, rest, graphdef=Static(graphdef)), params
 
 
 def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, Any]:
@@ -82,21 +83,7 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, An
         raise ValueError(f"variables has collections {sorted(variables)}; expected one named 'params'")
     rest = {name: value for name, value in variables.items() if name != "params"}
     bound = tuple(sorted(kwargs.items()))
-    return jax.tree_util.Partial(_apply_linen, rest, module=_Static((module, bound))), variables["params"]
-
-
-@jax.tree_util.register_static
-class _Static:
-    """A hashable value that travels in a pytree as structure, compared by equality."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
+    return jax.tree_util.Partial(_apply_linen, rest, module=Static((module, bound))), variables["params"]
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
@@ -104,14 +91,14 @@ def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
     return graphdef, nnx.to_pure_dict(params), rest
 
 
-def _apply(rest: Any, params: Any, x: Any, graphdef: _Static) -> Array:
+def _apply(rest: Any, params: Any, x: Any, graphdef: Static) -> Array:
     return nnx.merge(graphdef.value, params, rest)(x)
 
 
-def _apply_to_scalar(rest: Any, params: Any, x: Any, graphdef: _Static) -> Array:
+def _apply_to_scalar(rest: Any, params: Any, x: Any, graphdef: Static) -> Array:
     return _apply(rest, params, x, graphdef)[..., 0]
 
 
-def _apply_linen(rest: Any, params: Any, x: Any, module: _Static) -> Array:
+def _apply_linen(rest: Any, params: Any, x: Any, module: Static) -> Array:
     linen, kwargs = module.value
     return linen.apply({"params": params, **rest}, x, **dict(kwargs))

@@ -14,7 +14,8 @@ with install_import_hook("isouq", "beartype.beartype"):
     import isouq.plots
     import isouq.posterior
     import isouq.problems
-    import isouq.stats  # noqa: F401
+    import isouq.stats
+    import isouq.text  # noqa: F401
 
 import jax
 

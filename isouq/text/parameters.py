@@ -1,0 +1,131 @@
+"""From a checkpoint's tensors to the parameters of a Flax module: one table per family, one way to read it.
+
+A table maps the path of a parameter here (`layers.attention.q.kernel`) to the tensor that holds it in a
+checkpoint. Layers are stacked on a leading axis, because one `lax.scan` runs them all; everything is read tensor by
+tensor from a memory-mapped file, so that the peak is the parameters plus one stacked leaf.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isouq.text.checkpoint import Checkpoint
+
+Sharding = jax.sharding.Sharding
+Place = Sharding | Callable[[str, tuple[int, ...]], Sharding]
+
+
+class Tensor(NamedTuple):
+    """Where a parameter stands in a checkpoint.
+
+    name: the tensor; "{}" in it stands for the layer, and makes the parameter a stack over layers.
+    transpose: True for a matrix, which checkpoints hold as [out, in] and Flax as [in, out].
+    rows: the part of a fused tensor, as a slice of its first axis.
+    """
+
+    name: str
+    transpose: bool = False
+    rows: slice | None = None
+
+
+Table = Mapping[str, Tensor]
+
+
+def assemble(
+    abstract: Any,
+    table: Table,
+    checkpoint: Checkpoint,
+    dtype: Any = jnp.float32,
+    place: Place | None = None,
+    ignore: tuple[str, ...] = (),
+) -> Any:
+    """The parameters `abstract` describes (a nested dict of ShapeDtypeStruct), read from the checkpoint.
+
+    dtype: of every parameter. place: a sharding for all, or a function of (path, shape) that gives one for each;
+    by default the first device. ignore: endings of tensor names that a checkpoint may hold without need.
+
+    Raises ValueError, before anything is read, where tensors are missing, have another shape or are left over (a
+    model with a part that is not built here would give other numbers), and where a tensor holds NaN or infinity.
+    """
+    paths = dict(flatten(abstract))
+    _check(paths, table, checkpoint, ignore)
+    leaves = {}
+    for path, leaf in paths.items():
+        array = _read(table[path], leaf.shape, checkpoint, jnp.dtype(dtype))
+        target = place(path, leaf.shape) if callable(place) else place
+        leaves[path] = jax.device_put(array, target)
+    return unflatten(leaves)
+
+
+def flatten(tree: Any) -> Iterator[tuple[str, Any]]:
+    """`("layers.attention.q.kernel", leaf)` of every leaf of a nested dict, in jax's order."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield ".".join(str(key.key) for key in path), leaf
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict that `flatten` took apart."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _check(paths: Mapping[str, Any], table: Table, checkpoint: Checkpoint, ignore: tuple[str, ...]) -> None:
+    shapes, used = checkpoint.shapes, set()
+    missing, wrong = [], []
+    fused: dict[str, int] = {}  # rows of a fused tensor: as many as its last part ends at
+    for tensor in table.values():
+        if tensor.rows is not None:
+            fused[tensor.name] = max(fused.get(tensor.name, 0), tensor.rows.stop)
+    for path, leaf in paths.items():
+        tensor = table[path]
+        stacked = "{}" in tensor.name
+        expected = leaf.shape[1:] if stacked else leaf.shape
+        expected = expected[::-1] if tensor.transpose else expected
+        for name in _names(tensor, leaf.shape):
+            used.add(name)
+            if name not in shapes:
+                missing.append(name)
+                continue
+            whole = (fused[tensor.name], *expected[1:]) if tensor.rows is not None else expected
+            if tuple(shapes[name]) != whole:
+                wrong.append(f"{name} is {list(shapes[name])}, expected {list(whole)}")
+    left = sorted(name for name in shapes if name not in used and not name.endswith(ignore))
+    wrong = list(dict.fromkeys(wrong))
+    together = "config and weights do not belong together"
+    if missing:
+        raise ValueError(f"{checkpoint.path}: {_some(list(dict.fromkeys(missing)))} missing; {together}")
+    if wrong:
+        raise ValueError(f"{checkpoint.path}: {_some(wrong)}; {together}")
+    if left:
+        raise ValueError(f"{checkpoint.path}: {_some(left)} not part of this architecture as built here; not loaded")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _names(tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
+    return [tensor.name.format(i) for i in range(shape[0])] if "{}" in tensor.name else [tensor.name]
+
+
+def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
+    names = _names(tensor, shape)
+    out = np.empty(shape, dtype)
+    rows = out if "{}" in tensor.name else out[None]
+    for name, row in zip(names, rows, strict=True):
+        array = checkpoint.read(name)
+        array = array if tensor.rows is None else array[tensor.rows]
+        row[...] = array.T if tensor.transpose else array
+        if not np.all(np.isfinite(row.astype(np.float32, copy=False))):
+            raise ValueError(f"{checkpoint.path}: {name} holds NaN or infinity as {dtype}; the file is damaged")
+    return out

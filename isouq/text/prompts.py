@@ -1,0 +1,69 @@
+"""From prompts and answers to token ids: one definition for scoring and for generation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Prompt = str | Sequence[dict[str, str]]
+
+
+class Row(NamedTuple):
+    """Token ids of a prompt and its answer; those from `first` on are the answer's."""
+
+    ids: np.ndarray
+    first: int
+
+
+def encode_prompt(model: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: text, or messages `{"role", "content"}` for the chat template.
+
+    Raises ValueError for an empty prompt (there must be a token that the first answer token follows), and for one
+    that fills the context.
+    """
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty; expected at least one token")
+    if len(ids) >= model.config.context_length:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens; the model's context is {model.config.context_length}, "
+            "and the answer needs room in it: shorten the prompt"
+        )
+    return ids
+
+
+def encode_pair(model: Any, prompt: Prompt, answer: str | Sequence[int]) -> Row:
+    """The Row of a prompt and an answer, text or token ids.
+
+    Prompt and answer are tokenised together, as the model would read them: where a token spans the seam (or a merge
+    changes the prompt's last token) it counts as the answer's first.
+
+    Raises ValueError for an empty prompt or answer and for more tokens than the context.
+    """
+    start = encode_prompt(model, prompt)
+    if not len(answer):
+        raise ValueError("the answer is empty; expected text or token ids")
+    if not isinstance(answer, str):
+        ids = [*start, *_token_ids(answer, model.config.vocab_size)]
+        first = len(start)
+    else:
+        plain = isinstance(prompt, str)
+        text = str(prompt) if plain else model.tokenizer.chat(prompt)
+        ids = model.tokenizer.encode(text + answer, add_special_tokens=plain)  # a template writes its own
+        first = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
+        if first == len(ids):
+            raise ValueError(f"the answer {answer!r} adds no token to the prompt; expected text")
+        if first == 0:
+            raise ValueError("the first token spans prompt and answer; give the prompt at least one token of its own")
+    context = model.config.context_length
+    if len(ids) > context:
+        raise ValueError(f"prompt and answer have {len(ids)} tokens; the model's context is {context}")
+    return Row(np.asarray(ids, np.int32), first)
+
+
+def _token_ids(answer: Sequence[int], vocab_size: int) -> list[int]:
+    ids = np.asarray(answer)
+    if not np.issubdtype(ids.dtype, np.integer) or ids.ndim != 1 or ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(f"the answer is neither text nor token ids below {vocab_size}")
+    return [int(i) for i in ids]

@@ -1,0 +1,169 @@
+"""Rotary position embeddings and the ways they are stretched to longer contexts.
+
+A pair of coordinates (i, i + d/2) of a query or key at position t is turned by the angle t ω_i with
+ω_i = θ^(−2i/d); the variants change ω. Su et al. 2021 (arXiv 2104.09864); position interpolation, Chen et al. 2023
+(arXiv 2306.15595); YaRN, Peng et al. 2023 (arXiv 2309.00071); LongRoPE, Ding et al. 2024 (arXiv 2402.13753); Llama
+3.1's banded scaling, Grattafiori et al. 2024 (arXiv 2407.21783).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "frequencies")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embeddings of one model; hashable.
+
+    kind: one of KINDS. dim: coordinates of a head that are turned (even). theta: the base.
+    context: positions trained or stretched to. original: positions before stretching. factor: the stretch.
+    factors, long_factors: one divisor of ω per pair (longrope: below and above `original`).
+    scale: of cos and sin. low, high: Llama 3's frequency factors, or YaRN's betas.
+    """
+
+    dim: int
+    theta: float = 10000.0
+    kind: str = "default"
+    context: int = 2048
+    original: int = 2048
+    factor: float = 1.0
+    factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    scale: float = 1.0
+    low: float = 1.0
+    high: float = 1.0
+    truncate: bool = True
+
+    def tables(
+        self, positions: Int[Array, " T"], length: Int[Array, ""]
+    ) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
+        """(cos, sin) of every position and pair, float32.
+
+        length: tokens of the sequence, which `dynamic` and `longrope` depend on and the others do not.
+        """
+        angles = positions[:, None].astype(jnp.float32) * self._frequencies(length)[None, :]
+        return jnp.cos(angles) * self.scale, jnp.sin(angles) * self.scale
+
+    def _frequencies(self, length: Int[Array, ""]) -> Float[Array, " half"]:
+        powers = np.arange(0, self.dim, 2, dtype=np.float32) / np.float32(self.dim)
+        plain = np.float32(1) / np.float32(self.theta) ** powers
+        if self.kind == "linear":
+            return jnp.asarray(plain / np.float32(self.factor))
+        if self.kind == "frequencies":
+            return jnp.asarray(plain / np.asarray(self.factors, np.float32))
+        if self.kind == "llama3":
+            return jnp.asarray(_llama3(plain, self))
+        if self.kind == "yarn":
+            return jnp.asarray(_yarn(plain, self))
+        if self.kind == "longrope":
+            short, long = (plain / np.asarray(f, np.float32) for f in (self.factors, self.long_factors))
+            return jnp.where(length > self.original, long, short)
+        if self.kind == "dynamic":
+            grown = jnp.maximum(length, self.original) * self.factor / self.original - (self.factor - 1)
+            theta = self.theta * grown ** (self.dim / (self.dim - 2))
+            return 1 / theta ** jnp.asarray(powers)
+        return jnp.asarray(plain)
+
+
+def turn(x: Float[Array, "T heads d"], cos: Float[Array, "T half"], sin: Float[Array, "T half"]) -> Array:
+    """The first 2 · half coordinates of every head turned by its position's angles, the rest as they are."""
+    half = cos.shape[-1]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cos, sin = cos[:, None, :].astype(x.dtype), sin[:, None, :].astype(x.dtype)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def from_config(config: dict[str, Any], head_dim: int) -> Rope:
+    """The Rope that a config.json describes, in the old (`rope_scaling`) or the new way (`rope_parameters`).
+
+    Raises ValueError for a kind that is not known or a number that is missing.
+    """
+    given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind = given.get("rope_type", given.get("type", "default")) or "default"
+    kind = "longrope" if kind == "su" or (kind == "yarn" and config.get("model_type") == "phi3") else kind
+    if kind not in KINDS:
+        raise ValueError(f"rope_type is {kind!r}; expected one of {', '.join(KINDS)}")
+    part = given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0
+    context = int(config.get("max_position_embeddings", 2048))
+    original = given.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    rope: dict[str, Any] = {
+        "dim": int(head_dim * part),
+        "theta": float(given.get("rope_theta", config.get("rope_theta", 10000.0))),
+        "kind": kind,
+        "context": context,
+        "original": int(original or context),
+    }
+    try:
+        rope |= _details(kind, given, rope["original"], context)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"rope_scaling of type {kind!r} lacks or spoils {error}") from None
+    for factors in ("factors", "long_factors"):
+        if rope.get(factors) and len(rope[factors]) != rope["dim"] // 2:
+            raise ValueError(f"rope_scaling has {len(rope[factors])} factors; expected {rope['dim'] // 2}")
+    return Rope(**rope)
+
+
+def _details(kind: str, given: dict[str, Any], original: int, context: int) -> dict[str, Any]:
+    factor = float(given.get("factor") or context / original)
+    if kind == "linear":
+        return {"factor": float(given["factor"])}
+    if kind == "dynamic":
+        return {"factor": float(given["factor"]), "original": context, "context": int(context * factor)}
+    if kind == "frequencies":
+        return {"factors": tuple(map(float, given["factors"]))}
+    if kind == "llama3":
+        return {
+            "factor": float(given["factor"]),
+            "low": float(given["low_freq_factor"]),
+            "high": float(given["high_freq_factor"]),
+        }
+    if kind == "longrope":
+        scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        return {
+            "factors": tuple(map(float, given["short_factor"])),
+            "long_factors": tuple(map(float, given["long_factor"])),
+            "scale": float(given.get("attention_factor") or scale),
+        }
+    if kind == "yarn":
+        mscale, all_dim = given.get("mscale"), given.get("mscale_all_dim")
+        scale = _mscale(factor, mscale) / _mscale(factor, all_dim) if mscale and all_dim else _mscale(factor, 1)
+        return {
+            "factor": factor,
+            "scale": float(given.get("attention_factor") or scale),
+            "high": float(given.get("beta_fast") or 32),
+            "low": float(given.get("beta_slow") or 1),
+            "truncate": bool(given.get("truncate", True)),
+        }
+    return {}
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
+    """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
+    turns = rope.original * plain / (2 * np.pi)  # of each pair within the original context
+    smooth = np.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
+    return ((1 - smooth) * plain / rope.factor + smooth * plain).astype(np.float32)
+
+
+def _yarn(plain: np.ndarray, rope: Rope) -> np.ndarray:
+    """Pairs that turn more than `high` times in the original context are kept, less than `low` stretched."""
+
+    def pair(turns: float) -> float:
+        return rope.dim * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    first, last = pair(rope.high), pair(rope.low)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rope.dim - 1)
+    last = last + 0.001 if first == last else last
+    stretched = np.clip((np.arange(rope.dim // 2, dtype=np.float32) - first) / (last - first), 0, 1)
+    return (plain * (1 - stretched) + plain / rope.factor * stretched).astype(np.float32)

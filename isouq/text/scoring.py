@@ -1,0 +1,250 @@
+"""The two uncertainties of a language model's answer to a prompt.
+
+An answer y of T tokens has log p(y | prompt) = Σ_t log p(y_t | prompt, y_<t). A user must say which probability is
+meant by *the* probability of an answer; each reduction names one, p_r, and the scores are those of the paper for it:
+
+    aleatoric = p_r (1 − p_r),    epistemic = ‖∇_θ p_r‖² = p_r² ‖∇_θ log p_r‖²,
+
+- "mean": p_r = exp(log p(y) / T), the geometric mean of the token probabilities. The default: answers of different
+  lengths can be compared, and the number stays within what a float holds.
+- "answer": p_r = p(y), the event that exactly this answer is given: the paper's letter, and right where all answers
+  have one length. It falls exponentially with T, and so does its gradient: a ranking by it is mostly one by length.
+- "first": p_r = p(y_1), the first token alone: one class among V, right for labels, letters and yes or no.
+
+"mean" and "answer" come from one backward pass: ∇ log p_mean = ∇ log p / T. All is kept as logarithms, because p(y)²
+leaves even a double at a few hundred tokens.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from isouq import _checks
+from isouq.gradnorm import value_and_grad_sq_norm
+from isouq.text import selection
+from isouq.text.decoder_config import DecoderConfig
+from isouq.text.language_model import LanguageModel
+from isouq.text.prompts import Prompt, Row, encode_pair
+from isouq.text.selection import Selection
+
+REDUCTIONS = ("mean", "answer", "first")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n answers; arrays `[n]` in the order of the pairs, float64.
+
+    reduction: which probability p_r of an answer is meant (see the module).
+    log_probability: log p_r. log_grad_sq_norm: log ‖∇ log p_r‖². num_tokens: T.
+    token_log_p: log p of every token of each answer, n arrays `[T]`.
+    """
+
+    reduction: str
+    log_probability: np.ndarray
+    log_grad_sq_norm: np.ndarray
+    num_tokens: np.ndarray
+    token_log_p: tuple[np.ndarray, ...]
+
+    @property
+    def log_epistemic(self) -> np.ndarray:
+        """Log ‖∇ p_r‖² = 2 log p_r + log ‖∇ log p_r‖²."""
+        return 2 * self.log_probability + self.log_grad_sq_norm
+
+    @property
+    def log_aleatoric(self) -> np.ndarray:
+        """Log p_r (1 − p_r); −∞ where p_r is 1."""
+        with np.errstate(divide="ignore"):
+            return self.log_probability + np.log(-np.expm1(self.log_probability))
+
+    @property
+    def probability(self) -> np.ndarray:
+        """p_r; 0 where it leaves a double."""
+        return np.exp(self.log_probability)
+
+    @property
+    def epistemic(self) -> np.ndarray:
+        """‖∇ p_r‖², in probability² per parameter²; 0 where it leaves a double."""
+        return np.exp(self.log_epistemic)
+
+    @property
+    def aleatoric(self) -> np.ndarray:
+        """p_r (1 − p_r), between 0 and ¼."""
+        return np.exp(self.log_aleatoric)
+
+    def under(self, reduction: str) -> "Scores":
+        """The same answers under "mean" or "answer", from the same backward pass.
+
+        Raises ValueError for "first", or from it: its gradient is another one, so score again.
+        """
+        _checks.one_of("reduction", reduction, REDUCTIONS)
+        if reduction == self.reduction:
+            return self
+        if "first" in (reduction, self.reduction):
+            raise ValueError(f"scores of {self.reduction!r} do not give {reduction!r}: call score with reduction=")
+        lengths = self.num_tokens if reduction == "answer" else 1 / self.num_tokens
+        return replace(
+            self,
+            reduction=reduction,
+            log_probability=self.log_probability * lengths,
+            log_grad_sq_norm=self.log_grad_sq_norm + 2 * np.log(lengths),
+        )
+
+
+def score(
+    model: LanguageModel,
+    pairs: Sequence[tuple[Prompt, str | Sequence[int]]],
+    reduction: str = "mean",
+    parameters: str | None = None,
+    batch_size: int = 8,
+    remat: bool = True,
+    on_batch: Callable[[int], None] | None = None,
+) -> Scores:
+    """Aleatoric and epistemic uncertainty of every (prompt, answer) pair, with respect to all parameters, exactly.
+
+    Args:
+        model: from `load`.
+        pairs: a prompt is text, or a list of `{"role": ..., "content": ...}` for the model's chat template; an answer
+            is text that goes on from it (mind the space: " Paris"), or token ids, as `generate` returns them.
+        reduction: "mean", "answer" or "first": which probability of an answer is meant (see the module).
+        parameters: a regular expression of parameter names (`parameter_names`), to take the norm of the gradient with
+            respect to these alone: an approximation by leaving out. None: all parameters.
+        batch_size: answers at a time; bounds memory, changes no number beyond rounding.
+        remat: keep one layer's activations at a time and compute the others again; slower by about a
+            fourth and much smaller. Changes no number beyond rounding.
+        on_batch: called with the number of pairs scored so far.
+
+    Returns:
+        `Scores`, in the order of the pairs.
+
+    Raises:
+        ValueError: an empty prompt or answer, a sequence longer than the context, an unknown reduction or name; the
+            message has the number of the pair.
+
+    Cost: one forward and one backward pass an answer, no gradient formed. Memory: batch_size × (L hidden states, one
+    layer's activations, a few copies of the answer's logits [T, V]). Pairs are sorted by length and padded on the
+    right, which causality makes exact; sequences are rounded up to four lengths an octave and answers to two, so that
+    few programs are compiled.
+
+    Source: arXiv 2603.29466 for the two uncertainties; the reductions are ours.
+    """
+    if not len(pairs):
+        raise ValueError("pairs is empty; expected at least one (prompt, answer)")
+    rows = []
+    for i, pair in enumerate(pairs):
+        try:
+            prompt, answer = pair
+            rows.append(encode_pair(model, prompt, answer))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"pair {i}: {error}") from None
+    done: dict[int, tuple] = {}
+    for indices, batch in score_rows(model, rows, reduction, parameters, batch_size, remat):
+        done |= {i: (batch, j) for j, i in enumerate(indices)}
+        if on_batch:
+            on_batch(len(done))
+    order = [done[i] for i in range(len(rows))]
+    return Scores(
+        reduction,
+        np.array([batch.log_probability[j] for batch, j in order]),
+        np.array([batch.log_grad_sq_norm[j] for batch, j in order]),
+        np.array([batch.num_tokens[j] for batch, j in order]),
+        tuple(batch.token_log_p[j] for batch, j in order),
+    )
+
+
+def score_rows(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    reduction: str = "mean",
+    parameters: str | None = None,
+    batch_size: int = 8,
+    remat: bool = True,
+) -> Iterator[tuple[list[int], Scores]]:
+    """Batch by batch, as each is done: the indices of its rows and their scores. Rows are `encode_pair`'s."""
+    _checks.one_of("reduction", reduction, REDUCTIONS)
+    _checks.positive_int("batch_size", batch_size)
+    chosen = selection.select(model.config, parameters)
+    batch_size = min(batch_size, len(rows))
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), len(rows[i].ids) - rows[i].first))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        filled = [rows[i] for i in (indices + indices[-1:] * batch_size)[:batch_size]]
+        token_log_p, sq_norm = _score(model.config, chosen, reduction, remat, model.params, *_pad(filled))
+        yield indices, _reduced(reduction, [rows[i] for i in indices], np.asarray(token_log_p), np.asarray(sq_norm))
+
+
+def round_up(length: int, per_octave: int, least: int) -> int:
+    """The next of `per_octave` sizes between a power of two and the next, at least `least`."""
+    if length <= least:
+        return least
+    step = max(1, 2 ** math.floor(math.log2(length - 1)) // per_octave)
+    return -(-length // step) * step
+
+
+def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
+    """(ids [B, T], length [B], at [B, A], targets [B, A]), T and A rounded up, for `_score`."""
+    size = round_up(max(len(row.ids) for row in rows) - 1, 4, 16)  # the last token is predicted, not read
+    answers = round_up(max(len(row.ids) - row.first for row in rows), 2, 8)
+    ids = np.zeros((len(rows), size), np.int32)
+    at = np.full((len(rows), answers), -1, np.int32)
+    targets = np.zeros((len(rows), answers), np.int32)
+    for i, row in enumerate(rows):
+        count = len(row.ids) - row.first
+        ids[i, : len(row.ids) - 1] = row.ids[:-1]
+        at[i, :count] = np.arange(row.first - 1, len(row.ids) - 1)
+        targets[i, :count] = row.ids[row.first :]
+    return ids, np.array([len(row.ids) for row in rows], np.int32), at, targets
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _score(
+    config: DecoderConfig,
+    chosen: Selection,
+    reduction: str,
+    remat: bool,
+    params: Any,
+    ids: Int[Array, "B T"],
+    length: Int[Array, " B"],
+    at: Int[Array, "B A"],
+    targets: Int[Array, "B A"],
+) -> tuple[Float[Array, "B A"], Float[Array, " B"]]:
+    """(log p of every answer token, 0 beyond the answer; ‖∇ log p‖² of their sum or of the first) a row.
+
+    at: the position whose logits predict each target, −1 beyond the answer.
+    """
+
+    def one(selected: Any, frozen: Any, ids: Array, length: Array, at: Array, targets: Array) -> tuple[Array, Array]:
+        def log_p(selected: Any) -> tuple[Array, Array]:
+            logits = selection.logits(selected, frozen, config, chosen, ids, length, jnp.maximum(at, 0), remat)
+            each = jnp.where(at >= 0, _log_probability(logits, targets), 0.0)
+            return each[0] if reduction == "first" else jnp.sum(each), each
+
+        (_, each), sq_norm = value_and_grad_sq_norm(log_p, has_aux=True)(selected)
+        return each, sq_norm
+
+    parts = selection.split(params, config, chosen)
+    return jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0))(*parts, ids, length, at, targets)
+
+
+def _log_probability(logits: Float[Array, "A V"], targets: Int[Array, " A"]) -> Float[Array, " A"]:
+    """Log p of the targets through their log-odds m: log σ(m), and its gradient, keep digits where p is near 1."""
+    taken = jnp.arange(logits.shape[-1])[None] == targets[:, None]
+    others = jax.nn.logsumexp(jnp.where(taken, -jnp.inf, logits), axis=-1)
+    return jax.nn.log_sigmoid(jnp.sum(jnp.where(taken, logits, 0), axis=-1) - others)
+
+
+def _reduced(reduction: str, rows: Sequence[Row], token_log_p: np.ndarray, sq_norm: np.ndarray) -> Scores:
+    counts = np.array([len(row.ids) - row.first for row in rows])
+    each = tuple(log_p[:count].astype(np.float64) for log_p, count in zip(token_log_p, counts, strict=False))
+    with np.errstate(divide="ignore"):
+        log_grad = np.log(sq_norm[: len(rows)].astype(np.float64))
+    if reduction == "first":
+        return Scores(reduction, np.array([log_p[0] for log_p in each]), log_grad, counts, each)
+    whole = Scores("answer", np.array([log_p.sum() for log_p in each]), log_grad, counts, each)
+    return whole.under(reduction)

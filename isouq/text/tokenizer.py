@@ -1,0 +1,202 @@
+"""Text to token ids and back, with the `tokenizers` library; equal to transformers' AutoTokenizer, without it."""
+
+import codecs
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isouq.text import _chat, _folder_tokenizer, _gguf_tokenizer
+
+_CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # transformers' list, in its order
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tokenizer:
+    """A tokenizer and its chat template. Make one with `from_folder` or `from_gguf`.
+
+    backend: a `tokenizers.Tokenizer`. special_tokens: such as `{"bos_token": "<s>"}`, what a chat
+    template may name. bos_id: the token that begins a text, or None. eos_ids: every token that ends a
+    generation. pad_id: a token that may fill up a batch: the padding token, else an end, else 0.
+    """
+
+    backend: Any
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+    chat_template: str | None = None
+    clean_up: bool = False
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer of a Hugging Face folder: its tokenizer.json, or a BERT's vocab.txt.
+
+        tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json are read
+        where they exist. As in transformers, tokenizer.json alone decides whether BOS or EOS is added, and
+        its truncation and padding are off. Raises FileNotFoundError without such a file, ValueError where
+        one is damaged or there is only a SentencePiece model.
+
+        One difference: for a SentencePiece vocabulary of the class LlamaTokenizer, transformers 5 replaces
+        what tokenizer.json says about spaces. There a text that begins with a space, or that follows a
+        special token, gets one "▁" less. We keep the file, which agrees with SentencePiece and llama.cpp.
+        """
+        backend, found = _folder_tokenizer.read(Path(path))
+        return cls._of(backend, **found)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+        """The tokenizer of a GGUF file, from its keys and their Python values.
+
+        Byte-level BPE (`tokenizer.ggml.model` is gpt2) and SentencePiece BPE (llama) are read as llama.cpp
+        reads them; "default" is GPT-2's. Raises ValueError on another model, an unknown
+        `tokenizer.ggml.pre` (listing the known ones) or contradictory keys.
+
+        Where transformers 5.24 differs from the original tokenizer, the original is followed: single digits
+        (SmolLM, StarCoder), NFC (Qwen 2, OLMo, MPT), and whole words before merges (Llama 3).
+        """
+        backend, special, ends = _gguf_tokenizer.build(metadata)
+        template = metadata.get("tokenizer.chat_template")
+        return cls._of(backend, special_tokens=special, eos_ids=ends, chat_template=template)
+
+    @classmethod
+    def _of(
+        cls,
+        backend: Any,
+        *,
+        special_tokens: Mapping[str, str],
+        eos_ids: Sequence[int] = (),
+        bos_id: int | None = None,
+        pad_id: int | None = None,
+        chat_template: str | None = None,
+        clean_up: bool = False,
+    ) -> "Tokenizer":
+        """Fills in the ids that the named special tokens tell, and switches truncation and padding off."""
+        backend.no_truncation()
+        backend.no_padding()
+        named = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
+        ends = tuple(dict.fromkeys(i for i in (named.get("eos_token"), *eos_ids) if i is not None))
+        pads = [i for i in (named.get("pad_token"), pad_id, *ends, 0) if i is not None]
+        bos = named.get("bos_token")
+        return cls(backend, special_tokens, bos_id if bos is None else bos, ends, pads[0], chat_template, clean_up)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, added ones included; a model may have more rows than that."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` works."""
+        return self.chat_template is not None
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of the unknown token, or None: a byte-level vocabulary needs none."""
+        token = self.special_tokens.get("unk_token")
+        return None if token is None else self.token_id(token)
+
+    def __repr__(self) -> str:
+        kind = type(self.backend.model).__name__
+        return f"Tokenizer({kind}, vocab_size={self.vocab_size}, eos_ids={self.eos_ids})"
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it (`"<|im_end|>"`, `"##ing"`), or None."""
+        return self.backend.token_to_id(token)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text of any length; empty text gives only the special tokens.
+
+        Special tokens written in the text (`"<|im_start|>"`) become those tokens, as in transformers.
+        add_special_tokens: whether the ones that frame a text (BOS, `[CLS]` ... `[SEP]`) are added.
+        Raises ValueError unless text is a string that can be written as UTF-8.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"text is a {type(text).__name__}; expected a string; encode a list one text at a time")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text holds {text[error.start]!r} at position {error.start}, half of a surrogate pair; "
+                "expected Unicode text; decode the source with errors='replace'"
+            ) from None
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids, without special tokens by default; an id beyond the vocabulary gives nothing."""
+        text = self.backend.decode(_ids(ids), skip_special_tokens=skip_special_tokens)
+        if self.clean_up:
+            for spaced in _CLEAN_UP:
+                text = text.replace(spaced, spaced.strip())
+        return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, special ones included, spaces shown as spaces; one string an id.
+
+        Joined they give the text. A character spread over several tokens stands whole at the last of them
+        and the earlier ones give "". A SentencePiece text begins with its extra space; WordPiece joins
+        words with one space, punctuation too.
+        """
+        decoder = self.backend.decoder
+        kind = "" if decoder is None else decoder.__getstate__().decode()
+        to_bytes = _byte_level if '"ByteLevel"' in kind else _sentencepiece if "▁" in kind else _verbatim
+        added = self.backend.get_added_tokens_decoder()
+        half = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        found: list[str] = []
+        ids = _ids(ids)
+        for position, index in enumerate(ids):
+            token = self.backend.id_to_token(index) or ""
+            raw = token.encode() if index in added else to_bytes(token)
+            if '"WordPiece"' in kind:
+                raw = raw[2:] if raw.startswith(b"##") else b" " + raw if position else raw
+            found.append(half.decode(raw, final=position == len(ids) - 1))
+        return found
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation as the model's chat template writes it.
+
+        messages: `[{"role": "user", "content": "Hello"}, ...]`. add_generation_prompt: whether the text
+        ends where the assistant's answer begins. Use `encode_chat` for the ids: the template writes BOS
+        itself where the model wants it. Special tokens in a message's content are not escaped. Raises
+        ValueError without a template, or where the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ValueError("this model has no chat template; expected one for chat; give plain prompts instead")
+        variables = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
+        return _chat.render(self.chat_template, messages, variables)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        """The token ids of `chat`, without a second BOS: what the template writes and nothing more."""
+        return self.encode(self.chat(messages, add_generation_prompt), add_special_tokens=False)
+
+
+def _ids(ids: Sequence[int]) -> list[int]:
+    whole = [int(i) for i in ids]
+    for i in whole:
+        if not 0 <= i < 2**32:
+            raise ValueError(f"ids holds {i}; expected token ids of at least 0")
+    return whole
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each printable character of a GPT-2 vocabulary stands for."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    return bytes(_ALPHABET[c] for c in token) if all(c in _ALPHABET for c in token) else token.encode()
+
+
+def _sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
+
+
+def _verbatim(token: str) -> bytes:
+    return token.encode()
