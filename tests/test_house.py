@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import isouq
-from isouq import posterior
+from isouq import posterior, text
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "isouq"
@@ -78,13 +78,32 @@ def test_the_estimate_does_not_know_the_posterior(name):
         assert not path.exists() or not under(own(path), "isouq.posterior", "isouq.plots")
 
 
+def test_the_library_knows_neither_torch_nor_transformers():
+    for path in PACKAGE.rglob("*.py"):
+        assert not under(imported(path), "torch", "transformers", "accelerate", "pickle"), path
+
+
+def test_text_models_are_imported_without_the_extra_and_name_it_when_used(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    packages = ("safetensors", "tokenizers", "gguf", "huggingface_hub", "jinja2", "tyro")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({packages}))\n"  # None: cannot be imported
+        f"import isouq\ntry: isouq.text.load({str(tmp_path)!r})\nexcept ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "isouq.text needs safetensors; pip install 'isouq[text]'"
+
+
 def test_blackjax_is_called_in_one_file():
     callers = [path.name for path in PACKAGE.rglob("*.py") if under(imported(path), "blackjax")]
     assert callers == ["_blackjax.py"]
 
 
 def public():
-    for room, names in ((isouq, isouq.__all__), (posterior, posterior.__all__)):
+    for room, names in ((isouq, isouq.__all__), (posterior, posterior.__all__), (text, text.__all__)):
         for name in names:
             yield pytest.param(getattr(room, name), id=f"{room.__name__}.{name}")
 
@@ -98,7 +117,7 @@ def test_public_names_have_docstrings(thing):
     assert not doc.startswith(f"{getattr(thing, '__name__', '')}(")  # the one that dataclass and NamedTuple generate
 
 
-@pytest.mark.parametrize("room", [isouq, posterior])
+@pytest.mark.parametrize("room", [isouq, posterior, text])
 def test_all_lists_names_once_and_they_exist(room):
     assert len(set(room.__all__)) == len(room.__all__)
     assert all(hasattr(room, name) for name in room.__all__)
