@@ -33,7 +33,7 @@ def check_in_float64(network, batch):
         assert_equal(got, want, 1e-6 if network.has("cast_up") else 1e-10, np.float64)
 
 
-@settings(GENERATED, max_examples=200)
+@settings(GENERATED, max_examples=120)
 @given(network=networks(), batch=st.sampled_from([1, 2]))
 def test_every_leaf_equals_jax_grad_in_float64(network, batch):
     check_in_float64(network, batch)
@@ -44,7 +44,7 @@ def test_every_layer_equals_jax_grad_in_float64(name):
     check_in_float64(Network((Layer("dense_bias", 3), Layer(name))), batch=2)
 
 
-@settings(GENERATED, max_examples=60)
+@settings(GENERATED, max_examples=40)
 @given(network=networks(depth=3))
 def test_the_sum_equals_jax_grad_in_float32(network):
     f, params, examples = network.parts(dtype=np.float32)

@@ -50,7 +50,7 @@ def slow_twin(predict, params, xs, kind, target=None, sigma=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(width=st.integers(1, 8), seed=st.integers(0, 10_000), batch_size=st.sampled_from([None, 1, 3, 7, 50]))
 def test_equals_slow_twin_in_float64(kind, width, seed, batch_size):
     with jax.enable_x64(True):
