@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isouq.text import rope
+from isouq.text._numbers import number, whole
 
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -56,7 +57,8 @@ def architecture(config: dict[str, Any], known: dict[str, str]) -> str:
 
     Raises ValueError for one that is not built here, and where the repository brings code of its own for it.
     """
-    names = config.get("architectures") or []
+    names = config.get("architectures")
+    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     found = [known[name] for name in names if name in known]
     if found:
         return found[0]
@@ -92,21 +94,21 @@ def from_config(config: dict[str, Any]) -> DecoderConfig:
 
 
 def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
-    num_heads, num_layers = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
+    num_heads, num_layers = whole(config, "num_attention_heads"), whole(config, "num_hidden_layers")
+    hidden_size = whole(config, "hidden_size")
     # A config.json leaves out what equals its family's default: Qwen 3's heads are wider than hidden / heads.
-    default_head = 128 if family == "qwen3" else int(config["hidden_size"]) // num_heads
-    head_dim = int(config.get("head_dim") or default_head)
+    head_dim = whole(config, "head_dim", 128 if family == "qwen3" else hidden_size // num_heads, least=2)
     turned = rope.from_config(config, head_dim)
     return DecoderConfig(
         family=family,
-        vocab_size=int(config["vocab_size"]),
-        hidden_size=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
+        vocab_size=whole(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=whole(config, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        num_kv_heads=whole(config, "num_key_value_heads", num_heads),
         head_dim=head_dim,
-        norm_eps=float(config.get("rms_norm_eps", 1e-5 if family in ("olmo2", "phi3") else 1e-6)),
+        norm_eps=number(config, "rms_norm_eps", 1e-5 if family in ("olmo2", "phi3") else 1e-6),
         rope=turned,
         windows=_windows(family, config, num_layers, turned.context),
         tied=bool(config.get("tie_word_embeddings", False)),
@@ -114,16 +116,18 @@ def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
 
 
 def _windows(family: str, config: dict[str, Any], num_layers: int, context: int) -> tuple[int, ...]:
-    window = config.get("sliding_window")
-    if window is None or (family.startswith("qwen") and not config.get("use_sliding_window", False)):
+    if config.get("sliding_window") is None or (
+        family.startswith("qwen") and not config.get("use_sliding_window", False)
+    ):
         return (context,) * num_layers
     if family not in ("mistral", "phi3", "qwen2", "qwen3"):
         return (context,) * num_layers
+    window = whole(config, "sliding_window")
     kinds = config.get("layer_types")
     if family.startswith("qwen") and kinds is None:
-        first = int(config.get("max_window_layers", 28))
+        first = whole(config, "max_window_layers", 28, least=0)
         kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
     kinds = kinds or ["sliding_attention"] * num_layers
-    if len(kinds) != num_layers:
-        raise ValueError(f"layer_types names {len(kinds)} layers; expected {num_layers}")
-    return tuple(min(int(window), context) if kind == "sliding_attention" else context for kind in kinds)
+    if not isinstance(kinds, list) or len(kinds) != num_layers:
+        raise ValueError(f"layer_types is {kinds!r:.60}; expected a list of {num_layers}, one for each layer")
+    return tuple(min(window, context) if kind == "sliding_attention" else context for kind in kinds)

@@ -17,7 +17,7 @@ from isouq import _checks
 from isouq.text import decoder, language_model
 from isouq.text.decoder_config import DecoderConfig
 from isouq.text.language_model import LanguageModel
-from isouq.text.prompts import Prompt, encode_prompt
+from isouq.text.prompts import encode_prompt
 from isouq.text.scoring import round_up
 
 CHUNK = 8  # tokens between two looks at whether every row has ended
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
 
 def generate(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Any],
     max_new_tokens: int = 40,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -124,24 +124,44 @@ def _generate(
 ) -> list[Answer]:
     lengths = np.array([len(row) for row in rows], np.int32)
     context = model.config.context_length
-    size = min(round_up(int(lengths.max()), 4, 16), context)
     places = min(round_up(int(lengths.max()) + max_new_tokens + CHUNK, 4, 16), context + CHUNK)
-    ids = np.zeros((len(rows), size), np.int32)
-    for row, tokens in zip(rows, ids, strict=True):
-        tokens[: len(row)] = row
     room = np.minimum(max_new_tokens, context - lengths)
     greedy = sampling[0] == 0
-    state = _prefill(model.config, places, model.params, ids, lengths)
-    taken, log_p = np.zeros((len(rows), 0), np.int32), np.zeros((len(rows), 0))
+    state = _read(model, rows, places)
+    grown, log_p = [list(row) for row in rows], [np.zeros(0) for _ in rows]
     answers: list[Answer | None] = [None] * len(rows)
     while any(answer is None for answer in answers):
         state, more, more_log_p = _decode(model.config, greedy, model.params, state, keys, *map(jnp.float32, sampling))
-        taken = np.concatenate([taken, np.asarray(more)], axis=1)
-        log_p = np.concatenate([log_p, np.asarray(more_log_p, np.float64)], axis=1)
+        more, more_log_p = np.asarray(more), np.asarray(more_log_p, np.float64)
+        read_again = False
         for i, answer in enumerate(answers):
             if answer is None:
-                answers[i] = _finished(model, taken[i], log_p[i], int(room[i]), stop)
+                kept = _until_rotated_anew(model.config, len(grown[i]))
+                grown[i] += more[i, :kept].tolist()
+                log_p[i] = np.concatenate([log_p[i], more_log_p[i, :kept]])
+                answers[i] = _finished(model, np.array(grown[i][lengths[i] :]), log_p[i], int(room[i]), stop)
+                read_again |= kept is not None and answers[i] is None
+        if read_again:
+            state = _read(model, grown, places)
     return [answer for answer in answers if answer is not None]
+
+
+def _read(model: LanguageModel, rows: Sequence[list[int]], places: int) -> "_State":
+    """The state after these tokens, with a cache of so many places."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    ids = np.zeros((len(rows), min(round_up(int(lengths.max()), 4, 16), model.config.context_length)), np.int32)
+    for row, tokens in zip(rows, ids, strict=True):
+        tokens[: len(row)] = row
+    return _prefill(model.config, places, model.params, ids, lengths)
+
+
+def _until_rotated_anew(config: DecoderConfig, length: int) -> int | None:
+    """How many of the next CHUNK tokens are valid if a longrope model changes its factors there, else None.
+
+    One token beyond the original context every position is rotated otherwise, and the cache must be made again.
+    """
+    left = config.rope.original + 1 - length
+    return left if config.rope.kind == "longrope" and 1 <= left <= CHUNK else None
 
 
 def _finished(

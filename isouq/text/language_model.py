@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from isouq import _checks
 from isouq.text import checkpoint, decoder, decoder_config, parameters, sources
 from isouq.text.decoder import Decoder
 from isouq.text.decoder_config import DecoderConfig
@@ -51,7 +52,12 @@ class LanguageModel:
         return NextToken(self.config)
 
     def logits(self, ids: Int[Array | np.ndarray, " T"]) -> Float[Array, "T V"]:
-        """Logits of the token after each position of one sequence."""
+        """Logits of the token after each position of one sequence.
+
+        Raises ValueError for no token or one that is not in the model's vocabulary.
+        """
+        if not _checks.is_traced(ids) and not (len(ids) and 0 <= np.min(ids) <= np.max(ids) < self.config.vocab_size):
+            raise ValueError(f"ids is {ids!r:.60}; expected token ids from 0 to {self.config.vocab_size - 1}")
         return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
 
 
@@ -77,6 +83,12 @@ def load(
     opened = checkpoint.open_checkpoint(source.path)
     config = read_config(opened)
     tokenizer = _tokenizer(opened)
+    last = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if last >= config.vocab_size:
+        raise ValueError(
+            f"{opened.path}: the tokenizer has a token of id {last} and the model {config.vocab_size} rows of "
+            "vectors; take the tokenizer and the weights of one model"
+        )
     params = parameters.assemble(abstract(config), decoder.table(config), opened, dtype, place, IGNORED)
     return LanguageModel(source.name, config, params, tokenizer)
 
@@ -121,6 +133,7 @@ def shard_over(mesh: jax.sharding.Mesh, axis: str | None = None) -> Any:
 
     axis: the mesh's only axis by default. Stacked layers are not split on the layer axis. Small leaves are copied.
     """
+    mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)  # Auto axes; those of jax.make_mesh are Explicit
     axis = axis or mesh.axis_names[0]
     size = mesh.shape[axis]
 

@@ -125,7 +125,8 @@ def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype:
     for name, row in zip(names, rows, strict=True):
         array = checkpoint.read(name)
         array = array if tensor.rows is None else array[tensor.rows]
-        row[...] = array.T if tensor.transpose else array
+        with np.errstate(over="ignore"):  # the next line says it
+            row[...] = array.T if tensor.transpose else array
         if not np.all(np.isfinite(row.astype(np.float32, copy=False))):
             raise ValueError(f"{checkpoint.path}: {name} holds NaN or infinity as {dtype}; the file is damaged")
     return out

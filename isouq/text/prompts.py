@@ -15,12 +15,16 @@ class Row(NamedTuple):
     first: int
 
 
-def encode_prompt(model: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: text, or messages `{"role", "content"}` for the chat template.
+def encode_prompt(model: Any, prompt: Any) -> list[int]:
+    """Token ids of a `Prompt`: text, or messages `{"role", "content"}` for the chat template.
 
-    Raises ValueError for an empty prompt (there must be a token that the first answer token follows), and for one
+    Raises ValueError for another type, for an empty prompt (there must be a token that the first answer token follows), and for one
     that fills the context.
     """
+    if not isinstance(prompt, Sequence):
+        raise ValueError(
+            f'the prompt is a {type(prompt).__name__}; expected text or a list of {{"role": ..., "content": ...}}'
+        )
     tokenizer = model.tokenizer
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(prompt)
     if not ids:
@@ -33,7 +37,7 @@ def encode_prompt(model: Any, prompt: Prompt) -> list[int]:
     return ids
 
 
-def encode_pair(model: Any, prompt: Prompt, answer: str | Sequence[int]) -> Row:
+def encode_pair(model: Any, prompt: Any, answer: Any) -> Row:
     """The Row of a prompt and an answer, text or token ids.
 
     Prompt and answer are tokenised together, as the model would read them: where a token spans the seam (or a merge
@@ -42,7 +46,7 @@ def encode_pair(model: Any, prompt: Prompt, answer: str | Sequence[int]) -> Row:
     Raises ValueError for an empty prompt or answer and for more tokens than the context.
     """
     start = encode_prompt(model, prompt)
-    if not len(answer):
+    if isinstance(answer, str) and not answer:
         raise ValueError("the answer is empty; expected text or token ids")
     if not isinstance(answer, str):
         ids = [*start, *_token_ids(answer, model.config.vocab_size)]
@@ -62,8 +66,13 @@ def encode_pair(model: Any, prompt: Prompt, answer: str | Sequence[int]) -> Row:
     return Row(np.asarray(ids, np.int32), first)
 
 
-def _token_ids(answer: Sequence[int], vocab_size: int) -> list[int]:
-    ids = np.asarray(answer)
+def _token_ids(answer: Any, vocab_size: int) -> list[int]:
+    try:
+        ids = np.asarray(answer)
+    except ValueError:  # lists of different lengths
+        ids = np.asarray(None)
+    if ids.ndim == 1 and not len(ids):
+        raise ValueError("the answer is empty; expected text or token ids")
     if not np.issubdtype(ids.dtype, np.integer) or ids.ndim != 1 or ids.min() < 0 or ids.max() >= vocab_size:
         raise ValueError(f"the answer is neither text nor token ids below {vocab_size}")
     return [int(i) for i in ids]

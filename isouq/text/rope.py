@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from isouq.text._numbers import number, numbers, whole
+
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "frequencies")
 
 
@@ -84,60 +86,66 @@ def from_config(config: dict[str, Any], head_dim: int) -> Rope:
 
     Raises ValueError for a kind that is not known or a number that is missing.
     """
-    given = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    given: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key) or {}
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} is {value!r:.60}; expected a dictionary")
+        given |= value
     kind = given.get("rope_type", given.get("type", "default")) or "default"
     kind = "longrope" if kind == "su" or (kind == "yarn" and config.get("model_type") == "phi3") else kind
     if kind not in KINDS:
-        raise ValueError(f"rope_type is {kind!r}; expected one of {', '.join(KINDS)}")
-    part = given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0
-    context = int(config.get("max_position_embeddings", 2048))
-    original = given.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
-    rope: dict[str, Any] = {
-        "dim": int(head_dim * part),
-        "theta": float(given.get("rope_theta", config.get("rope_theta", 10000.0))),
-        "kind": kind,
-        "context": context,
-        "original": int(original or context),
-    }
+        raise ValueError(f"rope_type is {kind!r:.60}; expected one of {', '.join(KINDS)}")
+    either = {**config, **{key: value for key, value in given.items() if value is not None}}
+    part = number(either, "partial_rotary_factor", 1.0)
+    dim = int(head_dim * part)
+    if part > 1 or dim < 2 or dim % 2:
+        raise ValueError(
+            f"partial_rotary_factor {part} of a head of {head_dim} is {dim}; expected an even number within the head"
+        )
+    context = whole(config, "max_position_embeddings", 2048, least=2)
+    original = whole(either, "original_max_position_embeddings", context, least=2)
+    theta = number(either, "rope_theta", 10000.0, above=1.0)
     try:
-        rope |= _details(kind, given, rope["original"], context)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"rope_scaling of type {kind!r} lacks or spoils {error}") from None
-    for factors in ("factors", "long_factors"):
-        if rope.get(factors) and len(rope[factors]) != rope["dim"] // 2:
-            raise ValueError(f"rope_scaling has {len(rope[factors])} factors; expected {rope['dim'] // 2}")
-    return Rope(**rope)
+        details = _details(kind, given, dim, original, context)
+    except KeyError as error:
+        raise ValueError(f"rope_scaling of type {kind!r} lacks {error}") from None
+    return Rope(**{"dim": dim, "theta": theta, "kind": kind, "context": context, "original": original} | details)
 
 
-def _details(kind: str, given: dict[str, Any], original: int, context: int) -> dict[str, Any]:
-    factor = float(given.get("factor") or context / original)
+def _details(kind: str, given: dict[str, Any], dim: int, original: int, context: int) -> dict[str, Any]:
     if kind == "linear":
-        return {"factor": float(given["factor"])}
+        return {"factor": number(given, "factor")}
     if kind == "dynamic":
-        return {"factor": float(given["factor"]), "original": context, "context": int(context * factor)}
+        factor = number(given, "factor")
+        return {"factor": factor, "original": context, "context": int(context * factor)}
     if kind == "frequencies":
-        return {"factors": tuple(map(float, given["factors"]))}
+        return {"factors": numbers(given, "factors", dim // 2)}
     if kind == "llama3":
+        low = number(given, "low_freq_factor")
         return {
-            "factor": float(given["factor"]),
-            "low": float(given["low_freq_factor"]),
-            "high": float(given["high_freq_factor"]),
+            "factor": number(given, "factor"),
+            "low": low,
+            "high": number(given, "high_freq_factor", above=low),
         }
+    factor = number(given, "factor", context / original)
     if kind == "longrope":
         scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         return {
-            "factors": tuple(map(float, given["short_factor"])),
-            "long_factors": tuple(map(float, given["long_factor"])),
-            "scale": float(given.get("attention_factor") or scale),
+            "factors": numbers(given, "short_factor", dim // 2),
+            "long_factors": numbers(given, "long_factor", dim // 2),
+            "scale": number(given, "attention_factor", scale),
         }
     if kind == "yarn":
-        mscale, all_dim = given.get("mscale"), given.get("mscale_all_dim")
-        scale = _mscale(factor, mscale) / _mscale(factor, all_dim) if mscale and all_dim else _mscale(factor, 1)
+        scale = _mscale(factor, 1.0)
+        if given.get("mscale") and given.get("mscale_all_dim"):
+            scale = _mscale(factor, number(given, "mscale")) / _mscale(factor, number(given, "mscale_all_dim"))
+        slow = number(given, "beta_slow", 1.0)
         return {
             "factor": factor,
-            "scale": float(given.get("attention_factor") or scale),
-            "high": float(given.get("beta_fast") or 32),
-            "low": float(given.get("beta_slow") or 1),
+            "scale": number(given, "attention_factor", scale),
+            "high": number(given, "beta_fast", 32.0, above=slow),
+            "low": slow,
             "truncate": bool(given.get("truncate", True)),
         }
     return {}

@@ -31,7 +31,7 @@ from isouq.gradnorm import value_and_grad_sq_norm
 from isouq.text import selection
 from isouq.text.decoder_config import DecoderConfig
 from isouq.text.language_model import LanguageModel
-from isouq.text.prompts import Prompt, Row, encode_pair
+from isouq.text.prompts import Row, encode_pair
 from isouq.text.selection import Selection
 
 REDUCTIONS = ("mean", "answer", "first")
@@ -99,7 +99,7 @@ class Scores:
 
 def score(
     model: LanguageModel,
-    pairs: Sequence[tuple[Prompt, str | Sequence[int]]],
+    pairs: Sequence[Any],
     reduction: str = "mean",
     parameters: str | None = None,
     batch_size: int = 8,
@@ -138,10 +138,12 @@ def score(
         raise ValueError("pairs is empty; expected at least one (prompt, answer)")
     rows = []
     for i, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
         try:
             prompt, answer = pair
             rows.append(encode_pair(model, prompt, answer))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"pair {i}: {error}") from None
     done: dict[int, tuple] = {}
     for indices, batch in score_rows(model, rows, reduction, parameters, batch_size, remat):
@@ -232,11 +234,36 @@ def _score(
     return jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0))(*parts, ids, length, at, targets)
 
 
+@jax.custom_vjp
 def _log_probability(logits: Float[Array, "A V"], targets: Int[Array, " A"]) -> Float[Array, " A"]:
-    """Log p of the targets through their log-odds m: log σ(m), and its gradient, keep digits where p is near 1."""
-    taken = jnp.arange(logits.shape[-1])[None] == targets[:, None]
-    others = jax.nn.logsumexp(jnp.where(taken, -jnp.inf, logits), axis=-1)
-    return jax.nn.log_sigmoid(jnp.sum(jnp.where(taken, logits, 0), axis=-1) - others)
+    """Log p of the targets through their log-odds m: log σ(m), and its gradient, keep digits where p is near 1.
+
+    Its derivative is written out so that every `[A, V]` array takes the place of the one before, down to ∂/∂logits.
+    """
+    return _log_probability_forward(logits, targets)[0]
+
+
+def _log_probability_forward(logits: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
+    own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    others = jnp.where(_is_target(logits, targets), -jnp.inf, logits)
+    top = jnp.max(others, axis=-1)
+    weights = jnp.exp(others - top[:, None])
+    total = jnp.sum(weights, axis=-1)
+    log_odds = own - (top + jnp.log(total))
+    return jax.nn.log_sigmoid(log_odds), (weights, total, log_odds, targets)
+
+
+def _log_probability_backward(kept: tuple[Array, ...], cotangent: Array) -> tuple[Array, None]:
+    weights, total, log_odds, targets = kept
+    slope = cotangent * jax.nn.sigmoid(-log_odds)
+    return jnp.where(_is_target(weights, targets), slope[:, None], weights * (-slope / total)[:, None]), None
+
+
+_log_probability.defvjp(_log_probability_forward, _log_probability_backward)
+
+
+def _is_target(logits: Array, targets: Array) -> Array:
+    return jnp.arange(logits.shape[-1])[None] == targets[:, None]
 
 
 def _reduced(reduction: str, rows: Sequence[Row], token_log_p: np.ndarray, sq_norm: np.ndarray) -> Scores:

@@ -1,0 +1,119 @@
+"""Rows of the input: JSON lines, each checked for itself."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isouq.text.prompts import Prompt
+
+
+class InputRow(NamedTuple):
+    """One row. line: its number, from 1. fields: all it holds. answer: text, token ids, or None to generate one."""
+
+    line: int
+    fields: dict[str, Any]
+    prompt: Prompt
+    answer: str | list[int] | None
+
+
+class BadRow(NamedTuple):
+    """A line that is no row, and why."""
+
+    line: int
+    reason: str
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, blank ones included."""
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def read(path: Path) -> Iterator[InputRow | BadRow]:
+    """Every row in turn; blank lines are left out."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if raw.strip():
+                try:
+                    yield parse(number, raw)
+                except ValueError as error:
+                    yield BadRow(number, str(error))
+
+
+def parse(line: int, raw: bytes) -> InputRow:
+    """The row in the bytes of one line; raises a ValueError that says what is wrong."""
+    fields = strict_object(raw)
+    if "prompt" not in fields:
+        raise ValueError('the field "prompt" is missing')
+    prompt, answer = fields["prompt"], fields.get("answer")
+    _check_prompt(prompt)
+    if answer is not None and not isinstance(answer, str) and not _is_list_of(answer, int):
+        raise ValueError('"answer" is neither text nor a list of token ids')
+    if answer is not None and not len(answer):
+        raise ValueError('"answer" is empty; leave the field out to have one generated')
+    return InputRow(line, fields, prompt, answer)
+
+
+def strict_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a line, which can be written as strict JSON in UTF-8 again; raises ValueError."""
+    try:
+        fields = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte {error.object[error.start]:#04x} at position {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at position {error.pos}") from None
+    except RecursionError:
+        raise ValueError("not JSON: nested too deep") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"a JSON object is expected, not {_kind(fields)}")
+    try:
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds {error.object[error.start]!r}, half of a surrogate pair: no Unicode text") from None
+    except ValueError:
+        raise ValueError("holds a number beyond the range of a double") from None
+    return fields
+
+
+def chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` rows; the last may be shorter."""
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def number(value: float) -> float | None:
+    """Nine digits, more than float32 has; None for what JSON cannot write."""
+    return float(f"{value:.9g}") if math.isfinite(value) else None
+
+
+def _check_prompt(prompt: Any) -> None:
+    if isinstance(prompt, str):
+        if not prompt:
+            raise ValueError('"prompt" is empty')
+        return
+    if not _is_list_of(prompt, dict):
+        raise ValueError(f'"prompt" is {_kind(prompt)}; expected text or a list of messages')
+    if not prompt:
+        raise ValueError('"prompt" has no messages')
+    for i, message in enumerate(prompt):
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            raise ValueError(f'message {i} of "prompt" lacks a "role" or a "content" that is text')
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) and not isinstance(item, bool) for item in value)
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", list: "a list", dict: "an object", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,334 @@
+"""`isouq score`: rows in, scores out, in windows, so that memory does not grow with the file."""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isouq import _checks
+from isouq.cli import _rows
+from isouq.cli._output import Output
+from isouq.cli._progress import Rows, Screen
+from isouq.cli._rows import BadRow, InputRow
+from isouq.cli.options import Score
+from isouq.text import _wheels, checkpoint, generation, language_model, prompts, scoring, selection, sources
+from isouq.text.language_model import LanguageModel
+
+WINDOW = 64  # batches that are sorted by length together
+GROUP = 4  # batches that are answered, scored and written together: what a kill may cost
+RESULTS = (  # the fields written here; an input's own field of such a name gives way
+    "line", "answer", "generated", "num_tokens", "token_ids", "log_probability", "probability", "aleatoric",
+    "epistemic", "log_aleatoric", "log_epistemic", "token_log_p", "error", "reduction", "parameters", "model", "dtype",
+    "settings",
+)  # fmt: skip
+
+
+class Survey(NamedTuple):
+    """What input and output hold before the run.
+
+    total: rows of the input; bad: those that are none. failed: rows of the output with an error in them.
+    models: the models that the output names.
+    """
+
+    total: int
+    bad: int
+    failed: int
+    models: set[str]
+
+
+class Ready(NamedTuple):
+    """A row and its token ids: of prompt and answer, or of the prompt alone where `first` is None."""
+
+    row: InputRow
+    ids: Sequence[int]
+    first: int | None
+
+
+def run(options: Score) -> int:
+    """Scores every row that the output lacks; returns the exit status."""
+    screen = Screen(options.quiet)
+    source_path, out_path = _check(options)
+    with Output(out_path, _rows.count_lines(source_path)) as output:
+        try:
+            survey = _survey(options, source_path, output, screen)
+            failed, before = survey.bad + survey.failed, len(output)
+            todo = survey.total - survey.bad - before
+            source = _resolve(options, survey.models)
+            done = ", nothing was left to do"
+            if todo:
+                model = _load(options, source, screen)
+                with screen.rows(survey.total, before + survey.bad) as progress:
+                    run = _Run(options, model, output, screen, progress, min(options.batch_size, todo))
+                    for window in _rows.chunks(_missing(source_path, output), WINDOW * options.batch_size):
+                        failed += run.window(window)
+                done = (f", {before} of them from before; this run took " if before else " in ") + progress.rate()
+            output.finish()
+        except KeyboardInterrupt:
+            screen.error(
+                f"isouq: interrupted; the {len(output)} rows in {options.output} are kept, "
+                "the same command goes on from there"
+            )
+            return 130
+        screen.note(f"isouq: {len(output)} rows in {options.output}{done}")
+    if failed:
+        screen.error(f"isouq: {survey.total - failed} of {survey.total} rows scored; {failed} rows had errors")
+    return 1 if failed else 0
+
+
+def _check(options: Score) -> tuple[Path, Path]:
+    """Raises for every option that is wrong by itself; the paths of input and output."""
+    _checks.positive_int("--batch-size", options.batch_size)
+    _checks.positive_int("--max-new-tokens", options.max_new_tokens)
+    _checks.positive_int("--seed", options.seed, 0)
+    if options.seed >= 2**32:
+        raise ValueError(f"--seed is {options.seed}; expected less than 2**32")
+    if not 0 <= options.temperature < math.inf:
+        raise ValueError(f"--temperature is {options.temperature}; expected 0 (greedy) or a finite number above 0")
+    if not all(options.stop):
+        raise ValueError("--stop has an empty text; expected at least one character")
+    if options.parameters is not None:
+        try:
+            re.compile(options.parameters)
+        except re.error as error:
+            raise ValueError(f"--parameters is {options.parameters!r}, not a regular expression: {error}") from None
+    source, out = Path(options.input), Path(options.output)
+    if not source.exists():
+        raise FileNotFoundError(f"--input {source} does not exist; expected a file of JSON lines")
+    if not source.is_file():
+        raise ValueError(f"--input {source} is not a file; it is read twice, so a pipe will not do")
+    if out.exists() and os.path.samefile(source, out):
+        raise ValueError(f"--output {out} is the input; choose another")
+    return source, out
+
+
+def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Survey:
+    """Looks at every row, names the bad ones, and compares the others with those that the output holds."""
+    total = bad = compared = failed = 0
+    replaced: set[str] = set()
+    models: set[str] = set()
+    for row in _rows.read(path):
+        total += 1
+        if isinstance(row, BadRow):
+            bad += 1
+            _report(options, screen, row.line, row.reason)
+            if row.line in output:
+                raise ValueError(_differs(options, row.line))
+            continue
+        replaced |= row.fields.keys() & set(RESULTS) - {"answer"}
+        if row.line in output:
+            done = output[row.line]
+            _compare(options, row, done)
+            compared += 1
+            failed += done.get("error") is not None
+            models.add(str(done.get("model")))
+    if not total:
+        raise ValueError(f'--input {path} has no rows; expected JSON lines such as {{"prompt": "..."}}')
+    if compared < len(output):
+        raise ValueError(
+            f"{options.output} scores a line that is blank in {path}; choose another --output or delete it"
+        )
+    if replaced:
+        names = ", ".join(sorted(replaced))
+        screen.note(f"isouq: note: the input's fields {names} are replaced in the output by those of this run")
+    return Survey(total, bad, failed, models)
+
+
+def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
+    """Raises unless a row of the output came from this row of the input, by these options."""
+    own = {name: value for name, value in row.fields.items() if name not in RESULTS}
+    there = {name: value for name, value in done.items() if name not in RESULTS}
+    if row.answer is None:
+        same = done.get("generated") is True
+    else:
+        given = done.get("answer" if isinstance(row.answer, str) else "token_ids")
+        same = done.get("generated") is False and given == row.answer
+    if own != there or not same:
+        raise ValueError(_differs(options, row.line))
+    wanted = _settings(options) | {"settings": _generation_settings(options) if row.answer is None else None}
+    for name, value in wanted.items():
+        if done.get(name) != value:
+            name, before, now = _first_difference(name, done.get(name), value)
+            raise ValueError(
+                f"{options.output} was written with other options (there {name} is {before}, now {now}); "
+                "choose another --output or delete it"
+            )
+
+
+def _first_difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """(name, before, now) of an option, or of the first inside that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        inside = next(key for key in (now | before) if now.get(key) != before.get(key))
+        return inside, before.get(inside), now.get(inside)
+    return name, before, now
+
+
+def _differs(options: Score, line: int) -> str:
+    return (
+        f"line {line} of {options.input} is not what {options.output} holds a score of; "
+        "choose another --output or delete it"
+    )
+
+
+def _settings(options: Score) -> dict[str, Any]:
+    return {"reduction": options.reduction, "parameters": options.parameters, "dtype": options.dtype}
+
+
+def _generation_settings(options: Score) -> dict[str, Any]:
+    return {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed if options.temperature else None,  # a greedy answer has none
+        "stop": list(options.stop),
+    }
+
+
+def _report(options: Score, screen: Screen, line: int, reason: str) -> None:
+    """Names a row that has an error."""
+    text = " ".join(reason.split())
+    screen.error(f"{options.input}:{line}: {text if len(text) <= 300 else text[:300] + '…'}")
+
+
+def _resolve(options: Score, before: set[str]) -> sources.Source:
+    """The model's files; raises where an expression matches no parameter, or the output has another model's scores."""
+    source = sources.resolve(options.model, progress=not options.quiet)
+    for name in before - {source.name}:
+        raise ValueError(
+            f"{options.output} was written with the model {name}, and this is {source.name}; "
+            "choose another --output or delete it"
+        )
+    selection.select(language_model.read_config(checkpoint.open_checkpoint(source.path)), options.parameters)
+    return source
+
+
+def _load(options: Score, source: sources.Source, screen: Screen) -> LanguageModel:
+    _keep_compiled_programs()
+    with screen.working(f"loading {source.name}"):
+        return language_model.load(source.name, dtype=jnp.dtype(options.dtype))
+
+
+def _keep_compiled_programs() -> None:
+    """JAX's persistent cache of compiled programs, unless the user has placed it: the next run compiles nothing."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        folder = _wheels.cache_folder() / "xla"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _missing(path: Path, output: Output) -> Iterator[InputRow]:
+    return (row for row in _rows.read(path) if isinstance(row, InputRow) and row.line not in output)
+
+
+class _Run:
+    """What stays the same from window to window. fill: the batch that every program is compiled for."""
+
+    def __init__(
+        self, options: Score, model: LanguageModel, output: Output, screen: Screen, progress: Rows, fill: int
+    ) -> None:
+        self.options, self.model, self.output, self.screen = options, model, output, screen
+        self.progress, self.fill = progress, fill
+        self.key = jax.random.key(options.seed)
+
+    def window(self, rows: list[InputRow]) -> int:
+        """Scores and writes these rows; returns how many had errors."""
+        ready = []
+        for row in rows:
+            try:
+                ready.append(self._encode(row))
+            except ValueError as error:
+                _report(self.options, self.screen, row.line, str(error))
+                self.progress.advance(1)
+        failed = len(rows) - len(ready)
+        ready.sort(key=lambda r: (len(r.ids), r.row.line))
+        for group in _rows.chunks(iter(ready), GROUP * self.options.batch_size):
+            failed += self._group(group)
+        return failed
+
+    def _encode(self, row: InputRow) -> Ready:
+        if row.answer is None:
+            return Ready(row, prompts.encode_prompt(self.model, row.prompt), None)
+        ids, first = prompts.encode_pair(self.model, row.prompt, row.answer)
+        return Ready(row, ids.tolist(), first)
+
+    def _group(self, group: list[Ready]) -> int:
+        answered = [ready for ready in group if ready.first is not None]
+        failed = 0
+        for batch in _rows.chunks(iter(r for r in group if r.first is None), self.options.batch_size):
+            for ready, ids in zip(batch, self._answers(batch), strict=True):
+                if ids:
+                    answered.append(Ready(ready.row, [*ready.ids, *ids], len(ready.ids)))
+                else:
+                    failed += self._fail(ready, "the model gave an empty answer")
+        if not answered:
+            return failed
+        o = self.options
+        rows = [prompts.Row(np.asarray(r.ids, np.int32), int(r.first or 0)) for r in answered]
+        rows += rows[-1:] * (self.fill - len(rows))
+        for indices, scores in scoring.score_rows(
+            self.model, rows, o.reduction, o.parameters, o.batch_size, not o.no_remat
+        ):
+            there = [(i, answered[at]) for i, at in enumerate(indices) if at < len(answered)]
+            lost = [ready for i, ready in there if np.isnan(scores.log_epistemic[i])]
+            made = [self._result(ready, scores, i) for i, ready in there if ready not in lost]
+            self.output.append(made)
+            self.progress.advance(len(made))
+            failed += sum(self._fail(ready, "the score is not a number") for ready in lost)
+        return failed
+
+    def _answers(self, batch: list[Ready]) -> list[list[int]]:
+        """Token ids of an answer to each prompt; the draws of a row depend on the seed and its line."""
+        o = self.options
+        filled = (batch + batch[-1:] * self.fill)[: self.fill]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray([r.row.line for r in filled]))
+        ids = [list(r.ids) for r in filled]
+        answers = generation._generate(self.model, ids, keys, o.max_new_tokens, (o.temperature, 1.0), o.stop)
+        return [answer.ids for answer in answers[: len(batch)]]
+
+    def _result(self, ready: Ready, scores: scoring.Scores, i: int) -> dict[str, Any]:
+        number, row = _rows.number, ready.row
+        ids = [int(token) for token in ready.ids[ready.first :]]
+        return (
+            self._row(ready)
+            | {
+                "answer": row.answer if isinstance(row.answer, str) else self.model.tokenizer.decode(ids),
+                "generated": row.answer is None,
+                "num_tokens": len(ids),
+                "token_ids": ids,
+                "log_probability": number(scores.log_probability[i]),
+                "probability": number(scores.probability[i]),
+                "aleatoric": number(scores.aleatoric[i]),
+                "epistemic": number(scores.epistemic[i]),
+                "log_aleatoric": number(scores.log_aleatoric[i]),
+                "log_epistemic": number(scores.log_epistemic[i]),
+                "token_log_p": [number(log_p) for log_p in scores.token_log_p[i]],
+            }
+            | self._provenance(ready)
+        )
+
+    def _fail(self, ready: Ready, reason: str) -> int:
+        """Writes a row without scores, so that it is not tried again; returns 1."""
+        row = ready.row
+        ids = [] if ready.first is None else list(ready.ids[ready.first :])
+        answer = row.answer if isinstance(row.answer, str) else self.model.tokenizer.decode(ids)
+        empty = dict.fromkeys(RESULTS[RESULTS.index("log_probability") : RESULTS.index("error")])
+        result = {"answer": answer, "generated": row.answer is None, "num_tokens": len(ids), "token_ids": ids}
+        self.output.append([self._row(ready) | result | empty | {"error": reason} | self._provenance(ready)])
+        _report(self.options, self.screen, row.line, reason)
+        self.progress.advance(1)
+        return 1
+
+    def _row(self, ready: Ready) -> dict[str, Any]:
+        own = {name: value for name, value in ready.row.fields.items() if name not in RESULTS}
+        return {"line": ready.row.line, **own}
+
+    def _provenance(self, ready: Ready) -> dict[str, Any]:
+        settings = _generation_settings(self.options) if ready.row.answer is None else None
+        return _settings(self.options) | {"model": self.model.name, "settings": settings}

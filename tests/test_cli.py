@@ -1,0 +1,439 @@
+"""The command `isouq`, on a tiny random Llama that is made here without torch."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("tyro")
+tokenizers = pytest.importorskip("tokenizers")
+safetensors = pytest.importorskip("safetensors.numpy")
+
+from isouq import text  # noqa: E402
+from isouq.cli import _score, main  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = ("log_probability", "probability", "aleatoric", "epistemic", "log_aleatoric", "log_epistemic", "token_log_p")
+WORDS = "the capital of France is Paris and the capital of Norway is Oslo; das schöne Zürich 🐎\n"
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+
+
+def make_llama(folder, seed=0, end_bias=False):
+    """Two layers of width 16. end_bias: the likeliest token is always the end."""
+    folder.mkdir()
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator([WORDS] * 3, trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<end>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    vocab, width, inner = backend.get_vocab_size(), 16, 24
+    config = {
+        "architectures": ["LlamaForCausalLM"], "vocab_size": vocab, "hidden_size": width, "intermediate_size": inner,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(seed)
+    shapes = {"model.embed_tokens.weight": (vocab, width), "lm_head.weight": (vocab, width)}
+    for i in range(2):
+        layer = f"model.layers.{i}"
+        shapes |= {f"{layer}.self_attn.{n}_proj.weight": (width if n in "qo" else 8, width) for n in "qkvo"}
+        shapes |= {f"{layer}.mlp.{n}_proj.weight": (inner, width) for n in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
+    tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    norms = [f"model.layers.{i}.{n}_layernorm.weight" for i in range(2) for n in ("input", "post_attention")]
+    tensors |= {name: np.ones(width, np.float32) for name in [*norms, "model.norm.weight"]}
+    tensors["lm_head.weight"] *= 2
+    if end_bias:
+        tensors["model.norm.weight"] *= 0  # all logits are 0, and the lowest id among equals is the end's
+    safetensors.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return make_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def model(llama):
+    return text.load(str(llama))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """And without JAX's cache, which belongs to the process; a subprocess tests it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_score, "_keep_compiled_programs", lambda: None)
+        patch.delenv("ISOUQ_TRACEBACK", raising=False)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def write(path, rows):
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def parse(line):
+    return json.loads(line, parse_constant=pytest.fail)
+
+
+def read(path):
+    return [parse(line) for line in path.read_bytes().splitlines()]
+
+
+def arguments(llama, source, out, *more):
+    return ["score", "--model", str(llama), "--input", str(source), "--output", str(out), "--batch-size", "2",
+            "--max-new-tokens", "6", *more]  # fmt: skip
+
+
+def assert_same(rows, others):
+    """Equal but for rounding."""
+    assert len(rows) == len(others)
+    for a, b in zip(rows, others, strict=True):
+        assert {k: v for k, v in a.items() if k not in NUMBERS} == {k: v for k, v in b.items() if k not in NUMBERS}
+        assert list(a) == list(b)
+        for name in NUMBERS:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-7)
+
+
+MESSAGES = [{"role": "user", "content": "the capital of Norway"}]
+ROWS = [
+    {"prompt": "the capital of France is", "answer": " Paris", "id": "a", "gold": ["Paris", 1.5, None]},
+    {"prompt": MESSAGES, "answer": " Oslo; das schöne 🐎"},
+    {"prompt": "the capital of Norway is the capital of", "tag": "schön\u2028🐎"},
+    {"prompt": "das", "answer": [5, 9, 11]},
+    {"prompt": MESSAGES, "answer": None},
+]
+
+
+@pytest.fixture(scope="module")
+def scored(llama, tmp_path_factory):
+    """ROWS and what an uninterrupted run makes of them."""
+    folder = tmp_path_factory.mktemp("scored")
+    source = write(folder / "in.jsonl", ROWS)
+    assert main([*arguments(llama, source, folder / "out.jsonl"), "--quiet"]) == 0
+    return source, folder / "out.jsonl"
+
+
+def test_rows_are_those_of_the_library_in_the_order_of_the_input(llama, model, scored):
+    rows = read(scored[1])
+    assert [row["line"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["generated"] for row in rows] == [False, False, True, False, True]
+    answers = text.generate(model, [ROWS[2]["prompt"], ROWS[4]["prompt"]], max_new_tokens=6)
+    assert [rows[2]["token_ids"], rows[4]["token_ids"]] == [a.ids for a in answers]
+    assert [rows[2]["answer"], rows[4]["answer"]] == [a.text for a in answers]
+    given = [row.get("answer") for row in ROWS]
+    given[2], given[4] = (a.ids for a in answers)
+    assert [rows[0]["answer"], rows[1]["answer"], rows[3]["token_ids"]] == [given[0], given[1], given[3]]
+    scores = text.score(model, [(row["prompt"], answer) for row, answer in zip(ROWS, given, strict=True)])
+    for name in NUMBERS[:-1]:
+        np.testing.assert_allclose([row[name] for row in rows], getattr(scores, name), rtol=1e-5)
+    for row, log_p in zip(rows, scores.token_log_p, strict=True):
+        np.testing.assert_allclose(row["token_log_p"], log_p, rtol=1e-5, atol=1e-7)
+        assert row["num_tokens"] == len(row["token_ids"]) == len(row["token_log_p"])
+    assert [rows[0]["id"], rows[0]["gold"], rows[2]["tag"]] == ["a", ["Paris", 1.5, None], "schön\u2028🐎"]
+    settings = {"max_new_tokens": 6, "temperature": 0.0, "seed": None, "stop": []}
+    assert [row["settings"] for row in rows] == [None, None, settings, None, settings]
+    assert {(r["model"], r["reduction"], r["parameters"], r["dtype"]) for r in rows} == {
+        (str(llama), "mean", None, "float32")
+    }
+
+
+def test_options_reach_the_library(llama, model, tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS[:1])
+    options = ["--reduction", "first", "--parameters", r"layers\.1", "--no-remat", "--quiet"]
+    assert main(arguments(llama, source, tmp_path / "new folder" / "out.jsonl", *options)) == 0
+    (row,) = read(tmp_path / "new folder" / "out.jsonl")
+    expected = text.score(model, [(ROWS[0]["prompt"], " Paris")], "first", r"layers\.1")
+    np.testing.assert_allclose(row["log_epistemic"], expected.log_epistemic[0], rtol=1e-5)
+    assert (row["reduction"], row["parameters"]) == ("first", r"layers\.1")
+
+
+def test_samples_depend_on_the_seed_and_the_line_alone(llama, tmp_path):
+    sampling = ("--temperature", "1", "--seed", "3", "--quiet")
+    source = write(tmp_path / "in.jsonl", [ROWS[0], *[{"prompt": "das schöne"}] * 3])
+    assert main(arguments(llama, source, tmp_path / "all.jsonl", *sampling)) == 0
+    answers = [row["token_ids"] for row in read(tmp_path / "all.jsonl")[1:]]
+    assert len(set(map(tuple, answers))) > 1
+    alone = write(tmp_path / "one.jsonl", [b"", b" ", *[{"prompt": "das schöne"}] * 2])
+    assert main(arguments(llama, alone, tmp_path / "out.jsonl", *sampling)) == 0
+    assert [(row["line"], row["token_ids"]) for row in read(tmp_path / "out.jsonl")] == [
+        (3, answers[1]),
+        (4, answers[2]),
+    ]
+
+
+def test_broken_rows_are_named_and_the_rest_goes_on(llama, tmp_path, capsys):
+    broken = [
+        (b"{", "not JSON"),
+        (b"[1]", "a JSON object is expected, not a list"),
+        (b'{"answer": "x"}', '"prompt" is missing'),
+        (b'{"prompt": 3}', '"prompt" is a number'),
+        (b'{"prompt": ""}', '"prompt" is empty'),
+        (b'{"prompt": []}', "no messages"),
+        (b'{"prompt": [{"role": "user"}]}', 'lacks a "role" or a "content"'),
+        (b'{"prompt": "das", "answer": ""}', '"answer" is empty'),
+        (b'{"prompt": "das", "answer": 3}', '"answer" is neither'),
+        (b'{"prompt": "das", "answer": [1, true]}', '"answer" is neither'),
+        (b'{"prompt": "das", "answer": [100000]}', "token ids below"),
+        (b'{"prompt": "das \xff"}', "not UTF-8: byte 0xff at position 16"),
+        (b'{"prompt": "das \\ud83d"}', "surrogate"),
+        (b'{"prompt": "das", "x": NaN}', "NaN is no JSON number"),
+        (b'{"prompt": "das", "x": 1e999}', "beyond the range"),
+        (b'{"prompt": ' + b"[" * 100_000, "nested too deep"),
+        (json.dumps({"prompt": "x" * 100}).encode(), "the model's context is 64"),
+        (json.dumps({"prompt": "das", "answer": "x" * 100}).encode(), "the model's context is 64"),
+    ]
+    source = write(tmp_path / "in.jsonl", [b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode(), *(raw for raw, _ in broken)])
+    assert main(arguments(llama, source, tmp_path / "out.jsonl")) == 1
+    assert [row["line"] for row in read(tmp_path / "out.jsonl")] == [1]
+    err = capsys.readouterr().err.splitlines()
+    for line, (_, reason) in enumerate(broken, 2):
+        (told,) = [text for text in err if text.startswith(f"{source}:{line}: ")]
+        assert reason in told
+    assert err[-1] == f"isouq: 1 of {len(broken) + 1} rows scored; {len(broken)} rows had errors"
+
+
+def test_an_empty_answer_is_an_error_and_not_asked_for_again(tmp_path, capsys, monkeypatch):
+    ending = make_llama(tmp_path / "ending", end_bias=True)
+    source = write(tmp_path / "in.jsonl", [{"prompt": "das"}])
+    run = arguments(ending, source, tmp_path / "out.jsonl")
+    assert main(run) == 1
+    (row,) = read(tmp_path / "out.jsonl")
+    assert row["error"] == "the model gave an empty answer"
+    assert all(row[name] is None for name in NUMBERS)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    monkeypatch.setattr(_score, "_load", pytest.fail)
+    assert main(run) == 1
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert capsys.readouterr().err.splitlines()[-1] == "isouq: 0 of 1 rows scored; 1 rows had errors"
+
+
+def test_a_finished_output_is_left_as_it_is_and_no_model_is_loaded(llama, scored, monkeypatch, capsys):
+    source, out = scored
+    before = out.read_bytes(), out.stat().st_ino
+    monkeypatch.setattr(_score, "_load", pytest.fail)
+    assert main(arguments(llama, source, out)) == 0
+    assert (out.read_bytes(), out.stat().st_ino) == before
+    assert "nothing was left to do" in capsys.readouterr().err
+
+
+def test_kept_rows_a_torn_line_and_any_order_end_in_the_whole(llama, scored, tmp_path):
+    source, out = scored
+    _, second, _, fourth, fifth = out.read_bytes().splitlines(keepends=True)
+    partial = tmp_path / "out.jsonl"
+    kept = fifth.replace(b'"num_tokens": 6', b'"num_tokens": 66')  # so that it shows if it is computed again
+    assert kept != fifth
+    partial.write_bytes(kept + second + fourth[:-20])
+    assert main(arguments(llama, source, partial, "--quiet")) == 0
+    assert partial.read_bytes().splitlines(keepends=True)[4] == kept
+    partial.write_bytes(partial.read_bytes().replace(kept, fifth))
+    assert_same(read(partial), read(out))
+    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("more", "rows", "expected"),
+    [
+        (["--reduction", "answer"], ROWS, "there reduction is mean, now answer"),
+        (["--parameters", "norm"], ROWS, "there parameters is None, now norm"),
+        (["--dtype", "bfloat16"], ROWS, "there dtype is float32, now bfloat16"),
+        (["--stop", "x"], ROWS, "there stop is [], now ['x']"),
+        (["--max-new-tokens", "7"], ROWS, "there max_new_tokens is 6, now 7"),
+        (["--temperature", "1"], ROWS, "there temperature is 0.0, now 1.0"),
+        ([], [ROWS[0] | {"prompt": "other"}, *ROWS[1:]], "line 1 of"),
+        ([], [ROWS[0] | {"answer": " Oslo"}, *ROWS[1:]], "line 1 of"),
+        ([], [*ROWS[:3], ROWS[3] | {"answer": [5, 9, 12]}, ROWS[4]], "line 4 of"),
+        ([], [*ROWS[:2], ROWS[2] | {"answer": " x"}, *ROWS[3:]], "line 3 of"),
+        ([], [b"{", *ROWS[1:]], "line 1 of"),
+        ([], [b"", *ROWS[1:]], "line that is blank"),
+        ([], ROWS[:4], "holds a score of line 5 and the input has 4"),
+    ],
+)
+def test_an_output_of_another_run_is_refused_and_untouched(llama, scored, tmp_path, capsys, more, rows, expected):
+    out, source = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", rows)
+    out.write_bytes(scored[1].read_bytes() + b'{"line": 3, "torn')
+    before = out.read_bytes()
+    assert main(arguments(llama, source, out, *more)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("isouq: ")
+    assert expected in last
+    assert "choose another --output or delete it" in last
+    assert out.read_bytes() == before
+
+
+def test_another_model_is_refused(scored, tmp_path, capsys):
+    other = make_llama(tmp_path / "other", seed=1)
+    before = scored[1].read_bytes()
+    assert main(arguments(other, *scored)) == 2
+    assert f"and this is {other}" in capsys.readouterr().err
+    assert scored[1].read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"notes\n", b'{"prompt": "mine"}\n', b"notes", b'{"line": "x"}\n'])
+def test_a_file_of_the_user_is_refused_and_untouched(llama, scored, tmp_path, capsys, content):
+    (tmp_path / "out.jsonl").write_bytes(content)
+    assert main(arguments(llama, scored[0], tmp_path / "out.jsonl")) == 2
+    assert "no row of isouq score" in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").read_bytes() == content
+
+
+def test_what_can_be_checked_is_checked_before_the_model(llama, scored, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_score, "_load", pytest.fail)
+    source, out = scored[0], tmp_path / "out.jsonl"
+    (tmp_path / "empty").write_bytes(b"\n\n")
+    cases = [
+        (arguments(llama, tmp_path / "none", out), "does not exist"),
+        (arguments(llama, tmp_path, out), "is not a file"),
+        (arguments(llama, tmp_path / "empty", out), "has no rows"),
+        (arguments(llama, source, tmp_path), "is not a file"),
+        (arguments(llama, source, source), "is the input"),
+        (arguments(llama, source, source / "out"), "cannot write to --output"),
+        (arguments(llama, source, "/dev/full"), "is not a file"),
+        (arguments(llama, source, out, "--batch-size", "0"), "--batch-size is 0"),
+        (arguments(llama, source, out, "--temperature", "nan"), "--temperature is nan"),
+        (arguments(llama, source, out, "--seed", "-1"), "--seed is -1"),
+        (arguments(llama, source, out, "--parameters", "("), "not a regular expression"),
+        (arguments(llama, source, out, "--parameters", "nothing"), "matches none of"),
+        (arguments(tmp_path / "nowhere", source, out), "does not exist"),
+        (["explain", str(llama), "--prompt-tokens", "60"], "the model's context is 64"),
+    ]
+    for given, expected in cases:
+        assert main(given) == 2, given
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("isouq: ")
+        assert expected in line
+    assert not out.exists()
+
+
+def test_a_full_disk_loses_nothing(llama, tmp_path, capsys):
+    source, out = write(tmp_path / "in.jsonl", ROWS * 4), tmp_path / "out.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        assert main(arguments(llama, source, out, "--quiet")) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = read(out)
+    assert 0 < len(kept) < 20
+    assert f"the {len(kept)} rows in it are kept" in capsys.readouterr().err
+    assert main(arguments(llama, source, out, "--quiet")) == 0
+    rows = read(out)
+    assert [row["line"] for row in rows] == list(range(1, 21))
+    assert all(row in rows for row in kept)
+
+
+def test_own_fields_that_are_replaced_are_named(llama, tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", [ROWS[0] | {"model": "mine"}])
+    run = arguments(llama, source, tmp_path / "out.jsonl")
+    assert main(run) == main(run) == 0
+    assert "fields model are replaced" in capsys.readouterr().err
+
+
+def start(run, **more):
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more
+    command = [sys.executable, "-m", "isouq", *run]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(process, out, count=4):
+    ends = time.monotonic() + 120
+    while not (out.exists() and out.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+def test_killed_interrupted_and_run_at_once(llama, tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", ROWS * 200)
+    out, cache = tmp_path / "out.jsonl", tmp_path / "cache"
+    run = arguments(llama, source, out)
+    process = start(run, ISOUQ_CACHE=str(cache))
+    wait_for_rows(process, out)
+    assert main(run) == 2
+    assert "another isouq score is writing" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+    killed = out.read_bytes().count(b"\n")
+    assert (cache / "xla").is_dir()
+
+    process = start(run, ISOUQ_CACHE=str(cache))
+    wait_for_rows(process, out, killed + 4)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=120)[1]
+    kept = out.read_bytes().count(b"\n")
+    assert process.returncode == 130, err
+    assert f"isouq: interrupted; the {kept} rows in {out} are kept, the same command goes on from there" in err
+    assert "Traceback" not in err
+    assert killed < kept < 1000
+
+    assert main([*run, "--quiet"]) == 0
+    whole = tmp_path / "whole.jsonl"
+    assert main([*arguments(llama, source, whole), "--quiet"]) == 0
+    assert_same(read(out), read(whole))
+
+
+def test_a_missing_extra_is_named_in_one_line():
+    code = "import sys; sys.modules['tyro'] = None; from isouq.cli import main; sys.exit(main(['score']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "isouq: isouq.text needs tyro; pip install 'isouq[text]'\n"
+
+
+def test_fetch_tells_where_the_weights_are(llama, capsys):
+    assert main(["fetch", str(llama)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"name: {llama}"
+    assert lines[-1] == str(llama)
+
+
+def test_explain_counts_parameters_and_memory(llama, model, capsys):
+    assert main(["explain", str(llama), "--prompt-tokens", "9", "--answer-tokens", "7", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    sizes = [leaf.size for leaf in jax.tree.leaves(model.params)]
+    assert facts["total_parameters"] == sum(sizes) == sum(row["parameters"] for row in facts["parameters"])
+    assert all(row["parameters"] == np.prod(row["shape"]) * (row["layers"] or 1) for row in facts["parameters"])
+    assert (facts["family"], facts["layers"], facts["context"]) == ("llama", 2, 64)
+    memory = facts["memory"]
+    assert memory["parameter_bytes"] == 4 * sum(sizes)
+    assert memory["remat_bytes"] > 0
+    assert memory["no_remat_bytes"] > 0
+    assert main(["explain", str(llama), "--prompt-tokens", "9", "--answer-tokens", "7", "--no-remat"]) == 0
+    table = capsys.readouterr().out
+    assert f"{sum(sizes):,}" in table
+    assert "layers.*.attention.q.kernel" in table
+
+
+def test_every_command_and_option_has_help(capsys):
+    for command in ("score", "fetch", "explain"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert f"isouq {command}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "--nonsense"])
+    assert ended.value.code == 2
+
+
+def test_a_traceback_only_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("ISOUQ_TRACEBACK", "1")
+    assert main(["fetch", "/nowhere/at all"]) == 2
+    assert "Traceback" in capsys.readouterr().err
