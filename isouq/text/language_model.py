@@ -79,6 +79,8 @@ def load(
 
     Memory: the parameters plus their largest stacked leaf. Nothing is unpickled and no code of the repository is run.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {jnp.dtype(dtype)}; expected a floating one: float32 or bfloat16")
     source = sources.resolve(name, revision=revision)
     opened = checkpoint.open_checkpoint(source.path)
     config = read_config(opened)

@@ -18,8 +18,8 @@ class Row(NamedTuple):
 def encode_prompt(model: Any, prompt: Any) -> list[int]:
     """Token ids of a `Prompt`: text, or messages `{"role", "content"}` for the chat template.
 
-    Raises ValueError for another type, for an empty prompt (there must be a token that the first answer token follows), and for one
-    that fills the context.
+    Raises ValueError for another type, for an empty prompt (there must be a token that the first answer token
+    follows), and for one that fills the context.
     """
     if not isinstance(prompt, Sequence):
         raise ValueError(

@@ -110,7 +110,8 @@ def from_config(config: dict[str, Any], head_dim: int) -> Rope:
         details = _details(kind, given, dim, original, context)
     except KeyError as error:
         raise ValueError(f"rope_scaling of type {kind!r} lacks {error}") from None
-    return Rope(**{"dim": dim, "theta": theta, "kind": kind, "context": context, "original": original} | details)
+    rope: dict[str, Any] = {"dim": dim, "theta": theta, "kind": kind, "context": context, "original": original}
+    return Rope(**(rope | details))
 
 
 def _details(kind: str, given: dict[str, Any], dim: int, original: int, context: int) -> dict[str, Any]:

@@ -1,0 +1,176 @@
+"""Generated answers: the cache against recomputation, sampling and its keys, and every way in which an answer ends."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from twins_text import write_model
+
+from isouq.text import generate, generation, load, score
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+PROMPTS = ["abcd", "z", "the quick ab cab", "mmmm", "ab"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random Mistral that looks five tokens back and whose answers nothing ends."""
+    folder = write_model(
+        tmp_path_factory.mktemp("mistral"), 3, 0.3, name="MistralForCausalLM", sliding_window=5, eos_token_id=None
+    )
+    found = load(str(folder))
+    return replace(found, tokenizer=replace(found.tokenizer, eos_ids=()))
+
+
+@pytest.fixture(scope="module")
+def greedy(model):
+    return generate(model, PROMPTS, max_new_tokens=11)
+
+
+def ending(model, *ids):
+    return replace(model, tokenizer=replace(model.tokenizer, eos_ids=ids))
+
+
+def test_the_cache_gives_what_reading_everything_again_gives(model, greedy):
+    for prompt, answer in zip(PROMPTS, greedy, strict=True):
+        ids = model.tokenizer.encode(prompt) + answer.ids
+        padded = np.array(ids + [0] * (64 - len(ids)), np.int32)  # one program; padding on the right is not seen
+        logits = model.logits(padded)[len(ids) - 12 : len(ids) - 1]
+        assert answer.ids == jnp.argmax(logits, axis=1).tolist()
+        assert len(answer.ids) == 11  # CHUNK does not divide it
+        assert not answer.ended
+        assert answer.text == model.tokenizer.decode(answer.ids)
+
+
+def test_log_p_is_that_of_scoring_however_the_answer_was_drawn(model, greedy):
+    drawn = generate(model, PROMPTS, 11, temperature=1.7, top_p=0.9, key=jax.random.key(1))
+    for answers in (greedy, drawn):
+        scores = score(model, [(prompt, answer.ids) for prompt, answer in zip(PROMPTS, answers, strict=True)])
+        for answer, log_p in zip(answers, scores.token_log_p, strict=True):
+            np.testing.assert_allclose(answer.log_p, log_p, atol=1e-5)
+
+
+def test_batches_change_nothing_and_programs_are_few(model, greedy):
+    before = generation._prefill._cache_size(), generation._decode._cache_size()
+    seen = []
+    alone = generate(model, PROMPTS, max_new_tokens=11, batch_size=1, on_batch=seen.append)
+    assert seen == [1, 2, 3, 4, 5]
+    after = generation._prefill._cache_size(), generation._decode._cache_size()
+    assert np.all(np.subtract(after, before) <= 3)  # for prompts of 16 and of 20, caches of 24 to 40 places
+    threes = generate(model, PROMPTS, max_new_tokens=11, batch_size=3)
+    for answers in (alone, threes):
+        assert [answer.ids for answer in answers] == [answer.ids for answer in greedy]
+        for one, other in zip(answers, greedy, strict=True):
+            np.testing.assert_allclose(one.log_p, other.log_p, atol=1e-5)
+
+    before = generation._prefill._cache_size(), generation._decode._cache_size()
+    generate(replace(model, name="again"), PROMPTS[::-1], max_new_tokens=11, stop=["zzz"], batch_size=3)
+    assert (generation._prefill._cache_size(), generation._decode._cache_size()) == before
+
+
+def test_a_sample_depends_on_its_key_number_and_prompt_alone(model):
+    def sample(prompts, seed=0, **kwargs):
+        answers = generate(model, prompts, 11, temperature=1.0, key=jax.random.key(seed), **kwargs)
+        return [answer.ids for answer in answers]
+
+    first = sample(PROMPTS)
+    assert sample(PROMPTS) == first
+    assert sample(PROMPTS, batch_size=3) == first
+    assert sample(["m", "abba", PROMPTS[2], "q", "ab"])[2] == first[2]
+    assert sample(PROMPTS, seed=1) != first
+    several = sample(["abcd"] * 4 + [PROMPTS[2]])[:4]
+    assert several[0] == first[0]
+    assert len(set(map(tuple, several))) == 4
+
+
+def test_cold_and_narrow_sampling_is_greedy(model, greedy):
+    wanted = [answer.ids for answer in greedy]
+    for kwargs in (dict(temperature=1e-4), dict(temperature=1.0, top_p=1e-6)):
+        answers = generate(model, PROMPTS, 11, key=jax.random.key(3), **kwargs)
+        assert [answer.ids for answer in answers] == wanted
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "kept"), [(1.0, 1.0, 5), (1.0, 0.75, 2), (1.0, 0.81, 3), (2.0, 0.75, 3), (0.5, 0.3, 1)]
+)
+def test_draws_have_their_frequencies(temperature, top_p, kept):
+    p = np.array([0.04, 0.5, 0.1, 0.3, 0.06])
+    draw = jax.jit(jax.vmap(generation._draw, (0, None, None, None)))
+    keys = jax.random.split(jax.random.key(0), 20000)
+    tokens = draw(keys, jnp.log(p).astype(jnp.float32), jnp.float32(temperature), jnp.float32(top_p))
+    wanted = p ** (1 / temperature)
+    wanted[np.argsort(-wanted)[kept:]] = 0
+    wanted /= wanted.sum()
+    found = np.bincount(tokens, minlength=5) / len(keys)
+    assert np.all(found[wanted == 0] == 0)
+    np.testing.assert_array_less(np.abs(found - wanted), 5 * np.sqrt(wanted * (1 - wanted) / len(keys)) + 1e-9)
+
+
+def test_an_end_token_ends_and_is_left_out(model, greedy):
+    end = greedy[0].ids[9]  # in the second chunk, if it is not there before
+    for answer, whole in zip(generate(ending(model, end), PROMPTS, 11), greedy, strict=True):
+        wanted = whole.ids[: whole.ids.index(end)] if end in whole.ids else whole.ids
+        assert answer.ids == wanted
+        assert answer.ended == (end in whole.ids)
+        assert len(answer.log_p) == len(wanted)
+        np.testing.assert_allclose(answer.log_p, whole.log_p[: len(wanted)], atol=1e-6)
+    at_once = generate(ending(model, 0, greedy[0].ids[0]), PROMPTS, 11)[0]
+    assert (at_once.ids, at_once.text, at_once.ended, len(at_once.log_p)) == ([], "", True, 0)
+
+
+def test_a_stop_string_ends_before_it_at_a_whole_token(model, greedy):
+    whole = greedy[2]
+    for length in (1, 3):
+        for start in range(len(whole.text) - length):
+            stop = whole.text[start : start + length]
+            answer = generate(model, PROMPTS, 11, stop=["never", stop])[2]
+            assert answer.ended
+            assert stop not in answer.text
+            assert answer.text == model.tokenizer.decode(answer.ids)
+            assert whole.ids[: len(answer.ids)] == answer.ids
+            cut = whole.text.index(stop)
+            assert whole.text[:cut].startswith(answer.text)
+            assert len(model.tokenizer.decode(whole.ids[: len(answer.ids) + 1])) > cut  # nothing more would fit
+
+
+def test_the_context_ends_an_answer(model, greedy):
+    prompt = "z" * 58
+    answer, other = generate(model, [prompt, "abcd"], max_new_tokens=11, batch_size=2)
+    assert len(answer.ids) == 6
+    assert not answer.ended
+    assert other.ids == greedy[0].ids
+    assert len(generate(model, ["z" * 63, "abcd"], max_new_tokens=11, batch_size=2)[0].ids) == 1
+
+
+def test_chat_prompts(model):
+    chat = [{"role": "user", "content": "abcd"}]
+    answers = generate(model, [chat, "<u>abcd<a>", *PROMPTS[:3]], max_new_tokens=11)
+    assert answers[0].ids == answers[1].ids
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(prompts=[]), "prompts is a single text or empty; expected a list with at least one prompt"),
+        (dict(prompts="abc"), "prompts is a single text or empty"),
+        (dict(prompts=["a", ""]), "prompt 1: the prompt is empty"),
+        (dict(prompts=["a", "z" * 64]), "prompt 1: the prompt has 64 tokens; the model's context is 64"),
+        (dict(prompts=["a", 3]), "prompt 1: the prompt is a int; expected text or a list of"),
+        (dict(max_new_tokens=0), "max_new_tokens is 0; expected a whole number of at least 1"),
+        (dict(batch_size=-1), "batch_size is -1; expected"),
+        (dict(temperature=-1.0), "temperature is -1.0; expected 0"),
+        (dict(temperature=float("nan")), "temperature is nan; expected 0"),
+        (dict(temperature=float("inf")), "temperature is inf; expected 0"),
+        (dict(temperature=1.0), "temperature is above 0 and key is missing; give key="),
+        (dict(top_p=0.0), "top_p is 0.0; expected a number above 0 and up to 1"),
+        (dict(top_p=float("nan")), "top_p is nan; expected"),
+        (dict(stop="abc"), "stop is 'abc'; expected a list of non-empty strings"),
+        (dict(stop=[""]), r"stop is \[''\]; expected a list of non-empty"),
+    ],
+)
+def test_bad_arguments(model, kwargs, message):
+    with pytest.raises(ValueError, match=message) as error:
+        generate(model, **({"prompts": PROMPTS} | kwargs))
+    assert "\n" not in str(error.value)
