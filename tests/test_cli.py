@@ -18,7 +18,9 @@ tokenizers = pytest.importorskip("tokenizers")
 safetensors = pytest.importorskip("safetensors.numpy")
 
 from isouq import text  # noqa: E402
-from isouq.cli import _score, main  # noqa: E402
+from isouq.cli import _rows, _score, main  # noqa: E402
+from isouq.cli._output import Output  # noqa: E402
+from isouq.cli._progress import Screen  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = ("log_probability", "probability", "aleatoric", "epistemic", "log_aleatoric", "log_epistemic", "token_log_p")
@@ -210,6 +212,31 @@ def test_broken_rows_are_named_and_the_rest_goes_on(llama, tmp_path, capsys):
         (told,) = [text for text in err if text.startswith(f"{source}:{line}: ")]
         assert reason in told
     assert err[-1] == f"isouq: 1 of {len(broken) + 1} rows scored; {len(broken)} rows had errors"
+
+
+def test_line_numbers_are_no_emoji_and_lines_added_during_the_run_are_left_out(tmp_path, capsys):
+    screen = Screen(quiet=False)
+    screen.error("in.jsonl:100: :smile:")
+    assert capsys.readouterr().err == "in.jsonl:100: :smile:\n"
+    path = write(tmp_path / "in.jsonl", ROWS)
+    assert [row.line for row in _rows.read(path, 2)] == [1, 2]
+
+
+def test_a_second_run_waits_outside_while_the_first_orders_its_rows(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    with Output(path, 2) as first:
+        first.append([{"line": 2}])
+        first.append([{"line": 1}])
+        replace = os.replace
+
+        def meanwhile(*names):
+            with pytest.raises(ValueError, match="another isouq score is writing"):
+                Output(path, 2)
+            replace(*names)
+
+        monkeypatch.setattr(os, "replace", meanwhile)
+        first.finish()
+    assert [json.loads(line)["line"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_an_empty_answer_is_an_error_and_not_asked_for_again(tmp_path, capsys, monkeypatch):

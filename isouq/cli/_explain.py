@@ -13,19 +13,19 @@ from isouq import _checks
 from isouq._memory import temporary_bytes
 from isouq.cli.options import Explain
 from isouq.text import (
+    architectures,
     checkpoint,
-    decoder_config,
     encoder,
-    encoder_config,
     language_model,
     parameters,
     prompts,
     scoring,
-    selection,
     sources,
 )
 from isouq.text.decoder_config import DecoderConfig
 from isouq.text.encoder_config import EncoderConfig
+
+WAYS = (("default", "remat_bytes"), ("--no-remat", "no_remat_bytes"))
 
 
 def run(options: Explain) -> int:
@@ -34,11 +34,8 @@ def run(options: Explain) -> int:
         _checks.positive_int(f"--{name.replace('_', '-')}", getattr(options, name))
     source = sources.resolve(options.model)
     opened = checkpoint.open_checkpoint(source.path)
-    known = {**decoder_config.ARCHITECTURES, **encoder_config.ARCHITECTURES}
-    try:
-        family = decoder_config.architecture(opened.config, known)
-    except ValueError as error:
-        raise ValueError(f"{opened.path}: {error}") from None
+    known = architectures.DECODERS | architectures.ENCODERS
+    _, family = checkpoint.read_config(opened, lambda config: architectures.architecture(config, known))
     facts: dict[str, Any] = {"model": source.name, "family": family, "dtype": options.dtype}
     if family in encoder.FAMILIES:
         shapes = encoder.read_config(opened)
@@ -105,9 +102,7 @@ def _memory(config: DecoderConfig, options: Explain) -> dict[str, Any]:
             "give fewer --prompt-tokens or --answer-tokens"
         )
     row = prompts.Row(np.zeros(count, np.int32), options.prompt_tokens)
-    arrays = scoring._pad([row] * options.batch_size)
     params = language_model.abstract(config, jnp.dtype(options.dtype))
-    chosen = selection.select(config, None)
     bytes_of_parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     found: dict[str, Any] = {
         "prompt_tokens": options.prompt_tokens,
@@ -117,7 +112,7 @@ def _memory(config: DecoderConfig, options: Explain) -> dict[str, Any]:
         "parameter_bytes": bytes_of_parameters,
     }
     for remat in (False,) if options.no_remat else (True, False):
-        lowered = scoring._score.lower(config, chosen, "mean", remat, params, *arrays)
+        lowered = scoring.lower(config, params, [row] * options.batch_size, "mean", remat)
         found["remat_bytes" if remat else "no_remat_bytes"] = temporary_bytes(lowered.compile())
     return found
 
@@ -150,19 +145,15 @@ def _text(facts: dict[str, Any], options: Explain) -> str:
     return "\n".join(lines)
 
 
-WAYS = (("default", "remat_bytes"), ("--no-remat", "no_remat_bytes"))
-
-
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table; what follows the first two columns is a number, as is all where the first has no head."""
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
     left = 2 if head[0] else 1
-    lines = (head, ["-" * width for width in widths], *rows)
-    return ["  ".join(map(_aligned, line, widths, range(len(head)), [left] * len(head))).rstrip() for line in lines]
 
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join([*map(str.ljust, cells[:left], widths), *map(str.rjust, cells[left:], widths[left:])]).rstrip()
 
-def _aligned(cell: str, width: int, column: int, left: int) -> str:
-    return cell.ljust(width) if column < left else cell.rjust(width)
+    return [line(cells) for cells in (head, ["-" * width for width in widths], *rows)]
 
 
 def _plain(fact: Any) -> str:

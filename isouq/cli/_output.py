@@ -1,5 +1,6 @@
 """The output: JSON lines that grow batch by batch, survive a kill, and end in the order of the input."""
 
+import glob
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ class Output:
         self._shown = path
         self._descriptor, self._new = self._open()
         self._reader: Any = None
+        self.lines = lines
         try:
             self._offsets = array("q", [-1]) * (lines + 1)
             self._end = 0
@@ -107,13 +109,14 @@ class Output:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
                 raise ValueError(f"--output {self._shown} is not a file; choose another")
-            self._probe()
             while True:
                 new = not self.path.exists()
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
                 if self._lock(descriptor):
-                    return descriptor, new
+                    break
                 os.close(descriptor)  # the run before renamed or removed the file between the two steps
+            self._probe()
+            return descriptor, new
         except OSError as error:
             raise OSError(f"cannot write to --output {self._shown}: {error.strerror or error}") from error
 
@@ -136,13 +139,18 @@ class Output:
             return False
 
     def _probe(self) -> None:
-        """Raises an OSError unless the folder takes the file that the end of the run renames."""
+        """Raises an OSError unless the folder takes the file that the end of the run renames.
+
+        The file is locked: what a killed run left behind is nobody's.
+        """
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.isouq-tmp"):
+            left.unlink(missing_ok=True)
         probe = self._temporary()
         probe.write_bytes(b"")
         probe.unlink()
 
     def _temporary(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.isouq-tmp")
+        return self.path.with_name(f".{self.path.name}.{os.getpid()}.isouq-tmp")
 
     def _find(self, lines: int) -> None:
         for number, raw in enumerate(self._reader, 1):

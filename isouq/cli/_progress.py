@@ -16,7 +16,7 @@ class Screen:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False)
 
     def error(self, text: str) -> None:
         """A line that is shown always."""
@@ -68,23 +68,23 @@ class Rows:
     def rate(self) -> str:
         """Rows a second of this run, and how long it took."""
         seconds = time.monotonic() - self._started
-        return f"{clock(seconds)}, {per_time((self.done - self._kept) / seconds)}"
+        return f"{_clock(seconds)}, {_per_time((self.done - self._kept) / seconds)}"
 
     def _count(self) -> str:
         return f"{self.done}/{self._total} rows"
 
     def _speed(self, now: float) -> str:
         rate = (self.done - self._kept) / max(now - self._started, 1e-9)
-        left = f", about {clock((self._total - self.done) / rate)} left" if rate else ""
-        return per_time(rate) + left
+        left = f", about {_clock((self._total - self.done) / rate)} left" if rate else ""
+        return _per_time(rate) + left
 
 
-def per_time(rate: float) -> str:
+def _per_time(rate: float) -> str:
     """Rows a second, or a minute where they are few."""
     return f"{rate:.1f} rows/s" if rate >= 1 else f"{60 * rate:.1f} rows/min"
 
 
-def clock(seconds: float) -> str:
+def _clock(seconds: float) -> str:
     """A duration in the unit that suits it."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -32,19 +32,19 @@ def count_lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def read(path: Path) -> Iterator[InputRow | BadRow]:
-    """Every row in turn; blank lines are left out."""
+def read(path: Path, lines: int) -> Iterator[InputRow | BadRow]:
+    """Every row of the first `lines` lines in turn; blank lines are left out, and what was added during the run."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(itertools.islice(file, lines), 1):
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if raw.strip():
                 try:
-                    yield parse(number, raw)
+                    yield _parse(number, raw)
                 except ValueError as error:
                     yield BadRow(number, str(error))
 
 
-def parse(line: int, raw: bytes) -> InputRow:
+def _parse(line: int, raw: bytes) -> InputRow:
     """The row in the bytes of one line; raises a ValueError that says what is wrong."""
     fields = strict_object(raw)
     if "prompt" not in fields:

@@ -17,7 +17,7 @@ from isouq.cli._output import Output
 from isouq.cli._progress import Rows, Screen
 from isouq.cli._rows import BadRow, InputRow
 from isouq.cli.options import Score
-from isouq.text import _wheels, checkpoint, generation, language_model, prompts, scoring, selection, sources
+from isouq.text import checkpoint, generation, language_model, prompts, scoring, selection, sources
 from isouq.text.language_model import LanguageModel
 
 WINDOW = 64  # batches that are sorted by length together
@@ -112,7 +112,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
     total = bad = compared = failed = 0
     replaced: set[str] = set()
     models: set[str] = set()
-    for row in _rows.read(path):
+    for row in _rows.read(path, output.lines):
         total += 1
         if isinstance(row, BadRow):
             bad += 1
@@ -141,17 +141,14 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
 
 def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
     """Raises unless a row of the output came from this row of the input, by these options."""
-    own = {name: value for name, value in row.fields.items() if name not in RESULTS}
-    there = {name: value for name, value in done.items() if name not in RESULTS}
     if row.answer is None:
         same = done.get("generated") is True
     else:
         given = done.get("answer" if isinstance(row.answer, str) else "token_ids")
         same = done.get("generated") is False and given == row.answer
-    if own != there or not same:
+    if _own(row.fields) != _own(done) or not same:
         raise ValueError(_differs(options, row.line))
-    wanted = _settings(options) | {"settings": _generation_settings(options) if row.answer is None else None}
-    for name, value in wanted.items():
+    for name, value in _settings(options, row, done.get("model")).items():  # the model is compared once it is known
         if done.get(name) != value:
             name, before, now = _first_difference(name, done.get(name), value)
             raise ValueError(
@@ -175,16 +172,25 @@ def _differs(options: Score, line: int) -> str:
     )
 
 
-def _settings(options: Score) -> dict[str, Any]:
-    return {"reduction": options.reduction, "parameters": options.parameters, "dtype": options.dtype}
+def _own(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are copied from the input."""
+    return {name: value for name, value in fields.items() if name not in RESULTS}
 
 
-def _generation_settings(options: Score) -> dict[str, Any]:
-    return {
+def _settings(options: Score, row: InputRow, model: str | None) -> dict[str, Any]:
+    """Where the scores of a row came from; "settings" are those of an answer that was generated."""
+    generated = {
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
         "seed": options.seed if options.temperature else None,  # a greedy answer has none
         "stop": list(options.stop),
+    }
+    return {
+        "reduction": options.reduction,
+        "parameters": options.parameters,
+        "dtype": options.dtype,
+        "model": model,
+        "settings": generated if row.answer is None else None,
     }
 
 
@@ -215,7 +221,7 @@ def _load(options: Score, source: sources.Source, screen: Screen) -> LanguageMod
 def _keep_compiled_programs() -> None:
     """JAX's persistent cache of compiled programs, unless the user has placed it: the next run compiles nothing."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        folder = _wheels.cache_folder() / "xla"
+        folder = sources.cache_folder() / "xla"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -224,7 +230,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _missing(path: Path, output: Output) -> Iterator[InputRow]:
-    return (row for row in _rows.read(path) if isinstance(row, InputRow) and row.line not in output)
+    return (row for row in _rows.read(path, output.lines) if isinstance(row, InputRow) and row.line not in output)
 
 
 class _Run:
@@ -289,46 +295,34 @@ class _Run:
         filled = (batch + batch[-1:] * self.fill)[: self.fill]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray([r.row.line for r in filled]))
         ids = [list(r.ids) for r in filled]
-        answers = generation._generate(self.model, ids, keys, o.max_new_tokens, (o.temperature, 1.0), o.stop)
+        answers = generation.generate_rows(self.model, ids, keys, o.max_new_tokens, (o.temperature, 1.0), o.stop)
         return [answer.ids for answer in answers[: len(batch)]]
 
     def _result(self, ready: Ready, scores: scoring.Scores, i: int) -> dict[str, Any]:
-        number, row = _rows.number, ready.row
-        ids = [int(token) for token in ready.ids[ready.first :]]
-        return (
-            self._row(ready)
-            | {
-                "answer": row.answer if isinstance(row.answer, str) else self.model.tokenizer.decode(ids),
-                "generated": row.answer is None,
-                "num_tokens": len(ids),
-                "token_ids": ids,
-                "log_probability": number(scores.log_probability[i]),
-                "probability": number(scores.probability[i]),
-                "aleatoric": number(scores.aleatoric[i]),
-                "epistemic": number(scores.epistemic[i]),
-                "log_aleatoric": number(scores.log_aleatoric[i]),
-                "log_epistemic": number(scores.log_epistemic[i]),
-                "token_log_p": [number(log_p) for log_p in scores.token_log_p[i]],
-            }
-            | self._provenance(ready)
-        )
+        names = ("log_probability", "probability", "aleatoric", "epistemic", "log_aleatoric", "log_epistemic")
+        numbers: dict[str, Any] = {name: _rows.number(getattr(scores, name)[i]) for name in names}
+        numbers["token_log_p"] = [_rows.number(log_p) for log_p in scores.token_log_p[i]]
+        return self._row(ready, numbers)
 
     def _fail(self, ready: Ready, reason: str) -> int:
         """Writes a row without scores, so that it is not tried again; returns 1."""
-        row = ready.row
-        ids = [] if ready.first is None else list(ready.ids[ready.first :])
-        answer = row.answer if isinstance(row.answer, str) else self.model.tokenizer.decode(ids)
         empty = dict.fromkeys(RESULTS[RESULTS.index("log_probability") : RESULTS.index("error")])
-        result = {"answer": answer, "generated": row.answer is None, "num_tokens": len(ids), "token_ids": ids}
-        self.output.append([self._row(ready) | result | empty | {"error": reason} | self._provenance(ready)])
-        _report(self.options, self.screen, row.line, reason)
+        self.output.append([self._row(ready, empty | {"error": reason})])
+        _report(self.options, self.screen, ready.row.line, reason)
         self.progress.advance(1)
         return 1
 
-    def _row(self, ready: Ready) -> dict[str, Any]:
-        own = {name: value for name, value in ready.row.fields.items() if name not in RESULTS}
-        return {"line": ready.row.line, **own}
-
-    def _provenance(self, ready: Ready) -> dict[str, Any]:
-        settings = _generation_settings(self.options) if ready.row.answer is None else None
-        return _settings(self.options) | {"model": self.model.name, "settings": settings}
+    def _row(self, ready: Ready, numbers: dict[str, Any]) -> dict[str, Any]:
+        """A row of the output around its numbers."""
+        row = ready.row
+        ids = [] if ready.first is None else [int(token) for token in ready.ids[ready.first :]]
+        return {
+            "line": row.line,
+            **_own(row.fields),
+            "answer": row.answer if isinstance(row.answer, str) else self.model.tokenizer.decode(ids),
+            "generated": row.answer is None,
+            "num_tokens": len(ids),
+            "token_ids": ids,
+            **numbers,
+            **_settings(self.options, row, self.model.name),
+        }

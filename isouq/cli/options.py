@@ -38,7 +38,7 @@ class Score:
     """which probability of an answer is meant: of its tokens the geometric mean, their product, or the first alone"""
     parameters: Annotated[str | None, tyro.conf.arg(metavar="REGEX")] = None
     """take the gradient of the parameters of these names alone; `isouq explain` lists them"""
-    batch_size: int = 8
+    batch_size: int = 4
     """answers at a time; bounds memory, changes no number beyond rounding"""
     dtype: Dtype = "float32"
     """of the parameters; bfloat16 for half the memory and about three digits"""
@@ -82,7 +82,7 @@ class Explain:
     """of every prompt"""
     answer_tokens: int = 40
     """of every answer"""
-    batch_size: int = 8
+    batch_size: int = 4
     """answers at a time"""
     dtype: Dtype = "float32"
     """of the parameters"""

@@ -144,7 +144,8 @@ def _gram(one: Factors, other: Factors) -> Array:
     """⟨G_one, G_other⟩ = Σ_pq ⟨rows_p, rows_q⟩ ⟨cols_p, cols_q⟩, of the same or of swapped layouts."""
     swapped = one.layout.rows != other.layout.rows
     rows, cols = (other.cols, other.rows) if swapped else (other.rows, other.cols)
-    return jnp.sum(_inner(one.rows, rows) * _inner(one.cols, cols))
+    values = _inner(one.cols, cols)
+    return jnp.sum(_inner(one.rows, rows).astype(values.dtype) * values)  # rows: True where look-ups meet
 
 
 def _inner(one: Array | OneHot, other: Array | OneHot) -> Array:

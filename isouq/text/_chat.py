@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from isouq.text._extras import require
+from isouq.text._reading import one_line
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
@@ -22,7 +23,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
     try:
         return environment.from_string(template).render(messages=plain, tools=None, documents=None, **variables)
     except Exception as error:  # a template is a foreign program: it may fail in any way
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = one_line(error).rstrip(".")
         raise ValueError(
             f"the chat template fails on these messages: {reason}; change the messages, or give a plain prompt"
         ) from None

@@ -1,11 +1,11 @@
 """The tokenizer files of a Hugging Face folder, read as transformers 5 reads them."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from isouq.text._extras import require
+from isouq.text._reading import one_line, read_json
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -43,7 +43,7 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> Any:
             raise
         except Exception as error:  # the library raises bare exceptions
             raise ValueError(
-                f"{path} cannot be read ({error}); expected a tokenizer of the tokenizers library"
+                f"{path} cannot be read ({one_line(error)}); expected a tokenizer of the tokenizers library"
             ) from None
     vocabulary = folder / "vocab.txt"
     if vocabulary.is_file():
@@ -141,12 +141,4 @@ def _ints(value: Any) -> tuple[int, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     """The dictionary of a file, empty if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); expected a dictionary; fetch the file again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}; expected a dictionary; fetch the file again")
-    return found
+    return read_json(path) if path.is_file() else {}

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isouq.text import _extras
-from isouq.text._safetensors import weight_files
+from isouq.text._reading import one_line
+from isouq.text._safetensors import PICKLED, weight_files
 
 FILES = (  # what a folder needs; nothing else is fetched
     "config.json",
@@ -24,7 +25,6 @@ FILES = (  # what a folder needs; nothing else is fetched
     "*.safetensors",
 )
 IGNORED = ("*/*.safetensors", "consolidated*.safetensors")  # copies of the weights in other layouts
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.gguf))?(?:@(?P<revision>[^@\s]+))?")
 
 
@@ -66,20 +66,24 @@ def _fetch(repo: str, file: str | None, revision: str, also: str) -> Path:
         path = _cached(repo, file, revision)
         if path is None:
             raise FileNotFoundError(
-                f"the Hugging Face hub cannot be reached ({_one_line(listing)}) and hf:{repo}@{revision} "
+                f"the Hugging Face hub cannot be reached ({one_line(listing)}) and hf:{repo}@{revision} "
                 f"is not cached; connect, or give a local path{also}"
             ) from listing
         print(f"isouq: the Hugging Face hub cannot be reached; using the cached hf:{repo}@{revision}", file=sys.stderr)
         return path
     _check_listing(repo, file, [entry.rfilename for entry in listing.siblings or []])
-    if file:
-        path = _asked(repo, revision, also, lambda: hub.hf_hub_download(repo, file, revision=revision))
-    else:
-        patterns = {"allow_patterns": list(FILES), "ignore_patterns": list(IGNORED)}
-        path = _asked(repo, revision, also, lambda: hub.snapshot_download(repo, revision=revision, **patterns))
+    path = _asked(repo, revision, also, lambda: _download(repo, file, revision))
     if isinstance(path, Exception):
-        raise OSError(f"the download of hf:{repo}@{revision} failed ({_one_line(path)}); try again") from path
-    return Path(path)
+        raise OSError(f"the download of hf:{repo}@{revision} failed ({one_line(path)}); try again") from path
+    return path
+
+
+def _download(repo: str, file: str | None, revision: str, **options: Any) -> Path:
+    hub = _extras.require("huggingface_hub")
+    if file:
+        return Path(hub.hf_hub_download(repo, file, revision=revision, **options))
+    options |= {"allow_patterns": list(FILES), "ignore_patterns": list(IGNORED)}
+    return Path(hub.snapshot_download(repo, revision=revision, **options))
 
 
 def _asked(repo: str, revision: str, also: str, question: Callable[[], Any]) -> Any:
@@ -98,23 +102,19 @@ def _asked(repo: str, revision: str, also: str, question: Callable[[], Any]) -> 
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"hf:{repo} has no revision {revision!r}; expected a branch, a tag or a commit") from error
     except errors.HFValidationError as error:
-        raise ValueError(f"hf:{repo} is no name of a repository ({_one_line(error)})") from error
+        raise ValueError(f"hf:{repo} is no name of a repository ({one_line(error)})") from error
     except Exception as error:
         return error
 
 
 def _cached(repo: str, file: str | None, revision: str) -> Path | None:
     """The files in Hugging Face's cache, or None where they are not all there."""
-    hub = _extras.require("huggingface_hub")
     errors = _extras.require("huggingface_hub.errors")
     try:
-        if file:
-            return Path(hub.hf_hub_download(repo, file, revision=revision, local_files_only=True))
-        patterns = {"allow_patterns": list(FILES), "ignore_patterns": list(IGNORED)}
-        folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True, **patterns))
+        path = _download(repo, file, revision, local_files_only=True)
     except errors.LocalEntryNotFoundError:
         return None
-    return folder if _is_whole(folder) else None
+    return path if file or _is_whole(path) else None
 
 
 def _is_whole(folder: Path) -> bool:
@@ -138,7 +138,7 @@ def _check_listing(repo: str, file: str | None, files: list[str]) -> None:
         return
     if ggufs:
         raise ValueError(f"hf:{repo} has no safetensors{choice}: name one as hf:{repo}/{ggufs[0]}")
-    if any(fnmatch(name, pattern) for name in files for pattern in PICKLES):
+    if any(name.endswith(PICKLED) for name in files):
         raise ValueError(
             f"hf:{repo} holds pickled weights only; isouq never unpickles: convert to safetensors, "
             "or name a revision that has them"
@@ -158,7 +158,3 @@ def _progress_bars(shown: bool) -> Iterator[None]:
         yield
     finally:
         utils.enable_progress_bars()
-
-
-def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

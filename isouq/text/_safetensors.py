@@ -1,6 +1,5 @@
 """A folder with config.json and safetensors, in one file or in shards listed by an index."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,12 @@ import ml_dtypes  # noqa: F401  older safetensors find bfloat16 only after this 
 import numpy as np
 
 from isouq.text import _extras
+from isouq.text._reading import one_line, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class SafetensorsCheckpoint:
@@ -56,7 +56,7 @@ class SafetensorsCheckpoint:
             opened = safetensors.safe_open(str(file), framework="np")
             held = set(opened.keys())
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is damaged or cut short ({_one_line(error)}); fetch it again") from error
+            raise ValueError(f"{file} is damaged or cut short ({one_line(error)}); fetch it again") from error
         missing = sorted((names or set()) - held)
         if missing:
             raise ValueError(
@@ -74,23 +74,12 @@ class SafetensorsCheckpoint:
             self._files[name] = opened
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises a ValueError of one line where it is something else."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({_one_line(error)}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return value
-
-
 def weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """The files that hold weights, with the tensors wanted from each (None: all)."""
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}
     if not (folder / INDEX).is_file():
-        if any(path for pattern in PICKLES for path in folder.glob(pattern)):
+        if any(path.suffix in PICKLED for path in folder.iterdir()):
             raise ValueError(f"{folder} holds pickled weights only; isouq never unpickles: convert to safetensors")
         raise FileNotFoundError(f"{folder} has no {WEIGHTS} and no {INDEX}; expected one of them")
     weight_map = read_json(folder / INDEX).get("weight_map")
@@ -106,7 +95,3 @@ def weight_files(folder: Path) -> dict[Path, set[str] | None]:
         assert names is not None
         names.add(name)
     return wanted
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

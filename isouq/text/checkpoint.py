@@ -1,15 +1,15 @@
 """Opens a checkpoint, whatever its file format, under Hugging Face's names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from isouq.text._gguf import GGUFCheckpoint
-from isouq.text._safetensors import SafetensorsCheckpoint
+from isouq.text._safetensors import PICKLED, SafetensorsCheckpoint
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -53,3 +53,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         raise ValueError(f"{path} is weights alone; give the folder that holds it beside its config.json")
     return GGUFCheckpoint(path)
+
+
+def read_config(checkpoint: Checkpoint, read: Callable[[dict[str, Any]], T]) -> T:
+    """`read(checkpoint.config)`; its ValueError names the file."""
+    try:
+        return read(checkpoint.config)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from None

@@ -5,15 +5,7 @@ from typing import Any
 
 from isouq.text import rope
 from isouq.text._numbers import number, whole
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Olmo2ForCausalLM": "olmo2",
-    "Phi3ForCausalLM": "phi3",
-}
+from isouq.text.architectures import DECODERS, architecture
 
 
 @dataclass(frozen=True)
@@ -52,25 +44,9 @@ class DecoderConfig:
         return self.rope.context
 
 
-def architecture(config: dict[str, Any], known: dict[str, str]) -> str:
-    """The family of a config.json by its `architectures`.
-
-    Raises ValueError for one that is not built here, and where the repository brings code of its own for it.
-    """
-    names = config.get("architectures")
-    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-    found = [known[name] for name in names if name in known]
-    if found:
-        return found[0]
-    given = names[0] if names else config.get("model_type")
-    if "auto_map" in config:
-        raise ValueError(f"architecture {given!r} wants to run code of its own (auto_map), which isouq never does")
-    raise ValueError(f"architecture {given!r} is not one of {', '.join(known)}")
-
-
 def from_config(config: dict[str, Any]) -> DecoderConfig:
     """The DecoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
-    family = architecture(config, ARCHITECTURES)
+    _, family = architecture(config, DECODERS)
     try:
         common = _common(family, config)
     except KeyError as error:
@@ -106,7 +82,7 @@ def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
         intermediate_size=whole(config, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=whole(config, "num_key_value_heads", num_heads),
+        num_kv_heads=whole(config, "num_key_value_heads", 8 if family == "mistral" else num_heads),
         head_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", 1e-5 if family in ("olmo2", "phi3") else 1e-6),
         rope=turned,
@@ -116,6 +92,7 @@ def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
 
 
 def _windows(family: str, config: dict[str, Any], num_layers: int, context: int) -> tuple[int, ...]:
+    config = {"sliding_window": 4096, **config} if family == "mistral" else config  # Hugging Face's default
     if config.get("sliding_window") is None or (
         family.startswith("qwen") and not config.get("use_sliding_window", False)
     ):

@@ -6,8 +6,6 @@ xs = encoder.encode_texts(texts)
 isouq.uncertainty(encoder.predict, encoder.params, xs, "multiclass")
 """
 
-import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks
 from isouq.text import bert, checkpoint, distilbert, encoder_config, parameters, roberta, sources
+from isouq.text._reading import read_json
 from isouq.text.encoder_config import EncoderConfig
 from isouq.text.tokenizer import Tokenizer
 
@@ -110,10 +109,6 @@ class TextEncoder:
         """
         return self.predict.hidden(params, ids, length, token_types)
 
-    def pool(self, hidden: Float[Array, "T D"], length: Any = None) -> Float[Array, " D"]:
-        """One vector of the first `length` hidden states, as `pooling` says."""
-        return pool(hidden, length, self.pooling)
-
     def encode_texts(
         self, texts: Sequence[Any], max_length: int | None = None, pad_to: int | None = None
     ) -> dict[str, np.ndarray]:
@@ -187,7 +182,7 @@ class TextEncoder:
             raise ValueError(
                 f"a text has {length.max()} tokens and pad_to is {width}; pass max_length={width} to cut it"
             )
-        ids = np.full((len(encodings), width), self.tokenizer.pad_id, np.int32)
+        ids = np.zeros((len(encodings), width), np.int32)  # masked: any token that has a row will do
         types = np.zeros_like(ids)
         for row, encoding in enumerate(encodings):
             ids[row, : length[row]] = encoding.ids
@@ -229,6 +224,7 @@ def load_encoder(
     pooling = pooling or _pooling(opened.path) or ("cls" if config.head else "mean")
     _checks.one_of("pooling", pooling, POOLINGS)
     tokenizer = Tokenizer.from_folder(opened.path)
+    tokenizer.check_fits(config.vocab_size, opened.path)
     table, ignore = _table(config, opened)
     params = parameters.assemble(abstract(config), table, opened, dtype, place, ignore)
     return TextEncoder(source.name, config, params, tokenizer, pooling, remat)
@@ -236,20 +232,17 @@ def load_encoder(
 
 def read_config(opened: checkpoint.Checkpoint) -> EncoderConfig:
     """The EncoderConfig of an opened checkpoint; errors name the file."""
-    try:
-        return encoder_config.from_config(opened.config)
-    except ValueError as error:
-        raise ValueError(f"{opened.path}: {error}") from None
+    return checkpoint.read_config(opened, encoder_config.from_config)
 
 
 def abstract(config: EncoderConfig) -> Any:
     """Shapes of the parameters, without their values: a nested dict of ShapeDtypeStruct."""
-    return _split(config)[1]
+    return parameters.structure(Model, config)[1]
 
 
 def module(config: EncoderConfig, params: Any) -> Model:
     """The Flax module with these parameters; cheap, for use inside jit."""
-    return nnx.merge(_split(config)[0], params)
+    return nnx.merge(parameters.structure(Model, config)[0], params)
 
 
 def pool(hidden: Float[Array, "T D"], length: Any, how: str) -> Float[Array, " D"]:
@@ -263,13 +256,6 @@ def pool(hidden: Float[Array, "T D"], length: Any, how: str) -> Float[Array, " D
         return jnp.max(jnp.where(real, hidden, -jnp.inf), axis=0)
     total = jnp.sum(jnp.where(real, hidden, 0).astype(jnp.float32), axis=0)
     return (total / jnp.maximum(length, 1)).astype(hidden.dtype)
-
-
-@functools.lru_cache(maxsize=32)
-def _split(config: EncoderConfig) -> tuple[Any, Any]:
-    built = nnx.eval_shape(lambda: Model(config, nnx.Rngs(0)))
-    graph, params = nnx.split(built, nnx.Param)
-    return graph, nnx.to_pure_dict(params)
 
 
 @jax.jit
@@ -297,7 +283,7 @@ def _pooling(folder: Path) -> str | None:
     """The pooling that sentence-transformers wrote beside the weights; None where it wrote none."""
     modules, described = folder / "modules.json", folder / "1_Pooling" / "config.json"
     if modules.exists():
-        kinds = [module["type"].rpartition(".")[2] for module in _json(modules)]
+        kinds = [module["type"].rpartition(".")[2] for module in read_json(modules, list)]
         unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
         if unknown:
             raise ValueError(
@@ -305,7 +291,7 @@ def _pooling(folder: Path) -> str | None:
             )
     if not described.exists():
         return None
-    config = _json(described)
+    config = read_json(described)
     prefix = "pooling_mode_"
     on = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value is True]
     names = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
@@ -316,13 +302,6 @@ def _pooling(folder: Path) -> str | None:
             f"{', '.join(POOLINGS)} (pass pooling= to choose)"
         )
     return found
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def _pairs(texts: Sequence[Any]) -> list[tuple[str, str | None]]:

@@ -3,23 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from isouq.text.decoder_config import architecture
+from isouq.text._numbers import number, whole
+from isouq.text.architectures import ENCODERS, architecture
 
-ARCHITECTURES = {
-    "BertModel": "bert",
-    "BertForMaskedLM": "bert",
-    "BertForPreTraining": "bert",
-    "BertForSequenceClassification": "bert",
-    "DistilBertModel": "distilbert",
-    "DistilBertForMaskedLM": "distilbert",
-    "DistilBertForSequenceClassification": "distilbert",
-    "RobertaModel": "roberta",
-    "RobertaForMaskedLM": "roberta",
-    "RobertaForSequenceClassification": "roberta",
-    "XLMRobertaModel": "roberta",
-    "XLMRobertaForMaskedLM": "roberta",
-    "XLMRobertaForSequenceClassification": "roberta",
-}
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -70,14 +56,19 @@ class EncoderConfig:
 
 def from_config(config: dict[str, Any]) -> EncoderConfig:
     """The EncoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
-    family = architecture(config, ARCHITECTURES)
+    name, family = architecture(config, ENCODERS)
     _refuse(config)
     try:
-        found = _read(family, config)
+        found = _read(family, name.endswith("ForSequenceClassification"), config)
     except KeyError as error:
         raise ValueError(f"config lacks {error}; expected the config.json of a {family} model") from None
     if found.hidden_size % found.num_heads:
         raise ValueError(f"hidden size {found.hidden_size} does not divide into {found.num_heads} heads")
+    if found.context_length < 1:
+        raise ValueError(
+            f"max_position_embeddings is {found.num_positions}; expected more than the {found.position_offset} rows "
+            "up to the padding token's id"
+        )
     return found
 
 
@@ -91,36 +82,34 @@ def _refuse(config: dict[str, Any]) -> None:
             raise ValueError(f"{switch} is set; expected an encoder, in which every token sees every other")
 
 
-def _read(family: str, config: dict[str, Any]) -> EncoderConfig:
+def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfig:
     distil = family == "distilbert"
     key = {field: names[distil] for field, names in KEYS.items()}
     activation = config.get(key["activation"], "gelu")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{key['activation']} is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
-    pad = config.get("pad_token_id")
-    labels = _labels(config)
-    classifies = any(name.endswith("ForSequenceClassification") for name in config["architectures"])
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"{key['activation']} is {activation!r:.60}; expected one of {', '.join(ACTIVATIONS)}")
+    labels = _labels(config) if classifies else ()
     return EncoderConfig(
         family=family,
-        vocab_size=int(config["vocab_size"]),
-        hidden_size=int(config[key["hidden_size"]]),
-        intermediate_size=int(config[key["intermediate_size"]]),
-        num_layers=int(config[key["num_layers"]]),
-        num_heads=int(config[key["num_heads"]]),
-        num_positions=int(config["max_position_embeddings"]),
-        position_offset=1 + (1 if pad is None else int(pad)) if family == "roberta" else 0,
-        type_vocab_size=0 if distil else int(config.get("type_vocab_size", 2)),
+        vocab_size=whole(config, "vocab_size"),
+        hidden_size=whole(config, key["hidden_size"]),
+        intermediate_size=whole(config, key["intermediate_size"]),
+        num_layers=whole(config, key["num_layers"]),
+        num_heads=whole(config, key["num_heads"]),
+        num_positions=whole(config, "max_position_embeddings"),
+        position_offset=1 + whole(config, "pad_token_id", 1, least=0) if family == "roberta" else 0,
+        type_vocab_size=0 if distil else whole(config, "type_vocab_size", 2, least=0),
         activation=ACTIVATIONS[activation],
-        norm_eps=1e-12 if distil else float(config.get("layer_norm_eps", 1e-12)),
+        norm_eps=1e-12 if distil else number(config, "layer_norm_eps", 1e-12),
         head=("relu" if distil else "tanh") if classifies else "",
-        num_classes=len(labels) if classifies else 0,
-        labels=labels if classifies else (),
+        num_classes=len(labels),
+        labels=labels,
     )
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     """Names of the classes in order; Hugging Face's own where none are given, two classes by default."""
-    named = config.get("id2label") or {}
-    if named:
-        return tuple(str(named[key]) for key in sorted(named, key=int))
-    return tuple(f"LABEL_{i}" for i in range(int(config.get("num_labels") or 2)))
+    named = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(whole(config, "num_labels", 2))}
+    if not isinstance(named, dict) or not all(str(key).isdecimal() for key in named):
+        raise ValueError(f"id2label is {named!r:.60}; expected a dictionary from the numbers of classes to their names")
+    return tuple(str(named[key]) for key in sorted(named, key=int))

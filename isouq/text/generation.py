@@ -53,7 +53,8 @@ def generate(
         model: from `load`.
         prompts: texts, or lists of `{"role": ..., "content": ...}` for the model's chat template.
         max_new_tokens: at most so many; fewer where the context ends.
-        temperature: 0 takes the likeliest token (the lowest id among equals); above 0 samples from p^(1/temperature).
+        temperature: 0 (or less than float32 holds) takes the likeliest token, the lowest id among equals; above 0
+            samples from p^(1/temperature).
         top_p: sample among the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv
             1904.09751).
         key: of `jax.random`; needed for sampling. Row i draws from fold_in(key, i): several samples of one prompt are
@@ -84,7 +85,7 @@ def generate(
         indices = order[start : start + size]
         padded = (indices + indices[-1:] * size)[:size]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(padded))
-        batch = _generate(model, [rows[i] for i in padded], keys, max_new_tokens, (temperature, top_p), stop)
+        batch = generate_rows(model, [rows[i] for i in padded], keys, max_new_tokens, (temperature, top_p), stop)
         answers |= dict(zip(indices, batch, strict=False))
         if on_batch:
             on_batch(len(answers))
@@ -96,8 +97,8 @@ def _check(prompts: Any, max_new_tokens: Any, temperature: float, top_p: float, 
         raise ValueError("prompts is a single text or empty; expected a list with at least one prompt")
     _checks.positive_int("max_new_tokens", max_new_tokens)
     _checks.positive_int("batch_size", size)
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}; expected 0 (greedy) or a finite number above 0")
+    if not isinstance(temperature, (int, float)) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature!r}; expected 0 (greedy) or a finite number above 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a number above 0 and up to 1")
     if temperature > 0 and key is None:
@@ -114,7 +115,7 @@ class _State(NamedTuple):
     logits: Float[Array, "B V"]
 
 
-def _generate(
+def generate_rows(
     model: LanguageModel,
     rows: Sequence[list[int]],
     keys: Array,
@@ -122,11 +123,12 @@ def _generate(
     sampling: tuple[float, float],
     stop: Sequence[str],
 ) -> list[Answer]:
+    """An answer to each row of token ids, all in one batch. keys: one a row. sampling: (temperature, top_p)."""
     lengths = np.array([len(row) for row in rows], np.int32)
     context = model.config.context_length
     places = min(round_up(int(lengths.max()) + max_new_tokens + CHUNK, 4, 16), context + CHUNK)
     room = np.minimum(max_new_tokens, context - lengths)
-    greedy = sampling[0] == 0
+    greedy = bool(sampling[0] < np.finfo(np.float32).tiny)  # float32 would make it 0, and divide by it
     state = _read(model, rows, places)
     grown, log_p = [list(row) for row in rows], [np.zeros(0) for _ in rows]
     answers: list[Answer | None] = [None] * len(rows)
@@ -146,7 +148,7 @@ def _generate(
     return [answer for answer in answers if answer is not None]
 
 
-def _read(model: LanguageModel, rows: Sequence[list[int]], places: int) -> "_State":
+def _read(model: LanguageModel, rows: Sequence[list[int]], places: int) -> _State:
     """The state after these tokens, with a cache of so many places."""
     lengths = np.array([len(row) for row in rows], np.int32)
     ids = np.zeros((len(rows), min(round_up(int(lengths.max()), 4, 16), model.config.context_length)), np.int32)

@@ -47,7 +47,7 @@ class LanguageModel:
     tokenizer: Tokenizer
 
     @property
-    def predict(self) -> "NextToken":
+    def predict(self) -> NextToken:
         """`predict(params, ids [T]) -> logits [V]` of the token after the last one."""
         return NextToken(self.config)
 
@@ -79,28 +79,18 @@ def load(
 
     Memory: the parameters plus their largest stacked leaf. Nothing is unpickled and no code of the repository is run.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is {jnp.dtype(dtype)}; expected a floating one: float32 or bfloat16")
     source = sources.resolve(name, revision=revision)
     opened = checkpoint.open_checkpoint(source.path)
     config = read_config(opened)
     tokenizer = _tokenizer(opened)
-    last = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
-    if last >= config.vocab_size:
-        raise ValueError(
-            f"{opened.path}: the tokenizer has a token of id {last} and the model {config.vocab_size} rows of "
-            "vectors; take the tokenizer and the weights of one model"
-        )
+    tokenizer.check_fits(config.vocab_size, opened.path)
     params = parameters.assemble(abstract(config), decoder.table(config), opened, dtype, place, IGNORED)
     return LanguageModel(source.name, config, params, tokenizer)
 
 
 def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
     """The DecoderConfig of an opened checkpoint; errors name the file."""
-    try:
-        return decoder_config.from_config(opened.config)
-    except ValueError as error:
-        raise ValueError(f"{opened.path}: {error}") from None
+    return checkpoint.read_config(opened, decoder_config.from_config)
 
 
 def _tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:
@@ -110,19 +100,12 @@ def _tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:
 
 def abstract(config: DecoderConfig, dtype: Any = jnp.float32) -> Any:
     """Shapes and dtypes of the parameters, without their values: a nested dict of ShapeDtypeStruct."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), _split(config)[1])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), parameters.structure(Decoder, config)[1])
 
 
 def module(config: DecoderConfig, params: Any) -> Decoder:
     """The Flax module with these parameters; cheap, for use inside jit."""
-    return nnx.merge(_split(config)[0], params)
-
-
-@functools.lru_cache(maxsize=32)
-def _split(config: DecoderConfig) -> tuple[Any, Any]:
-    built = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
-    graph, params = nnx.split(built, nnx.Param)
-    return graph, nnx.to_pure_dict(params)
+    return nnx.merge(parameters.structure(Decoder, config)[0], params)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -5,12 +5,14 @@ checkpoint. Layers are stacked on a leading axis, because one `lax.scan` runs th
 tensor from a memory-mapped file, so that the peak is the parameters plus one stacked leaf.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from isouq.text.checkpoint import Checkpoint
 
@@ -38,18 +40,21 @@ def assemble(
     abstract: Any,
     table: Table,
     checkpoint: Checkpoint,
-    dtype: Any = jnp.float32,
-    place: Place | None = None,
-    ignore: tuple[str, ...] = (),
+    dtype: Any,
+    place: Place | None,
+    ignore: tuple[str, ...],
 ) -> Any:
     """The parameters `abstract` describes (a nested dict of ShapeDtypeStruct), read from the checkpoint.
 
     dtype: of every parameter. place: a sharding for all, or a function of (path, shape) that gives one for each;
-    by default the first device. ignore: endings of tensor names that a checkpoint may hold without need.
+    None for the first device. ignore: endings of tensor names that a checkpoint may hold without need.
 
-    Raises ValueError, before anything is read, where tensors are missing, have another shape or are left over (a
-    model with a part that is not built here would give other numbers), and where a tensor holds NaN or infinity.
+    Raises ValueError, before anything is read, where dtype is no floating one and where tensors are missing, have
+    another shape or are left over (a model with a part that is not built here would give other numbers); then where
+    a tensor holds NaN or infinity.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {jnp.dtype(dtype)}; expected a floating one: float32 or bfloat16")
     paths = dict(flatten(abstract))
     _check(paths, table, checkpoint, ignore)
     leaves = {}
@@ -58,6 +63,13 @@ def assemble(
         target = place(path, leaf.shape) if callable(place) else place
         leaves[path] = jax.device_put(array, target)
     return unflatten(leaves)
+
+
+@functools.lru_cache(maxsize=64)
+def structure(build: Callable[[Any, nnx.Rngs], nnx.Module], config: Any) -> tuple[Any, Any]:
+    """(graph, shapes) of the module `build(config, rngs)`: shapes is a nested dict of ShapeDtypeStruct."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))), nnx.Param)
+    return graph, nnx.to_pure_dict(params)
 
 
 def flatten(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -35,6 +35,7 @@ from isouq.text.prompts import Row, encode_pair
 from isouq.text.selection import Selection
 
 REDUCTIONS = ("mean", "answer", "first")
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def score(
     pairs: Sequence[Any],
     reduction: str = "mean",
     parameters: str | None = None,
-    batch_size: int = 8,
+    batch_size: int = 4,
     remat: bool = True,
     on_batch: Callable[[int], None] | None = None,
 ) -> Scores:
@@ -115,7 +116,8 @@ def score(
         reduction: "mean", "answer" or "first": which probability of an answer is meant (see the module).
         parameters: a regular expression of parameter names (`parameter_names`), to take the norm of the gradient with
             respect to these alone: an approximation by leaving out. None: all parameters.
-        batch_size: answers at a time; bounds memory, changes no number beyond rounding.
+        batch_size: answers at a time; bounds memory, changes no number beyond rounding. On two CPU cores 4 are as
+            fast an answer as 8 (`benchmarks/results/text.md`); a GPU wants more.
         remat: keep one layer's activations at a time and compute the others again; slower by about a
             fourth and much smaller. Changes no number beyond rounding.
         on_batch: called with the number of pairs scored so far.
@@ -134,7 +136,8 @@ def score(
 
     Source: arXiv 2603.29466 for the two uncertainties; the reductions are ours.
     """
-    if not len(pairs):
+    pairs = list(pairs)
+    if not pairs:
         raise ValueError("pairs is empty; expected at least one (prompt, answer)")
     rows = []
     for i, pair in enumerate(pairs):
@@ -165,7 +168,7 @@ def score_rows(
     rows: Sequence[Row],
     reduction: str = "mean",
     parameters: str | None = None,
-    batch_size: int = 8,
+    batch_size: int = 4,
     remat: bool = True,
 ) -> Iterator[tuple[list[int], Scores]]:
     """Batch by batch, as each is done: the indices of its rows and their scores. Rows are `encode_pair`'s."""
@@ -177,8 +180,13 @@ def score_rows(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         filled = [rows[i] for i in (indices + indices[-1:] * batch_size)[:batch_size]]
-        token_log_p, sq_norm = _score(model.config, chosen, reduction, remat, model.params, *_pad(filled))
-        yield indices, _reduced(reduction, [rows[i] for i in indices], np.asarray(token_log_p), np.asarray(sq_norm))
+        found = _score(model.config, chosen, reduction, remat, model.params, *_pad(filled))
+        yield indices, _reduced(reduction, [rows[i] for i in indices], *map(np.asarray, found))
+
+
+def lower(config: DecoderConfig, params: Any, rows: Sequence[Row], reduction: str, remat: bool) -> jax.stages.Lowered:
+    """The program that scores these rows as one batch, by all parameters. params: shapes alone will do."""
+    return _score.lower(config, selection.select(config, None), reduction, remat, params, *_pad(rows))
 
 
 def round_up(length: int, per_octave: int, least: int) -> int:
@@ -215,20 +223,25 @@ def _score(
     length: Int[Array, " B"],
     at: Int[Array, "B A"],
     targets: Int[Array, "B A"],
-) -> tuple[Float[Array, "B A"], Float[Array, " B"]]:
-    """(log p of every answer token, 0 beyond the answer; ‖∇ log p‖² of their sum or of the first) a row.
+) -> tuple[Float[Array, "B A"], Float[Array, " B"], Float[Array, " B"]]:
+    """(log p of every answer token, 0 beyond the answer; ‖∇ log p‖² of their sum or of the first, over scale²; scale).
 
     at: the position whose logits predict each target, −1 beyond the answer.
     """
 
-    def one(selected: Any, frozen: Any, ids: Array, length: Array, at: Array, targets: Array) -> tuple[Array, Array]:
-        def log_p(selected: Any) -> tuple[Array, Array]:
+    def one(
+        selected: Any, frozen: Any, ids: Array, length: Array, at: Array, targets: Array
+    ) -> tuple[Array, Array, Array]:
+        def log_p(selected: Any) -> tuple[Array, tuple[Array, Array]]:
             logits = selection.logits(selected, frozen, config, chosen, ids, length, jnp.maximum(at, 0), remat)
             each = jnp.where(at >= 0, _log_probability(logits, targets), 0.0)
-            return each[0] if reduction == "first" else jnp.sum(each), each
+            differentiated = each[:1] if reduction == "first" else each
+            # ∇ log p_t shrinks as 1 − p_t: divided by the largest of these, its square does not leave float32.
+            scale = jax.lax.stop_gradient(jnp.maximum(jnp.max(-jnp.expm1(differentiated)), TINY))
+            return jnp.sum(differentiated) / scale, (each, scale)
 
-        (_, each), sq_norm = value_and_grad_sq_norm(log_p, has_aux=True)(selected)
-        return each, sq_norm
+        (_, (each, scale)), sq_norm = value_and_grad_sq_norm(log_p, has_aux=True)(selected)
+        return each, sq_norm, scale
 
     parts = selection.split(params, config, chosen)
     return jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0))(*parts, ids, length, at, targets)
@@ -266,11 +279,13 @@ def _is_target(logits: Array, targets: Array) -> Array:
     return jnp.arange(logits.shape[-1])[None] == targets[:, None]
 
 
-def _reduced(reduction: str, rows: Sequence[Row], token_log_p: np.ndarray, sq_norm: np.ndarray) -> Scores:
+def _reduced(
+    reduction: str, rows: Sequence[Row], token_log_p: np.ndarray, sq_norm: np.ndarray, scale: np.ndarray
+) -> Scores:
     counts = np.array([len(row.ids) - row.first for row in rows])
     each = tuple(log_p[:count].astype(np.float64) for log_p, count in zip(token_log_p, counts, strict=False))
     with np.errstate(divide="ignore"):
-        log_grad = np.log(sq_norm[: len(rows)].astype(np.float64))
+        log_grad = (np.log(sq_norm.astype(np.float64)) + 2 * np.log(scale.astype(np.float64)))[: len(rows)]
     if reduction == "first":
         return Scores(reduction, np.array([log_p[0] for log_p in each]), log_grad, counts, each)
     whole = Scores("answer", np.array([log_p.sum() for log_p in each]), log_grad, counts, each)

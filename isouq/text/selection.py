@@ -50,6 +50,8 @@ def select(config: DecoderConfig, pattern: str | None) -> Selection:
     if pattern is None:
         whole = frozenset(outer) - ({HEAD} if config.tied else set())
         return Selection(whole, (Run(0, config.num_layers, frozenset(inner)),))
+    if not isinstance(pattern, str):
+        raise ValueError(f"parameters is {pattern!r:.60}; expected a regular expression of parameter names")
     try:
         chosen = {name for name in parameter_names(config) if re.match(pattern, name)}
     except re.error as error:

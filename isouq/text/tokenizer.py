@@ -85,20 +85,18 @@ class Tokenizer:
         """How many tokens there are, added ones included; a model may have more rows than that."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether `chat` works."""
-        return self.chat_template is not None
-
-    @property
-    def unk_id(self) -> int | None:
-        """The id of the unknown token, or None: a byte-level vocabulary needs none."""
-        token = self.special_tokens.get("unk_token")
-        return None if token is None else self.token_id(token)
-
     def __repr__(self) -> str:
         kind = type(self.backend.model).__name__
         return f"Tokenizer({kind}, vocab_size={self.vocab_size}, eos_ids={self.eos_ids})"
+
+    def check_fits(self, rows: int, path: Path) -> None:
+        """Raises a ValueError where a token has no row in a model's table of `rows` vectors, read from `path`."""
+        last = max(self.backend.get_vocab(with_added_tokens=True).values(), default=0)
+        if last >= rows:
+            raise ValueError(
+                f"{path}: the tokenizer has a token of id {last} and the model {rows} rows of vectors; "
+                "take the tokenizer and the weights of one model"
+            )
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary writes it (`"<|im_end|>"`, `"##ing"`), or None."""

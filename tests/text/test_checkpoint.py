@@ -6,19 +6,11 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from damage import one_line, opens_or_says_why
 from safetensors.numpy import save_file
 
 from isouq.text import _extras
 from isouq.text.checkpoint import open_checkpoint
-
-
-def one_line(error):
-    message = str(error.value)
-    assert "\n" not in message
-    assert 20 < len(message) < 600
-    return message
 
 
 def weights(rng):
@@ -170,28 +162,6 @@ def test_what_is_no_checkpoint(tmp_path):
 def test_a_missing_extra_is_one_line():
     with pytest.raises(ImportError, match=r"isouq\.text needs nothing_here; pip install 'isouq\[text\]'"):
         _extras.require("nothing_here.inside")
-
-
-def opens_or_says_why(file, target, raw, head):
-    """Flips one byte of the first `head`, or cuts the file there: a ValueError of one line, or it still reads."""
-
-    @settings(max_examples=30, deadline=None)
-    @given(at=st.integers(0, head - 1), mask=st.integers(1, 255), cut=st.booleans())
-    def check(at, mask, cut):
-        file.unlink(missing_ok=True)  # a new file, since the old one may still be mapped
-        file.write_bytes(raw[:at] if cut else raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :])
-        said = ""
-        try:
-            checkpoint = open_checkpoint(target)
-            checkpoint.tokenizer_parts()
-            for name, shape in checkpoint.shapes.items():
-                assert checkpoint.read(name).shape == shape
-        except ValueError as error:
-            said = str(error)
-        assert "\n" not in said
-        assert said or not cut
-
-    check()
 
 
 def test_any_damage_of_the_header_is_a_value_error_or_harmless(single):

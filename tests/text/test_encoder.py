@@ -12,6 +12,7 @@ import optax
 import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
+from twins_text import copy, rewrite
 
 import isouq
 from isouq.text import encoder as encoder_module
@@ -401,12 +402,6 @@ def test_old_names_and_left_over_tensors(classifier, tmp_path, ending):
         np.testing.assert_array_equal(one, other)
 
 
-def copy(folder, target):
-    for path in folder.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
-
-
 # What users may get wrong
 
 
@@ -454,9 +449,12 @@ def test_an_encoder_without_a_head_says_so(classifier, tmp_path):
         encoder.with_head(0, jax.random.key(0))
 
 
-def rewrite(folder, **changes):
-    config = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+def add_a_token(folder):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["beyond"] = max(vocabulary.values()) + 100
+    path.write_text(json.dumps(tokenizer))
 
 
 def drop(folder, *beginnings):
@@ -469,11 +467,25 @@ def drop(folder, *beginnings):
     [
         (partial(rewrite, architectures=["GPT2Model"]), "architecture 'GPT2Model' is not one of BertModel, "),
         (
+            partial(rewrite, architectures=["LlamaForCausalLM"]),
+            r"ForSequenceClassification; load it with isouq.text.load$",
+        ),
+        (partial(rewrite, hidden_size="32"), "hidden_size is '32'; expected a whole number of at least 1"),
+        (partial(rewrite, num_hidden_layers=[3]), r"num_hidden_layers is \[3\]; expected a whole number"),
+        (partial(rewrite, layer_norm_eps="small"), "layer_norm_eps is 'small'; expected a finite number above 0"),
+        (partial(rewrite, hidden_act=["gelu"]), "hidden_act is .'gelu'.; expected one of gelu, "),
+        (partial(rewrite, id2label=["a", "b"]), "id2label is .*; expected a dictionary from the numbers of classes"),
+        (
+            partial(rewrite, architectures=["RobertaModel"], pad_token_id=39),
+            "max_position_embeddings is 40; expected more than the 40 rows",
+        ),
+        (
             partial(rewrite, architectures=["NewModel"], auto_map={"AutoModel": "x.NewModel"}),
             "wants to run code of its",
         ),
         (partial(rewrite, hidden_size=None), "config lacks 'hidden_size'; expected the config.json of a bert model"),
         (partial(rewrite, hidden_act="mish"), "hidden_act is 'mish'; expected one of gelu, "),
+        (add_a_token, "the tokenizer has a token of id [0-9]+ and the model [0-9]+ rows of vectors"),
         (partial(rewrite, num_attention_heads=5), "hidden size 32 does not divide into 5 heads"),
         (partial(rewrite, position_embedding_type="relative_key"), "is 'relative_key'; expected 'absolute'"),
         (partial(rewrite, is_decoder=True), "is_decoder is set; expected an encoder"),

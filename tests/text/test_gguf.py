@@ -5,19 +5,11 @@ import struct
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from damage import one_line, opens_or_says_why
 
 from isouq.text.checkpoint import open_checkpoint
 
 HIDDEN, HEADS, KV, INNER, VOCAB = 32, 4, 2, 64, 48
-
-
-def one_line(error):
-    message = str(error.value)
-    assert "\n" not in message
-    assert 20 < len(message) < 600
-    return message
 
 
 def permute(value, heads):
@@ -286,28 +278,6 @@ def test_a_damaged_gguf_file(llama, tmp_path, spoil, said):
 def long_array(raw, key):
     at = raw.index(key) + len(key) + 8
     return raw[:at] + struct.pack("<Q", 1 << 59) + raw[at + 8 :]
-
-
-def opens_or_says_why(file, target, raw, head):
-    """Flips one byte of the first `head`, or cuts the file there: a ValueError of one line, or it still reads."""
-
-    @settings(max_examples=30, deadline=None)
-    @given(at=st.integers(0, head - 1), mask=st.integers(1, 255), cut=st.booleans())
-    def check(at, mask, cut):
-        file.unlink(missing_ok=True)  # a new file, since the old one may still be mapped
-        file.write_bytes(raw[:at] if cut else raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :])
-        said = ""
-        try:
-            checkpoint = open_checkpoint(target)
-            checkpoint.tokenizer_parts()
-            for name, shape in checkpoint.shapes.items():
-                assert checkpoint.read(name).shape == shape
-        except ValueError as error:
-            said = str(error)
-        assert "\n" not in said
-        assert said or not cut
-
-    check()
 
 
 def test_any_damage_of_the_header_is_a_value_error_or_harmless(llama, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import one_line
 from huggingface_hub import constants
 from safetensors.numpy import save
 
@@ -24,13 +25,6 @@ from isouq.text.sources import resolve
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = save({"a.weight": np.ones((2, 3), np.float32)})
 MODEL = {"config.json": b"{}", "model.safetensors": WEIGHTS, "1_Pooling/config.json": b"{}"}
-
-
-def one_line(error):
-    message = str(error.value)
-    assert "\n" not in message
-    assert 20 < len(message) < 700
-    return message
 
 
 @pytest.fixture(autouse=True)

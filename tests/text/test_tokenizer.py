@@ -195,13 +195,13 @@ def test_the_ids_of_a_folder(backends, tmp_path):
     backend.no_padding()
     (path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|endoftext|>"}}')
     ours = Tokenizer.from_folder(path)
-    assert (ours.eos_ids, ours.bos_id, ours.pad_id, ours.unk_id) == ((0, 2, 7), 3, 0, None)
+    assert (ours.eos_ids, ours.bos_id, ours.pad_id) == ((0, 2, 7), 3, 0)
     assert ours.encode("") == []
     assert ours.vocab_size == backend.get_vocab_size()
     assert ours.token_id("<|im_end|>") == 2
     assert ours.token_id("no such token") is None
     assert "BPE" in repr(ours)
-    assert not ours.has_chat_template
+    assert ours.chat_template is None
     (path / "generation_config.json").unlink()
     (path / "config.json").write_text('{"eos_token_id": 1, "pad_token_id": 4}')
     ours = Tokenizer.from_folder(path)
@@ -217,7 +217,7 @@ def test_gguf_equals_the_tokenizer_it_came_from(pre, backends):
         assert ours.encode(text) == ids, text
         assert ours.decode(ids, False) == backend.decode(ids, skip_special_tokens=False), text
         assert "".join(ours.pieces(ids)) == ours.decode(ids, False), text
-    assert (ours.bos_id, ours.eos_ids, ours.pad_id, ours.has_chat_template) == (1, (2, 0), 2, True)
+    assert (ours.bos_id, ours.eos_ids, ours.pad_id, ours.chat_template) == (1, (2, 0), 2, CHATML)
     told = Tokenizer.from_gguf(
         gguf(backend, pre) | {"tokenizer.ggml.add_bos_token": pre != "llama-bpe", "tokenizer.ggml.add_eos_token": True}
     )
@@ -267,7 +267,7 @@ def test_gguf_sentencepiece_equals_the_slow_rule(backends):
             assert ids == greedy(text, metadata), text
             assert ours.decode(ids) == text
             assert "".join(ours.pieces(ids)) == ("<s> " + text if text else "<s>")
-    assert (ours.bos_id, ours.eos_ids, ours.unk_id) == (1, (2,), 0)
+    assert (ours.bos_id, ours.eos_ids) == (1, (2,))
     bare = Tokenizer.from_gguf(metadata | {"tokenizer.ggml.add_space_prefix": False})
     assert bare.decode(bare.encode(" x")) == " x"
     assert len(bare.encode("a")) == 2

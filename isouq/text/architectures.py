@@ -1,0 +1,47 @@
+"""The architectures that are built here, by the names that a config.json gives them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+DECODERS = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Olmo2ForCausalLM": "olmo2",
+    "Phi3ForCausalLM": "phi3",
+}
+ENCODERS = {
+    "BertModel": "bert",
+    "BertForMaskedLM": "bert",
+    "BertForPreTraining": "bert",
+    "BertForSequenceClassification": "bert",
+    "DistilBertModel": "distilbert",
+    "DistilBertForMaskedLM": "distilbert",
+    "DistilBertForSequenceClassification": "distilbert",
+    "RobertaModel": "roberta",
+    "RobertaForMaskedLM": "roberta",
+    "RobertaForSequenceClassification": "roberta",
+    "XLMRobertaModel": "roberta",
+    "XLMRobertaForMaskedLM": "roberta",
+    "XLMRobertaForSequenceClassification": "roberta",
+}
+
+
+def architecture(config: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, str]:
+    """(name, family) of the first of a config.json's `architectures` that is known.
+
+    Raises ValueError for one that is not built here, for an encoder among DECODERS and the reverse, and where the
+    repository brings code of its own for it.
+    """
+    names = config.get("architectures")
+    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    for name in names:
+        if name in known:
+            return name, known[name]
+    given = names[0] if names else config.get("model_type")
+    if "auto_map" in config:
+        raise ValueError(f"architecture {given!r} wants to run code of its own (auto_map), which isouq never does")
+    load = "isouq.text.load" if DECODERS.keys() & names else "isouq.text.load_encoder"
+    hint = f"; load it with {load}" if (DECODERS | ENCODERS).keys() & names else ""
+    raise ValueError(f"architecture {given!r:.60} is not one of {', '.join(known)}{hint}")
