@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import cases
 from benchmarks.settings import apply
@@ -22,16 +23,19 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="seconds per contestant for its rounds (default 60, smoke 2)")
     parser.add_argument("--only", default="", metavar="TEXT", help="isouq and the contestants whose name contains TEXT")
     parser.add_argument("--no-memory", action="store_true", help="time only, no process per contestant")
-    parser.add_argument("--lengths", type=_integers, default=(), help="lm: such as 40,128,512")
-    parser.add_argument("--batches", type=_integers, default=(), help="lm: one per length, such as 8,4,2")
+    parser.add_argument("--lengths", type=_integers, default=(), help="lm, text: such as 40,128,512")
+    parser.add_argument(
+        "--batches", type=_integers, default=(), help="lm: one per length, such as 8,4,2; text: each at every length"
+    )
     parser.add_argument(
         "--tied", choices=["on", "off", "both"], default="both", help="lm: both: untied at first length"
     )
+    parser.add_argument("--questions", type=Path, help='text: a file with {"question": ...} on every line')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the named benchmarks, writing each as soon as it is done."""
+    """Run the named benchmarks, writing what there is after every case."""
     options = arguments(argv)
     apply()
     from benchmarks import provenance, report, runner, timing
@@ -46,14 +50,33 @@ def main(argv: Sequence[str]) -> None:
     print(provenance.in_words(record), flush=True)
     progress = runner.Progress(todo, how)
     for name in names:
-        rows = [row for n, case in todo if n == name for row in runner.run_case(name, case, how, progress)]
-        report.write(name, rows, record, folder)
+        rows: list[runner.Row] = []
+        mine = [case for n, case in todo if n == name]
+        for case in mine:
+            rows += runner.run_case(name, case, how, progress)
+            report.write(name, rows, record, folder)
+        if name == "text":
+            found, section = _agreement(mine[0], options)
+            report.write(name, rows, record | {"bfloat16 against float32": found}, folder, section)
         print((folder / f"{name}.md").read_text(), flush=True)
+
+
+def _agreement(case: cases.Case, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from benchmarks import agreement
+
+    sizes: dict[str, Any] = {} if options.preset == "full" else {"answers": 12, "tokens": 6}
+    if options.questions is None:
+        found, source = agreement.measure(case, **sizes), "written for this"
+    else:
+        found, source = agreement.measure(case, agreement.read(options.questions), **sizes), options.questions.name
+    return found, agreement.in_words(found, source)
 
 
 def _cases(name: str, options: argparse.Namespace) -> list[cases.Case]:
     if name == "lm":
         return cases.lm_cases(options.preset, options.lengths, options.batches, options.tied)
+    if name == "text":
+        return cases.text_cases(options.preset, options.lengths, options.batches)
     makers = {
         "mlp": cases.mlp_cases,
         "cnn": cases.cnn_cases,

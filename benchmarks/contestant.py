@@ -1,5 +1,6 @@
 """What a contestant hands over, and how one is made from its name."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from benchmarks.cases import MATERIALISING, TORCH, Case
 
 NOT_INSTALLED = "not installed: pip install torch==2.13.0 first, then opacus, backpack-for-pytorch"
+NO_TRANSFORMERS = "not installed: pip install torch==2.13.0 transformers accelerate"
 SHARE_OF_MEMORY = 0.7
 
 
@@ -31,13 +33,19 @@ def prepare(name: str, case: Case) -> Prepared:
     """Import, build and compile one contestant; CannotRun says why not."""
     _fits(name, case)
     if name in TORCH:
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            raise CannotRun(NOT_INSTALLED) from None
+        text = case.kind == "text"
+        for package in ("torch", "transformers", "accelerate") if text else ("torch",):
+            try:
+                importlib.import_module(package)
+            except ImportError:
+                raise CannotRun(NO_TRANSFORMERS if text else NOT_INSTALLED) from None
         from benchmarks import torch_contestants
 
         return torch_contestants.prepare(name, case)
+    if case.kind == "text":
+        from benchmarks import text_contestants
+
+        return text_contestants.prepare(name, case)
     from benchmarks import jax_contestants
 
     return jax_contestants.prepare(name, case)

@@ -23,17 +23,17 @@ def prepare(name: str, case: Case) -> Prepared:
     if name == PROBES:
         return _probes(case, params, xs[0])
     if name == BACKWARDS:
-        return _compiled(_backward_per_position(case), params, xs[0])
+        return compiled(_backward_per_position(case), params, xs[0])
     if name == GRADS:
-        return _compiled(_grad_per_position(case), params, xs[0])
+        return compiled(_grad_per_position(case), params, xs[0])
     f = models.jax_function(case)
     if name == TRAINING:
-        return _compiled(jax.grad(_batch_sum(f)), params, xs, norms=False)
+        return compiled(jax.grad(_batch_sum(f)), params, xs, norms=False)
     if name == FLOOR:
         zeros = jnp.zeros((case.batch, *models.nudge_shape(case)))
         of_nudge = jax.grad(lambda nudge, params, xs: jnp.sum(jax.vmap(f, (None, 0, 0))(params, xs, nudge)))
-        return _compiled(of_nudge, zeros, params, xs, norms=False)
-    return _compiled(_norms(name, case, f), params, xs)
+        return compiled(of_nudge, zeros, params, xs, norms=False)
+    return compiled(_norms(name, case, f), params, xs)
 
 
 def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Array], Array]:
@@ -43,7 +43,7 @@ def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Arr
         return jax.vmap(single, (None, 0))
 
     def slow(params: Any, x: Array) -> Array:
-        return _squares(jax.grad(f)(params, x))
+        return squares(jax.grad(f)(params, x))
 
     if name == VMAP:
         return jax.vmap(slow, (None, 0))
@@ -57,7 +57,7 @@ def _probes(case: Case, params: Any, x: Array) -> Prepared:
     estimate = isouq.grad_sq_norm_probes(
         lambda params, x: models.token_log_probs(case, params, x), num_probes=case.probes, key=jax.random.key(case.seed)
     )
-    prepared = _compiled(lambda params, x: estimate(params, x).estimate, params, x)
+    prepared = compiled(lambda params, x: estimate(params, x).estimate, params, x)
     return replace(prepared, stochastic=True)
 
 
@@ -67,7 +67,7 @@ def _backward_per_position(case: Case) -> Callable[[Any, Array], Array]:
 
     def norms(params: Any, x: Array) -> Array:
         _, pull = jax.vjp(lambda params: models.token_log_probs(case, params, x), params)
-        return jax.lax.map(lambda seed: _squares(pull(seed)[0]), jnp.eye(positions, case.length))
+        return jax.lax.map(lambda seed: squares(pull(seed)[0]), jnp.eye(positions, case.length))
 
     return norms
 
@@ -77,13 +77,13 @@ def _grad_per_position(case: Case) -> Callable[[Any, Array], Array]:
 
     def norms(params: Any, x: Array) -> Array:
         of = jax.grad(lambda params, t: models.token_log_probs(case, params, x)[t])
-        return jax.lax.map(lambda t: _squares(of(params, t)), jnp.arange(case.positions or case.length))
+        return jax.lax.map(lambda t: squares(of(params, t)), jnp.arange(case.positions or case.length))
 
     return norms
 
 
-def _compiled(function: Callable[..., Any], *args: Any, norms: bool = True) -> Prepared:
-    """Ahead of time, so that compiling is timed alone and no call is needed to warm up."""
+def compiled(function: Callable[..., Any], *args: Any, norms: bool = True) -> Prepared:
+    """`function` ahead of time, so that compiling is timed alone and no call is needed to warm up."""
     start = time.perf_counter()
     program = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -113,5 +113,6 @@ def _batch_sum(f: Callable[..., Array]) -> Callable[[Any, Array], Array]:
     return lambda params, xs: jnp.sum(jax.vmap(f, (None, 0))(params, xs))
 
 
-def _squares(tree: Any) -> Array:
+def squares(tree: Any) -> Array:
+    """The sum of the squares of all entries."""
     return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.float32(0))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks import text_models
 from benchmarks.cases import Case
 
 CONVOLUTIONS = ((1, 16, 1), (16, 32, 2), (32, 64, 2))  # channels in, channels out, stride; 3 × 3, padding 1
@@ -65,11 +66,15 @@ def weights(case: Case) -> dict[str, Any]:
 
 def count(case: Case) -> int:
     """The number of parameters."""
+    if case.kind == "text":
+        return text_models.count(case)
     return sum(leaf.size for leaf in jax.tree.leaves(weights(case)))
 
 
 def inputs(case: Case) -> np.ndarray:
     """The batch: [B, features], [B, 28, 28, 1], token ids [B, T]; for a language model [B, T + 1]."""
+    if case.kind == "text":
+        return text_models.inputs(case)
     rng = np.random.default_rng(case.seed + 1)
     if case.kind == "mlp":
         return rng.standard_normal((case.batch, case.features), dtype=np.float32)

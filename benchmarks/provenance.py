@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("isouq", "jax", "jaxlib", "numpy", "torch", "opacus", "backpack-for-pytorch")
+PACKAGES = ("isouq", "jax", "jaxlib", "numpy", "torch", "transformers", "opacus", "backpack-for-pytorch")
 
 
 def provenance(arguments: Sequence[str]) -> dict[str, Any]:
-    """Of this process; `arguments` as on the command line, of which folders are left out."""
+    """Of this process; `arguments` as on the command line, of which no folder is kept."""
     import jax
 
     return {
@@ -65,11 +66,11 @@ def free_bytes() -> int | None:
 
 
 def _without_folder(arguments: Sequence[str]) -> list[str]:
-    """`--out DIR` says nothing about the run."""
+    """`--out DIR` says nothing about the run; of another file the name is kept."""
     kept, skip = [], False
     for argument in arguments:
         if not skip and not argument.startswith("--out"):
-            kept.append(argument)
+            kept.append(re.sub(r"[^=\s]*/", "", argument))
         skip = argument == "--out"
     return kept
 

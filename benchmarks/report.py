@@ -18,18 +18,20 @@ TITLES = {
     "lm": "A causal language model",
     "growth": "Growth with batch, width and length",
     "probes": "Every position of a sequence by forward-mode probes",
+    "text": "A pretrained language model",
 }
 READING = (
     "Time: median over interleaved rounds. Ratios: to isouq, the median over rounds of the paired ratio with its "
     "10–90 % range; above 1 means slower or more than isouq. Peak memory: of one call above the weights and inputs, "
     "in a fresh process. XLA temp: what the compiled program says it needs. "
-    "Error: largest relative error of a squared norm, in float32, against vmap of grad; where that does not fit, "
-    "against lax.map of grad, and for probes against the backward passes.\n"
+    "Error: largest relative error of a squared norm, in float32 if not said otherwise, against vmap of grad; where "
+    "that does not fit, against lax.map of grad, for probes against the backward passes, for text against torch's loop."
+    "\n"
 )
 
 
-def write(name: str, rows: Sequence[Row], record: dict[str, Any], folder: Path) -> None:
-    """NAME.csv, NAME.md, NAME.png and NAME.json (provenance)."""
+def write(name: str, rows: Sequence[Row], record: dict[str, Any], folder: Path, section: str = "") -> None:
+    """NAME.csv, NAME.md (with `section` after the tables), NAME.png and NAME.json (provenance)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -37,7 +39,7 @@ def write(name: str, rows: Sequence[Row], record: dict[str, Any], folder: Path) 
         writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     body = growth_tables(rows) if name == "growth" else case_tables(rows)
-    text = f"# {TITLES[name]}\n\n{provenance.in_words(record)}\n\n{READING}\n{body}\n![]({name}.png)\n"
+    text = f"# {TITLES[name]}\n\n{provenance.in_words(record)}\n\n{READING}\n{body}{section}\n![]({name}.png)\n"
     (folder / f"{name}.md").write_text(text)
     (plots.growth if name == "growth" else plots.bars)(rows, folder / f"{name}.png")
 

@@ -1,5 +1,6 @@
 """The contestants in torch. Only imported when torch is installed."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import torch_models
-from benchmarks.cases import BACKPACK, OPACUS, TORCH_FUNC, TORCH_LOOP, TORCH_TRAINING, Case
+from benchmarks.cases import BACKPACK, OPACUS, TORCH_FUNC, TORCH_LOOP, TORCH_LOOP_BF16, TORCH_TRAINING, Case
 from benchmarks.contestant import NOT_INSTALLED, CannotRun, Prepared
 from benchmarks.provenance import threads
 from benchmarks.torch_models import DEVICE
@@ -22,14 +23,15 @@ warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 def prepare(name: str, case: Case) -> Prepared:
     """Build the model with the case's weights, wrap it as the peer asks."""
-    make = {
+    make: dict[str, Callable[[Case, Tensor], Callable[[], Any]]] = {
         TORCH_FUNC: _vmap_of_grad,
         BACKPACK: _backpack,
         OPACUS: _opacus,
         TORCH_LOOP: _loop,
+        TORCH_LOOP_BF16: functools.partial(_loop, dtype=torch.bfloat16),
         TORCH_TRAINING: _training,
-    }[name]
-    run = make(case, torch_models.inputs(case))
+    }
+    run = make[name](case, torch_models.inputs(case))
     return Prepared(call=_synchronised(run), norms=None if name == TORCH_TRAINING else _numpy)
 
 
@@ -45,16 +47,16 @@ def _vmap_of_grad(case: Case, xs: Tensor) -> Callable[[], Tensor]:
     return lambda: sum(g.square().flatten(1).sum(1) for g in gradients(params, xs).values())
 
 
-def _loop(case: Case, xs: Tensor) -> Callable[[], Tensor]:
-    model = torch_models.model(case)
-    parameters = list(model.parameters())
+def _loop(case: Case, xs: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+    model = torch_models.model(case, dtype)
+    parameters: list[Any] = list(model.parameters())
 
     def run() -> Tensor:
-        norms = []
+        norms: list[Any] = []
         for i in range(len(xs)):
             model.zero_grad(set_to_none=True)
             model(xs[i : i + 1]).sum().backward()
-            norms.append(sum(p.grad.square().sum() for p in parameters))
+            norms.append(sum(p.grad.float().square().sum() for p in parameters))
         return torch.stack(norms)
 
     return run
@@ -80,7 +82,7 @@ def _backpack(case: Case, xs: Tensor) -> Callable[[], Tensor]:
         raise CannotRun(f"{NOT_INSTALLED} ({error})") from None
     model = torch_models.model(case)
     extend(model.logits)
-    parameters = list(model.parameters())
+    parameters: list[Any] = list(model.parameters())
 
     def run() -> Tensor:
         model.zero_grad(set_to_none=True)

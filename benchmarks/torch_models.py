@@ -16,8 +16,15 @@ from benchmarks.cases import Case
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def model(case: Case) -> "Classifier | LanguageModel":
-    """The module on the device, in training mode (no module of it behaves otherwise in evaluation)."""
+def model(case: Case, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The module on the device, in training mode (no module of it behaves otherwise in evaluation).
+
+    dtype: of a pretrained model's parameters.
+    """
+    if case.kind == "text":
+        from benchmarks import torch_text
+
+        return torch_text.Pretrained(case, dtype).to(DEVICE)
     params = models.weights(case)
     if case.kind == "lm":
         return LanguageModel(case, params).to(DEVICE)
@@ -143,7 +150,7 @@ def _norm(p: Any) -> nn.LayerNorm:
 
 
 def _embedding(table: np.ndarray) -> nn.Embedding:
-    return nn.Embedding(*table.shape, _weight=torch.from_numpy(table.copy()))
+    return nn.Embedding(table.shape[0], table.shape[1], _weight=torch.from_numpy(table.copy()))
 
 
 def _parameter(array: np.ndarray) -> nn.Parameter:

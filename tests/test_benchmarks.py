@@ -41,7 +41,8 @@ def test_smoke(name, tmp_path):
     assert ours
     assert all(float(row["seconds"]) > 0 for row in ours)
     if name != "probes":
-        assert all(float(row["max_relative_error"]) < 1e-5 for row in ours)
+        exact = [row for row in ours if "bfloat16" not in row["contestant"]]
+        assert all(float(row["max_relative_error"]) < 1e-5 for row in exact)
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     table = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
     assert f"python -m benchmarks {name}" in table

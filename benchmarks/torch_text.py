@@ -1,0 +1,45 @@
+"""The same pretrained model in transformers."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from benchmarks import text_models
+from benchmarks.cases import Case
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+
+class Pretrained(nn.Module):
+    """log p of a sequence [B, T + 1] under the causal model, summed over T next tokens, in float32."""
+
+    def __init__(self, case: Case, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(_folder(case), dtype=dtype)
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.clone()  # not pages of a file that the first call would read
+        with torch.no_grad():
+            self(torch.zeros(1, 2, dtype=torch.int64))  # imports what is imported when first used
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[B]"""
+        log_p = torch.log_softmax(self.model(ids[:, :-1], use_cache=False).logits.float(), dim=-1)
+        return log_p.gather(-1, ids[:, 1:, None])[..., 0].sum(dim=-1)
+
+
+def _folder(case: Case) -> Path:
+    """A folder of safetensors; a GGUF file is read by transformers once, for that takes long."""
+    path = text_models.path(case)
+    if path.is_dir():
+        return path
+    folder = text_models.scratch() / "dequantised"
+    if not folder.exists():
+        found = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        del found.config.quantization_config
+        plain = type(found)(found.config)
+        plain.load_state_dict(found.state_dict())
+        plain.save_pretrained(folder)
+    return folder
