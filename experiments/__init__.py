@@ -2,11 +2,12 @@
 
 # Each is the module experiments.NAME with `cells(preset, seeds, ...)` and `summarise(results, preset)`.
 # The value: what `cells` takes beside the preset and the seeds.
-EXPERIMENTS: dict[str, tuple[str, ...]] = {
+SYNTHETIC: dict[str, tuple[str, ...]] = {
     "validation": (),
     "maps": (),
     "scaling": ("widths",),
     "covariance": (),
     "decomposition": ("widths",),
     "spectrum": ("widths",),
-}
+}  # what `all` runs
+EXPERIMENTS = SYNTHETIC | {"domains": ("data", "encoder")}

@@ -7,7 +7,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, SYNTHETIC
 from experiments.runner import (
     EXECUTORS,
     RunError,
@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m experiments", description="Runs an experiment; finished cells are kept and not run again."
     )
     names = ", ".join(EXPERIMENTS)
-    parser.add_argument("name", choices=[*EXPERIMENTS, "all"], metavar="NAME", help=f"{names} or all")
+    parser.add_argument(
+        "name", choices=[*EXPERIMENTS, "all"], metavar="NAME", help=f"{names}, or all: every synthetic one"
+    )
     parser.add_argument(
         "--preset", choices=PRESETS, default="quick", help="smoke (seconds), quick (minutes), paper (hours)"
     )
@@ -58,9 +60,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--finished", action="store_true", help="run nothing: tables and figures from the cells that are finished"
     )
-    sweeps = ", ".join(name for name, extra in EXPERIMENTS.items() if "widths" in extra)
-    parser.add_argument("--widths", type=_widths, help=f"widths instead of the preset's, as 2,16,128; for {sweeps}")
+    parser.add_argument(
+        "--widths", type=_widths, help=f"widths instead of the preset's, as 2,16,128; for {_taking('widths')}"
+    )
+    parser.add_argument(
+        "--data",
+        help="texts instead of the built-in sample: a CSV with the columns label (science, sports), title and "
+        f"description, or hf:org/name[:split], as hf:fancyzhx/ag_news; for {_taking('data')}",
+    )
+    parser.add_argument(
+        "--encoder",
+        help=f"a pretrained encoder by name, as hf:distilbert-base-uncased, or a folder; for {_taking('encoder')}",
+    )
     return parser
+
+
+OPTIONS = ("widths", "data", "encoder")  # of some experiments alone
+
+
+def _taking(option: str) -> str:
+    return ", ".join(name for name, extra in EXPERIMENTS.items() if option in extra)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,11 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     screen = console()
-    names = list(EXPERIMENTS) if options.name == "all" else [options.name]
+    names = list(SYNTHETIC) if options.name == "all" else [options.name]
     command = shlex.join(["python", "-m", "experiments", *arguments])
     out = options.out or Path("out") / options.preset
-    if options.widths and not any("widths" in EXPERIMENTS[name] for name in names):
-        parser.error(f"--widths means nothing to {options.name}")
+    for option in OPTIONS:
+        if getattr(options, option) and not any(option in EXPERIMENTS[name] for name in names):
+            parser.error(f"--{option} means nothing to {options.name}")
     try:
         writable(out)
         modules = {name: import_module(f"experiments.{name}") for name in names}

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -95,11 +95,41 @@ class Cell:
         return (4 + gradients * (3e-5 + 7.5e-7 * width) + judging) / 2
 
 
+class AnyCell(Protocol):
+    """What the runner and the store ask of a cell: hashable, and equal where its key is."""
+
+    @property
+    def study(self) -> str:
+        """What is done; "reference" for a cell that other cells read."""
+        ...
+
+    def reference(self) -> "AnyCell":
+        """The cell that this one reads; itself for a reference."""
+        ...
+
+    def key(self) -> str:
+        """A hash of everything that the result depends on."""
+        ...
+
+    def label(self) -> str:
+        """How progress and errors name the cell."""
+        ...
+
+    def weight(self) -> float:
+        """Expected seconds with two cores at work."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
 class Result(NamedTuple):
     """numbers: one row of a table. arrays: maps over the evaluation inputs, and the data."""
 
     numbers: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+
+LARGE = 2**26  # bytes; more is a network's parameters, which take seconds to compress and hardly shrink
 
 
 class Store:
@@ -111,12 +141,12 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def holds(self, cell: Cell) -> bool:
+    def holds(self, cell: AnyCell) -> bool:
         """True when both files of the cell are there and the larger one is whole at its end, without reading it."""
         path = self.folder / cell.key()
         return path.with_suffix(".json").exists() and zipfile.is_zipfile(path.with_suffix(".npz"))
 
-    def load(self, cell: Cell) -> Result | None:
+    def load(self, cell: AnyCell) -> Result | None:
         """The stored result, or None if there is none or its files are damaged."""
         path = self.folder / cell.key()
         try:
@@ -126,10 +156,12 @@ class Store:
         except Exception:  # whatever the damage, and it shows in many ways: the cell is run again
             return None
 
-    def save(self, cell: Cell, result: Result) -> None:
+    def save(self, cell: AnyCell, result: Result) -> None:
         """Writes both files through temporary names; a kill leaves the old state."""
         path = self.folder / cell.key()
-        _replace(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, allow_pickle=False, **result.arrays))
+        large = sum(array.nbytes for array in result.arrays.values()) > LARGE
+        write = np.savez if large else np.savez_compressed
+        _replace(path.with_suffix(".npz"), lambda file: write(file, allow_pickle=False, **result.arrays))
         text = json.dumps(result.numbers, indent=1)
         _replace(path.with_suffix(".json"), lambda file: file.write(text.encode()))
 

@@ -25,6 +25,7 @@ _SECTIONS = {
     "covariance": ("Agreement of gᵀΣg with the reference, Pearson", "What it costs"),
     "decomposition": ("Taylor or isotropy?",),
     "spectrum": ("Does the bulk predict the agreement?",),
+    "domains": ("Held-out", "Do the domains overlap", "Does a proxy bend", "What a user would do", "Memory of one"),
 }
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 import isouq
-from experiments.cell import Cell, Result, Store
+from experiments.cell import AnyCell, Result, Store
 from experiments.study import run_cell
 
 EXECUTORS = ("local", "processes")
@@ -49,7 +49,7 @@ class Outputs:
         return replace(self, summary=f"{title}\n\n{note}\n{rest}")
 
 
-def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console) -> list[Result]:
+def run_cells(cells: Sequence[AnyCell], out: Path, executor: str, console: Console) -> list[Result]:
     """The results of all cells, in order; finished ones are read, the others are run and stored.
 
     References come first, each sampled once however many cells read it. A cell that fails does not
@@ -72,13 +72,13 @@ def run_cells(cells: Sequence[Cell], out: Path, executor: str, console: Console)
     return [found[cell] or _must_load(store, cell) for cell in cells]
 
 
-def _run_all(todo: list[Cell], store: Store, executor: str, console: Console) -> dict[Cell, str]:
+def _run_all(todo: list[AnyCell], store: Store, executor: str, console: Console) -> dict[AnyCell, str]:
     """Runs and stores the cells, those that sample first; returns the errors of those that failed."""
     missing = dict.fromkeys(cell.reference() for cell in todo if not store.holds(cell.reference()))
     references = list(dict.fromkeys([*missing, *(cell for cell in todo if cell.study == "reference")]))
     studies = [cell for cell in todo if cell.study != "reference"]
     widest = max(len(references), len(studies))
-    errors: dict[Cell, str] = {}
+    errors: dict[AnyCell, str] = {}
     with _reporter([*references, *studies], console) as report, _executor(executor, widest, store, report) as run:
         for wave in (references, studies):
             ready = []
@@ -95,14 +95,14 @@ def _run_all(todo: list[Cell], store: Store, executor: str, console: Console) ->
     return errors
 
 
-def finished_cells(cells: Sequence[Cell], out: Path) -> dict[Cell, Result]:
+def finished_cells(cells: Sequence[AnyCell], out: Path) -> dict[AnyCell, Result]:
     """The stored results alone, nothing run."""
     store = Store(out / "cells")
     found = {cell: store.load(cell) for cell in cells}
     return {cell: result for cell, result in found.items() if result is not None}
 
 
-def _must_load(store: Store, cell: Cell) -> Result:
+def _must_load(store: Store, cell: AnyCell) -> Result:
     result = store.load(cell)
     if result is None:
         raise RunError(f"the stored result of {cell.label()} cannot be read back from {store.folder}; run again")
@@ -112,11 +112,11 @@ def _must_load(store: Store, cell: Cell) -> Result:
 Report = Callable[..., None]  # (cell, share done, error=None)
 
 
-Outcomes = Iterator[tuple[Cell, str | None]]  # (cell, error)
+Outcomes = Iterator[tuple[AnyCell, str | None]]  # (cell, error)
 
 
 @contextmanager
-def _executor(name: str, widest: int, store: Store, report: Report) -> Iterator[Callable[[list[Cell]], Outcomes]]:
+def _executor(name: str, widest: int, store: Store, report: Report) -> Iterator[Callable[[list[AnyCell]], Outcomes]]:
     """What runs a list of cells: one after the other here, or in worker processes."""
     if name != "processes" or widest < 2:
         yield lambda cells: _one_by_one(cells, store, report)
@@ -131,10 +131,10 @@ def _executor(name: str, widest: int, store: Store, report: Report) -> Iterator[
         workers.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_by_one(cells: list[Cell], store: Store, report: Report) -> Outcomes:
+def _one_by_one(cells: list[AnyCell], store: Store, report: Report) -> Outcomes:
     for cell in cells:
 
-        def progress(share: float, cell: Cell = cell) -> None:
+        def progress(share: float, cell: AnyCell = cell) -> None:
             report(cell, min(share, 0.99))  # 1 is reported once the result is stored
 
         yield cell, _run_and_store(cell, store.folder, progress)
@@ -150,7 +150,7 @@ class _Workers:
     def _start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self.count, get_context("spawn"), _start_worker, (os.getpid(),))
 
-    def run(self, cells: list[Cell]) -> Outcomes:
+    def run(self, cells: list[AnyCell]) -> Outcomes:
         """Runs the cells. When a worker dies, the cells it may have been at come last, and alone."""
         waiting, suspects = list(cells), []
         while waiting:
@@ -161,7 +161,7 @@ class _Workers:
             if (yield from self._round([cell])):
                 yield cell, "a worker process died (killed, or out of memory)"
 
-    def _round(self, cells: list[Cell]) -> Generator[tuple[Cell, str | None], None, list[Cell]]:
+    def _round(self, cells: list[AnyCell]) -> Generator[tuple[AnyCell, str | None], None, list[AnyCell]]:
         """Yields what ended; returns what was lost because a worker died."""
         futures = self._submit(cells)
         ended = set()
@@ -179,7 +179,7 @@ class _Workers:
             self.pool = self._start()
         return lost
 
-    def _submit(self, cells: list[Cell]) -> dict[Future, Cell]:
+    def _submit(self, cells: list[AnyCell]) -> dict[Future, AnyCell]:
         """The started cells; not all of them when a worker has died already."""
         futures = {}
         # workers start with Ctrl-C blocked: it is the driver's to handle
@@ -210,7 +210,7 @@ def _start_worker(parent: int) -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _run_and_store(cell: Cell, folder: Path, progress: Callable[[float], None] | None = None) -> str | None:
+def _run_and_store(cell: AnyCell, folder: Path, progress: Callable[[float], None] | None = None) -> str | None:
     """Runs and stores one cell; returns None, or the error in one line. A full disk stops the run."""
     store = Store(folder)
     try:
@@ -227,7 +227,7 @@ def _run_and_store(cell: Cell, folder: Path, progress: Callable[[float], None] |
 
 
 @contextmanager
-def _reporter(cells: list[Cell], console: Console) -> Iterator[Report]:
+def _reporter(cells: list[AnyCell], console: Console) -> Iterator[Report]:
     """A live bar on a terminal, one line a finished cell elsewhere; both with the time left."""
     weights = {cell: cell.weight() for cell in cells}
     shares = dict.fromkeys(cells, 0.0)
@@ -242,7 +242,7 @@ def _reporter(cells: list[Cell], console: Console) -> Iterator[Report]:
     if not console.is_terminal:
         console.print(f"{len(cells)} cells to run, about {_clock(total)} on two CPU cores")
 
-        def report(cell: Cell, share: float, error: str | None = None) -> None:
+        def report(cell: AnyCell, share: float, error: str | None = None) -> None:
             nonlocal finished
             shares[cell] = share
             if share == 1.0:
@@ -262,7 +262,7 @@ def _reporter(cells: list[Cell], console: Console) -> Iterator[Report]:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"0/{len(cells)} cells", total=total, left="")
 
-        def report_live(cell: Cell, share: float, error: str | None = None) -> None:
+        def report_live(cell: AnyCell, share: float, error: str | None = None) -> None:
             nonlocal finished
             shares[cell] = share
             if share == 1.0:
@@ -370,4 +370,4 @@ def _commit() -> str:
 
 def console() -> Console:
     """Progress goes to standard error, so that standard output holds the paths alone."""
-    return Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False)

@@ -32,7 +32,7 @@ from isouq.stats import Interval
 ROOT = Path(__file__).parents[1]
 SMOKE = ["all", "--preset", "smoke", "--seeds", "1"]
 SHORT = ["validation", "--preset", "smoke", "--seeds", "1"]
-EXPERIMENTS = tuple(command.EXPERIMENTS)
+EXPERIMENTS = tuple(command.SYNTHETIC)
 
 
 def smoke_cells(*names):
