@@ -55,10 +55,15 @@ def _fits(name: str, case: Case) -> None:
     """One gradient per example twice (itself and its square) must fit in memory."""
     if name not in MATERIALISING:
         return
-    from benchmarks import models, provenance
+    from benchmarks import models
 
-    need = 2 * 4 * case.batch * models.count(case)
+    fits(2 * 4 * case.batch * models.count(case), "one gradient per example needs about")
+
+
+def fits(need: int, words: str) -> None:
+    """CannotRun where so many bytes are too much for what is free; words: what needs them."""
+    from benchmarks import provenance
+
     free = provenance.free_bytes()
     if free is not None and need > SHARE_OF_MEMORY * free:
-        reason = f"one gradient per example needs about {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
-        raise CannotRun(f"left out: {reason}")
+        raise CannotRun(f"left out: {words} {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")

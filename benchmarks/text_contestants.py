@@ -11,7 +11,7 @@ from jax import Array
 
 from benchmarks import text_models
 from benchmarks.cases import BF16, BF16_KEPT, HALVES, ISOUQ, KEPT, LAX_MAP, Case
-from benchmarks.contestant import Prepared
+from benchmarks.contestant import Prepared, fits
 from benchmarks.jax_contestants import compiled, squares
 
 SETTINGS = {  # dtype of the parameters, remat
@@ -43,6 +43,7 @@ def _scored(case: Case, model: Any, remat: bool, batch_size: int) -> Prepared:
     program = scoring.lower(model.config, model.params, rows[:batch_size], "answer", remat).compile()
     analysis = program.memory_analysis()
     seconds = time.perf_counter() - start
+    fits(getattr(analysis, "temp_size_in_bytes", 0), "the compiled program needs")
 
     def call() -> Any:
         return list(scoring.score_rows(model, rows, "answer", batch_size=batch_size, remat=remat))
