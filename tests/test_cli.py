@@ -378,7 +378,11 @@ def test_own_fields_that_are_replaced_are_named(llama, tmp_path, capsys):
 def start(run, **more):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more
     command = [sys.executable, "-m", "isouq", *run]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for_rows(process, out, count=4):
