@@ -67,11 +67,10 @@ def count(case: Case) -> int:
 @functools.lru_cache(maxsize=8)
 def inputs(case: Case) -> np.ndarray:
     """Token ids [B, T + 1]: passages that begin at equal distances in the text, which is repeated if it is short."""
-    from isouq.text import checkpoint, tokenizer
+    from isouq.text import checkpoint, language_model
 
-    parts = checkpoint.open_checkpoint(path(case)).tokenizer_parts()
-    make = tokenizer.Tokenizer.from_folder if "folder" in parts else tokenizer.Tokenizer.from_gguf
-    ids = np.asarray(make(*parts.values()).encode(README.read_text(encoding="utf-8")), np.int32)
+    tokenizer = language_model.read_tokenizer(checkpoint.open_checkpoint(path(case)))
+    ids = np.asarray(tokenizer.encode(README.read_text(encoding="utf-8")), np.int32)
     starts = np.arange(case.batch) * len(ids) // case.batch
     return np.take(ids, starts[:, None] + np.arange(case.length + 1), mode="wrap")
 

@@ -163,9 +163,10 @@ class Decoder(nnx.Module):
         windows = jnp.asarray(self.config.windows[layers])
         return jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows))[0]
 
-    def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
-        """The output layer; float32 whatever the parameters, since log p is read off it."""
-        kernel = self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
+    def logits(self, hidden: Float[Array, "*T D"], kernel: Float[Array, "D V"] | None = None) -> Float[Array, "*T V"]:
+        """The output layer, or another `kernel`; float32 whatever the parameters, since log p is read off it."""
+        if kernel is None:
+            kernel = self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
         return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
 
     def extend(

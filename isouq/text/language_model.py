@@ -82,7 +82,7 @@ def load(
     source = sources.resolve(name, revision=revision)
     opened = checkpoint.open_checkpoint(source.path)
     config = read_config(opened)
-    tokenizer = _tokenizer(opened)
+    tokenizer = read_tokenizer(opened)
     tokenizer.check_fits(config.vocab_size, opened.path)
     params = parameters.assemble(abstract(config), decoder.table(config), opened, dtype, place, IGNORED)
     return LanguageModel(source.name, config, params, tokenizer)
@@ -93,7 +93,8 @@ def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
     return checkpoint.read_config(opened, decoder_config.from_config)
 
 
-def _tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:
+def read_tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:
+    """The Tokenizer of an opened checkpoint, a folder or a GGUF file."""
     parts = opened.tokenizer_parts()
     return Tokenizer.from_folder(parts["folder"]) if "folder" in parts else Tokenizer.from_gguf(parts["metadata"])
 

@@ -144,8 +144,7 @@ def score(
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
         try:
-            prompt, answer = pair
-            rows.append(encode_pair(model, prompt, answer))
+            rows.append(encode_pair(model, *pair))
         except ValueError as error:
             raise ValueError(f"pair {i}: {error}") from None
     done: dict[int, tuple] = {}

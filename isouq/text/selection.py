@@ -10,7 +10,6 @@ import functools
 import re
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from isouq.text import language_model, parameters
@@ -100,16 +99,13 @@ def logits(
 ) -> Float[Array, "A V"]:
     """Logits of the token after each of the positions `at` of one sequence, as a function of `selected`."""
     outer, *layers = [parameters.unflatten({**a, **b}) for a, b in zip(selected, frozen, strict=True)]
-    head = outer.pop("head") if config.tied and HEAD in selection.outer else None
+    head = outer.pop("head")["kernel"] if config.tied and HEAD in selection.outer else None
     # The layers are handed over run by run; those of the module itself stay shapes without values.
     decoder = language_model.module(config, outer | {"layers": language_model.abstract(config)["layers"]})
     x = decoder.embed(ids)
     for run, params in zip(selection.runs, layers, strict=True):
         x = decoder.run(x, slice(run.first, run.last), params, length, remat)
-    hidden = decoder.norm(x[at])
-    if head is not None:
-        return jnp.dot(hidden, head["kernel"], preferred_element_type=jnp.float32)
-    return decoder.logits(hidden)
+    return decoder.logits(decoder.norm(x[at]), head)
 
 
 def _names(config: DecoderConfig) -> tuple[list[str], list[str]]:
