@@ -1,6 +1,6 @@
 """Tables, sentences and figures of the experiment `domains`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from experiments import _domain_numbers, report
 from experiments.cell import Result
 from experiments.runner import Outputs
-from experiments.texts import TINY
+from experiments.texts import DOMAINS, TINY
 from isouq import plots
 from isouq.stats import Interval, bootstrap_mean
 
@@ -100,8 +100,14 @@ def _all(rows: Sequence[Row], column: str) -> Interval:
     return bootstrap_mean([row[column] for row in rows])
 
 
-def _changes(rows: Sequence[Row]) -> str:
-    return f"{sum(row['sign_change'] for row in rows)}/{len(rows)}"
+_RATIO = ("log ratio, science", "sports", "sign changes", "AUROC")
+
+
+def _ratio(rows: Sequence[Row]) -> list[str]:
+    """The cells under `_RATIO`."""
+    medians = [_signed(_all(rows, f"log_ratio_{domain}")) for domain in DOMAINS]
+    changes = f"{sum(row['sign_change'] for row in rows)}/{len(rows)}"
+    return [*medians, changes, report.mean_sd(_all(rows, "auroc"))]
 
 
 def _signed(interval: Interval, digits: int = 3) -> str:
@@ -147,10 +153,25 @@ def _accuracy(rows: Sequence[Row]) -> str:
         )
     header = ["", "parameters", "texts to train, validate, test", "accuracy", "by seed", "best epoch",
               f"at least {ACCURACY}"]  # fmt: skip
+    if not body:
+        return ""
     return (
-        "## Held-out accuracy\n\nThe interval is Wilson's over the test texts of all seeds together (splits of one "
-        "data set overlap, so it is a little narrow).\n\n" + report.table(header, body)
+        "## Held-out accuracy\n\nThe interval is Wilson's over the test texts of all seeds together; a text in the "
+        "tests of several seeds counts as often, so it is narrow where the data are few.\n\n"
+        + report.table(header, body)
     )
+
+
+def _lacking(rows: Sequence[Row], changes: int, lowered: dict[str, int]) -> list[str]:
+    """What a claim lacks, with the seeds that have it; empty where every one of enough seeds has everything."""
+    held = {
+        "a sign change": changes,
+        "A lowering science more": lowered["a"],
+        "B lowering sports more": lowered["b"],
+        f"accuracy of at least {ACCURACY}": sum(row["accepted"] for row in rows),
+    }
+    lacking = [f"{name} on {count}/{len(rows)} seeds" for name, count in held.items() if count < len(rows)]
+    return [*lacking, *([f"{MIN_SEEDS} seeds (there are {len(rows)})"] if len(rows) < MIN_SEEDS else [])]
 
 
 def _overlap(main: dict[Group, list[Row]]) -> str:
@@ -166,7 +187,7 @@ def _overlap(main: dict[Group, list[Row]]) -> str:
                 VARIANTS[group[0]],
                 group[1],
                 str(mine[0]["compared"]),
-                *(report.mean_sd(_all(mine, f"identity_{domain}")) for domain in ("science", "sports")),
+                *(report.mean_sd(_all(mine, f"identity_{domain}")) for domain in DOMAINS),
                 _signed(difference),
                 ", ".join(spread),
                 report.mean_sd(_all(mine, "identity_auroc")),
@@ -196,9 +217,11 @@ def _bent(main: dict[Group, list[Row]]) -> str:
         changes = sum(row["sign_change"] for row in mine)
         lowered = {side: sum(row[f"lowered_{side}"] > 0 for row in mine) for side in "ab"}
         name = f"{VARIANTS[group[0]]}, {NAMES[group[2]]}"
-        enough = len(mine) >= MIN_SEEDS and all(row["accepted"] for row in mine)
-        whole = enough and changes == lowered["a"] == lowered["b"] == len(mine)
-        (claimed if whole else failed).append(name)
+        reasons = _lacking(mine, changes, lowered)
+        if reasons:
+            failed.append(f"- {name}: {', '.join(reasons)}\n")
+        else:
+            claimed.append(name)
         body.append(
             [
                 *_title(group),
@@ -215,11 +238,11 @@ def _bent(main: dict[Group, list[Row]]) -> str:
     header = ["", "gradient of", "H", "proxy texts a domain", "log ratio, science", "sports", "sign changes",
               "own domain lowered more, A, B", "texts of the right sign", "AUROC", "by seed, over texts"]  # fmt: skip
     text = (
-        "## Does a proxy bend uncertainty?\n\nMedians of the log ratio by domain, from the largest number of proxies. "
-        "AUROC of the log ratio for telling sports texts: ½ where the proxies make no difference, 1 where the log "
-        "ratio separates the domains. The sign asks for more than the AUROC: where one domain's texts are less "
-        "confident, its curvature is larger for every text, and that shifts the log ratio of both domains alike.\n\n"
-        + report.table(header, body)
+        "## Does a proxy bend uncertainty?\n\nMedians of the log ratio by domain, from the largest number of proxies "
+        "that most seeds ran. AUROC of the log ratio for telling sports texts: ½ where the proxies make no difference, "
+        "1 where the log ratio separates the domains. The sign asks for more than the AUROC: where one domain's texts "
+        "are less confident, its curvature is larger for every text, and that shifts the log ratio of both domains "
+        "alike.\n\n" + report.table(header, body)
     )
     if claimed:
         text += (
@@ -227,46 +250,25 @@ def _bent(main: dict[Group, list[Row]]) -> str:
             f"its own domain more, and the held-out accuracy is {ACCURACY} or more: {'; '.join(claimed)}.\n"
         )
     if failed:
-        text += f"\nNot so, on some seed or for want of {MIN_SEEDS} such seeds: {'; '.join(failed)}.\n"
+        text += f"\nNot claimed, each for what does not hold on every one of {MIN_SEEDS} seeds or more:\n\n"
+        text += "".join(failed)
     return text
 
 
 def _counts(groups: dict[Group, list[Row]]) -> str:
-    body = [
-        [
-            *_title(group),
-            str(group[3]),
-            *(_signed(_all(mine, f"log_ratio_{domain}")) for domain in ("science", "sports")),
-            _changes(mine),
-            report.mean_sd(_all(mine, "auroc")),
-        ]
-        for group, mine in groups.items()
-        if group[4] == 1
-    ]
-    header = ["", "gradient of", "H", "proxy texts a domain", "log ratio, science", "sports", "sign changes", "AUROC"]
+    body = [[*_title(group), str(group[3]), *_ratio(mine)] for group, mine in groups.items() if group[4] == 1]
+    header = ["", "gradient of", "H", "proxy texts a domain", *_RATIO]
     return "## How many proxy texts?\n\nλ = 1.\n\n" + report.table(header, body)
 
 
 def _precisions(groups: dict[Group, list[Row]]) -> str:
     weak = {group[:4] for group in groups if group[4] != 1}
-    chosen = sorted((group for group in groups if group[:4] in weak), key=lambda g: (list(NAMES).index(g[2]), g[4]))
+    chosen = [group for group in groups if group[:4] in weak]
     if not chosen:
         return ""
-    body = [
-        [
-            *_title(group),
-            str(group[3]),
-            f"{group[4]:g}",
-            *(_signed(_all(groups[group], f"log_ratio_{domain}")) for domain in ("science", "sports")),
-            _changes(groups[group]),
-            report.mean_sd(_all(groups[group], "auroc")),
-        ]
-        for variant in VARIANTS
-        for group in chosen
-        if group[0] == variant
-    ]
-    header = ["", "gradient of", "H", "proxy texts a domain", "λ", "log ratio, science", "sports", "sign changes",
-              "AUROC"]  # fmt: skip
+    chosen.sort(key=lambda g: (list(VARIANTS).index(g[0]), list(NAMES).index(g[2]), g[3], g[4]))
+    body = [[*_title(group), str(group[3]), f"{group[4]:g}", *_ratio(groups[group])] for group in chosen]
+    header = ["", "gradient of", "H", "proxy texts a domain", "λ", *_RATIO]
     return "## How much is the prior's?\n\nThe same with other λ, the precision of the prior.\n\n" + report.table(
         header, body
     )
@@ -276,11 +278,11 @@ def _rejected(judged: Sequence[Result]) -> str:
     text = (
         "## What a user would do with it: accuracy against rejection\n\nOver the texts that were not trained on "
         "(the test and proxies). Accuracy when the most certain 80, 90 or 95 % are answered, and AURC, the mean "
-        "share of errors over all coverages (smaller is better), with bootstrap 95 % intervals over the texts of all "
-        "seeds. Every score orders the same predictions. With two classes p(1 − p) and the maximum softmax probability "
-        "order alike. The sum adds ‖g‖² and p(1 − p) as they are, though ‖g‖² has no unit. "
-        "The ensemble is of five heads on the fine-tuned encoder's vectors, each from its own initialisation and "
-        "bootstrap sample of the training texts: no five fine-tunings.\n"
+        "share of errors over all coverages (smaller is better): means over seeds, with bootstrap 95 % intervals over "
+        "the texts of each seed; seeds share texts, so they are narrow. Every score orders the same predictions. With "
+        "two classes p(1 − p) and the maximum softmax probability order alike. The sum adds ‖g‖² and p(1 − p) as they "
+        "are, though the scale of ‖g‖² is arbitrary (Σ = I). The ensemble is of five heads on the fine-tuned encoder's "
+        "vectors, each from its own initialisation and bootstrap sample of the training texts: no five fine-tunings.\n"
     )
     for variant, title in VARIANTS.items():
         mine = [r for r in judged if r.numbers["variant"] == variant]
@@ -289,16 +291,16 @@ def _rejected(judged: Sequence[Result]) -> str:
         errors, count = (sum(r.numbers[name] for r in mine) for name in ("errors", "judged"))
         body = []
         for name, label in SCORES.items():
-            found = _pooled(mine, name)
+            found = _pooled(mine, [name], lambda rows: _domain_numbers.rejection_statistics(rows[:, 0], rows[:, 1]))
             cells = [_between(found, f"accuracy_{c}", 4) for c in (80, 90, 95)]
             auroc = bootstrap_mean([r.numbers[f"{name}_auroc"] for r in mine if f"{name}_auroc" in r.numbers])
-            body.append([label, *cells, _between(found, "aurc", 4), report.mean_sd(auroc)])
+            body.append([label, *cells, _between(found, "aurc", 4), report.mean_sd(auroc) if auroc.count else "–"])
         header = ["order by", "accuracy at 80 %", "at 90 %", "at 95 %", "AURC", "AUROC of the errors"]
         text += (
-            f"\n### {title.capitalize()}: {errors} errors in {count} texts ({len(mine)} seeds)\n\n"
+            f"\n### {title.capitalize()}: {errors} of {count} texts wrong (seeds: {len(mine)})\n\n"
             f"{report.table(header, body)}"
         )
-        difference = _difference(mine, "epistemic", "aleatoric")
+        difference = _pooled(mine, ["epistemic", "aleatoric"], _difference)
         text += (
             f"\nAURC of ‖g‖² less that of p(1 − p), same resamples: {_between(difference, 'aurc', 5)}"
             f"{_verdict(difference)}.\n"
@@ -317,25 +319,27 @@ def _verdict(found: dict[str, float]) -> str:
     return ", so ‖g‖² finds the errors better" if found["aurc_high"] < 0 else ", no clear difference"
 
 
-def _pooled(mine: Sequence[Result], score: str) -> dict[str, float]:
-    """Means over seeds of the statistics, the texts of each seed drawn anew."""
-    groups = [np.column_stack([r.arrays[f"score_{score}"], r.arrays["wrong"]]) for r in mine]
+def _pooled(
+    mine: Sequence[Result], scores: Sequence[str], of_seed: Callable[[np.ndarray], dict[str, float]]
+) -> dict[str, float]:
+    """Means over seeds of `of_seed([texts, scores then wrong])`, with bounds: the texts of each seed drawn anew."""
+    groups = [np.column_stack([*(r.arrays[f"score_{name}"] for name in scores), r.arrays["wrong"]]) for r in mine]
 
     def statistics(*groups: np.ndarray) -> dict[str, float]:
-        found = [_domain_numbers.rejection_statistics(g[:, 0], g[:, 1]) for g in groups]
+        found = [of_seed(group) for group in groups]
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
     return _domain_numbers.with_intervals(statistics, *groups)
 
 
-def _difference(mine: Sequence[Result], one: str, other: str) -> dict[str, float]:
-    groups = [np.column_stack([r.arrays[f"score_{one}"], r.arrays[f"score_{other}"], r.arrays["wrong"]]) for r in mine]
+def _difference(rows: np.ndarray) -> dict[str, float]:
+    one, other, wrong = rows.T
+    return {"aurc": float((_domain_numbers.risks(one, wrong) - _domain_numbers.risks(other, wrong)).mean())}
 
-    def statistics(*groups: np.ndarray) -> dict[str, float]:
-        found = [_domain_numbers.risks(g[:, 0], g[:, 2]) - _domain_numbers.risks(g[:, 1], g[:, 2]) for g in groups]
-        return {"aurc": float(np.mean([each.mean() for each in found]))}
 
-    return _domain_numbers.with_intervals(statistics, *groups)
+def _accuracies(rows: np.ndarray) -> dict[str, float]:
+    risk = _domain_numbers.risks(rows[:, 0], rows[:, 1])
+    return {f"{c:.2f}": _domain_numbers.coverage_accuracy(risk, c) for c in _COVERAGE}
 
 
 def _memory(row: Row) -> str:
@@ -346,8 +350,7 @@ def _memory(row: Row) -> str:
             f"{row[f'{name}_vmap'] / 2**20:,.0f}",
             f"{row[f'{name}_vmap'] / row[f'{name}_jaxpr']:.1f}",
         ]
-        for name in ("identity", "diagonal", "kronecker")
-        if f"{name}_jaxpr" in row
+        for name in (column.removesuffix("_jaxpr") for column in row if column.endswith("_jaxpr"))
     ]
     return (
         f"## Memory of one batch: {row['batch']} texts of {row['tokens']} tokens, {row['num_params']:,} parameters\n\n"
@@ -362,11 +365,10 @@ def _distributions(mine: Sequence[Result]) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     largest = _main(_groups([result.numbers for result in mine]))
     shown = [group for group in largest if group[2].startswith("ggn")] or largest
-    for variant, scope, covariance, proxies, precision in shown:
+    for _, scope, covariance, proxies, precision in shown:
         for result in mine:
             row = result.numbers
-            same = (row["covariance"], row["proxies"], row["precision"]) == (covariance, proxies, precision)
-            if same and row["variant"] == variant:
+            if (row["covariance"], row["proxies"], row["precision"]) == (covariance, proxies, precision):
                 found[f"{NAMES[covariance]}, {scope},\n{proxies} texts a domain, seed {row['seed']}"] = result.arrays
                 break
     return found
@@ -378,7 +380,7 @@ def _curves(groups: dict[Group, list[Row]]) -> dict[str, dict[int, dict[str, Int
     columns = ("log_ratio_science", "log_ratio_sports", "auroc")
     for group, mine in groups.items():
         if group[4] == 1:
-            title = f"{VARIANTS[group[0]]}\n{NAMES[group[2]]}, {group[1]}"
+            title = f"{VARIANTS[group[0]]}\n{NAMES[group[2]]},\n{group[1]}"
             curves.setdefault(title, {})[group[3]] = {name: _all(mine, name) for name in columns}
     return {title: dict(sorted(by_count.items())) for title, by_count in curves.items()}
 
@@ -392,18 +394,9 @@ def _rejection_curves(judged: Sequence[Result]) -> dict[str, dict[str, dict[str,
             continue
         found[title] = {}
         for score in SCORES:
-            groups = [np.column_stack([r.arrays[f"score_{score}"], r.arrays["wrong"]]) for r in mine]
-            names = [f"{c:.2f}" for c in _COVERAGE]
-
-            def statistics(*groups: np.ndarray, names: list[str] = names) -> dict[str, float]:
-                risk = [_domain_numbers.risks(g[:, 0], g[:, 1]) for g in groups]
-                at = [[_domain_numbers.coverage_accuracy(r, c) for c in _COVERAGE] for r in risk]
-                return dict(zip(names, np.mean(at, axis=0), strict=True))
-
-            numbers = _domain_numbers.with_intervals(statistics, *groups)
+            numbers = _pooled(mine, [score], _accuracies)
             found[title][score] = {
-                "mean": np.array([numbers[name] for name in names]),
-                "low": np.array([numbers[f"{name}_low"] for name in names]),
-                "high": np.array([numbers[f"{name}_high"] for name in names]),
+                what: np.array([numbers[f"{c:.2f}{end}"] for c in _COVERAGE])
+                for what, end in (("mean", ""), ("low", "_low"), ("high", "_high"))
             }
     return found

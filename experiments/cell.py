@@ -7,6 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -94,6 +95,10 @@ class Cell:
         judging = 2.2e-3 * self.chains * self.num_draws
         return (4 + gradients * (3e-5 + 7.5e-7 * width) + judging) / 2
 
+    def run(self, progress: Callable[[float], None] | None = None, store: "Store | None" = None) -> "Result":
+        """Runs the cell, and its reference first where the store has none; see `study.run_cell`."""
+        return import_module("experiments.study").run_cell(self, None, progress, store)
+
 
 class AnyCell(Protocol):
     """What the runner and the store ask of a cell: hashable, and equal where its key is."""
@@ -117,6 +122,10 @@ class AnyCell(Protocol):
 
     def weight(self) -> float:
         """Expected seconds with two cores at work."""
+        ...
+
+    def run(self, progress: Callable[[float], None] | None, store: "Store | None") -> "Result":
+        """Runs the cell, and its reference first where the store has none."""
         ...
 
     def __hash__(self) -> int: ...

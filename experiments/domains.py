@@ -26,7 +26,6 @@ from isouq._memory import temporary_bytes
 from isouq.covariance import Diagonal, laplace
 from isouq.gradnorm import Form
 from isouq.posterior import LogDensity
-from isouq.text import fetch
 from isouq.text.encoder import Predict
 from isouq.uncertainty import _estimate, uncertainty
 
@@ -46,20 +45,20 @@ KIND = "binary"
 def cells(
     preset: str, seeds: int | None = None, data: str | None = None, encoder: str | None = None
 ) -> list[DomainCell]:
-    """smoke: a random encoder, seconds, no network. quick: the head on MiniLM and the built-in sample, 2 minutes.
+    """smoke: a random encoder, 2 minutes, no network. quick: the head on MiniLM and the built-in sample, 2 minutes.
 
     paper: all of MiniLM and the head, three seeds, 50 to 1000 proxy texts of AG News (--data): 40 minutes on 2 CPU
     cores. Held-out accuracy 0.97 or more, and a log ratio that changes sign between the domains.
     """
     try:
         found = texts.load_texts(data)
-        name = encoder or (texts.TINY if preset == "smoke" else ENCODER)
-        name = name if name == texts.TINY else fetch(name).name
+        name = texts.check_encoder(encoder or (texts.TINY if preset == "smoke" else ENCODER))
+        digest = texts.digest_of(found.digest, name)
     except (ValueError, OSError, ImportError) as error:
-        raise RunError(str(error).splitlines()[0]) from error
+        raise RunError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
     available = texts.sizes(found.labels)["proxies"]
     length = 24 if preset == "smoke" else 64
-    base = DomainCell(name, data, found.digest, max_length=length, study="reference")
+    base = DomainCell(name, data, digest, max_length=length, study="reference")
     plan = {"smoke": _smoke, "quick": _quick, "paper": _paper}[preset]
     count = seeds or {"smoke": 1}.get(preset, 3)
     chosen = [cell for part in plan(available) for cell in _over_seeds(base, part, count)]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +26,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 import isouq
 from experiments.cell import AnyCell, Result, Store
-from experiments.study import run_cell
 
 EXECUTORS = ("local", "processes")
 
@@ -37,11 +36,12 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an experiment hands back: one row a cell, a Markdown summary, named figures."""
+    """What an experiment hands back: one row a cell or question, a Markdown summary, named figures, further files."""
 
     rows: list[dict[str, Any]]
     summary: str
     figures: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
 
     def noting(self, note: str) -> "Outputs":
         """The same with a sentence under the summary's title."""
@@ -214,7 +214,7 @@ def _run_and_store(cell: AnyCell, folder: Path, progress: Callable[[float], None
     """Runs and stores one cell; returns None, or the error in one line. A full disk stops the run."""
     store = Store(folder)
     try:
-        store.save(cell, run_cell(cell, progress=progress, store=store))
+        store.save(cell, cell.run(progress, store))
     except OSError as error:  # of the store: a cell computes and touches no other file
         raise RunError(
             f"cannot store results in {folder}: {error.strerror or error}; finished cells are kept, "
@@ -293,13 +293,16 @@ def writable(out: Path) -> None:
 
 
 def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) -> list[Path]:
-    """Writes table.csv, summary.md, the figures as PNG and PDF, and provenance.json; returns the paths."""
+    """Writes table.csv, summary.md, further files, figures as PNG and PDF, and provenance.json; returns the paths."""
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "table.csv", folder / "summary.md"]
     _write(paths[0], table_csv(outputs.rows))
     _write(paths[1], outputs.summary)
+    for name, text in outputs.files.items():
+        paths.append(folder / name)
+        _write(paths[-1], text)
     for name, figure in outputs.figures.items():
         for suffix, extra in (("png", {"metadata": {"Software": None}}), ("pdf", {"metadata": {"CreationDate": None}})):
             paths.append(folder / f"{name}.{suffix}")

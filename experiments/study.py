@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from experiments.cell import AnyCell, Cell, Result, Store
+from experiments.cell import Cell, Result, Store
 from experiments.subject import Subject, measure_reference, subject
-from experiments.text_cell import DomainCell
 from isouq import problems
 
 # Where the function of a study stands, Subject -> Result; imported when it is first run.
@@ -19,20 +18,17 @@ MEASURES = {
 
 
 def run_cell(
-    cell: AnyCell,
+    cell: Cell,
     problem: problems.Problem | None = None,
     progress: Callable[[float], None] | None = None,
     store: Store | None = None,
 ) -> Result:
     """Runs one cell, and its reference first where the store has none (or a damaged one).
 
-    problem: of a `Cell`, a problem of one's own; by default the one that the cell names.
+    problem: a problem of one's own; by default the one that the cell names.
     progress: called with the share done of the sampling.
     store: where the reference is read from and kept. The cell itself is not stored here.
     """
-    if isinstance(cell, DomainCell):
-        return cell.run(progress, store)
-    assert isinstance(cell, Cell)
     known = problems.PROBLEMS.get(cell.problem)
     if problem is None:
         problem = problems.get(cell.problem)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from experiments.cell import Result, Store
@@ -26,9 +27,9 @@ COVARIANCES = tuple(
 class DomainCell:
     """Everything a result depends on.
 
-    encoder: its canonical name. data, digest: as `experiments.texts.load_texts` takes and gives them. variant: "whole"
-    (all parameters are fine-tuned) or "head" (the encoder stays as it is). covariance, proxies, precision: of the study
-    "domains" alone: the kind, the number of proxy texts of a domain, and λ of the prior N(0, 1/λ).
+    encoder: its canonical name. data: as `experiments.texts.load_texts` takes it. digest: `digest_of` both. variant:
+    "whole" (all parameters are fine-tuned) or "head" (the encoder stays as it is). covariance, proxies, precision: of
+    the study "domains" alone: the kind, the number of proxy texts of a domain, and λ of the prior N(0, 1/λ).
     max_length: tokens a text. epochs: at most.
     """
 
@@ -89,7 +90,8 @@ class DomainCell:
         return import_module("experiments.domains").run(self, progress, store)
 
     def row(self) -> dict[str, Any]:
-        """The columns that the cell gives a table: the data by name, not by path."""
+        """The columns that the cell gives a table: data and encoder by name, not by path."""
         fields = dataclasses.asdict(self)
         data = fields.pop("data") or "sample"
-        return {"data": data if data.startswith("hf:") else data.replace("\\", "/").rpartition("/")[2], **fields}
+        fields["encoder"] = Path(self.encoder).name if Path(self.encoder).is_absolute() else self.encoder
+        return {"data": data if data.startswith("hf:") else Path(data).name, **fields}

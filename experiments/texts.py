@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from isouq.text.encoder import TextEncoder, load_encoder
+from isouq.text import fetch
+from isouq.text.checkpoint import open_checkpoint
+from isouq.text.encoder import TextEncoder, load_encoder, read_config
 
 DOMAINS = ("science", "sports")
 COLUMNS = ("label", "title", "description")
@@ -21,11 +23,10 @@ PARTS = (*FULL, "test")
 
 
 class Texts(NamedTuple):
-    """texts and labels `[n]`, 0 science, 1 sports. name: where they came from. digest: a hash of both."""
+    """texts and labels `[n]`, 0 science, 1 sports. digest: a hash of both."""
 
     texts: list[str]
     labels: np.ndarray
-    name: str
     digest: str
 
 
@@ -34,36 +35,42 @@ def load_texts(data: str | None) -> Texts:
 
     None: the built-in sample. `hf:org/name[:split]`: a data set of the Hugging Face hub with the columns text and label
     (names such as Sci/Tech and Sports; other classes are left out), the split test by default. Else a path: a CSV with
-    the columns label, title, description.
+    the columns label, title, description. A text that repeats counts once, for no part may hold another's texts.
 
     Raises FileNotFoundError, ImportError, ValueError: one line that says what is wrong, a wrong row by its number.
     """
     name = "sample" if data is None else data
     rows = _from_hub(data[3:]) if data and data.startswith("hf:") else _from_csv(Path(data) if data else SAMPLE)
-    labels = np.array([label for label, _ in rows], np.int32)
+    once: dict[str, int] = {}
+    for label, text in rows:
+        if once.setdefault(text, label) != label:
+            raise ValueError(f"{name} holds {text!r:.60} in both {' and '.join(DOMAINS)}; expected each text in one")
+    texts, labels = list(once), np.array(list(once.values()), np.int32)
     for i, domain in enumerate(DOMAINS):
         count = int(np.sum(labels == i))
         if count < MIN_A_DOMAIN:
             raise ValueError(
-                f"{name} holds {count} texts of {domain}; expected at least {MIN_A_DOMAIN} of each of "
+                f"{name} holds {count} different texts of {domain}; expected at least {MIN_A_DOMAIN} of each of "
                 f"{' and '.join(DOMAINS)}"
             )
-    texts = [text for _, text in rows]
     digest = hashlib.sha256("\0".join([*texts, labels.tobytes().hex()]).encode()).hexdigest()[:16]
-    return Texts(texts, labels, name if data and data.startswith("hf:") else Path(name).name, digest)
+    return Texts(texts, labels, digest)
 
 
 def _from_csv(path: Path) -> list[tuple[int, str]]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a CSV with the columns {', '.join(COLUMNS)}")
+        wrong = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {wrong}; expected a CSV with the columns {', '.join(COLUMNS)}")
     rows = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            found = reader.fieldnames or ()
+            missing = [name for name in COLUMNS if name not in found]
             if missing:
                 raise ValueError(
-                    f"{path} line 1: no column {', '.join(missing)}; expected the columns {', '.join(COLUMNS)}"
+                    f"{path} line 1: no column {', '.join(missing)} in {', '.join(found)!r:.60}; "
+                    f"expected the columns {', '.join(COLUMNS)}"
                 )
             for row in reader:
                 rows.append(_row(row, f"{path} line {reader.line_num}"))
@@ -101,8 +108,8 @@ def _from_hub(name: str) -> list[tuple[int, str]]:
     if not names:
         raise ValueError(f"hf:{name} does not name its classes; expected such as Sci/Tech and Sports")
     numbers = [NAMES.get(str(label).lower()) for label in names]
-    found = [(numbers[label], str(text)) for label, text in zip(loaded["label"], loaded["text"], strict=True)]
-    return [(number, text) for number, text in found if number is not None and text.strip()]
+    found = [(numbers[label], text) for label, text in zip(loaded["label"], loaded["text"], strict=True) if label >= 0]
+    return [(number, text) for number, text in found if number is not None and text and text.strip()]
 
 
 class Split(NamedTuple):
@@ -152,13 +159,46 @@ class Corpus(NamedTuple):
 
 @lru_cache(maxsize=1)
 def corpus(encoder: str, data: str | None, digest: str, max_length: int) -> Corpus:
-    """Encoder and texts, read once a process. Raises ValueError where the data are no longer those of the digest."""
-    found = load_texts(data)
-    if found.digest != digest:
-        raise ValueError(f"{data} has changed since the run began; give the same command again")
-    loaded = open_encoder(encoder)
+    """Encoder and texts, read once a process.
+
+    Raises ValueError where a file is gone, or where the data or a folder's encoder are no longer those of the digest.
+    """
+    try:
+        found = load_texts(data)
+        if digest_of(found.digest, encoder) != digest:
+            which = f"{data or 'the sample'} or {encoder}"
+            raise ValueError(f"{which} has changed since the run began; give the same command again")
+        loaded = open_encoder(encoder)
+    except OSError as error:  # the runner takes one for the store's
+        raise ValueError(str(error)) from error
     width = min(max_length, loaded.config.context_length)
     return Corpus(loaded, loaded.encode_texts(found.texts, width, width), found.labels)
+
+
+def digest_of(digest: str, *models: str) -> str:
+    """A digest of data, and of the files of those models that are local: their names do not tell them."""
+    local = [Path(model) for model in models if Path(model).is_absolute()]
+    if not local:
+        return digest
+    made = hashlib.sha256(digest.encode())
+    files = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    for path in files:
+        if path.suffix in (".json", ".safetensors", ".gguf"):
+            with open(path, "rb") as file:
+                made.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return made.hexdigest()[:16]
+
+
+def check_encoder(name: str) -> str:
+    """The canonical name of an encoder, fetched if it is not here yet; reads its configuration alone.
+
+    Raises FileNotFoundError, ValueError, OSError, ImportError: one line that says what is wrong.
+    """
+    if name == TINY:
+        return name
+    source = fetch(name)
+    read_config(open_checkpoint(source.path))
+    return source.name
 
 
 def open_encoder(name: str) -> TextEncoder:

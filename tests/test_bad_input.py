@@ -401,7 +401,6 @@ def nothing_starts(monkeypatch):
         pytest.fail("something long was started")
 
     monkeypatch.setattr(study, "run_cell", started)
-    monkeypatch.setattr(runner, "run_cell", started)
     monkeypatch.setattr(runner, "run_cells", started)
     monkeypatch.setattr(command, "run_cells", started)
 
@@ -419,10 +418,10 @@ COMMANDS = {
     "unknown preset": (["maps", "--preset", "huge"], r"--preset: .*'huge'.*smoke.*quick.*paper"),
     "unknown executor": (["maps", "--executor", "slurm"], r"--executor: .*'slurm'.*local.*processes"),
     "unknown option": (["maps", "--sedes", "3"], r"unrecognized arguments: --sedes"),
-    "no seeds": (["maps", "--seeds", "0"], r"--seeds: '0' seeds; expected a whole number of at least 1"),
-    "seeds in words": (["maps", "--seeds", "x"], r"--seeds: 'x' seeds; expected a whole number"),
-    "negative seeds": (["maps", "--seeds=-1"], r"--seeds: '-1' seeds; expected a whole number"),
-    "fractional seeds": (["maps", "--seeds", "1.5"], r"--seeds: '1\.5' seeds; expected a whole number"),
+    "no seeds": (["maps", "--seeds", "0"], r"--seeds: '0'; expected a whole number of at least 1"),
+    "seeds in words": (["maps", "--seeds", "x"], r"--seeds: 'x'; expected a whole number"),
+    "negative seeds": (["maps", "--seeds=-1"], r"--seeds: '-1'; expected a whole number"),
+    "fractional seeds": (["maps", "--seeds", "1.5"], r"--seeds: '1\.5'; expected a whole number"),
     "width zero": (["scaling", "--widths", "0"], r"--widths: a width is 0; expected whole numbers of at least 1"),
     "one width zero": (["scaling", "--widths", "4,0"], r"--widths: a width is 0; expected"),
     "widths in words": (

@@ -14,9 +14,9 @@ from jax.flatten_util import ravel_pytree
 
 import isouq
 from experiments import __main__ as command
-from experiments import _blocks, _domain_numbers, domains, texts
+from experiments import _blocks, _domain_numbers, _domain_report, domains, texts
 from experiments._tiny_encoder import write_tiny
-from experiments.cell import Store
+from experiments.cell import Result, Store
 from experiments.runner import RunError
 from experiments.text_cell import COVARIANCES, DomainCell
 from isouq.covariance import laplace
@@ -44,7 +44,11 @@ def written(tmp_path, text):
 
 
 def table(science=12, sports=12):
-    rows = [f"{label},Title {i},Text {i}" for label, n in (("science", science), ("Sports", sports)) for i in range(n)]
+    rows = [
+        f"{label},{label.title()} {i},Text {i}"
+        for label, n in (("science", science), ("Sports", sports))
+        for i in range(n)
+    ]
     return "label,title,description\n" + "\n".join(rows) + "\n"
 
 
@@ -60,9 +64,8 @@ def test_the_sample_holds_sixty_texts_of_each_domain():
 
 def test_a_csv_of_ones_own_is_read_and_known_by_what_it_holds(tmp_path):
     one = texts.load_texts(str(written(tmp_path, table())))
-    assert one.name == "own.csv"
     assert np.bincount(one.labels).tolist() == [12, 12]
-    assert one.texts[0] == "Title 0. Text 0"
+    assert one.texts[0] == "Science 0. Text 0"
     moved = tmp_path / "moved.csv"
     moved.write_text(table(), encoding="utf-8")
     cell = DomainCell("tiny", "own.csv", one.digest, study="reference")
@@ -75,13 +78,18 @@ def test_a_csv_of_ones_own_is_read_and_known_by_what_it_holds(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("label,title\nscience,a\n", r"own.csv line 1: no column description; expected the columns label, title"),
-        ("", r"own.csv line 1: no column label, title, description"),
+        (
+            "label,title\nscience,a\n",
+            r"own.csv line 1: no column description in 'label, title'; expected the columns label, title, description",
+        ),
+        ("", r"own.csv line 1: no column label, title, description in ''"),
         (table() + "weather,a,b\n", r"own.csv line 26: label 'weather'; expected science or sports"),
         (table() + "sports,a\n", r"own.csv line 26: 2 fields; expected as many"),
         (table() + "sports,a,b,c\n", r"own.csv line 26: 4 fields; expected as many"),
         (table() + "sports, ,\n", r"own.csv line 26: title and description are empty"),
-        (table(sports=0), r"own.csv holds 0 texts of sports; expected at least 12 of each of science and sports"),
+        (table(sports=0), r"own.csv holds 0 different texts of sports; expected at least 12 of each of science and"),
+        (table() + "sports,Twin,b\nscience,Twin,b\n", r"own.csv holds 'Twin. b' in both science and sports; expected"),
+        (table(11) + "science,Science 3,Text 3\n" * 9, r"own.csv holds 11 different texts of science"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said_in_one_line_with_its_number(tmp_path, text, message, capsys):
@@ -98,8 +106,12 @@ def test_what_is_wrong_with_a_csv_is_said_in_one_line_with_its_number(tmp_path, 
 def test_a_file_that_is_not_there_and_options_of_other_experiments(tmp_path, capsys):
     with pytest.raises(RunError, match=r"none.csv does not exist; expected a CSV"):
         domains.cells("smoke", data=str(tmp_path / "none.csv"))
+    with pytest.raises(RunError, match="is no file; expected a CSV"):
+        domains.cells("smoke", data=str(tmp_path))
     with pytest.raises(RunError, match="does not exist"):
         domains.cells("smoke", encoder=str(tmp_path / "none"))
+    with pytest.raises(RunError, match=r"has no config.json; expected a folder"):
+        domains.cells("smoke", encoder=str(tmp_path))
     for arguments in (["maps", "--data", "x.csv"], ["all", "--encoder", "tiny"], ["domains", "--widths", "2"]):
         with pytest.raises(SystemExit):
             command.main([*arguments, "--out", str(tmp_path)])
@@ -127,6 +139,25 @@ def test_the_hub_needs_an_extra_and_gives_science_and_sports_alone(monkeypatch):
     assert np.bincount(found.labels).tolist() == [20, 20]
     assert found.texts[:2] == ["text 1", "text 3"]
     assert found.labels[:2].tolist() == [1, 0]
+
+
+def test_a_folders_encoder_is_known_by_what_it_holds_and_a_lost_file_is_said(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write_tiny(folder)
+    own = written(tmp_path, table())
+    first = domains.cells("smoke", data=str(own), encoder=str(folder))[0]
+    assert first == domains.cells("smoke", data=str(own), encoder=str(folder))[0]
+    assert first.row()["encoder"] == "own"
+    assert first.row()["data"] == "own.csv"
+    write_tiny(folder, seed=1)
+    with pytest.raises(ValueError, match="has changed since the run began"):
+        domains.run(first.reference())
+    second = domains.cells("smoke", data=str(own), encoder=str(folder))[0]
+    assert first.key() != second.key()
+    own.unlink()
+    with pytest.raises(ValueError, match=r"own.csv does not exist"):  # no OSError, which would be the store's
+        domains.run(second.reference())
 
 
 @pytest.mark.parametrize("counts", [(1312, 1346), (60, 60), (12, 40), (5000, 2000)])
@@ -284,13 +315,48 @@ def test_wilsons_interval():
     assert (low, high) == pytest.approx((0.930, 0.9945), abs=1e-3)
 
 
+def test_the_report_says_what_a_claim_lacks_and_dashes_where_nothing_is_wrong(monkeypatch):
+    monkeypatch.setattr(_domain_numbers, "RESAMPLES", 5)
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 20)
+    ratio = np.where(labels == 0, -1.0, 1.0)
+    facts = {"encoder": "e", "data": "d", "max_length": 8, "variant": "head", "num_params": 3, "train": 2,
+             "validation": 2, "tests": 40, "epochs": 3, "best_epoch": 2, "precision": 1.0}  # fmt: skip
+
+    def one(seed, accuracy):
+        logs = {"identity": rng.normal(size=40)}
+        logs |= {"a": logs["identity"] + ratio, "b": logs["identity"] - ratio}
+        numbers = {**facts, "seed": seed, "accepted": accuracy >= 0.97, "accuracy": accuracy}
+        of = {"study": "domains", "covariance": "ggn_dense", "proxies": 8, "scope": "last layer", "compared": 40}
+        compared = _domain_numbers.compare(*logs.values(), labels)
+        kept = {f"score_{name}": rng.normal(size=40) for name in _domain_report.SCORES}
+        rejected = {"study": "rejection", "covariance": "", "proxies": 0, "judged": 40, "errors": 0}
+        return [
+            Result({**numbers, **of, **compared}, {**logs, "labels": labels}),
+            Result({**numbers, **rejected}, {**kept, "wrong": np.zeros(40)}),
+        ]
+
+    def summary(*accuracies):
+        results = [result for seed, accuracy in enumerate(accuracies) for result in one(seed, accuracy)]
+        return _domain_report.summarise(results, "paper").summary
+
+    whole = summary(1.0, 1.0, 1.0)
+    assert "is 0.97 or more: head alone, GGN, dense.\n" in whole
+    assert "Not claimed" not in whole
+    assert "0 of 120 texts wrong" in whole
+    assert "unconverged" not in whole
+    assert "nan" not in whole
+    assert "\n- head alone, GGN, dense: accuracy of at least 0.97 on 2/3 seeds\n" in summary(1.0, 1.0, 0.9)
+    assert "\n- head alone, GGN, dense: 3 seeds (there are 1)\n" in summary(1.0)
+
+
 # the command
 
 
 def test_cells_of_the_presets(monkeypatch):
-    monkeypatch.setattr(domains, "fetch", lambda name: SimpleNamespace(name=f"{name}, found"))
+    monkeypatch.setattr(texts, "check_encoder", lambda name: f"{name}, found")
     found = texts.load_texts(None)
-    large = texts.Texts([f"text {i}" for i in range(2658)], np.arange(2658) % 2, "large", "0")
+    large = texts.Texts([f"text {i}" for i in range(2658)], np.arange(2658) % 2, "0")
     monkeypatch.setattr(texts, "load_texts", lambda data: large)
     paper = domains.cells("paper")
     assert len({cell.key() for cell in paper}) == len(paper)

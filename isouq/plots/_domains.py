@@ -6,12 +6,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from isouq.plots._palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from isouq.stats import Interval
 
 DOMAINS = (("science", BLUE, "o"), ("sports", ORANGE, "s"))
 FORMS = {"identity": "Σ = I", "a": "H_A⁻¹\n(science)", "b": "H_B⁻¹\n(sports)"}
+_PANELS = 6  # a row
 _STYLES = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (GREY, ":"), (PURPLE, "-"), ("black", "-."))
 
 
@@ -48,6 +50,7 @@ def domain_distributions(cases: Mapping[str, Mapping[str, np.ndarray]]) -> Figur
             row[2].axvline(np.median(ratio[mask]), color=colour, lw=1.6, ls="--")
         row[2].axvline(0, color="black", lw=0.8)
         row[2].set_ylabel("texts", fontsize=8)
+        row[2].xaxis.set_major_locator(MaxNLocator(5))
         for axis in row:
             axis.tick_params(labelsize=8)
             axis.grid(axis="y", alpha=0.3)
@@ -65,15 +68,19 @@ def domain_distributions(cases: Mapping[str, Mapping[str, np.ndarray]]) -> Figur
 
 
 def domain_proxies(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]]) -> Figure:
-    """Medians of the log ratio by domain (top) and its AUROC (bottom) against the number of proxy texts.
+    """Medians of the log ratio by domain and, below, its AUROC against the number of proxy texts; six panels a row.
 
     curves: title -> number of texts -> intervals over seeds "log_ratio_science", "log_ratio_sports", "auroc".
     """
+    columns, rows = min(len(curves), _PANELS), -(-len(curves) // _PANELS)
     figure, axes = plt.subplots(
-        2, len(curves), figsize=(0.8 + 2.1 * len(curves), 5), squeeze=False, layout="constrained", sharex="col"
-    )  # fmt: skip
-    for column, (title, by_count) in enumerate(curves.items()):
-        top, bottom = axes[:, column]
+        2 * rows, columns, figsize=(0.8 + 2.1 * columns, 0.6 + 4.4 * rows), squeeze=False, layout="constrained"
+    )
+    for unused in axes.reshape(rows, 2, columns).transpose(0, 2, 1).reshape(-1, 2)[len(curves) :].ravel():
+        unused.set_axis_off()
+    for place, (title, by_count) in enumerate(curves.items()):
+        row, column = divmod(place, columns)
+        top, bottom = axes[2 * row : 2 * row + 2, column]
         counts = list(by_count)
         for name, colour, marker in DOMAINS:
             _curve(top, counts, [by_count[n][f"log_ratio_{name}"] for n in counts], colour, marker)
@@ -81,18 +88,19 @@ def domain_proxies(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]]) -
         top.axhline(0, color="black", lw=0.8)
         _powers(top, "y")
         bottom.axhline(0.5, color=GREY, lw=0.8)
-        bottom.set_ylim(min(0.4, *(by_count[n]["auroc"].mean - 0.05 for n in counts)), 1.03)
-        bottom.set_xscale("log")
-        bottom.set_xticks(counts, [str(n) for n in counts], fontsize=7)
-        bottom.minorticks_off()
+        bottom.set_ylim(-0.03, 1.03)
         bottom.set_xlabel("proxy texts a domain", fontsize=8)
         top.set_title(title, fontsize=7)
         for axis in (top, bottom):
             axis.grid(alpha=0.3)
             axis.tick_params(labelsize=7)
             axis.margins(x=0.1)
-    axes[0, 0].set_ylabel("median of log(U_A / U_B)", fontsize=8)
-    axes[1, 0].set_ylabel("AUROC of the log ratio", fontsize=8)
+            axis.set_xscale("log")
+            axis.set_xticks(counts, [str(n) for n in counts] if axis is bottom else [], fontsize=7)
+            axis.minorticks_off()
+        if column == 0:
+            top.set_ylabel("median of log(U_A / U_B)", fontsize=8)
+            bottom.set_ylabel("AUROC of the log ratio", fontsize=8)
     handles = [plt.Line2D([], [], color=c, marker=m, ms=5, label=f"{name} texts") for name, c, m in DOMAINS]
     figure.legend(
         handles=handles, title="mean and 95 % band over seeds", title_fontsize=8, loc="outside lower center", ncols=2,
