@@ -7,7 +7,17 @@ scores.epistemic, scores.aleatoric
 Needs the extra: pip install 'isouq[text]'.
 """
 
+from isouq.text.baselines import (
+    clusters_by_entailment,
+    clusters_by_similarity,
+    naive_entropy,
+    p_true,
+    semantic_entropy,
+    semantic_entropy_discrete,
+)
+from isouq.text.continuations import Reading, read
 from isouq.text.encoder import TextEncoder, load_encoder
+from isouq.text.entailment import Entailment, load_entailment
 from isouq.text.generation import Answer, generate
 from isouq.text.language_model import LanguageModel, load, shard_over
 from isouq.text.scoring import REDUCTIONS, Scores, score
@@ -17,14 +27,24 @@ from isouq.text.sources import resolve as fetch
 __all__ = [
     "REDUCTIONS",
     "Answer",
+    "Entailment",
     "LanguageModel",
+    "Reading",
     "Scores",
     "TextEncoder",
+    "clusters_by_entailment",
+    "clusters_by_similarity",
     "fetch",
     "generate",
     "load",
     "load_encoder",
+    "load_entailment",
+    "naive_entropy",
+    "p_true",
     "parameter_names",
+    "read",
     "score",
+    "semantic_entropy",
+    "semantic_entropy_discrete",
     "shard_over",
 ]

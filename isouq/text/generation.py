@@ -2,6 +2,7 @@
 
 Prompts of different lengths share a batch: each row keeps its own position, and places of the cache beyond it are
 masked until they are written. A row's tokens depend on its prompt, its number and the key, not on its neighbours.
+Equal prompts in a batch are read once: ten samples of a question cost one reading.
 """
 
 import functools
@@ -67,7 +68,7 @@ def generate(
         ValueError: an empty or too long prompt (the message has its number), a temperature below 0, no key to
             sample with.
 
-    Cost: one forward pass over the prompts and one per token. Memory: a cache of
+    Cost: one forward pass over the distinct prompts of every batch and one per token. Memory: a cache of
     batch_size × 2 · L · (prompt + max_new_tokens) · G · K numbers.
     """
     _check(prompts, max_new_tokens, temperature, top_p, key, stop, batch_size)
@@ -79,7 +80,7 @@ def generate(
             raise ValueError(f"prompt {i}: {error}") from None
     key = jax.random.key(0) if key is None else key
     answers: dict[int, Answer] = {}
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))  # equal prompts share a batch
     size = min(batch_size, len(rows))
     for start in range(0, len(order), size):
         indices = order[start : start + size]
@@ -107,7 +108,7 @@ def _check(prompts: Any, max_new_tokens: Any, temperature: float, top_p: float, 
         raise ValueError(f"stop is {stop!r}; expected a list of non-empty strings")
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """What a batch of B sequences carries from token to token. position: tokens in the cache. logits: of the next."""
 
     cache: decoder.Cache
@@ -128,12 +129,14 @@ def generate_rows(
     context = model.config.context_length
     places = min(round_up(int(lengths.max()) + max_new_tokens + CHUNK, 4, 16), context + CHUNK)
     room = np.minimum(max_new_tokens, context - lengths)
-    greedy = bool(sampling[0] < np.finfo(np.float32).tiny)  # float32 would make it 0, and divide by it
-    state = _read(model, rows, places)
+    temperature, top_p = sampling
+    greedy = temperature < np.finfo(np.float32).tiny  # float32 would make it 0, and divide by it
+    how = "greedy" if greedy else "all" if top_p == 1 else "likeliest"
+    state = read_prompts(model, rows, places)
     grown, log_p = [list(row) for row in rows], [np.zeros(0) for _ in rows]
     answers: list[Answer | None] = [None] * len(rows)
     while any(answer is None for answer in answers):
-        state, more, more_log_p = _decode(model.config, greedy, model.params, state, keys, *map(jnp.float32, sampling))
+        state, more, more_log_p = _decode(model.config, how, model.params, state, keys, *map(jnp.float32, sampling))
         more, more_log_p = np.asarray(more), np.asarray(more_log_p, np.float64)
         read_again = False
         for i, answer in enumerate(answers):
@@ -144,17 +147,35 @@ def generate_rows(
                 answers[i] = _finished(model, np.array(grown[i][lengths[i] :]), log_p[i], int(room[i]), stop)
                 read_again |= kept is not None and answers[i] is None
         if read_again:
-            state = _read(model, grown, places)
+            state = read_prompts(model, grown, places)
     return [answer for answer in answers if answer is not None]
 
 
-def _read(model: LanguageModel, rows: Sequence[list[int]], places: int) -> _State:
-    """The state after these tokens, with a cache of so many places."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    ids = np.zeros((len(rows), min(round_up(int(lengths.max()), 4, 16), model.config.context_length)), np.int32)
-    for row, tokens in zip(rows, ids, strict=True):
+def read_prompts(
+    model: LanguageModel, rows: Sequence[list[int]], places: int, totals: Sequence[int] | None = None
+) -> State:
+    """The state after each of these rows of tokens, with caches of so many places; equal rows are read once.
+
+    totals: tokens of the sequence that each row begins, which some rotary variants ask for; its own by default.
+    """
+    keys = list(zip(map(tuple, rows), totals or map(len, rows), strict=True))
+    distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    size = min(round_up(len(distinct), 1, 1), len(rows))  # a power of two, so that few programs are compiled
+    filled = (list(distinct) + list(distinct)[-1:] * size)[:size]
+    lengths = np.array([len(row) for row, _ in filled], np.int32)
+    ids = np.zeros((size, min(round_up(int(lengths.max()), 4, 16), model.config.context_length)), np.int32)
+    for (row, _), tokens in zip(filled, ids, strict=True):
         tokens[: len(row)] = row
-    return _prefill(model.config, places, model.params, ids, lengths)
+    state = _prefill(model.config, places, model.params, ids, lengths, np.array([t for _, t in filled], np.int32))
+    if len(distinct) == len(rows):
+        return state
+    return gather(state, [distinct[key] for key in keys])
+
+
+def gather(tree: Any, rows: Sequence[int]) -> Any:
+    """These rows of every leaf."""
+    at = np.asarray(rows)
+    return jax.tree.map(lambda leaf: jnp.take(leaf, at, axis=0), tree)
 
 
 def _until_rotated_anew(config: DecoderConfig, length: int) -> int | None:
@@ -186,44 +207,55 @@ def _finished(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prefill(
-    config: DecoderConfig, places: int, params: Any, ids: Int[Array, "B T"], lengths: Int[Array, " B"]
-) -> _State:
+    config: DecoderConfig,
+    places: int,
+    params: Any,
+    ids: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    totals: Int[Array, " B"],
+) -> State:
     """The prompts read at once, padded on the right; the padding's places are written over as tokens follow."""
     model = language_model.module(config, params)
 
-    def one(ids: Array, length: Array) -> tuple[decoder.Cache, Array]:
+    def one(ids: Array, length: Array, total: Array) -> tuple[decoder.Cache, Array]:
         cache = decoder.empty_cache(config, places, jax.tree.leaves(params)[0].dtype)
-        hidden, cache = model.extend(ids, cache, 0, length)
+        hidden, cache = model.extend(ids, cache, 0, total)
         return cache, model.logits(hidden[length - 1])
 
-    cache, logits = jax.vmap(one)(ids, lengths)
-    return _State(cache, lengths, logits)
+    cache, logits = jax.vmap(one)(ids, lengths, totals)
+    return State(cache, lengths, logits)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _decode(
-    config: DecoderConfig, greedy: bool, params: Any, state: _State, keys: Array, temperature: Array, top_p: Array
-) -> tuple[_State, Int[Array, "B chunk"], Float[Array, "B chunk"]]:
-    """CHUNK tokens further: the state, the tokens and their log p."""
+    config: DecoderConfig, how: str, params: Any, state: State, keys: Array, temperature: Array, top_p: Array
+) -> tuple[State, Int[Array, "B chunk"], Float[Array, "B chunk"]]:
+    """CHUNK tokens further: the state, the tokens and their log p. how: "greedy", or draw from "all" or "likeliest"."""
     model = language_model.module(config, params)
 
     def one(key: Array, cache: decoder.Cache, position: Array, logits: Array) -> tuple[Any, ...]:
-        token = jnp.argmax(logits) if greedy else _draw(jax.random.fold_in(key, position), logits, temperature, top_p)
+        if how == "greedy":
+            token = jnp.argmax(logits)
+        else:
+            nucleus = top_p if how == "likeliest" else None
+            token = _draw(jax.random.fold_in(key, position), logits, temperature, nucleus)
         log_p = jax.nn.log_softmax(logits)[token]
         hidden, cache = model.extend(token[None], cache, position, position + 1)
         return cache, position + 1, model.logits(hidden[0]), token, log_p
 
-    def step(state: _State, _: None) -> tuple[_State, tuple[Array, Array]]:
+    def step(state: State, _: None) -> tuple[State, tuple[Array, Array]]:
         cache, position, logits, token, log_p = jax.vmap(one)(keys, *state)
-        return _State(cache, position, logits), (token, log_p)
+        return State(cache, position, logits), (token, log_p)
 
     state, (tokens, log_p) = jax.lax.scan(step, state, length=CHUNK)
     return state, tokens.T, log_p.T
 
 
-def _draw(key: Array, logits: Float[Array, " V"], temperature: Array, top_p: Array) -> Int[Array, ""]:
-    """One token from the smallest set of likeliest tokens that has probability top_p, tempered first."""
+def _draw(key: Array, logits: Float[Array, " V"], temperature: Array, top_p: Array | None) -> Int[Array, ""]:
+    """One token from the smallest set of likeliest tokens that has probability top_p (None: all), tempered first."""
     logits = logits / temperature
+    if top_p is None:  # sorting the vocabulary would take longer than the layers
+        return jax.random.categorical(key, logits)
     order = jnp.argsort(-logits)
     p = jax.nn.softmax(logits[order])
     kept = jnp.cumsum(p) - p < top_p

@@ -183,9 +183,16 @@ def score_rows(
         yield indices, _reduced(reduction, [rows[i] for i in indices], *map(np.asarray, found))
 
 
-def lower(config: DecoderConfig, params: Any, rows: Sequence[Row], reduction: str, remat: bool) -> jax.stages.Lowered:
-    """The program that scores these rows as one batch, by all parameters. params: shapes alone will do."""
-    return _score.lower(config, selection.select(config, None), reduction, remat, params, *_pad(rows))
+def lower(
+    config: DecoderConfig,
+    params: Any,
+    rows: Sequence[Row],
+    reduction: str,
+    remat: bool,
+    parameters: str | None = None,
+) -> jax.stages.Lowered:
+    """The program that scores these rows as one batch. params: shapes alone will do."""
+    return _score.lower(config, selection.select(config, parameters), reduction, remat, params, *_pad(rows))
 
 
 def round_up(length: int, per_octave: int, least: int) -> int:

@@ -85,6 +85,27 @@ def test_a_sample_depends_on_its_key_number_and_prompt_alone(model):
     assert len(set(map(tuple, several))) == 4
 
 
+def test_equal_prompts_are_read_once_and_answered_as_if_each_were_alone(model, monkeypatch):
+    prompts = ["abcd", "mmmm", "abcd", "z", "mmmm", "abcd", "abcd", "mmmm"]
+    kwargs = dict(max_new_tokens=11, temperature=1.0, key=jax.random.key(4))
+    alone = generate(model, prompts, batch_size=1, **kwargs)
+    seen = []
+    prefill = generation._prefill
+
+    def spy(config, places, params, ids, *rest):
+        seen.append(len(ids))
+        return prefill(config, places, params, ids, *rest)
+
+    monkeypatch.setattr(generation, "_prefill", spy)
+    together = generate(model, prompts, **kwargs)
+    assert seen == [4]  # three prompts, and one again to make a power of two
+    generate(model, ["abcd"] * 8, **kwargs)
+    assert seen[1:] == [1]
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.log_p, other.log_p, atol=1e-5)
+
+
 def test_cold_and_narrow_sampling_is_greedy(model, greedy):
     wanted = [answer.ids for answer in greedy]
     for kwargs in (dict(temperature=1e-4), dict(temperature=1e-45), dict(temperature=1.0, top_p=1e-6)):
@@ -93,13 +114,15 @@ def test_cold_and_narrow_sampling_is_greedy(model, greedy):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_p", "kept"), [(1.0, 1.0, 5), (1.0, 0.75, 2), (1.0, 0.81, 3), (2.0, 0.75, 3), (0.5, 0.3, 1)]
+    ("temperature", "top_p", "kept"),
+    [(1.0, 1.0, 5), (0.7, None, 5), (1.0, 0.75, 2), (1.0, 0.81, 3), (2.0, 0.75, 3), (0.5, 0.3, 1)],
 )
 def test_draws_have_their_frequencies(temperature, top_p, kept):
     p = np.array([0.04, 0.5, 0.1, 0.3, 0.06])
     draw = jax.jit(jax.vmap(generation._draw, (0, None, None, None)))
     keys = jax.random.split(jax.random.key(0), 20000)
-    tokens = draw(keys, jnp.log(p).astype(jnp.float32), jnp.float32(temperature), jnp.float32(top_p))
+    top_p = None if top_p is None else jnp.float32(top_p)
+    tokens = draw(keys, jnp.log(p).astype(jnp.float32), jnp.float32(temperature), top_p)
     wanted = p ** (1 / temperature)
     wanted[np.argsort(-wanted)[kept:]] = 0
     wanted /= wanted.sum()

@@ -1,0 +1,136 @@
+"""Uncertainty along an answer: its text coloured by U_E, the three series, and their course over many answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from isouq.plots._palette import BLUE, GREEN, ORANGE
+from isouq.stats import Interval
+
+_SERIES = (
+    ("epistemic", "U_E = ‖∇p‖²", ORANGE, "o"),
+    ("committal", "p(1 − p)", BLUE, "s"),
+    ("entropy", "entropy, nats", GREEN, "^"),
+)
+_THIRDS = ("early", "middle", "late")
+WIDTH = 9.0  # inches
+LINE = 88  # characters of a line of text
+_MAP = "cividis"
+
+
+def trace_tokens(examples: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """An answer a block: its tokens on a ground coloured by U_E, on one logarithmic scale, and the series below.
+
+    examples: title -> "pieces", the text of each token, and "epistemic", "committal", "entropy", arrays `[T]`; and
+    "error", the standard error of U_E `[T]`, where it was estimated.
+    """
+    lines = {title: _lines(one["pieces"]) for title, one in examples.items()}
+    heights = [h for title in examples for h in (0.35 + 0.26 * lines[title][-1][0], 2.2)]
+    figure, axes = plt.subplots(
+        2 * len(examples), 1, figsize=(WIDTH, 0.6 + sum(heights)), height_ratios=heights, layout="constrained"
+    )
+    norm = _norm(np.concatenate([np.asarray(one["epistemic"], np.float64) for one in examples.values()]))
+    for i, (title, one) in enumerate(examples.items()):
+        _text(axes[2 * i], lines[title], one, norm)
+        axes[2 * i].set_title(title, fontsize=9, loc="left")
+        _series(axes[2 * i + 1], one)
+    bar = figure.colorbar(ScalarMappable(norm, _MAP), ax=list(axes), location="right", shrink=0.5, aspect=30)
+    bar.set_label("U_E = ‖∇p‖² of a token, probability² per parameter²", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _norm(values: np.ndarray) -> Normalize:
+    """Logarithmic, over no more than six decades below the largest value."""
+    top = float(values.max())
+    if top <= 0:
+        return Normalize(0, 1)
+    low = max(float(values.min()), 1e-6 * top)
+    return LogNorm(low if low < top else top / 10, top)
+
+
+def _lines(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(line from 1, column, what is shown) of every token."""
+    placed, line, column = [], 1, 0
+    for piece in pieces:
+        shown = piece.replace("\n", "⏎").replace("\t", "⇥") or "·"
+        shown = "".join(c if c.isprintable() else "□" for c in shown)
+        if column and column + len(shown) > LINE:
+            line, column = line + 1, 0
+        placed.append((line, column, shown))
+        column += len(shown)
+    return placed
+
+
+def _text(axis: Any, placed: list[tuple[int, int, str]], one: Mapping[str, Any], norm: Normalize) -> None:
+    colours = plt.get_cmap(_MAP)
+    for (line, column, shown), value in zip(placed, one["epistemic"], strict=True):
+        red, green, blue, _ = colour = colours(norm(value))
+        ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+        axis.add_patch(
+            plt.Rectangle((column, line - 0.45), len(shown), 0.9, facecolor=colour, edgecolor="white", lw=0.8)
+        )
+        for i, letter in enumerate(shown):
+            axis.text(column + i + 0.5, line, letter.replace("$", r"\$"), color=ink, ha="center", va="center",
+                      family="monospace", fontsize=8)  # fmt: skip
+    axis.set_xlim(0, LINE)
+    axis.set_ylim(placed[-1][0] + 0.6, 0.4)
+    axis.axis("off")
+
+
+def _series(axis: Any, one: Mapping[str, Any]) -> None:
+    """Each series as a share of its largest value, which the legend gives: three units on one axis."""
+    places = np.arange(1, len(one["pieces"]) + 1)
+    for name, called, colour, marker in _SERIES:
+        values = np.asarray(one[name], np.float64)
+        largest = float(values.max())
+        scale = largest if largest > 0 else 1.0
+        error = one.get("error") if name == "epistemic" else None
+        label = f"{called} ÷ {largest:.3g}"
+        axis.errorbar(
+            places, values / scale, None if error is None else np.asarray(error) / scale, color=colour, marker=marker,
+            ms=3.5, lw=1.1, label=label,
+        )  # fmt: skip
+    axis.set_xlabel("token", fontsize=8)
+    axis.set_ylabel("share of the largest", fontsize=8)
+    axis.set_xlim(0.4, len(places) + 0.6)
+    axis.set_ylim(-0.04, None)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+
+
+def trace_course(profile: Mapping[str, Mapping[str, Sequence[Interval]]], labels: Mapping[str, str]) -> Figure:
+    """A panel a series: the means of the early, middle and late third of right and of wrong answers.
+
+    profile: series -> "right", "wrong" -> an interval a third. labels: series -> its name.
+    """
+    figure, axes = plt.subplots(
+        1, len(profile), figsize=(0.6 + 2.9 * len(profile), 3.2), squeeze=False, layout="constrained"
+    )
+    styles = {"right": (BLUE, "o", -0.06), "wrong": (ORANGE, "s", 0.06)}
+    for axis, (series, by_label) in zip(axes[0], profile.items(), strict=True):
+        for label, thirds in by_label.items():
+            if not thirds[0].count:
+                continue
+            colour, marker, offset = styles[label]
+            places = np.arange(3) + offset
+            means = [i.mean for i in thirds]
+            axis.plot(places, means, color=colour, marker=marker, ms=5, label=f"{label} ({thirds[0].count} answers)")
+            axis.vlines(places, [i.low for i in thirds], [i.high for i in thirds], color=colour, lw=1.2)
+        axis.set_xticks(range(3), _THIRDS, fontsize=8)
+        axis.set_xlim(-0.4, 2.4)
+        axis.set_title(labels[series], fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("mean over the answers, 95 % interval", fontsize=8)
+    axes[0, 0].set_xlabel("third of the answer", fontsize=8)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
