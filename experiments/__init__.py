@@ -10,4 +10,9 @@ SYNTHETIC: dict[str, tuple[str, ...]] = {
     "decomposition": ("widths",),
     "spectrum": ("widths",),
 }  # what `all` runs
-EXPERIMENTS = SYNTHETIC | {"domains": ("data", "encoder")}
+_ASKED = ("questions", "limit", "model", "prompt")
+EXPERIMENTS = SYNTHETIC | {
+    "domains": ("data", "encoder"),
+    "qa": (*_ASKED, "encoder", "entailment"),
+    "trace": (*_ASKED, "encoder"),
+}

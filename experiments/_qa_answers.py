@@ -1,0 +1,59 @@
+"""Stage one of `qa`: the greedy answer and the sampled answers of a block of questions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments._prompts import STOP, answer_prompt, answer_text
+from experiments.cell import Result
+from experiments.qa_cell import QaCell
+from experiments.questions import Question
+from isouq.text import Answer, LanguageModel, generate
+
+GREEDY_BATCH, SAMPLES_BATCH = 10, 20
+
+
+def answers(
+    cell: QaCell, model: LanguageModel, items: list[Question], progress: Callable[[float], None] | None
+) -> Result:
+    """Every question with its answers: token ids, text, and log p of every token."""
+    prompts = [answer_prompt(item.question, cell.kind, cell.prompt) for item in items]
+    total = len(prompts) * (cell.samples + 1)
+
+    def done(count: int) -> None:
+        if progress:
+            progress(count / total)
+
+    greedy = generate(model, prompts, cell.max_new_tokens, stop=STOP, batch_size=GREEDY_BATCH, on_batch=done)
+    key = jax.random.fold_in(jax.random.key(cell.seed), cell.start)
+    sampled = generate(
+        model,
+        [prompt for prompt in prompts for _ in range(cell.samples)],
+        cell.max_new_tokens,
+        cell.temperature,
+        key=key,
+        stop=STOP,
+        batch_size=SAMPLES_BATCH,
+        on_batch=lambda count: done(len(prompts) + count),
+    )
+    found = [
+        {
+            "index": item.index,
+            "question": item.question,
+            "greedy": _kept(greedy[i]),
+            "samples": [_kept(sample) for sample in sampled[i * cell.samples : (i + 1) * cell.samples]],
+        }
+        for i, item in enumerate(items)
+    ]
+    return Result({"questions": found}, {})
+
+
+def _kept(answer: Answer) -> dict[str, Any]:
+    return {
+        "text": answer_text(answer.text),
+        "ids": answer.ids,
+        "log_p": [float(value) for value in np.asarray(answer.log_p)],
+        "ended": answer.ended,
+    }

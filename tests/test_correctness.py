@@ -1,0 +1,215 @@
+"""Right, wrong, refused or empty: hand-made cases, a slow twin of ROUGE-L, a model that knows half of the answers."""
+
+from itertools import combinations
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import _correctness as correctness
+from experiments._prompts import STOP, answer_prompt, answer_text
+from experiments._tiny_model import CONFIG, TINY, tiny_model
+from experiments.questions import load_questions
+from isouq.text import LanguageModel, generate, score
+
+# aliases
+
+
+@pytest.mark.parametrize(
+    ("text", "normalised"),
+    [
+        ("The  Beatles!", "beatles"),
+        ("an apple a day", "apple day"),
+        ("Theatre, a", "theatre"),
+        ("rock-and-roll_music", "rock and roll music"),
+        ("“Les Misérables”…", "les misérables"),
+        ("Rubik's / Rubik’s", "rubik s rubik s"),
+        ("¿Qué? 東京。", "qué 東京"),
+        ("A", "a"),
+        (" the a ", "the a"),
+        ("?!", ""),
+        ("", ""),
+        ("\n", ""),
+    ],
+)
+def test_texts_are_normalised_as_in_triviaqa(text, normalised):
+    assert correctness.normalise(text) == normalised
+    assert correctness.normalise(normalised) == normalised
+
+
+@pytest.mark.parametrize(
+    ("answer", "answers", "match", "contained"),
+    [
+        ("the Moon.", ["Moon"], True, True),
+        ("It is the Moon", ["Sun", "Moon"], False, True),
+        ("Moonlight", ["Moon"], False, False),
+        ("New York City", ["York, New"], False, False),
+        ("U.S.A.", ["U S A"], True, True),
+        ("vitamin A", ["A"], False, False),
+        ("A", ["A"], True, True),
+        ("", ["Moon"], False, False),
+        ("...", ["?"], False, False),
+        ("anything", ["!"], False, False),
+        ("anything", [], False, False),
+    ],
+)
+def test_aliases(answer, answers, match, contained):
+    assert correctness.alias_match(answer, answers) is match
+    assert correctness.alias_contained(answer, answers) is contained
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I don't know", "I don’t know.", "i do not know what you mean", "Don't know", "I don't know, sorry",
+        "I'm sorry, but I", "Sorry, no", "I cannot answer that", "I can't", "I cannot.", "I can't really say",
+        "I have no comment", "No comment.", "As an AI language model, I", "I am not sure", "I'm unsure about it",
+        "No idea", "I have no idea!", "Unknown.", "N/A", "I don't have enough information", "I don't have an answer",
+        "I apologize for the confusion", '"I don\'t know"',
+    ],
+)  # fmt: skip
+def test_refusals(answer):
+    assert correctness.state(answer) == "refused"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Paris", "No", "Nobody knows", "I Don't Know How to Love Him", "I Can't Get No Satisfaction", "Sorrow",
+        "Unknown Pleasures", "The Unknown", "It is not known", "A", "I", "No ideas but in things", "None", "42", "東京",
+        "Yes, I cannot answer that", "I can't believe it's not butter", "We don't know",
+    ],
+)  # fmt: skip
+def test_what_only_sounds_like_a_refusal_is_an_answer(answer):
+    assert correctness.state(answer) == "answered"
+
+
+@pytest.mark.parametrize("answer", ["", " ", "\n", ".", "?!...", "“”"])
+def test_nothing_is_empty(answer):
+    assert correctness.state(answer) == "empty"
+
+
+# ROUGE-L
+
+
+def slow_common(ours, theirs):
+    """The longest word sequence that stands in both, by trying all."""
+    for size in range(min(len(ours), len(theirs)), 0, -1):
+        if set(combinations(ours, size)) & set(combinations(theirs, size)):
+            return size
+    return 0
+
+
+def test_rouge_equals_the_f_score_of_the_longest_common_subsequence():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        ours, theirs = (list(rng.choice(["a", "b", "c", "d"], rng.integers(1, 8))) for _ in range(2))
+        length = slow_common(ours, theirs)
+        precision, recall = length / len(ours), length / len(theirs)
+        expected = 2 * precision * recall / (precision + recall) if length else 0.0
+        assert correctness.rouge_l(" ".join(ours), " ".join(theirs)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "value"),
+    [
+        ("police killed the gunman", "police kill the gunman", 3 / 4),  # Lin 2004, section 3.1
+        ("the gunman kill police", "police kill the gunman", 2 / 4),
+        ("The cat.", "the CAT", 1.0),
+        ("one two", "one", 2 / 3),
+        ("don't", "don t", 1.0),
+        ("naïve 東京", "Naïve, 東京!", 1.0),
+        ("one", "two", 0.0),
+        ("", "one", 0.0),
+        ("one", "?", 0.0),
+        ("", "", 0.0),
+    ],
+)
+def test_rouge_of_known_pairs(candidate, reference, value):
+    assert correctness.rouge_l(candidate, reference) == pytest.approx(value, abs=1e-12)
+
+
+def test_rouge_difference_is_of_the_nearest_references():
+    true, false = ["the earth is round", "no"], ["the earth is flat", "yes"]
+    assert correctness.rouge_difference("no", true, false) == 1
+    assert correctness.rouge_difference("yes", true, false) == -1
+    assert correctness.rouge_difference("the earth is", true, false) == 0
+    assert correctness.rouge_difference("the earth is round", true, false) == pytest.approx(1 / 4)
+
+
+# embeddings
+
+
+def test_similarity_difference_is_of_the_largest_cosines():
+    true, false = np.array([[2.0, 0.0], [0.0, -1.0]], np.float32), np.array([[1.0, 1.0]], np.float32)
+    found = correctness.similarity_difference(np.array([3.0, 0.0], np.float32), true, false)
+    assert found == pytest.approx(1 - 0.5**0.5, abs=1e-12)
+    assert correctness.similarity_difference(np.array([0.0, 5.0], np.float32), true, false) == pytest.approx(
+        -(0.5**0.5)
+    )
+
+
+def test_a_vector_of_zeros_is_similar_to_nothing():
+    zero, some = np.zeros(2, np.float32), np.ones((1, 2), np.float32)
+    assert correctness.similarity_difference(zero, some, some) == 0
+    assert correctness.similarity_difference(some[0], some, np.zeros((1, 2), np.float32)) == pytest.approx(1)
+
+
+# the tiny model
+
+
+def greedy(model, found, style):
+    prompts = [answer_prompt(item.question, found.kind, style) for item in found.items]
+    return [answer_text(one.text) for one in generate(model, prompts, 8, stop=STOP, batch_size=20)]
+
+
+def test_the_tiny_model_answers_some_questions_right_and_others_wrong():
+    found = load_questions("sample_trivia")
+    texts = greedy(tiny_model(), found, "few_shot")
+    right = [correctness.alias_match(text, item.answers) for text, item in zip(texts, found.items, strict=True)]
+    assert sum(right[::2]) >= 35
+    assert sum(right[1::2]) <= 5
+    assert 8 <= sum(right[:24]) <= 16
+
+
+def test_the_tiny_model_answers_with_some_truth_and_some_error():
+    found = load_questions("sample_truthful")
+    texts = greedy(tiny_model(), found, "few_shot")
+    differences = [
+        correctness.rouge_difference(text, item.answers, item.incorrect)
+        for text, item in zip(texts, found.items, strict=True)
+    ]
+    assert np.sum(np.array(differences[::2]) > 0) >= 10
+    assert np.sum(np.array(differences[:24]) <= 0) >= 4
+
+
+def test_the_tiny_model_is_a_language_model_like_any_other():
+    model = tiny_model()
+    assert isinstance(model, LanguageModel)
+    assert (model.name, model.config.num_layers) == (TINY, CONFIG["num_hidden_layers"])
+    assert model.config.vocab_size == model.tokenizer.vocab_size
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
+    assert tiny_model() is model
+    prompt = answer_prompt("What is the capital of Portugal?", "alias", "chat")
+    assert generate(model, [prompt], 2)[0].ids
+    prompt = answer_prompt("What is the capital of Portugal?", "alias", "few_shot")
+    scores = score(model, [(prompt, " Lisbon"), (prompt, " Ottawa")])
+    assert scores.log_probability[0] > scores.log_probability[1] + 2
+
+
+def test_the_words_of_the_tiny_model_spell_the_samples():
+    tokenizer = tiny_model().tokenizer
+    unknown = tokenizer.token_id(tokenizer.special_tokens["unk_token"])
+    for name in ("sample_trivia", "sample_truthful"):
+        found = load_questions(name)
+        for item in found.items:
+            texts = [answer_prompt(item.question, found.kind, "few_shot"), *item.answers, *item.incorrect]
+            for text in (*texts, *(f" {text}\n" for text in texts)):
+                ids = tokenizer.encode(text)
+                assert tokenizer.decode(ids) == text
+                assert "".join(tokenizer.pieces(ids)) == text
+                assert unknown not in ids
+    assert tokenizer.encode("zyzzyva") == [unknown]
