@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import _domain_numbers
-from experiments._qa_numbers import FEW, Learned, all_areas, area, features, fit_logistic, with_learned
+from experiments._qa_numbers import FEW, RUNS, Learned, all_areas, area, features, fit_logistic, with_learned
 from experiments._qa_table import CURVES, MAIN, Group, short
 from isouq import stats
 
@@ -175,8 +175,23 @@ def correlations(group: Group) -> np.ndarray:
 
 def rank_correlation(group: Group, one: str, other: str) -> float:
     """Spearman's ρ over the questions that have both scores; NaN where it is undefined."""
+    a, b = _both(group, one, other)
+    return stats.spearman(a, b) if len(a) > 1 else float("nan")
+
+
+def rank_interval(group: Group, one: str, other: str) -> tuple[float, float]:
+    """The bootstrap 95 % interval of `rank_correlation` over the questions; NaN where it is undefined."""
+    a, b = _both(group, one, other)
+    if not np.isfinite(rank_correlation(group, one, other)):
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(0).integers(len(a), size=(RUNS, len(a)))
+    low, high = np.nanquantile([stats.spearman(a[rows], b[rows]) for rows in drawn], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _both(group: Group, one: str, other: str) -> tuple[np.ndarray, np.ndarray]:
     if one not in group.scores or other not in group.scores:
-        return float("nan")
+        return np.zeros(0), np.zeros(0)
     a, b = group.scores[one], group.scores[other]
     known = np.isfinite(a) & np.isfinite(b)
-    return stats.spearman(a[known], b[known]) if known.sum() > 1 else float("nan")
+    return a[known], b[known]

@@ -15,11 +15,16 @@ from experiments.runner import Outputs, table_csv
 from isouq.stats import Interval
 
 LISTED = 20  # lines of a file that were left out, shown at most
+# Pairs of scores that say how much of a norm is p alone.
+PAIRS = (
+    ("epistemic_mean", "aleatoric_mean"), ("epistemic_mean", "nll_mean"), ("grad_log_mean", "aleatoric_mean"),
+    ("grad_log_mean", "nll_mean"), ("beyond_mean", "nll_mean"), ("epistemic_mean", "grad_log_mean"),
+)  # fmt: skip
 Row = dict[str, Any]
 
 
 def report(rows: Sequence[Row], costs: Sequence[Row], preset: str, broken: Sequence[str] = ()) -> Outputs:
-    """The summary beside the paper's Table 2, its figures, `auroc.csv` and `tests.csv`.
+    """The summary beside the paper's Table 2, its figures, `auroc.csv`, `tests.csv`, `correlations.csv`.
 
     rows: a question each: model, benchmark, index, state, right, and its scores (None or NaN: it has none).
     costs: model, benchmark, pass (of `_qa_table.PASSES`), seconds a question, mib of the passes that were measured.
@@ -34,11 +39,12 @@ def report(rows: Sequence[Row], costs: Sequence[Row], preset: str, broken: Seque
     else:
         parts += [_reading(rows), _answers(found)]
     if told:
-        parts += [_tables(told), _tested(told, tests), _rejected(told), _correlated(told), _lengths(told)]
+        parts += [_tables(told), _tested(told, tests), _rejected(told), _correlated(told), _mixed(told), _lengths(told)]
     if found:
         parts += [_viewed(found), _chosen(found), _transferred(found), _costs(costs)]
     parts.append(_left_out(broken))
     tables = {"auroc.csv": _area_rows(told), "tests.csv": [_rounded(test) for test in tests]}
+    tables["correlations.csv"] = _correlation_rows(told)
     files = {name: table_csv(lines) for name, lines in tables.items() if lines}
     return Outputs(list(rows), "\n".join(part for part in parts if part), figures(told), files)
 
@@ -206,6 +212,34 @@ def _correlated(told: Sequence[Analysis]) -> str:
         "1 − P(True)) over the questions; the paper has about −0.2 on both benchmarks. Figure `correlations` has the "
         "other pairs.\n\n" + words.table(["model", "questions", "ρ"], lines)
     )
+
+
+def _mixed(told: Sequence[Analysis]) -> str:
+    body = []
+    for one in told:
+        values = []
+        for pair in PAIRS:
+            low, high = _qa_analysis.rank_interval(one.group, *pair)
+            rho = _qa_analysis.rank_correlation(one.group, *pair)
+            values.append(f"{words.number(rho)} [{words.number(low)}, {words.number(high)}]")
+        body.append([one.model, one.group.benchmark, *values])
+    header = ["model", "questions", *(f"{SCORES[a].label}, {SCORES[b].label}" for a, b in PAIRS)]
+    return (
+        "## How much of the norm is p alone?\n\nSpearman's ρ over the judged answers; p by length. ‖∇p‖² / (p(1 − p))² "
+        "is what is left of ‖∇p‖² beyond p: with two classes the squared norm of the logit's gradient.\n\n"
+        + words.table(header, body)
+    )
+
+
+def _correlation_rows(told: Sequence[Analysis]) -> list[Row]:
+    rows = []
+    for one in told:
+        for a, b in (*PAIRS, ("epistemic_mean", "p_true")):
+            low, high = _qa_analysis.rank_interval(one.group, a, b)
+            rho = {"rho": _qa_analysis.rank_correlation(one.group, a, b), "low": low, "high": high}
+            key = {"model": one.group.model, "benchmark": one.group.benchmark, "score": a, "other": b}
+            rows.append(key | _rounded(rho))
+    return rows
 
 
 def _lengths(told: Sequence[Analysis]) -> str:

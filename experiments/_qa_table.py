@@ -56,6 +56,7 @@ SCORES = {
     "grad_log_mean": Score("‖∇ log p‖²", "variant", ("gradient",)),
     "grad_log_answer": Score("‖∇ log p‖², whole answer", "variant", ("gradient",)),
     "grad_log_first": Score("‖∇ log p‖², first token", "variant", ("gradient_first",)),
+    "beyond_mean": Score("‖∇p‖² / (p(1 − p))²", "variant", ("gradient",)),
     "exgrad_mean": Score("‖∇p‖² of the output layer", "baseline", ("gradient_head",)),
     "exgrad_log_mean": Score("‖∇ log p‖² of the output layer", "baseline", ("gradient_head",)),
     "p_true": Score("1 − P(True)", "baseline", ("samples", "p_true")),
@@ -143,13 +144,21 @@ def _group(model: str, benchmark: str, asked: list[Row]) -> Group:
     judged = [row for row in answered if row.get("right") is not None]
     scores = {}
     for name in SCORES:
-        values = finite([row.get(name) for row in judged])
+        values = finite([beyond(row) if name == "beyond_mean" else row.get(name) for row in judged])
         if np.isfinite(values).any():
             scores[name] = values
     views = {name: _numbers([row.get(name) for row in judged]) for name in VIEWS}
     views = {name: values for name, values in views.items() if np.isfinite(values).any()}
     wrong = np.array([not row["right"] for row in judged], bool)
     return Group(model, benchmark, asked, wrong, scores, views, len(answered) - len(judged))
+
+
+def beyond(row: Row) -> float | None:
+    """What log ‖∇p‖² holds beyond p: with two classes ∇p = p(1 − p) ∇z of the logit z, so this is log ‖∇z‖²."""
+    epistemic, aleatoric = row.get("epistemic_mean"), row.get("aleatoric_mean")
+    if epistemic is None or aleatoric is None or not np.isfinite([epistemic, aleatoric]).all():
+        return None
+    return float(epistemic - 2 * aleatoric)
 
 
 def finite(values: Sequence[float | None]) -> Float[np.ndarray, " n"]:

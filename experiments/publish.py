@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import EXPERIMENTS, report
@@ -26,6 +27,8 @@ _SECTIONS = {
     "decomposition": ("Taylor or isotropy?",),
     "spectrum": ("Does the bulk predict the agreement?",),
     "domains": ("Held-out", "Do the domains overlap", "Does a proxy bend", "What a user would do", "Memory of one"),
+    "qa": ("Answers", "AUROC of every score", "If only the surest", "What a score costs"),
+    "trace": ("AUROC", "The course of a trace"),
 }
 
 
@@ -37,7 +40,7 @@ def publish(out: Path, root: Path = ROOT) -> list[Path]:
         if not (folder / "provenance.json").exists():
             continue
         for source in (
-            folder / "table.csv",
+            *sorted(folder.glob("*.csv")),
             folder / "summary.md",
             folder / "provenance.json",
             *sorted(folder.glob("*.png")),
@@ -66,13 +69,15 @@ def with_results(readme: str, results: Path) -> str:
 def with_numbers(template: str, results: Path) -> str:
     """The text with every {{experiment name=value ... column}} replaced by the column's mean and interval.
 
-    The rows are those of results/experiment/table.csv whose cells have these values and an accepted reference.
+    The rows are those of results/experiment/table.csv whose cells have these values and an accepted reference. With
+    experiment/file the table is results/experiment/file.csv, and a single row's own low and high are the interval.
     """
     tables: dict[str, list[dict[str, str]]] = {}
 
     def number(match: re.Match[str]) -> str:
         experiment, *conditions, column = match[1].split()
-        table = results / experiment / "table.csv"
+        folder, _, file_name = experiment.partition("/")
+        table = results / folder / f"{file_name or 'table'}.csv"
         if experiment not in tables:
             with open(table, encoding="utf-8") as file:
                 tables[experiment] = list(csv.DictReader(file))
@@ -81,11 +86,13 @@ def with_numbers(template: str, results: Path) -> str:
         if unknown:
             raise ValueError(f"{match[0]}: {table} has no column {', '.join(sorted(unknown))}")
         rows = [row for row in tables[experiment] if all(row[name] == value for name, value in wanted.items())]
-        found = [float(row[column]) for row in rows if row["accepted"] == "True" and row[column]]
-        values = [value for value in found if math.isfinite(value)]
+        rows = [row for row in rows if row.get("accepted", "True") == "True" and row[column]]
+        values = [value for value in map(float, (row[column] for row in rows)) if math.isfinite(value)]
         if not values:
-            raise ValueError(f"{match[0]}: results/{experiment}/table.csv has no accepted row of this kind")
+            raise ValueError(f"{match[0]}: {table} has no accepted row of this kind")
         interval = bootstrap_mean(values)
+        if len(rows) == 1 and rows[0].get("low"):
+            interval = replace(interval, count=2, low=float(rows[0]["low"]), high=float(rows[0]["high"]))
         digits = 0 if abs(interval.mean) >= 100 else 2 if abs(interval.mean) >= 0.01 else 4
         return f"{report.number(interval.mean, digits)} {report.bounds(interval, digits)}"
 

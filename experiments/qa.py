@@ -71,7 +71,11 @@ def blocks(
     seeds: of the sampling, 1 by default; those beyond are further runs of the samples.
     """
     with _told():
-        loaded = [(name, questions.load_questions(name)) for name in asked or SAMPLES]
+        loaded = [(name, questions.load_questions(name)) for name in dict.fromkeys(asked or SAMPLES)]
+        called = [mine.name for _, mine in loaded]
+        if len(set(called)) < len(called):
+            twice = next(name for name in called if called.count(name) > 1)
+            raise ValueError(f"two files of questions are called {twice}; give one of them another name")
         chosen = [_fetched(name) for name in models or [TINY if preset == "smoke" else MODEL]]
         found = []
         for name in dict.fromkeys(chosen):
