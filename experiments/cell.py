@@ -97,7 +97,7 @@ class Cell:
 
     def run(self, progress: Callable[[float], None] | None = None, store: "Store | None" = None) -> "Result":
         """Runs the cell, and its reference first where the store has none; see `study.run_cell`."""
-        return import_module("experiments.study").run_cell(self, None, progress, store)
+        return import_module("experiments.study").run_cell(self, progress=progress, store=store)
 
 
 class AnyCell(Protocol):

@@ -18,8 +18,16 @@ with install_import_hook("isouq", "beartype.beartype"):
     import isouq.text  # noqa: F401
 
 import jax
+import matplotlib.pyplot as plt
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """More than twenty open figures are a warning, and a warning is an error."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -15,12 +14,6 @@ from isouq import problems
 from isouq.posterior import fit_map
 
 TINY = {"num_points": 80, "num_warmup": 20, "num_draws": 20, "num_leapfrog": 5, "resolution": 10, "study": "covariance"}
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

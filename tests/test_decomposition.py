@@ -249,11 +249,3 @@ def test_figures_are_those_of_the_cells_at_hand():
     assert set(decomposition.summarise([row(SWEEP)], "smoke").figures) == sweep
     assert set(decomposition.summarise([row(XOR)], "smoke").figures) == of_problems
     assert set(decomposition.summarise([row(XOR), row(SWEEP)], "smoke").figures) == sweep | of_problems
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    import matplotlib.pyplot as plt
-
-    plt.close("all")

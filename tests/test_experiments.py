@@ -419,7 +419,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
         return fake(cell)
 
     small = {f.name: getattr(validation.cells("smoke")[0], f.name) for f in dataclasses.fields(Cell)[2:]}
-    monkeypatch.setattr(runner, "run_cell", run_cell)
+    monkeypatch.setattr(study, "run_cell", run_cell)
     arguments = ["validation", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]
     assert command.main(arguments) == 1
     output = capsys.readouterr()
@@ -433,7 +433,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert "second line" not in output.err
     assert not (tmp_path / "validation").exists()
 
-    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
     assert command.main(arguments) == 0
     assert len(ran) == 13
     assert ran[-1] == Cell("multiclass/clusters", 1, **small)
@@ -446,7 +446,7 @@ def test_interrupt_in_process(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return fake(cell)
 
-    monkeypatch.setattr(runner, "run_cell", run_cell)
+    monkeypatch.setattr(study, "run_cell", run_cell)
     assert command.main(["validation", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 130
     assert len(list((tmp_path / "cells").glob("*.json"))) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("experiments: interrupted; finished cells are kept")
@@ -456,7 +456,7 @@ def test_a_disk_full_of_tables_is_told_in_one_line(tmp_path, monkeypatch, capsys
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "table.csv")
 
-    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: fake(cell))
+    monkeypatch.setattr(study, "run_cell", lambda cell, **_: fake(cell))
     monkeypatch.setattr(command, "write_outputs", full)
     assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -468,7 +468,7 @@ def test_a_full_disk_stops_the_run(tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     ran = []
-    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
     monkeypatch.setattr(Store, "save", full)
     assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -479,7 +479,7 @@ def test_a_full_disk_stops_the_run(tmp_path, monkeypatch, capsys):
 
 
 def test_finished_cells_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: pytest.fail("a cell was run"))
+    monkeypatch.setattr(study, "run_cell", lambda cell, **_: pytest.fail("a cell was run"))
     arguments = ["validation", "--preset", "smoke", "--finished", "--out", str(tmp_path)]
     assert command.main(arguments) == 1
     assert "holds no finished cell of validation at preset smoke" in capsys.readouterr().err
@@ -494,7 +494,7 @@ def test_finished_cells_alone(tmp_path, monkeypatch, capsys):
 
 def test_equal_cells_are_run_once_and_results_keep_their_order(tmp_path, monkeypatch, cells):
     ran = []
-    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
     asked = [cells[2], cells[0], cells[2], cells[1]]
     results = run_cells(asked, tmp_path, "local", quiet())
     assert [result.numbers["seed"] for result in results] == [2, 0, 2, 1]
@@ -509,7 +509,7 @@ def test_maps_shares_its_cells_with_validation():
 
 
 def test_progress_names_a_folder_as_it_is_written(tmp_path, monkeypatch, cells):
-    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: fake(cell))
+    monkeypatch.setattr(study, "run_cell", lambda cell, **_: fake(cell))
     out = tmp_path / "run[bold]"
     run_cells(cells, out, "local", quiet())
     screen = quiet()
@@ -525,7 +525,7 @@ def test_a_cell_is_counted_once_when_it_reports_its_own_progress(tmp_path, monke
             raise ValueError("no luck")
         return fake(cell)
 
-    monkeypatch.setattr(runner, "run_cell", run_cell)
+    monkeypatch.setattr(study, "run_cell", run_cell)
     screen = quiet()
     with pytest.raises(RunError, match="1 of 4 cells failed"):
         run_cells(cells, tmp_path, "local", screen)
@@ -545,7 +545,7 @@ def test_a_failed_reference_fails_its_own_cells_alone(tmp_path, monkeypatch, cel
             raise ValueError("no luck\nat all")
         return fake(cell)
 
-    monkeypatch.setattr(runner, "run_cell", run_cell)
+    monkeypatch.setattr(study, "run_cell", run_cell)
     both = [*cells, dataclasses.replace(cells[1], study="spectrum")]
     with pytest.raises(RunError) as raised:
         run_cells(both, tmp_path, "local", quiet())
@@ -555,7 +555,7 @@ def test_a_failed_reference_fails_its_own_cells_alone(tmp_path, monkeypatch, cel
         "  binary/xor, unit σ=1, seed 1, spectrum: its reference failed: ValueError: no luck",
     ]
     assert len(ran) == 4 + 3  # neither cell was run without a reference
-    monkeypatch.setattr(runner, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
+    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
     assert len(run_cells(both, tmp_path, "local", quiet())) == 5
     assert ran[7:] == [cells[1].reference(), cells[1], both[-1]]
 
@@ -567,7 +567,7 @@ def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
             raise ValueError("no luck")
         return fake(cell)
 
-    monkeypatch.setattr(runner, "run_cell", run_cell)
+    monkeypatch.setattr(study, "run_cell", run_cell)
     screen = Console(file=io.StringIO(), force_terminal=True, width=160, highlight=False)
     with pytest.raises(RunError, match="1 of 4 cells failed"):
         run_cells(cells, tmp_path, "local", screen)
@@ -813,9 +813,6 @@ def test_maps_mark_what_was_not_accepted():
     assert any("binary/xor (unconverged)" in label for label in labels)
     assert any("binary/rings\n" in label for label in labels)
     assert "| binary/xor | unconverged |" in outputs.summary
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
 
 
 def test_the_papers_numbers():

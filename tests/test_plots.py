@@ -1,6 +1,5 @@
 """Every figure: its labels, and one scale wherever panels are compared. Warnings are errors here."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -10,12 +9,6 @@ from isouq.stats import Interval, bootstrap_mean
 
 RNG = np.random.default_rng(0)
 NONE = Interval(0, *[float("nan")] * 4)
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 def drawn(figure):

@@ -5,7 +5,6 @@ import io
 import math
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import qa_rows
@@ -23,8 +22,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(_qa_numbers, "RUNS", 20)
     monkeypatch.setattr(_qa_numbers, "TESTS", 40)
     monkeypatch.setattr(_qa_analysis, "DRAWN", 10)
-    yield
-    plt.close("all")
 
 
 def made(rows, costs=(), broken=()):
