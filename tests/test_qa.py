@@ -1,0 +1,263 @@
+"""The experiment `qa` end to end with the tiny model: cells, scores, kills, and questions that cannot be judged."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import __main__ as command
+from experiments import _qa_scores, qa
+from experiments._prompts import answer_prompt
+from experiments._tiny_model import tiny_model
+from experiments.qa_cell import STUDIES, QaCell
+from experiments.runner import RunError
+from isouq.text import score
+
+ROOT = Path(__file__).resolve().parents[1]
+CELL = QaCell("tiny", "sample_trivia", "alias", None, "abc", 0, 3, samples=2, max_new_tokens=4)
+
+
+def run(arguments, capsys):
+    status = command.main(["qa", "--preset", "smoke", "--executor", "local", *map(str, arguments)])
+    return status, capsys.readouterr()
+
+
+def table(out, name="table.csv"):
+    with open(out / "qa" / name, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# cells
+
+
+OTHER = {
+    "model": "hf:a/b", "kind": "references", "digest": "x", "start": 20, "count": 4, "prompt": "chat", "samples": 3,
+    "temperature": 0.5, "max_new_tokens": 5, "seed": 1, "encoder": "e", "entailment": "n", "judges": "j",
+    "study": "scores",
+}  # fmt: skip
+
+
+def test_the_key_depends_on_all_but_where_the_questions_lie():
+    assert {field.name for field in fields(QaCell)} == OTHER.keys() | {"benchmark", "data"}
+    keys = {replace(CELL, **{name: value}).key() for name, value in OTHER.items()} | {CELL.key()}
+    assert len(keys) == len(OTHER) + 1
+    assert replace(CELL, data="moved.jsonl", benchmark="moved").key() == CELL.key()
+
+
+def test_all_studies_of_a_block_read_the_same_answers():
+    cells = [replace(CELL, study=study, encoder="e", judges="j", entailment="n") for study in STUDIES]
+    assert {cell.reference() for cell in cells} == {CELL}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": "poem"}, "prompt is 'poem'"),
+        ({"study": "poem"}, "study is 'poem'"),
+        ({"count": 0}, "count is 0"),
+        ({"start": -1}, "start is -1"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+    ],
+)
+def test_a_wrong_cell_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        replace(CELL, **change)
+
+
+def test_blocks_hold_every_question_once():
+    cells = qa.blocks("paper", models=["tiny"], limit=45)
+    trivia = [cell for cell in cells if cell.benchmark == "sample_trivia"]
+    assert [(cell.start, cell.count) for cell in trivia] == [(0, 20), (20, 20), (40, 5)]
+    assert {cell.kind for cell in cells} == {"alias", "references"}
+    assert all(cell.study != "choices" or cell.kind == "references" for cell in qa.cells("smoke"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"asked": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
+        ({"models": ["nowhere/at/all"]}, "nowhere/at/all does not exist"),
+        ({"models": ["pypi:no-such"]}, "pypi:no-such"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_runs(arguments, words):
+    with pytest.raises(RunError, match=words) as error:
+        qa.blocks("smoke", **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_model_is_known_by_its_files_and_shown_by_its_name(tmp_path):
+    model = tmp_path / "mine"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"one")
+    before = qa.texts.digest_of("d", str(model))
+    (model / "model.safetensors").write_bytes(b"two")
+    assert before != qa.texts.digest_of("d", str(model)) != "d"
+    assert qa.texts.digest_of("d", "hf:a/b@1") == "d"
+    assert replace(CELL, model=str(model)).row()["model"] == "mine"
+
+
+# scores
+
+
+@pytest.fixture(scope="module")
+def answered():
+    cell = replace(CELL, digest=qa.load_questions("sample_trivia").digest, count=6)
+    items = qa.load_questions("sample_trivia").items[:6]
+    return cell, items, qa.run(cell).numbers["questions"]
+
+
+def test_an_answer_is_kept_with_log_p_of_every_token(answered):
+    cell, items, questions = answered
+    model = tiny_model()
+    for item, one in zip(items, questions, strict=True):
+        assert (one["index"], one["question"], len(one["samples"])) == (item.index, item.question, cell.samples)
+        start = model.tokenizer.encode(answer_prompt(item.question, "alias", "few_shot"))
+        for answer in (one["greedy"], *one["samples"]):
+            log_p = jax.nn.log_softmax(model.logits(jnp.array([*start, *answer["ids"]])))
+            at = np.arange(len(answer["ids"])) + len(start) - 1
+            np.testing.assert_allclose(answer["log_p"], log_p[at, np.array(answer["ids"], int)], atol=1e-4)
+
+
+def test_scores_are_those_of_the_library_and_of_the_full_gradient(answered):
+    cell, items, questions = answered
+    model = tiny_model()
+    rows = _qa_scores.scores(cell, model, items, questions, lambda share: None).numbers["questions"]
+    for item, one, row in zip(items, questions, rows, strict=True):
+        ids = one["greedy"]["ids"]
+        prompt = answer_prompt(item.question, "alias", "few_shot")
+        start = model.tokenizer.encode(prompt)
+        whole = jnp.array([*start, *ids])
+
+        count = len(ids)
+
+        def log_p(params, whole=whole, count=count):
+            logits = jax.nn.log_softmax(qa.language_model.module(model.config, params)(whole))
+            at = jnp.arange(len(whole) - count, len(whole))
+            return logits[at - 1, whole[at]].mean()
+
+        value, grad = jax.value_and_grad(log_p)(model.params)
+        squared = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(grad))
+        assert row["nll_mean"] == pytest.approx(-float(value), abs=1e-4)
+        assert row["nll_answer"] == pytest.approx(-float(value) * len(ids), abs=1e-3)
+        assert row["grad_log_mean"] == pytest.approx(np.log(squared), abs=1e-3)
+        assert row["epistemic_mean"] == pytest.approx(2 * float(value) + np.log(squared), abs=1e-3)
+        assert row["aleatoric_mean"] == pytest.approx(float(value) + np.log(-np.expm1(float(value))), abs=1e-2)
+        first = score(model, [(prompt, ids)], reduction="first")
+        assert row["epistemic_first"] == pytest.approx(first.log_epistemic[0], abs=1e-3)
+        assert row["exgrad_log_mean"] < row["grad_log_mean"]
+        assert 0 <= row["p_true"] <= 1
+        assert row["num_params"] == sum(leaf.size for leaf in jax.tree.leaves(model.params))
+
+
+def test_an_empty_answer_has_no_score_and_no_label(answered):
+    cell, items, questions = answered
+    empty = [one | {"greedy": {"text": " .", "ids": [], "log_p": [], "ended": True}} for one in questions]
+    nothing = lambda share: None  # noqa: E731
+    rows = _qa_scores.scores(cell, tiny_model(), items, empty, nothing).numbers["questions"]
+    assert all("epistemic_mean" not in row for row in rows)
+    encoder = qa.open_encoder("tiny")
+    judged = _qa_scores.judged(cell, encoder, None, items, empty, nothing).numbers["questions"]
+    assert {row["state"] for row in judged} == {"empty"}
+    assert all("right" not in row for row in judged)
+
+
+def test_multiple_choice_by_the_log_probability_of_every_reference():
+    asked = qa.load_questions("sample_truthful")
+    cell = replace(CELL, kind="references", benchmark="sample_truthful")
+    item = asked.items[0]
+    model = tiny_model()
+    (row,) = _qa_scores.choices(cell, model, [item], [], lambda share: None).numbers["questions"]
+    prompt = answer_prompt(item.question, "references", "few_shot")
+    found = score(model, [(prompt, f" {answer}") for answer in (*item.answers, *item.incorrect)], reduction="answer")
+    p = np.exp(found.log_probability)
+    true = len(item.answers)
+    assert row["mc1"] == bool(p[0] > p[true:].max())
+    assert row["mc2"] == pytest.approx(p[:true].sum() / p.sum(), rel=1e-3)
+
+
+# the command
+
+
+def test_the_smoke_run_and_again(tmp_path, capsys):
+    status, said = run(["--out", tmp_path, "--limit", "8"], capsys)
+    assert status == 0
+    printed = {Path(line).name for line in said.out.splitlines()}
+    assert {"table.csv", "summary.md", "auroc.csv", "answers.jsonl", "auroc.png", "provenance.json"} <= printed
+    rows = table(tmp_path)
+    assert len(rows) == 16
+    assert {row["state"] for row in rows} <= {"answered", "refused", "empty"}
+    assert all("question" not in row for row in rows)  # whoever publishes a table does not publish the questions
+    told = [json.loads(line) for line in (tmp_path / "qa" / "answers.jsonl").read_text().splitlines()]
+    assert len(told) == 16
+    assert {"question", "greedy", "samples"} <= told[0].keys()
+    summary = (tmp_path / "qa" / "summary.md").read_text()
+    assert "nan" not in summary.lower().replace("nano", "")
+    before = (tmp_path / "qa" / "table.csv").read_bytes()
+    status, said = run(["--out", tmp_path, "--limit", "8"], capsys)
+    assert status == 0
+    assert "cells are finished already" in said.err
+    assert (tmp_path / "qa" / "table.csv").read_bytes() == before
+
+
+def test_broken_lines_are_said_and_the_run_goes_on(tmp_path, capsys):
+    good = [{"question": f"What is {i}?", "answer": "seven", "aliases": []} for i in range(3)]
+    lines = [json.dumps(row) for row in good]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join([*lines, "{broken", lines[0], '{"question": "No answer?"}']) + "\n")
+    status, said = run(["--out", tmp_path / "out", "--questions", path], capsys)
+    assert status == 0
+    for line in (4, 5, 6):
+        assert f"own.jsonl line {line}" in said.err
+    summary = (tmp_path / "out" / "qa" / "summary.md").read_text()
+    assert "own.jsonl line 4" in summary
+    assert "so there is no AUROC" in summary  # one class only: the tiny model knows none of these
+    assert not (tmp_path / "out" / "qa" / "auroc.png").exists()
+    assert len(table(tmp_path / "out")) == 3
+
+
+def test_two_files_of_one_name_are_refused(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.jsonl").write_text(json.dumps({"question": f"Is it {folder}?", "answer": "yes"}))
+    paths = [word for folder in ("a", "b") for word in ("--questions", tmp_path / folder / "own.jsonl")]
+    status, said = run(["--out", tmp_path / "out", *paths], capsys)
+    assert status == 1
+    assert "two files of questions are called own" in said.err
+
+
+@pytest.mark.slow
+def test_a_kill_in_any_stage_changes_nothing(tmp_path, capsys):
+    """kill -9 after 1 finished cell (answers), after 5 (scores, judgement), and after all but one."""
+    arguments = ["--limit", "22"]
+    status, _ = run(["--out", tmp_path / "whole", *arguments], capsys)
+    assert status == 0
+    out = tmp_path / "killed"
+    line = [sys.executable, "-m", "experiments", "qa", "--preset", "smoke", "--executor", "local", "--out", str(out)]
+    total = len(list((tmp_path / "whole" / "cells").glob("*.json")))
+    for enough in (1, 5, total - 1):
+        process = subprocess.Popen([*line, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 240
+        while len(list((out / "cells").glob("*.json"))) < enough and time.monotonic() < until:
+            assert process.poll() is None or process.returncode == 0
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(list((out / "cells").glob("*.json"))) >= enough
+    status, _ = run(["--out", out, *arguments], capsys)
+    assert status == 0
+    for name in ("table.csv", "auroc.csv", "tests.csv", "answers.jsonl"):
+        one, other = ((folder / "qa" / name) for folder in (tmp_path / "whole", out))
+        assert one.exists() == other.exists()
+        assert not one.exists() or one.read_bytes() == other.read_bytes()
