@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from experiments import _blocks, _domain_numbers, _domain_report, texts
 from experiments._finetune import fit, logits
 from experiments.cell import Result, Store
-from experiments.runner import Outputs, RunError
+from experiments.runner import Outputs, told
 from experiments.subject import Clock
 from experiments.text_cell import COVARIANCES, DomainCell
 from isouq._memory import temporary_bytes
@@ -50,12 +50,10 @@ def cells(
     paper: all of MiniLM and the head, three seeds, 50 to 1000 proxy texts of AG News (--data): 40 minutes on 2 CPU
     cores. Held-out accuracy 0.97 or more, and a log ratio that changes sign between the domains.
     """
-    try:
+    with told():
         found = texts.load_texts(data)
         name = texts.check_encoder(encoder or (texts.TINY if preset == "smoke" else ENCODER))
         digest = texts.digest_of(found.digest, name)
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
     available = texts.sizes(found.labels)["proxies"]
     length = 24 if preset == "smoke" else 64
     base = DomainCell(name, data, digest, max_length=length, study="reference")

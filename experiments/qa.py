@@ -8,7 +8,6 @@ Command: python -m experiments qa --preset paper --questions triviaqa.jsonl --qu
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
@@ -19,7 +18,7 @@ from experiments._tiny_model import TINY, tiny_model
 from experiments.cell import Result, Store
 from experiments.domains import ENCODER
 from experiments.qa_cell import QaCell
-from experiments.runner import Outputs, RunError, console
+from experiments.runner import Outputs, console, told
 from experiments.subject import Clock
 from isouq.text import LanguageModel, fetch, language_model, load
 from isouq.text.checkpoint import open_checkpoint
@@ -70,7 +69,7 @@ def blocks(
 
     seeds: of the sampling, 1 by default; those beyond are further runs of the samples.
     """
-    with _told():
+    with told():
         loaded = [(name, questions.load_questions(name)) for name in dict.fromkeys(asked or SAMPLES)]
         called = [mine.name for _, mine in loaded]
         if len(set(called)) < len(called):
@@ -109,7 +108,7 @@ class Judges(NamedTuple):
 
 def judges(preset: str, encoder: str | None, entailment: str | None = None) -> Judges:
     """By name; the preset's by default."""
-    with _told():
+    with told():
         first = texts.check_encoder(encoder or (texts.TINY if preset == "smoke" else ENCODER))
         second = texts.check_encoder(entailment) if entailment else ""
         return Judges(first, second, texts.digest_of("", first, second))
@@ -131,15 +130,6 @@ def _fetched(name: str) -> str:
     source = fetch(name)
     language_model.read_config(open_checkpoint(source.path))
     return source.name
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What is wrong with a file or a model, as a RunError of one line."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
 
 
 def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: Store | None = None) -> Result:

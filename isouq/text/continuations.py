@@ -18,7 +18,7 @@ from isouq.text import decoder, language_model
 from isouq.text.decoder_config import DecoderConfig
 from isouq.text.generation import gather, read_prompts
 from isouq.text.language_model import LanguageModel
-from isouq.text.prompts import Row, encode_pair, encode_prompt
+from isouq.text.prompts import Row, encode_pairs, encode_prompt
 from isouq.text.scoring import round_up
 
 BY_LENGTH = ("dynamic", "longrope")  # rotary variants that turn every token by the length of the whole sequence
@@ -64,10 +64,9 @@ def read(model: LanguageModel, pairs: Sequence[Any], batch_size: int = 8) -> lis
     the prompt's last token is cut, answers share what is common.
     """
     pairs = list(pairs)
-    if not pairs:
-        raise ValueError("pairs is empty; expected at least one (prompt, answer)")
     _checks.positive_int("batch_size", batch_size)
-    rows, groups = _grouped(model, pairs)
+    rows = encode_pairs(model, pairs)
+    groups = _grouped(model, pairs, rows)
     readings: dict[int, Reading] = {}
     size = min(batch_size, len(groups))
     for start in range(0, len(groups), size):
@@ -79,27 +78,20 @@ def read(model: LanguageModel, pairs: Sequence[Any], batch_size: int = 8) -> lis
     return [readings[i] for i in range(len(rows))]
 
 
-def _grouped(model: LanguageModel, pairs: Sequence[Any]) -> tuple[list[Row], list[_Group]]:
-    """The pairs as rows, and the rows by prompt, short prompts first.
+def _grouped(model: LanguageModel, pairs: Sequence[Any], rows: Sequence[Row]) -> list[_Group]:
+    """The rows of these pairs by prompt, short prompts first.
 
     A prefix ends before the token whose logits predict the first answer token: it may be empty.
     """
-    rows: list[Row] = []
     members: dict[Any, list[int]] = {}
-    for i, pair in enumerate(pairs):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
-        try:
-            rows.append(encode_pair(model, *pair))
-        except ValueError as error:
-            raise ValueError(f"pair {i}: {error}") from None
-        total = max(len(rows[i].ids), model.config.rope.original) if model.config.rope.kind in BY_LENGTH else 0
-        members.setdefault((tuple(encode_prompt(model, pair[0])), total), []).append(i)
+    for i, ((prompt, _), row) in enumerate(zip(pairs, rows, strict=True)):
+        total = max(len(row.ids), model.config.rope.original) if model.config.rope.kind in BY_LENGTH else 0
+        members.setdefault((tuple(encode_prompt(model, prompt)), total), []).append(i)
     groups = []
     for (prompt, total), numbers in members.items():
         shared = min(rows[i].first for i in numbers) - 1
         groups.append(_Group(list(prompt[:shared]), total, numbers))
-    return rows, sorted(groups, key=lambda group: len(group.prefix))
+    return sorted(groups, key=lambda group: len(group.prefix))
 
 
 def _read_answers(

@@ -66,6 +66,21 @@ def encode_pair(model: Any, prompt: Any, answer: Any) -> Row:
     return Row(np.asarray(ids, np.int32), first)
 
 
+def encode_pairs(model: Any, pairs: Sequence[Any]) -> list[Row]:
+    """The Row of every (prompt, answer); a ValueError has the number of the pair."""
+    if not len(pairs):
+        raise ValueError("pairs is empty; expected at least one (prompt, answer)")
+    rows = []
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
+        try:
+            rows.append(encode_pair(model, *pair))
+        except ValueError as error:
+            raise ValueError(f"pair {i}: {error}") from None
+    return rows
+
+
 def _token_ids(answer: Any, vocab_size: int) -> list[int]:
     try:
         ids = np.asarray(answer)

@@ -31,7 +31,7 @@ from isouq.gradnorm import value_and_grad_sq_norm
 from isouq.text import selection
 from isouq.text.decoder_config import DecoderConfig
 from isouq.text.language_model import LanguageModel
-from isouq.text.prompts import Row, encode_pair
+from isouq.text.prompts import Row, encode_pairs
 from isouq.text.selection import Selection
 
 REDUCTIONS = ("mean", "answer", "first")
@@ -137,16 +137,7 @@ def score(
     Source: arXiv 2603.29466 for the two uncertainties; the reductions are ours.
     """
     pairs = list(pairs)
-    if not pairs:
-        raise ValueError("pairs is empty; expected at least one (prompt, answer)")
-    rows = []
-    for i, pair in enumerate(pairs):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
-        try:
-            rows.append(encode_pair(model, *pair))
-        except ValueError as error:
-            raise ValueError(f"pair {i}: {error}") from None
+    rows = encode_pairs(model, pairs)
     done: dict[int, tuple] = {}
     for indices, batch in score_rows(model, rows, reduction, parameters, batch_size, remat):
         done |= {i: (batch, j) for j, i in enumerate(indices)}
