@@ -219,8 +219,8 @@ def paired(group: Group, combined: Mapping[str, Learned]) -> list[dict[str, Any]
     """Differences of AUROC, each of `OURS` less each baseline, on the questions that have both; `p` is two-sided.
 
     A combination and a baseline are compared on the same draws from the half that the combination was not fitted on,
-    any other two on the same draws of all questions. p = 2 · min(share of resampled differences ≤ 0, share ≥ 0), at
-    least 1/resamples, as in `stats.paired_bootstrap`. A pair with fewer than `FEW` right or wrong answers is left out.
+    any other two on the same draws of all questions. p is `stats.two_sided_p`.
+    A pair with fewer than `FEW` right or wrong answers is left out.
     """
     found = []
     counts = draws(max(1, len(group.wrong)), TESTS)
@@ -239,14 +239,14 @@ def paired(group: Group, combined: Mapping[str, Learned]) -> list[dict[str, Any]
             resampled = areas(wrong, one[known], drawn) - areas(wrong, other[known], drawn)
             value = stats.auroc(wrong, one[known]) - stats.auroc(wrong, other[known])
         row = {"model": group.model, "benchmark": group.benchmark, "score": ours, "baseline": baseline}
-        found.append({**row, "difference": float(value), **_test(resampled[np.isfinite(resampled)])})
+        found.append({**row, "difference": float(value), **tested(resampled[np.isfinite(resampled)])})
     return found
 
 
-def _test(resampled: np.ndarray) -> dict[str, float]:
+def tested(resampled: np.ndarray) -> dict[str, float]:
+    """The 95 % interval of resampled differences, and their two-sided p."""
     low, high = np.quantile(resampled, [0.025, 0.975])
-    tail = min(np.mean(resampled <= 0), np.mean(resampled >= 0))
-    return {"low": float(low), "high": float(high), "p": float(np.clip(2 * tail, 1 / len(resampled), 1))}
+    return {"low": float(low), "high": float(high), "p": stats.two_sided_p(resampled)}
 
 
 def adjusted(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from experiments._prompts import STYLES, answer_prompt
 from experiments.questions import KINDS, SAMPLES, Questions, load_questions
+from experiments.texts import TINY
 from isouq.text import LanguageModel, decoder_config, parameters
 from isouq.text.decoder import empty_cache
 from isouq.text.decoder_config import DecoderConfig
@@ -26,7 +27,6 @@ from isouq.text.language_model import abstract, module
 from isouq.text.prompts import encode_pair
 from isouq.text.tokenizer import Tokenizer
 
-TINY = "tiny"  # the name of the model, for tests
 WORD = r" ?\w+| ?[^\w\s]|\s"  # a token: a word or a sign with the space before it, or a single space or line break
 END, UNKNOWN = "<end>", "<unknown>"
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from experiments._qa_numbers import RUNS, TESTS, areas, draws, fit_logistic
+from experiments._qa_numbers import RUNS, TESTS, areas, draws, fit_logistic, tested
 from experiments._qa_table import SCORES, Group
 from isouq import stats
 from isouq.text.trace import OUR_STATISTICS, OURS, SERIES, STATISTICS
@@ -127,17 +127,13 @@ def compared(group: Group, tests: int = TESTS) -> list[Row]:
         resampled = resampled[np.isfinite(resampled)]
         if len(resampled) < 2:
             continue
-        low, high = np.quantile(resampled, [0.025, 0.975])
-        tail = min(np.mean(resampled <= 0), np.mean(resampled >= 0))
         found.append(
             {
                 "model": group.model,
                 "benchmark": group.benchmark,
                 "score": name,
                 "difference": stats.auroc(wrong, ours[known]) - stats.auroc(wrong, other[known]),
-                "low": float(low),
-                "high": float(high),
-                "p": float(np.clip(2 * tail, 1 / len(resampled), 1)),
+                **tested(resampled),
             }
         )
     return found

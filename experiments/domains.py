@@ -52,7 +52,7 @@ def cells(
     """
     with told():
         found = texts.load_texts(data)
-        name = texts.check_encoder(encoder or (texts.TINY if preset == "smoke" else ENCODER))
+        name = texts.check_model(encoder or (texts.TINY if preset == "smoke" else ENCODER))
         digest = texts.digest_of(found.digest, name)
     available = texts.sizes(found.labels)["proxies"]
     length = 24 if preset == "smoke" else 64

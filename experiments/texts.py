@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from isouq.text import fetch
-from isouq.text.checkpoint import open_checkpoint
+from isouq.text.checkpoint import Checkpoint, open_checkpoint
 from isouq.text.encoder import TextEncoder, load_encoder, read_config
 
 DOMAINS = ("science", "sports")
 COLUMNS = ("label", "title", "description")
 SAMPLE = Path(__file__).with_name("sample_texts.csv")
-TINY = "tiny"  # the name of a random encoder of the sample's words, for tests
+TINY = "tiny"  # a random encoder, and a small trained model, of the samples' words: for tests, no network
 NAMES = {"science": 0, "sci/tech": 0, "sci-tech": 0, "science/technology": 0, "technology": 0, "sports": 1, "sport": 1}
 MIN_A_DOMAIN = 12
 FULL = {"train": 160, "validation": 40, "proxies": 1000}
@@ -189,8 +190,8 @@ def digest_of(digest: str, *models: str) -> str:
     return made.hexdigest()[:16]
 
 
-def check_encoder(name: str) -> str:
-    """The canonical name of an encoder, fetched if it is not here yet; reads its configuration alone.
+def check_model(name: str, read_config: Callable[[Checkpoint], Any] = read_config) -> str:
+    """The canonical name of a model, by default an encoder, fetched if it is not here yet; reads its configuration.
 
     Raises FileNotFoundError, ValueError, OSError, ImportError: one line that says what is wrong.
     """

@@ -73,8 +73,14 @@ def paired_bootstrap(a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0) 
     if a.shape != b.shape or a.size < 2:
         raise ValueError(f"got {a.size} and {b.size} values; expected pairs, at least 2")
     means = _resampled_means(a - b, resamples, seed)
-    tail = min(np.mean(means <= 0), np.mean(means >= 0))
-    return bootstrap_mean(a - b, resamples=resamples, seed=seed), float(np.clip(2 * tail, 1 / resamples, 1))
+    return bootstrap_mean(a - b, resamples=resamples, seed=seed), two_sided_p(means)
+
+
+def two_sided_p(resampled: Any) -> float:
+    """2 · min(share of resampled differences ≤ 0, share ≥ 0), at least 1 / their number and at most 1."""
+    resampled = np.asarray(resampled, np.float64)
+    tail = min(np.mean(resampled <= 0), np.mean(resampled >= 0))
+    return float(np.clip(2 * tail, 1 / len(resampled), 1))
 
 
 def benjamini_hochberg(p_values: Any) -> Float[np.ndarray, " tests"]:

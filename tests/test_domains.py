@@ -352,7 +352,7 @@ def test_the_report_says_what_a_claim_lacks_and_dashes_where_nothing_is_wrong(mo
 
 
 def test_cells_of_the_presets(monkeypatch):
-    monkeypatch.setattr(texts, "check_encoder", lambda name: f"{name}, found")
+    monkeypatch.setattr(texts, "check_model", lambda name: f"{name}, found")
     found = texts.load_texts(None)
     large = texts.Texts([f"text {i}" for i in range(2658)], np.arange(2658) % 2, "0")
     monkeypatch.setattr(texts, "load_texts", lambda data: large)

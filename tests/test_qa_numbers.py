@@ -209,10 +209,10 @@ def test_paired_tests_tell_a_better_score_from_an_equal_one(monkeypatch):
 def test_the_p_value_is_that_of_a_mean_where_the_area_is_one():
     rng = np.random.default_rng(2)
     resampled = rng.normal(0.1, 0.1, size=500)
-    found = _qa_numbers._test(resampled)
+    found = _qa_numbers.tested(resampled)
     assert found["p"] == pytest.approx(2 * np.mean(resampled <= 0))
-    assert _qa_numbers._test(np.ones(500))["p"] == 1 / 500
-    assert _qa_numbers._test(np.zeros(500))["p"] == 1
+    assert _qa_numbers.tested(np.ones(500))["p"] == 1 / 500
+    assert _qa_numbers.tested(np.zeros(500))["p"] == 1
 
 
 def test_nothing_is_tested_with_few_answers_of_a_kind():
