@@ -25,6 +25,8 @@ Areas = dict[str, Interval]
 def summarise(results: Sequence[Result], rows: Sequence[Row], preset: str) -> Outputs:
     """AUROC of the classifiers and of single scores, their differences, the course of a trace; figures of both.
 
+    Files: auroc.csv and tests.csv, what those two tables are made from.
+
     rows: a question each, from `qa.joined`; those that were not traced are left out.
     """
     found = [numbers.with_traces(group) for group in groups([row for row in rows if "features" in row])]
@@ -47,7 +49,8 @@ def summarise(results: Sequence[Result], rows: Sequence[Row], preset: str) -> Ou
             figures[f"course_{_name(one, found)}"] = plots.trace_course(course, COURSE)
     if measured:
         figures["auroc"] = plots.qa_auroc(measured, {}, {name: title(name) for name in (*LABELS, *OTHERS)})
-    files = {"tests.csv": table_csv(tests)} if tests else {}
+    lines = [_line(one, name, area) for one in found for name, area in areas[one.model, one.benchmark].items()]
+    files = {name: table_csv(kept) for name, kept in (("auroc.csv", lines), ("tests.csv", tests)) if kept}
     return Outputs([_flat(row) for row in rows if "features" in row], "\n".join(p for p in parts if p), figures, files)
 
 
@@ -63,6 +66,15 @@ def _judged(one: Group) -> list[Row]:
 def _areas(one: Group) -> Areas:
     made = {name: area(one.wrong, score) for name, score in one.scores.items()}
     return {name: interval for name, interval in made.items() if interval is not None}
+
+
+def _line(one: Group, score: str, area: Interval) -> Row:
+    wrong = int(one.wrong.sum())
+    counted = {"right": len(one.wrong) - wrong, "wrong": wrong}
+    measured = {"auroc": area.mean, "low": area.low, "high": area.high}
+    return {"model": one.model, "benchmark": one.benchmark, "score": score, **counted} | {
+        name: float(f"{value:.6g}") for name, value in measured.items()
+    }
 
 
 def _flat(row: Row) -> Row:

@@ -97,7 +97,7 @@ def test_summary_and_figures():
     rows, block = traced(signal=2.0)
     outputs = _trace_report.summarise([block], rows, "quick")
     assert set(outputs.figures) == {"auroc", "trace_triviaqa", "course_triviaqa"}
-    assert set(outputs.files) == {"tests.csv"}
+    assert set(outputs.files) == {"auroc.csv", "tests.csv"}
     assert len(outputs.rows) == len(rows)
     assert outputs.rows[0]["trace_entropy_mean"] == pytest.approx(rows[0]["features"]["entropy_mean"], rel=1e-5)
     for words in ("24 | 36", "best single score", "trace classifier, all three series", "86"):

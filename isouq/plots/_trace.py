@@ -99,7 +99,7 @@ def _series(axis: Any, one: Mapping[str, Any]) -> None:
     axis.set_xlabel("token", fontsize=8)
     axis.set_ylabel("share of the largest", fontsize=8)
     axis.set_xlim(0.4, len(places) + 0.6)
-    axis.set_ylim(-0.04, None)
+    axis.set_ylim(-0.04, max(1.08, axis.get_ylim()[1]))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
