@@ -10,9 +10,9 @@ import numpy as np
 from experiments import report
 from experiments.subject import Setting, Subject, correlations, setting
 from isouq import problems, stats
+from isouq._uncertainty import uncertainty
 from isouq.covariance import Dense, laplace
 from isouq.posterior import fit_map
-from isouq.uncertainty import uncertainty
 
 CURVATURES = {"hessian": "Hessian", "ggn": "GGN"}
 # θ* of the protocol's data, and θ* of a data set that is made symmetric: a smaller sample with its images

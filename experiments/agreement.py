@@ -7,9 +7,9 @@ import numpy as np
 from experiments.cell import Result
 from experiments.subject import Clock, Subject, correlations
 from isouq import stats
+from isouq._uncertainty import uncertainty
 from isouq.covariance import Dense, laplace
 from isouq.posterior import Margins, linear_regression, probabilities, sample_numpyro
-from isouq.uncertainty import uncertainty
 
 DENSE_LIMIT = 4000  # parameters: beyond it the eigenvalues of the Hessian take minutes, and Laplace is left out
 PAIRS = {"epistemic": "reference", "laplace": "reference", "aleatoric": "aleatoric_reference"}

@@ -18,8 +18,8 @@ from experiments.cell import Cell, Result
 from experiments.runner import Outputs
 from experiments.subject import Clock, Subject, correlations
 from isouq import plots
+from isouq._uncertainty import uncertainty
 from isouq.covariance import from_draws, laplace
-from isouq.uncertainty import uncertainty
 
 # method -> (curvature, structure) of `isouq.covariance.laplace`
 LAPLACE = {

@@ -20,10 +20,10 @@ from experiments.cell import Cell, Result
 from experiments.runner import Outputs
 from experiments.subject import Clock, Subject, correlations
 from isouq import plots, stats
+from isouq._uncertainty import margin
 from isouq.alignment import align_hidden_units
 from isouq.posterior import Margins, probabilities
 from isouq.stats import Interval
-from isouq.uncertainty import margin
 
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the isotropic perturbation
 NUM_DIRECTIONS = 512

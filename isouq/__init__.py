@@ -5,15 +5,25 @@ u.epistemic, u.aleatoric
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
-from isouq.gradnorm import explain, grad_sq_norm, grad_sq_norm_probes, value_and_grad_sq_norm
-from isouq.uncertainty import Uncertainty, uncertainty
+if TYPE_CHECKING:  # what is imported when a name is first used
+    from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, stats, text
+    from isouq._uncertainty import Uncertainty, uncertainty
+    from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
+    from isouq.gradnorm import explain, grad_sq_norm, grad_sq_norm_probes, value_and_grad_sq_norm
 
 __version__ = "0.1.0"
 
-_ROOMS = ("alignment", "models", "plots", "posterior", "problems", "stats", "text")
+_ROOMS = ("alignment", "covariance", "gradnorm", "models", "plots", "posterior", "problems", "stats", "text")
+_HOMES = {
+    **dict.fromkeys(("Uncertainty", "uncertainty"), "_uncertainty"),
+    **dict.fromkeys(
+        ("Dense", "Diagonal", "Identity", "Kronecker", "LowRank", "from_draws", "laplace", "negative_hessian"),
+        "covariance",
+    ),
+    **dict.fromkeys(("explain", "grad_sq_norm", "grad_sq_norm_probes", "value_and_grad_sq_norm"), "gradnorm"),
+}
 
 __all__ = [
     "Dense",
@@ -23,20 +33,36 @@ __all__ = [
     "LowRank",
     "Uncertainty",
     "__version__",
+    "alignment",
+    "covariance",
     "explain",
     "from_draws",
     "grad_sq_norm",
     "grad_sq_norm_probes",
+    "gradnorm",
     "laplace",
+    "models",
     "negative_hessian",
+    "plots",
+    "posterior",
+    "problems",
+    "stats",
+    "text",
     "uncertainty",
     "value_and_grad_sq_norm",
-    *_ROOMS,
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Rooms that need Flax, BlackJAX or matplotlib are imported when first used."""
+    """JAX, Flax, BlackJAX and matplotlib are imported when a name that needs them is first used."""
     if name in _ROOMS:
         return importlib.import_module(f"isouq.{name}")
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"isouq.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module 'isouq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 with install_import_hook("isouq", "beartype.beartype"):
-    import isouq
+    import isouq._uncertainty
+    import isouq.alignment
     import isouq.models
     import isouq.plots
     import isouq.posterior

@@ -18,9 +18,9 @@ from experiments._tiny_encoder import write_tiny
 from experiments.cell import Result, Store
 from experiments.runner import RunError
 from experiments.text_cell import COVARIANCES, DomainCell
+from isouq._uncertainty import margin
 from isouq.covariance import laplace
 from isouq.posterior import LogDensity
-from isouq.uncertainty import margin
 
 DISTIL = {
     "architectures": ["DistilBertModel"], "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2,

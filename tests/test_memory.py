@@ -6,7 +6,7 @@ import pytest
 
 import isouq
 from isouq import _memory, models
-from isouq.uncertainty import _estimate
+from isouq._uncertainty import _estimate
 
 PREDICT, INIT = models.mlp(2, (64,), 3)
 XS = jax.random.normal(jax.random.key(1), (500, 2))

@@ -9,6 +9,7 @@ import pytest
 from arviz_stats.base import array_stats
 
 from isouq import models, problems, stats
+from isouq._uncertainty import uncertainty
 from isouq.posterior import (
     LogDensity,
     Margins,
@@ -19,7 +20,6 @@ from isouq.posterior import (
     reference,
     sample_reference,
 )
-from isouq.uncertainty import uncertainty
 
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 2.0]])
 

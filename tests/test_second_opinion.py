@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from isouq import models, problems, stats
+from isouq._uncertainty import uncertainty
 from isouq.posterior import LogDensity, Margins, fit_map, probabilities, sample_numpyro, sample_reference
-from isouq.uncertainty import uncertainty
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def test_works_under_jit_and_compiles_once():
 
 
 def test_the_loop_outside_jit_compiles_once_too():
-    from isouq.uncertainty import _estimate
+    from isouq._uncertainty import _estimate
 
     predict, params, xs = network("multiclass", width=11)
     isouq.uncertainty(predict, params, xs, "multiclass")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from isouq import _checks
 from isouq._checks import as_pytree_callable
-from isouq.uncertainty import check_predict
+from isouq._uncertainty import check_predict
 
 PRIORS = ("unit", "fan_in")
 

@@ -15,9 +15,9 @@ from scipy.special import expit
 
 from isouq import _checks
 from isouq._checks import as_pytree_callable
+from isouq._uncertainty import margin
 from isouq.posterior import _blackjax
 from isouq.posterior.verdict import Verdict, judge
-from isouq.uncertainty import margin
 
 SAMPLERS = ("hmc", "nuts")
 _BLOCK = 100

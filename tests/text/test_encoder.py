@@ -321,7 +321,7 @@ def test_uncertainty_of_a_classifier_and_no_second_compilation(classifier):
     logits = quick(jax.vmap(encoder.predict, (None, 0)))(encoder.params, xs)
     np.testing.assert_allclose(u.probability, jax.nn.softmax(logits).max(1), rtol=1e-5)
 
-    estimate = importlib.import_module("isouq.uncertainty")._estimate
+    estimate = importlib.import_module("isouq._uncertainty")._estimate
     before = estimate._cache_size()
     again = load_encoder(str(folder))
     assert again.predict == encoder.predict
