@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help reproduce test lint clean
+.PHONY: help reproduce test lint docs dist clean
 
 help:
 	@echo "make reproduce   all synthetic experiments at the quick preset: figures and tables under out/quick"
 	@echo "make test        format, types and all tests"
+	@echo "make docs        the documentation, in out/site"
 	@echo "python -m benchmarks NAME   against the peers; see benchmarks/README.md"
 
 reproduce: $(VENV)/.run
@@ -24,6 +25,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+dist: $(VENV)/.dev
+	$(BIN)/python -m hatchling build
+
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "isouq needs Python 3.11 or newer; '$(PYTHON)' is older or missing: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
@@ -38,6 +45,10 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[text]' --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $@
 
 clean:

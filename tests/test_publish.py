@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks import compare
 from experiments import EXPERIMENTS, publish, validation
 
 
@@ -17,6 +18,14 @@ def rows(name):
 def test_readme_is_made_from_results():
     text = (publish.ROOT / "README.md").read_text(encoding="utf-8")
     assert publish.with_results(text, publish.ROOT / "results") == text
+    page = publish.ROOT / "docs" / "results.md"
+    assert page.read_text(encoding="utf-8") == publish.results_page(publish.ROOT / "results")
+
+
+def test_comparison_is_made_from_the_benchmarks():
+    for name in compare.PAGES:
+        page = publish.ROOT / name
+        assert page.read_text(encoding="utf-8") == compare.filled(page)
 
 
 def test_every_picture_of_the_readme_exists():
@@ -78,7 +87,7 @@ def test_publish_copies_every_experiment_that_was_run(tmp_path):
         if name in names:  # the last one was not finished
             (out / name / "provenance.json").write_text('{"preset": "quick"}', encoding="utf-8")
     written = publish.publish(out, root)
-    assert {str(path.relative_to(root)) for path in written} == {"README.md"} | {
+    assert {str(path.relative_to(root)) for path in written} == {"README.md", "docs/results.md"} | {
         f"{folder}/{name}/{file}"
         for name in names
         for folder, file in (
@@ -90,6 +99,8 @@ def test_publish_copies_every_experiment_that_was_run(tmp_path):
     assert readme.startswith("Above\n")
     assert readme.endswith("Below\n")
     assert "old" not in readme
+    page = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert all((f"### Title of {name}" in page) == (name in names) for name in publish._SECTIONS)
     assert ("### Title of validation" in readme) == ("validation" in names)
 
 

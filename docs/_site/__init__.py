@@ -1,0 +1,1 @@
+"""What builds the site: pages made from results/ and from the code, links, mathematics, tutorials."""

@@ -1,0 +1,53 @@
+"""The lab cards: what each experiment asks, its commands, times, hardware, and the numbers to expect."""
+
+import ast
+
+from docs._site.places import ROOT, experiments, provenance
+
+PRESETS = ("smoke", "quick", "paper")
+_HEAD = """# Experiments
+
+One card for each table or figure: what it asks, the commands, how long they take, and what was committed. A finished
+cell is kept in `DIR/cells/` and not computed again; an interrupted command goes on where it stopped. All synthetic
+experiments at once: `python -m experiments all --preset quick`. [Results](results.md) shows the tables,
+[the gallery](gallery.md) the figures.
+"""
+
+
+def page() -> str:
+    """The page of all cards."""
+    return "\n".join([_HEAD, *map(card, experiments())])
+
+
+def card(name: str) -> str:
+    """One experiment's card, from the docstrings of its module and of its `cells`, and from its provenance."""
+    tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8"))
+    about = ast.get_docstring(tree) or ""
+    cells = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "cells")
+    paragraphs = [part for part in about.split("\n\n") if not part.startswith("Command:")]
+    title, *rest = paragraphs
+    commands = "\n".join(f"python -m experiments {name} --preset {preset}" for preset in PRESETS)
+    parts = [
+        f"## {name}\n\n**{_line(title)}**",
+        *map(_line, rest),
+        f"```sh\n{commands}\n```",
+        "Presets and times: " + " ".join(map(_line, (ast.get_docstring(cells) or "").split("\n\n"))),
+        _committed(name),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _committed(name: str) -> str:
+    facts = provenance(name)
+    if facts is None:
+        return "Committed: nothing yet."
+    versions = facts["versions"]
+    return (
+        f"Committed: preset `{facts['preset']}`, by `{facts['command']}`, finished {facts['finished'][:10]} on "
+        f"{facts['cpu_count']} cores ({', '.join(facts['devices'])}), Python {facts['python']}, jax {versions['jax']}, "
+        f"blackjax {versions['blackjax']}. Numbers to expect: [the summary](results/{name}.md)."
+    )
+
+
+def _line(paragraph: str) -> str:
+    return " ".join(paragraph.split())

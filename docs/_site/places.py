@@ -1,0 +1,42 @@
+"""What the site takes over from the rest of the repository, and where it puts it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sources() -> dict[str, str]:
+    """Place in the site -> file of the repository that is copied there."""
+    found = {"changelog.md": "CHANGELOG.md", "benchmarks/index.md": "benchmarks/README.md"}
+    for path in sorted((ROOT / "results").glob("*/summary.md")):
+        found[f"results/{path.parent.name}.md"] = _relative(path)
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*")):
+        if path.suffix in (".md", ".png"):
+            found[f"benchmarks/{path.name}"] = _relative(path)
+    for path in sorted((ROOT / "figures").rglob("*.png")):
+        found[_relative(path)] = _relative(path)
+    return found
+
+
+def provenance(experiment: str) -> dict[str, Any] | None:
+    """How the committed results of an experiment were made; None where there are none."""
+    path = ROOT / "results" / experiment / "provenance.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def experiments() -> list[str]:
+    """The experiments in the order of the command line."""
+    import ast
+
+    tree = ast.parse((ROOT / "experiments" / "__init__.py").read_text(encoding="utf-8"))
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            names += [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    return list(dict.fromkeys(names))
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()

