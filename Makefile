@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make reproduce   all synthetic experiments at the quick preset: figures and tables under out/quick"
 	@echo "make test        format, types and all tests"
-	@echo "make docs        the documentation, in out/site"
+	@echo "make docs        the documentation, in out/docs"
 	@echo "python -m benchmarks NAME   against the peers; see benchmarks/README.md"
 
 reproduce: $(VENV)/.run
@@ -44,7 +44,7 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[text]' --group dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[text,docs]' --group dev
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run
