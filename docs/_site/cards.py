@@ -5,6 +5,7 @@ import ast
 from docs._site.places import ROOT, experiments, provenance
 
 PRESETS = ("smoke", "quick", "paper")
+ROWS = 14  # of a table, at most
 _HEAD = """# Experiments
 
 One card for each table or figure: what it asks, the commands, how long they take, and what was committed. A finished
@@ -45,8 +46,22 @@ def _committed(name: str) -> str:
     return (
         f"Committed: preset `{facts['preset']}`, by `{facts['command']}`, finished {facts['finished'][:10]} on "
         f"{facts['cpu_count']} cores ({', '.join(facts['devices'])}), Python {facts['python']}, jax {versions['jax']}, "
-        f"blackjax {versions['blackjax']}. Numbers to expect: [the summary](results/{name}.md)."
+        f"blackjax {versions['blackjax']}. Numbers to expect ([the whole summary](results/{name}.md)):\n\n"
+        + _first_table(name)
     )
+
+
+def _first_table(name: str) -> str:
+    """The summary's first table under its heading, as far as it is short."""
+    heading, table = "", []
+    for line in (ROOT / "results" / name / "summary.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            table.append(line)
+        elif table:
+            break
+        elif line.startswith("## "):
+            heading = f"*{line.removeprefix('## ')}*\n\n"
+    return heading + "\n".join(table[:ROWS]) + ("\n\nand more rows." if len(table) > ROWS else "")
 
 
 def _line(paragraph: str) -> str:
