@@ -45,7 +45,7 @@ def cells(text: str) -> list[Cell]:
     for part in ("\n" + text).split("\n# %%")[1:]:
         head, _, body = part.partition("\n")
         if head.strip() == "[markdown]":
-            lines = (line.removeprefix("# ").removeprefix("#") for line in body.strip().splitlines())
+            lines = (line[2:] for line in body.strip().splitlines())  # "# text", and "#" for an empty line
             found.append(Cell("markdown", "\n".join(lines)))
         else:
             found.append(Cell("code", body.strip("\n")))
