@@ -185,7 +185,7 @@ def choices(
     mc1: whether the best true answer is likelier than every false one. mc2: the share of the probability that the true
     ones have. Source: Lin, Hilton, Evans 2021, arXiv 2109.07958.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, item in enumerate(items):
         prompt = answer_prompt(item.question, cell.kind, cell.prompt)
         space = "" if cell.prompt == "chat" else " "
