@@ -1,7 +1,8 @@
 """Copies a run into the repository: figures/, results/, the generated part of the README and the numbers in docs/.
 
-Command: python -m experiments.publish OUT
-OUT is the --out folder of a finished run; experiments it lacks keep what is committed.
+Command: python -m experiments.publish [OUT]
+OUT is the --out folder of a finished run; experiments it lacks keep what is committed. Without OUT the pages are
+made anew from results/.
 """
 
 import argparse
@@ -39,10 +40,10 @@ Every table that the experiments put forward, made of [results/](../results) by 
 """
 
 
-def publish(out: Path, root: Path = ROOT) -> list[Path]:
-    """Copies the PNG figures and the small tables of a run; returns what was written."""
+def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
+    """Copies the PNG figures and the small tables of a run, makes the pages of results/; returns what was written."""
     written = []
-    for name in EXPERIMENTS:
+    for name in EXPERIMENTS if out else ():
         folder = out / name
         if not (folder / "provenance.json").exists():
             continue
@@ -126,16 +127,17 @@ def _generated(results: Path, shown: dict[str, tuple[str, ...]]) -> str:
         heading = title.splitlines()[0].removeprefix("# ")
         parts.append(f"### {heading}\n\n`python -m experiments {name} --preset {facts['preset']}`\n")
         parts.append(title.split("\n", 1)[1].strip() + "\n")
-        parts += [f"#### {chunk.strip()}\n" for chunk in chunks if chunk.startswith(sections)]
+        shown_here = (chunk.strip() for chunk in chunks if chunk.startswith(sections))
+        parts += [f"#### {re.sub(r'^### ', '##### ', chunk, flags=re.MULTILINE)}\n" for chunk in shown_here]
     return "\n".join(parts)
 
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=__doc__)
-    parser.add_argument("out", type=Path, metavar="OUT", help="the --out folder of a finished run")
-    out = parser.parse_args().out
-    if not any((out / name / "provenance.json").exists() for name in EXPERIMENTS):
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="the --out folder of a finished run")
+    out: Path | None = parser.parse_args().out
+    if out and not any((out / name / "provenance.json").exists() for name in EXPERIMENTS):
         print(
             f"publish: {out} holds no finished experiment ({', '.join(EXPERIMENTS)}); run python -m experiments first",
             file=sys.stderr,
