@@ -6,9 +6,14 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 120  # seconds for one answer: the machine may be slow
+INHERIT = (  # becomes the command, with its pipes as the numbers 3 and 4
+    "import fcntl, os, sys; read, write = (fcntl.fcntl(int(one), fcntl.F_DUPFD_CLOEXEC, 10) for one in sys.argv[1:3]); "
+    "os.dup2(read, 3); os.dup2(write, 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 def chromium():
@@ -22,11 +27,12 @@ class Browser:
     def __init__(self, folder):
         ours, theirs = os.pipe(), os.pipe()  # commands, answers: Chromium reads 3 and writes 4
         command = [
-            chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-            "--no-first-run", "--hide-scrollbars", "--disable-background-networking", f"--user-data-dir={folder}",
+            chromium(), "--headless", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--no-sandbox",
+            "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run",
+            "--hide-scrollbars",
         ]  # fmt: skip
-        shell = ["/bin/sh", "-c", f'exec "$@" 3<&{ours[0]} 4>&{theirs[1]}', "sh", *command]
-        self.process = subprocess.Popen(shell, pass_fds=(ours[0], theirs[1]), stderr=subprocess.DEVNULL)
+        start = [sys.executable, "-S", "-c", INHERIT, str(ours[0]), str(theirs[1]), *command]
+        self.process = subprocess.Popen(start, pass_fds=(ours[0], theirs[1]), stderr=subprocess.DEVNULL)
         os.close(ours[0])
         os.close(theirs[1])
         self._write, self._read, self._rest, self._count, self._session = ours[1], theirs[0], b"", 0, None

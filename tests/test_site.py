@@ -1,4 +1,4 @@
-"""The explorer in headless Chromium: what it shows is what its data say, by keyboard too, on a desktop and on a phone."""
+"""The explorer in headless Chromium: it shows what its data say, by keyboard too, on a desktop and on a phone."""
 
 import os
 import re
@@ -188,7 +188,7 @@ def test_no_serious_fault_of_accessibility(browser, address, content, name, size
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     swept, line = find(content, "multiclass/rings", 2, "fan_in", 3), find(content, "regression/nonlinear", 32)
     for label, model in (("rings", swept), ("line", line)):
-        browser.screen(*size, dark)
+        browser.screen(*size, dark=name == "dark")
         browser.open(address + hash_of(model))
         browser.shoot(ARTEFACTS / f"explorer-{name}-{label}.png")
         browser.run("document.querySelectorAll('details').forEach((one) => (one.open = true))")
