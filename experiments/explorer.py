@@ -25,7 +25,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from experiments import decomposition, report
-from experiments.cell import Cell, Result
+from experiments.cell import AnyCell, Cell, Result
 from experiments.publish import ROOT
 from experiments.runner import RunError, console, finished_cells, run_cells, writable
 from isouq import problems, stats
@@ -188,16 +188,18 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
     """
     groups = models(results)
     cells = [cell_of(_first(rows)) for rows in groups]
+    found: dict[AnyCell, Result]
     if finished:
         found = finished_cells(cells, out)
     else:
         found = dict(zip(cells, run_cells(cells, out, executor, console()), strict=True))
-    gap, entries, points = 0.0, [], {}
+    gap, entries = 0.0, []
+    points: dict[str, dict[str, list[Any]]] = {}
     terms = rows_of(results, "decomposition")
     for rows, cell in zip(groups, cells, strict=True):
         result = found.get(cell)
         mine = [row for row in terms if _model(row) == _model(rows[0])]
-        entries.append(_entry(rows, mine, result and result.arrays))
+        entries.append(_entry(rows, mine, None if result is None else result.arrays))
         if result is not None:
             gap = max(gap, check(_first(rows), result))
             points[cell.problem] = {name: _rounded(result.arrays[name]) for name in ("xs", "ys")}

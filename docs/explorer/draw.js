@@ -123,7 +123,7 @@ window.DRAW = (() => {
   /** Scale, ticks and name of the vertical axis of a box; grid: lines across it. */
   function vertical(parts, box, [low, high], name, grid = false) {
     const y = (v) => box.top + box.height - ((v - low) / (high - low)) * box.height;
-    for (const t of ticks(low, high)) {
+    for (const t of ticks(low, high, 6)) {
       const d = grid ? `M${box.left},${y(t)}h${box.width}` : `M${box.left},${y(t)}h-5`;
       parts.push(svg("path", { d, class: grid ? "grid" : "axis" }));
       parts.push(words(box.left - 8, y(t) + 4, tick(t), { "text-anchor": "end", class: "quiet" }));
