@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 120  # seconds for one answer: the machine may be slow
+PATIENCE = 600  # seconds for one answer: the machine may be slow
 INHERIT = (  # becomes the command, with its pipes as the numbers 3 and 4
     "import fcntl, os, sys; read, write = (fcntl.fcntl(int(one), fcntl.F_DUPFD_CLOEXEC, 10) for one in sys.argv[1:3]); "
     "os.dup2(read, 3); os.dup2(write, 4); os.execv(sys.argv[3], sys.argv[3:])"
