@@ -37,6 +37,13 @@ class Browser:
         os.close(theirs[1])
         self._write, self._read, self._rest, self._count, self._session = ours[1], theirs[0], b"", 0, None
         self.events, self.errors = [], []
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self):
         target = self("Target.createTarget", url="about:blank")["targetId"]
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
