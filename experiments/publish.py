@@ -12,6 +12,7 @@ import math
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,8 +44,8 @@ Every table that the experiments put forward, made of [results/](../results) by 
 def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
     """Copies the PNG figures and the small tables of a run, makes the pages of results/; returns what was written."""
     written = []
-    for name in EXPERIMENTS if out else ():
-        folder = out / name
+    folders = [out / name for name in EXPERIMENTS] if out else []
+    for folder in folders:
         if not (folder / "provenance.json").exists():
             continue
         for source in (
@@ -53,7 +54,7 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
             folder / "provenance.json",
             *sorted(folder.glob("*.png")),
         ):
-            target = root / ("figures" if source.suffix == ".png" else "results") / name / source.name
+            target = root / ("figures" if source.suffix == ".png" else "results") / folder.name / source.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             written.append(target)
@@ -116,7 +117,7 @@ def with_numbers(template: str, results: Path) -> str:
     return re.sub(r"\{\{(.+?)\}\}", number, template, flags=re.DOTALL)
 
 
-def _generated(results: Path, shown: dict[str, tuple[str, ...]]) -> str:
+def _generated(results: Path, shown: Mapping[str, tuple[str, ...]]) -> str:
     parts = []
     for name, sections in shown.items():
         if not (results / name / "summary.md").exists():
