@@ -95,7 +95,7 @@ def commands():
             yield pytest.param(line, id=line)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_every_command_is_one_that_the_tools_take(command):
     program, *words = shlex.split(command, comments=True)
     program = program.rsplit("/", 1)[-1]
