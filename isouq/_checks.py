@@ -93,6 +93,15 @@ def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
     return sizes[0]
 
 
+def several_chains(chains: int) -> None:
+    """Raises unless there are chains to compare."""
+    if chains < 2:
+        raise ValueError(
+            f"inits has {chains} chain; expected at least 2 (4 or more for a verdict): "
+            "jax.vmap(init)(jax.random.split(key, 4))"
+        )
+
+
 def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
     """Raises unless (xs, ys) is a usable data set of the kind.
 
@@ -101,8 +110,10 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
     one_of("kind", kind, KINDS)
     size = inputs(xs)
     if jnp.shape(ys) != (size,):
+        one_hot = kind != "regression" and jnp.ndim(ys) == 2 and jnp.shape(ys)[1] > 1
+        hint = "; for one-hot labels, ys.argmax(axis=1)" if one_hot else ""
         raise ValueError(
-            f"ys has shape {jnp.shape(ys)}; expected ({size},): one label for each of the {size} rows of xs"
+            f"ys has shape {jnp.shape(ys)}; expected ({size},): one label for each of the {size} rows of xs{hint}"
         )
     finite("xs", xs)
     finite("ys", ys)
@@ -115,7 +126,8 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
     top = 2 if kind == "binary" else num_classes
     if labels.min() < 0 or (top is not None and labels.max() >= top):
         raise ValueError(
-            f"ys holds labels from {int(labels.min())} to {int(labels.max())}; {kind} expects 0 to {(top or 2) - 1}"
+            f"ys holds labels from {int(labels.min())} to {int(labels.max())}; {kind} expects 0 to {(top or 2) - 1}, "
+            "counted from 0"
         )
     if np.unique(labels).size < 2:
         raise ValueError(f"ys holds one class only ({int(labels[0])}); a {kind} problem needs at least two")

@@ -185,7 +185,9 @@ def _check_covariance(covariance: Any, params: Any) -> None:
         return
     if isinstance(covariance, type) or not hasattr(covariance, "quadratic"):
         name = getattr(covariance, "__name__", type(covariance).__name__)
-        raise ValueError(f"covariance is {name}; expected an instance, e.g. isouq.Dense.from_covariance(matrix)")
+        raise ValueError(
+            f"covariance is {name}; expected an instance, e.g. of isouq.laplace or isouq.Dense.from_covariance(matrix)"
+        )
     if isinstance(covariance, StructuredCovariance):
         covariance.forms(params)
 
@@ -198,7 +200,8 @@ def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> int | N
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         shapes = jax.tree.map(lambda e: e.shape, example)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"predict(params, x) failed on one example of shape {shapes}: {reason}") from error
+        hint = "; for one input, give xs a leading axis: xs[None]" if () in jax.tree.leaves(shapes, _is_shape) else ""
+        raise ValueError(f"predict(params, x) failed on one example of shape {shapes}: {reason}{hint}") from error
     shape = getattr(outputs, "shape", None)
     if kind == "multiclass":
         if shape is None or len(shape) != 1 or shape[0] < 2:
@@ -214,6 +217,10 @@ def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> int | N
             f"(predict takes ONE example, without a batch axis){hint}"
         )
     return 2 if kind == "binary" else None
+
+
+def _is_shape(node: Any) -> bool:
+    return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
 
 
 def _describe(outputs: Any) -> str:
@@ -233,6 +240,7 @@ def _check_target(target: Any, size: int, kind: str, num_classes: int | None) ->
         labels = np.asarray(target)
         if labels.min() < 0 or labels.max() >= (num_classes or 2):
             raise ValueError(
-                f"target holds labels from {labels.min()} to {labels.max()}; expected 0 to {(num_classes or 2) - 1}"
+                f"target holds labels from {labels.min()} to {labels.max()}; expected 0 to {(num_classes or 2) - 1}, "
+                "counted from 0"
             )
     return jnp.broadcast_to(target, (size,)).astype(jnp.int32)

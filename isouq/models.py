@@ -80,7 +80,10 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, An
     Other collections and `kwargs` (such as `train=False`) are bound; the module sees one example.
     """
     if "params" not in variables:
-        raise ValueError(f"variables has collections {sorted(variables)}; expected one named 'params'")
+        raise ValueError(
+            f"variables has collections {sorted(variables)}; expected one named 'params': "
+            "pass what module.init returned"
+        )
     rest = {name: value for name, value in variables.items() if name != "params"}
     bound = tuple(sorted(kwargs.items()))
     return jax.tree_util.Partial(_apply_linen, rest, module=Static((module, bound))), variables["params"]

@@ -100,7 +100,9 @@ def auroc(wrong: Any, score: Any) -> float:
     positives = int(wrong.sum())
     negatives = wrong.size - positives
     if positives == 0 or negatives == 0:
-        raise ValueError(f"AUROC needs both classes; all {wrong.size} answers are {'wrong' if positives else 'right'}")
+        raise ValueError(
+            f"AUROC needs both classes; all {wrong.size} answers are {'wrong' if positives else 'right'}; score more"
+        )
     if np.isnan(score).any():
         raise ValueError("score holds NaN; remove those rows first")
     ranks = scipy.stats.rankdata(score)

@@ -123,6 +123,7 @@ def _check_value(value: Any, scalar: bool) -> Any:
     if not hasattr(value, "dtype") and not isinstance(value, (bool, int, float, complex)):
         raise _Refused(f"the function returned a {type(value).__name__}; expected {expected}")
     value = jnp.asarray(value)
+    hint = "; pick one value, or isouq.grad_sq_norm_probes for all" if scalar and value.size > 1 else ""
     if (scalar and value.shape != ()) or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise _Refused(f"the function returned {value.dtype}{list(value.shape)}; expected {expected}")
+        raise _Refused(f"the function returned {value.dtype}{list(value.shape)}; expected {expected}{hint}")
     return value

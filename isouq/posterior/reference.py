@@ -135,8 +135,7 @@ def sample_reference(
         raise ValueError(f"target_acceptance is {target_acceptance}; expected a number below 1")
     _checks.float_leaves("inits", inits)
     chains = _checks.inputs(inits, "inits", "chain")
-    if chains < 2:
-        raise ValueError(f"inits has {chains} chain; expected at least 2 (4 or more for a verdict)")
+    _checks.several_chains(chains)
     _checks.finite("inits", inits)
     log_density = as_pytree_callable(log_density, "log_density")
     keep_draws = record is None

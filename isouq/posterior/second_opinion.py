@@ -68,8 +68,7 @@ def sample_numpyro(
     _checks.float_leaves("inits", inits)
     chains = _checks.inputs(inits, "inits", "chain")
     _checks.finite("inits", inits)
-    if chains < 2:
-        raise ValueError(f"inits has {chains} chain; expected at least 2 (4 or more for a verdict)")
+    _checks.several_chains(chains)
     record = dataclasses.replace(record, predict=as_pytree_callable(record.predict))
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     kernel = NUTS(numpyro_model(log_density, first), init_strategy=init_to_value(values=_sites(first)))
