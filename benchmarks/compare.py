@@ -51,7 +51,9 @@ FEATURES = {
     "Opacus": (
         "torch", YES, "linear, embedding", "most layers", "no tied weights in ghost mode", NO, "no", NO, NO, NO,
     ),
-    "lm-polygraph": ("torch", NO, NO, "language models", YES, "from an ensemble", "some scores", NO, NO, "about 40 scores"),
+    "lm-polygraph": (
+        "torch", NO, NO, "language models", YES, "from an ensemble", "some scores", NO, NO, "about 40 scores",
+    ),
     "torch.func": ("torch", YES, NO, "any function", YES, NO, "no", NO, NO, NO),
     "NumPyro": ("JAX", NO, NO, "NumPyro programs", YES, NO, YES, "dense", "NUTS and others, R-hat and ESS", NO),
 }  # fmt: skip

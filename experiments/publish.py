@@ -81,7 +81,7 @@ def with_results(readme: str, results: Path) -> str:
 
 def results_page(results: Path) -> str:
     """The page docs/results.md: every table that the experiments put forward."""
-    return f"{_HEAD}\n{_generated(results, _SECTIONS)}"
+    return f"{_HEAD}\n{_generated(results, _SECTIONS, '#')}"
 
 
 def with_numbers(template: str, results: Path) -> str:
@@ -117,7 +117,8 @@ def with_numbers(template: str, results: Path) -> str:
     return re.sub(r"\{\{(.+?)\}\}", number, template, flags=re.DOTALL)
 
 
-def _generated(results: Path, shown: Mapping[str, tuple[str, ...]]) -> str:
+def _generated(results: Path, shown: Mapping[str, tuple[str, ...]], level: str = "##") -> str:
+    """The sections that are shown, under headings one below `level`."""
     parts = []
     for name, sections in shown.items():
         if not (results / name / "summary.md").exists():
@@ -126,10 +127,10 @@ def _generated(results: Path, shown: Mapping[str, tuple[str, ...]]) -> str:
         facts = json.loads((results / name / "provenance.json").read_text(encoding="utf-8"))
         title, *chunks = re.split(r"^## ", summary, flags=re.MULTILINE)
         heading = title.splitlines()[0].removeprefix("# ")
-        parts.append(f"### {heading}\n\n`python -m experiments {name} --preset {facts['preset']}`\n")
+        parts.append(f"{level}# {heading}\n\n`python -m experiments {name} --preset {facts['preset']}`\n")
         parts.append(title.split("\n", 1)[1].strip() + "\n")
         shown_here = (chunk.strip() for chunk in chunks if chunk.startswith(sections))
-        parts += [f"#### {re.sub(r'^### ', '##### ', chunk, flags=re.MULTILINE)}\n" for chunk in shown_here]
+        parts += [f"{level}## {re.sub(r'^### ', f'{level}### ', chunk, flags=re.MULTILINE)}\n" for chunk in shown_here]
     return "\n".join(parts)
 
 

@@ -83,8 +83,10 @@ class Browser:
         elif method == "Runtime.consoleAPICalled" and what["type"] in ("error", "assert"):
             self.errors.append(str(what["args"]))
 
-    def open(self, address):
-        """Loads a page anew and waits until it is drawn."""
+    def open(self, address, storage=True):
+        """Loads a page anew and waits until it is drawn. Without storage it remembers nothing of earlier visits."""
+        if not storage:
+            self("Storage.clearDataForOrigin", origin="*", storageTypes="all")
         for url in ("about:blank", address):  # from a page to itself only the part after # would change
             self.events.clear()
             self("Page.navigate", url=url)

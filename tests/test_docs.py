@@ -4,8 +4,6 @@ import ast
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -233,21 +231,3 @@ def test_a_tutorial_runs_and_its_page_shows_what_it_prints(name):
 
 def shape(page):
     return re.sub(r"[-+]?[\d.]+(?:e[-+]?\d+)?", "0", re.sub(r"[ \t]+", " ", page))
-
-
-def test_the_site_is_built_without_a_warning_and_without_the_network(tmp_path):
-    pytest.importorskip("mkdocs", reason="needs the extra docs")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
-    assert len(pages) > 30
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        fetched = re.findall(r'<(?:script|link|img|iframe)[^>]*?(?:src|href)="(https?:[^"]*)"', text)
-        assert not [url for url in fetched if "canonical" not in url], page
-    method = (tmp_path / "site" / "method.html").read_text(encoding="utf-8")
-    assert "<math " in method
-    assert "arithmatex" not in method

@@ -1,8 +1,10 @@
-"""The explorer in headless Chromium: it shows what its data say, by keyboard too, on a desktop and on a phone."""
+"""The site is built from the checkout alone; in headless Chromium its pages and the explorer read well for everyone."""
 
 import os
 import re
 import shutil
+import subprocess
+import sys
 from decimal import ROUND_HALF_UP, Decimal
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,84 @@ DESKTOP, PHONE = (1100, 900), (375, 740)
 needs_chromium = pytest.mark.skipif(
     chromium() is None, reason="no Chromium to open the page with; apt install chromium, or set $CHROMIUM to its path"
 )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("built") / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_is_built_without_a_warning_and_without_the_network(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        fetched = re.findall(r'<(?:script|link|img|iframe)[^>]*?(?:src|href)="(https?:[^"]*)"', text)
+        assert not [url for url in fetched if "canonical" not in url], page
+    method = (site / "method.html").read_text(encoding="utf-8")
+    assert "<math " in method
+    assert "arithmatex" not in method
+
+
+@needs_chromium
+def test_pages_read_well_on_a_phone_and_in_the_dark(browser, site):
+    for name, size, dark in (
+        ("index", PHONE, False),
+        ("method", PHONE, False),
+        ("comparison", PHONE, False),
+        ("developers", PHONE, False),
+        ("api/uncertainty", DESKTOP, False),
+        ("index", DESKTOP, True),
+        ("errors", DESKTOP, True),
+    ):
+        browser.screen(*size, dark=dark)
+        browser.open((site / f"{name}.html").as_uri(), storage=False)
+        browser.shoot(artefact(f"{name.replace('/', '-')}-{'dark' if dark else size[0]}.png"))
+        check(browser, size)
+    assert browser.errors == []
+
+
+@needs_chromium
+def test_the_search_works_from_a_folder(browser, site):
+    browser.screen(*DESKTOP)
+    browser.open((site / "index.html").as_uri())
+    browser.run("document.querySelector('.md-search__input').focus()")
+    browser.run(
+        """(async () => {
+        const input = document.querySelector(".md-search__input");
+        for (let tries = 0; tries < 600 && !document.querySelector(".md-search-result__item"); tries++) {
+          input.value = "kronecker";
+          input.dispatchEvent(new Event("keyup"));
+          await new Promise((done) => setTimeout(done, 100));
+        } })()"""
+    )
+    assert browser.run("document.querySelectorAll('.md-search-result__item').length") > 2
+
+
+def artefact(name):
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    return ARTEFACTS / name
+
+
+def check(browser, size):
+    """No serious fault of accessibility, nothing wider than the screen."""
+    if find_spec("axe_core_python") is None:
+        pytest.skip("axe-core is not installed; pip install axe-core-python")
+    axe = Path(find_spec("axe_core_python").origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    browser.run(axe + ";true")
+    found = browser.run("axe.run(document).then((answer) => answer.violations)")
+    serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+    assert not serious, [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in serious]
+    width = browser.run("document.documentElement.scrollWidth")
+    assert width <= size[0], f"the page is {width} pixels wide on a screen of {size[0]}"
 
 
 @pytest.fixture(scope="module")
@@ -181,23 +261,14 @@ def test_colours_are_those_of_the_values_and_compared_maps_share_their_limits(br
 @pytest.mark.parametrize(
     ("name", "size", "dark"), [("desktop", DESKTOP, False), ("dark", DESKTOP, True), ("phone", PHONE, False)]
 )
-def test_no_serious_fault_of_accessibility(browser, address, content, name, size, dark):
-    if find_spec("axe_core_python") is None:
-        pytest.skip("axe-core is not installed; pip install axe-core-python")
-    axe = Path(find_spec("axe_core_python").origin).with_name("axe.min.js").read_text(encoding="utf-8")
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+def test_the_explorer_has_no_serious_fault_of_accessibility(browser, address, content, name, size, dark):
     swept, line = find(content, "multiclass/rings", 2, "fan_in", 3), find(content, "regression/nonlinear", 32)
     for label, model in (("rings", swept), ("line", line)):
         browser.screen(*size, dark=name == "dark")
         browser.open(address + hash_of(model))
-        browser.shoot(ARTEFACTS / f"explorer-{name}-{label}.png")
+        browser.shoot(artefact(f"explorer-{name}-{label}.png"))
         browser.run("document.querySelectorAll('details').forEach((one) => (one.open = true))")
-        browser.run(axe + ";true")
-        found = browser.run("axe.run(document).then((answer) => answer.violations)")
-        serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
-        assert not serious, [(fault["id"], [node["html"] for node in fault["nodes"]]) for fault in serious]
-        width = browser.run("document.documentElement.scrollWidth")
-        assert width <= size[0], f"the page is {width} pixels wide on a screen of {size[0]}"
+        check(browser, size)
     assert browser.errors == []
 
 

@@ -58,3 +58,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Mathematics as MathML; tables can be scrolled with the keyboard."""
     return mathematics.as_mathml(html)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """The theme's search dialog gets the name that screen readers say."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )

@@ -16,6 +16,8 @@ def as_mathml(html: str) -> str:
         latex = entities.unescape(match[2]).strip().removeprefix(r"\[" if block else r"\(")
         latex = latex.removesuffix(r"\]" if block else r"\)").strip()
         made = convert(latex, display="block" if block else "inline")
+        made = made.replace("<mo>&#x02016;", '<mo stretchy="false">&#x02016;')  # else each norm's bars differ in height
+        made = re.sub("<mi>log</mi>(?!<mo[^>]*>&#x00028;)", '<mi>log</mi><mspace width="0.17em"/>', made)
         made = made.replace("<math ", f'<math alttext="{entities.escape(latex, quote=True)}" ', 1)
         return f'<div class="equation" tabindex="0">{made}</div>' if block else made
 

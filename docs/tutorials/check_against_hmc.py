@@ -18,9 +18,9 @@ from isouq import models, posterior, problems, stats
 
 # %%
 rng = np.random.default_rng(0)
-xs = rng.normal(size=(150, 2)).astype(np.float32)
-ys = (rng.random(150) < 1 / (1 + np.exp(-4 * (xs[:, 0] ** 2 + xs[:, 1] - 1)))).astype(np.int32)
-problem = problems.from_arrays(xs, ys, kind="binary", hidden=(8,))
+xs = rng.normal(size=(200, 2)).astype(np.float32)
+ys = (rng.random(200) < 1 / (1 + np.exp(-4 * (xs[:, 0] ** 2 + xs[:, 1] - 1)))).astype(np.int32)
+problem = problems.from_arrays(xs, ys, kind="binary", hidden=(16,))
 
 # %% [markdown]
 # ## Model, prior, trained parameters
