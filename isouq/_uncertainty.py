@@ -109,7 +109,7 @@ def uncertainty(
             An input whose outputs are NaN gets NaN and stops nothing. A max_bytes that not even one
             input fits in: the message says what is needed and what would fit.
 
-    Cost: one forward and one backward pass an input, less than a training step; memory batch_size ×
+    Cost: one forward and one backward pass an input, mostly less than a training step; memory batch_size ×
     activations (`isouq.explain` shows more). With "vmap", a `Dense` covariance or one of your own:
     batch_size × (parameters + activations). Works under `jax.jit` (bind predict and kind) and
     compiles once per shape.
