@@ -218,7 +218,10 @@
     const over = count
       ? `Mean of ${seeds}: r = ${estimate(mean.pearson)}, ρ = ${estimate(mean.spearman)}.`
       : "No seed has an accepted reference: there is no mean.";
-    return `Seed ${D.about.seed}${against}: ${own}. ${over}`;
+    const flat = m.flat && name === "epistemic"
+      ? ` Mind that the estimate varies by ${m.flat.toExponential(0)} of its value alone: at θ* the network predicts the same everywhere, and what r and ρ compare are the last digits of its training.`
+      : "";
+    return `Seed ${D.about.seed}${against}: ${own}. ${over}${flat}`;
   }
 
   function drawMaps(m) {
@@ -235,7 +238,10 @@
       $(`${row}-numbers`).textContent = agreementText(m, row);
       const there = m.maps && m.seed[row];
       const drawn = !there ? [] : isPlanar(m) ? panels.map(([name, title]) => drawMap(m, name, title, width)) : drawCurves(m, width);
-      const missing = m.maps ? [] : [html("p", {}, "The maps of this model are not in data.js.")];
+      const reason = m.apart
+        ? `Run again on another machine, the maps of this model lie up to ${m.apart} from the committed r and ρ: they would show another network than the numbers, and are left out.`
+        : "The maps of this model are not in data.js.";
+      const missing = m.maps ? [] : [html("p", {}, reason)];
       $(row).replaceChildren(...drawn, ...missing);
       const bar = there && isPlanar(m) ? [colourBar(...bars[state.scale === "rank" ? "rank" : row], room)] : [];
       $(`${row}-bar`).replaceChildren(...bar);
