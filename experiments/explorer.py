@@ -87,7 +87,7 @@ def encoded(values: np.ndarray) -> dict[str, Any]:
     low, high = float(values.min()), float(values.max())
     share = np.zeros_like(values) if high == low else (values - low) / (high - low)
     codes = np.round(255 * np.cbrt(share)).astype(np.uint8)
-    return {"low": _short(low), "high": _short(high), "codes": base64.b64encode(codes.tobytes()).decode()}
+    return {"low": _short(low, 9), "high": _short(high, 9), "codes": base64.b64encode(codes.tobytes()).decode()}
 
 
 def _short(value: float | None, digits: int = 4) -> float | None:

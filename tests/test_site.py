@@ -289,8 +289,9 @@ def test_the_committed_maps_agree_with_the_committed_numbers():
     drawn = [model for model in committed if "codes" in model.get("maps", {}).get("epistemic", {})]
     if not drawn:
         pytest.skip("docs/explorer/data.js holds no maps; python -m experiments.explorer OUT")
+    assert len(drawn) > len(committed) / 2
     for model in drawn:
-        if model["is_accepted"]:
+        if model["is_accepted"] and "flat" not in model:
             for name, reference in (("epistemic", "reference"), ("aleatoric", "aleatoric_reference")):
                 pair = [explorer.decoded(model["maps"][one]) for one in (name, reference)]
                 assert stats.pearson(*pair) == pytest.approx(model["seed"][name]["pearson"], abs=explorer.FAR)
