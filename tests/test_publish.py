@@ -100,7 +100,7 @@ def test_publish_copies_every_experiment_that_was_run(tmp_path):
     assert readme.endswith("Below\n")
     assert "old" not in readme
     page = (root / "docs" / "results.md").read_text(encoding="utf-8")
-    assert all((f"### Title of {name}" in page) == (name in names) for name in publish._SECTIONS)
+    assert all((f"\n## Title of {name}\n" in page) == (name in names) for name in publish._SECTIONS)
     assert ("### Title of validation" in readme) == ("validation" in names)
 
 
