@@ -18,8 +18,10 @@ from jaxtyping import Array, Float
 
 from experiments import _blocks, _domain_numbers, _domain_report, texts
 from experiments._finetune import fit, logits
-from experiments.cell import Result, Store
-from experiments.runner import Outputs, told
+from experiments.cell import Result
+from experiments.errors import told
+from experiments.outputs import Outputs
+from experiments.store import Store
 from experiments.subject import Clock
 from experiments.text_cell import COVARIANCES, DomainCell
 from isouq._memory import temporary_bytes
@@ -112,11 +114,11 @@ def run(cell: DomainCell, progress: Callable[[float], None] | None = None, store
         return _finished(cell, reference(cell, corpus, progress), clock)
     if cell.study == "memory":
         return _finished(cell, memory(corpus), clock)
-    kept = None if store is None else store.load(cell.reference())
-    if kept is None:
-        kept = run(cell.reference(), progress, store)
-        if store is not None:
-            store.save(cell.reference(), kept)
+
+    def tuned() -> Result:
+        return run(cell.reference(), progress, store)
+
+    kept = tuned() if store is None else store.obtain(cell.reference(), tuned)
     measure = {"domains": domains, "rejection": rejection}[cell.study]
     return _finished(cell, measure(cell, Tuned.of(cell, corpus, kept)), clock)
 

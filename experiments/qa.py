@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 from experiments import _qa_answers, _qa_report, _qa_scores, questions, texts
 from experiments._tiny_model import TINY, tiny_model
-from experiments.cell import Result, Store
+from experiments.cell import Result
 from experiments.domains import ENCODER
+from experiments.errors import told
+from experiments.outputs import Outputs
+from experiments.progress import console
 from experiments.qa_cell import QaCell
-from experiments.runner import Outputs, console, told
+from experiments.store import Store
 from experiments.subject import Clock
 from isouq.text import LanguageModel, language_model, load
 from isouq.text.entailment import load_entailment
@@ -164,11 +167,11 @@ def _items(cell: QaCell) -> list[questions.Question]:
 
 def _answers(cell: QaCell, progress: Callable[[float], None] | None, store: Store | None) -> list[dict[str, Any]]:
     """The questions with their answers, from the store, or answered now and kept."""
-    kept = None if store is None else store.load(cell.reference())
-    if kept is None:
-        kept = run(cell.reference(), progress, store)
-        if store is not None:
-            store.save(cell.reference(), kept)
+
+    def asked() -> Result:
+        return run(cell.reference(), progress, store)
+
+    kept = asked() if store is None else store.obtain(cell.reference(), asked)
     return kept.numbers["questions"]
 
 

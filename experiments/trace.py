@@ -20,9 +20,9 @@ from experiments import _trace_report, qa
 from experiments._prompts import answer_prompt
 from experiments._qa_scores import answers_something
 from experiments.cell import Result
+from experiments.outputs import Outputs
 from experiments.qa_cell import QaCell
 from experiments.questions import Question
-from experiments.runner import Outputs
 from isouq.text import LanguageModel
 from isouq.text.trace import Trace, features, trace
 

@@ -12,11 +12,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import isouq
-from experiments import __main__ as command
-from experiments import _blocks, _domain_numbers, _domain_report, domains, texts
+from experiments import _blocks, _domain_numbers, _domain_report, command, domains, texts
 from experiments._tiny_encoder import write_tiny
-from experiments.cell import Result, Store
-from experiments.runner import RunError
+from experiments.cell import Result
+from experiments.errors import RunError
+from experiments.store import Store
 from experiments.text_cell import COVARIANCES, DomainCell
 from isouq.covariance import laplace
 from isouq.posterior import LogDensity

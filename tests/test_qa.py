@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import __main__ as command
-from experiments import _qa_scores, qa
+from experiments import _qa_scores, command, qa
 from experiments._prompts import answer_prompt
 from experiments._tiny_model import tiny_model
+from experiments.errors import RunError
 from experiments.qa_cell import STUDIES, QaCell
-from experiments.runner import RunError
 from isouq.text import score
 
 ROOT = Path(__file__).resolve().parents[1]
