@@ -113,9 +113,7 @@ def gather(tree: Any) -> Any:
 
     All hosts must call it together. Cost: one all-gather; memory of the whole tree on each host.
     """
-    if all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)):
-        return jax.tree.map(np.asarray, tree)
-    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+    return jax.tree.map(_whole, tree)
 
 
 def input_mesh(devices: Mesh | Sequence[jax.Device] | None) -> Mesh:
@@ -154,6 +152,12 @@ def _by_rules(rules: Sequence[tuple[str, PartitionSpec]], mesh: Mesh) -> Place:
         return NamedSharding(mesh, spec)
 
     return place
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
 def _put(tree: Any, where: NamedSharding) -> Any:
