@@ -1,7 +1,7 @@
 """What one process of a given number of devices computes: `python tests/spread.py DEVICES FOLDER [ADDRESS INDEX]`.
 
-Alone it writes FOLDER/DEVICES.npz and then dies of SIGKILL in the middle of a second run, after as many blocks as it
-has devices; with an address it is one of two hosts with DEVICES each.
+Alone it writes FOLDER/DEVICES.npz and then dies of SIGKILL in the middle of a second run, after a number of blocks;
+with an address it is one of two hosts with DEVICES each.
 """
 
 import os
@@ -21,6 +21,7 @@ from isouq.text import decoder_config
 from isouq.text.language_model import abstract, module
 
 CHAINS = (5, 3)
+KILLED_AFTER = {1: 1, 2: 2, 8: 3}  # blocks, by the number of devices
 BLOCKS = 4  # of a run: two of warm-up, two of draws
 SETTINGS = {"num_warmup": 103, "num_draws": 53, "thin": 2, "num_leapfrog": 5, "verdict": False}
 DECODER = {
@@ -76,7 +77,7 @@ def language_model():
 
 def estimates(devices):
     """The uncertainty of 11 and of 7 inputs, in every way of spreading it over the devices."""
-    log_density, inits, record = problem(2)
+    log_density, inits, _ = problem(2)
     mlp = (predict, jax.tree.map(lambda leaf: leaf[0], inits), log_density.xs[:11], "binary")
     decoder, params, ids = language_model()
     alone = isouq.uncertainty(decoder, params, ids, "multiclass")

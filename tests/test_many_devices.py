@@ -58,7 +58,7 @@ def test_chains_are_the_same_to_the_bit(folder, uninterrupted, count, chains):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "blocks"), [(1, 1), (2, 2), (8, 3)])
+@pytest.mark.parametrize(("count", "blocks"), spread.KILLED_AFTER.items())
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(folder, uninterrupted, count, blocks):
     path, shares = folder / f"{count}.part.npz", []
     resumed = spread.reference(5, checkpoint=path, checkpoint_seconds=1e9, progress=shares.append)
@@ -166,7 +166,7 @@ def test_padding_repeats_the_first_row():
         ([("kernel", PartitionSpec("data"))], "in.kernel: its rule names the axis 'data'; the mesh has"),
         (
             [("kernel", PartitionSpec("model"))],
-            r"in.kernel has shape \(3, 4\); its dimension of 3 is not a multiple of the 2",
+            r"in.kernel has shape \(3, 4\); its dimension of 3 is not",
         ),
         ([("out", PartitionSpec(None, "model"))], r"out has shape \(4,\), but its rule splits 2 dimensions"),
     ],
@@ -188,5 +188,5 @@ def test_devices_that_are_none():
         sharding.shard_over(jax.make_mesh((2,), ("model",)), "rows")
     data, params = np.zeros((3, 2), np.float32), spread.problem(2)[1]
     one = jax.tree.map(lambda leaf: leaf[0], params)
-    with pytest.raises(ValueError, match="devices was given under jax.jit"):
+    with pytest.raises(ValueError, match=r"devices was given under jax\.jit"):
         jax.jit(lambda xs: isouq.uncertainty(spread.predict, one, xs, "binary", devices=jax.devices()))(data)

@@ -62,6 +62,12 @@ class Blocks(NamedTuple):
         return padded.reshape(self.count, self.size, *values.shape[1:])
 
 
+def rounds(groups: int, devices: int) -> tuple[int, int]:
+    """(rounds, devices of use) of so many groups."""
+    count = math.ceil(groups / devices)
+    return count, math.ceil(groups / count)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which chain runs where: `rounds` one after the other, in each a group of chains on every device of the mesh."""
@@ -75,9 +81,8 @@ class Layout:
     def of(cls, chains: int, group: int) -> "Layout":
         """Over this process's devices, as few rounds as they allow and no device that such rounds do not need."""
         devices = jax.local_devices()
-        groups = chains // group
-        rounds = math.ceil(groups / len(devices))
-        return cls(chains, group, rounds, Mesh(np.array(devices[: math.ceil(groups / rounds)]), ("chains",)))
+        count, used = rounds(chains // group, len(devices))
+        return cls(chains, group, count, Mesh(np.array(devices[:used]), ("chains",)))
 
     def place(self, tree: Any) -> list[Any]:
         """Leaves `[chains, ...]` cut into rounds and put on the devices; a place too many repeats chain 0."""
