@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,17 +49,18 @@ class Checkpoint:
         """What was saved, in the structure and dtypes of `state` and `kept`; None if there is nothing to go on from."""
         try:
             with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                if str(stored["mark"]) != self.mark:
-                    return self._anew("belongs to another run")
-                blocks = int(stored["blocks"])
-                state = _unpack(stored, "state", state)
-                return Saved(blocks, state, _unpack(stored, "kept", kept) if "kept.0" in stored else None)
+                if str(stored["mark"]) == self.mark:
+                    kept = _unpack(stored, "kept", kept) if "kept.0" in stored else None
+                    return Saved(int(stored["blocks"]), _unpack(stored, "state", state), kept)
+                reason = "belongs to another run"
         except FileNotFoundError:
             return None
         except OSError as error:
-            return self._anew(f"cannot be read ({error.strerror or error})")
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError) as error:
-            return self._anew(f"is damaged ({type(error).__name__})")
+            reason = f"cannot be read ({error.strerror or error})"
+        except Exception as error:  # damage shows in many ways
+            reason = f"is damaged ({type(error).__name__})"
+        warnings.warn(f"the checkpoint {self.path} {reason}; sampling starts anew", stacklevel=4)
+        return None
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -83,9 +83,6 @@ class Checkpoint:
             self.warned = True
         self.last = time.monotonic()
 
-    def _anew(self, reason: str) -> None:
-        warnings.warn(f"the checkpoint {self.path} {reason}; sampling starts anew", stacklevel=5)
-
 
 def _pack(name: str, tree: Any) -> dict[str, np.ndarray]:
     return {f"{name}.{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
@@ -93,5 +90,6 @@ def _pack(name: str, tree: Any) -> dict[str, np.ndarray]:
 
 def _unpack(stored: Any, name: str, like: Any) -> Any:
     leaves, treedef = jax.tree.flatten(like)
-    arrays = [stored[f"{name}.{i}"].view(leaf.dtype) for i, leaf in enumerate(leaves)]  # bfloat16 is read as bytes
-    return jax.tree.unflatten(treedef, arrays)
+    arrays = [stored[f"{name}.{i}"] for i in range(len(leaves))]
+    typed = [a.view(like.dtype) if a.dtype.kind == "V" else a for a, like in zip(arrays, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, typed)  # bfloat16 comes back as bytes without a type
