@@ -134,7 +134,8 @@ def sample_reference(
 
     Cost: (num_warmup + num_draws × thin) × num_leapfrog gradients a chain, compiled once per shape. Chains run side
     by side on the local devices. Memory: what is kept, on the host; of a block of draws, on the devices.
-    COSTNOTE
+    With chains_at_once=1 one device runs its chains one after the other. `python -m benchmarks reference` measures
+    what that costs; on a GPU that a small model leaves idle it can be up to the number of chains.
 
     Source: Neal (2011); Hoffman and Gelman (2014); Vehtari et al. (2021) for the diagnostics.
     """
