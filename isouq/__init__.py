@@ -13,7 +13,7 @@ from isouq.uncertainty import Uncertainty, uncertainty
 
 __version__ = "0.1.0"
 
-_ROOMS = ("alignment", "models", "plots", "posterior", "problems", "stats", "text")
+_ROOMS = ("alignment", "models", "plots", "posterior", "problems", "sharding", "stats", "text")
 
 __all__ = [
     "Dense",
