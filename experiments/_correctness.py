@@ -16,13 +16,13 @@ import numpy as np
 from jaxtyping import Float
 
 _NOT = r"(do not|don't|do n't)"
-_CANNOT = r"(cannot|can not|can't|could not|couldn't|am unable to|am not able to|won't)"
+_CANNOT = r"(i (really |simply |just )?(cannot|can not|can't|could not|couldn't|won't)|(i'm|i am) (unable|not able) to)"
 _ENDS = r"""[.,;:!?"'”–—-]"""
 _ABOUT = rf"\s*($|{_ENDS}|\b(what|who|whom|whose|which|where|when|why|if|whether|that|the|this|it|but|and|sorry)\b)"
 # How a refusal begins, or all that it says; in lower case, with straight apostrophes. What may begin an answer too
 # ("I don't know how to love him" and "I can't get no satisfaction" are songs) ends with what follows in a refusal.
 REFUSALS = (
-    r"(i'm |i am )?(so |very |really )?sorry\b",
+    r"(i'm |i am )?(so |very |really )?sorry\s*($|[.,;:!?–—-]|\b(i|but|that|for|we|about)\b)",
     r"i apologi[sz]e\b",
     r"as an? (ai|artificial|assistant|language model|large language model)\b",
     r"(i have )?no comments?\b",
@@ -30,11 +30,11 @@ REFUSALS = (
     rf"i {_NOT} (really |actually )?(remember|recall|understand){_ABOUT}",
     rf"(i )?{_NOT} have (an? |any |enough |sufficient |that |the |specific )*"
     r"(information|knowledge|data|answer|idea|clue)\b",
-    rf"i (really |simply |just )?{_CANNOT}( \w+ly)?($|{_ENDS}| "
-    r"(answer|say|tell|give|provide|help|assist|comment|determine|confirm|verify|identify|respond|recall|remember|predict"
-    r"|guess|find|offer|discuss|speculate)\b)",
+    rf"{_CANNOT}( \w+ly)?($|{_ENDS}| (answer|say|give|provide|assist|comment|determine|confirm|verify|identify|respond"
+    rf"|recall|remember|predict|guess|find|offer|discuss|speculate)\b| (help|tell)(\s*$|{_ENDS}| you\b| with\b| if\b))",
     r"(i'm |i am )(not |un)(sure|certain|aware|familiar)\b",
     r"(i )?(have )?(absolutely )?no (idea|clue)\b",
+    r"(there is |there's )?(not enough|insufficient) (information|context|data)\b",
     r"(not sure|unsure|unknown|not known|n/a)\W*$",
 )
 _REFUSED = re.compile(rf"\W*({'|'.join(f'({pattern})' for pattern in REFUSALS)})")

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import _domain_numbers
 from experiments._qa_numbers import FEW, RUNS, Learned, all_areas, area, features, fit_logistic, with_learned
-from experiments._qa_table import CURVES, MAIN, Group, short
+from experiments._qa_table import CURVES, MAIN, Group
 from isouq import stats
 
 COVERAGES = np.linspace(0.1, 1, 19)
@@ -28,12 +28,10 @@ class Part(NamedTuple):
 class Analysis(NamedTuple):
     """A model on a benchmark; all but the group is empty where not both classes are there.
 
-    model: its name without folder or organisation, where that tells it from the others. learned: the combinations that
-    could be fitted; their held-out log odds are among the group's scores. areas: AUROC by score. curves: rejection, by
-    score. parts: the answers by length.
+    learned: the combinations that could be fitted; their held-out log odds are among the group's scores. areas: AUROC
+    by score. curves: rejection, by score. parts: the answers by length.
     """
 
-    model: str
     group: Group
     learned: dict[str, Learned]
     areas: dict[str, stats.Interval]
@@ -43,24 +41,20 @@ class Analysis(NamedTuple):
     @property
     def title(self) -> str:
         """Names model and benchmark."""
-        return f"{self.model}, {self.group.benchmark}"
+        return f"{self.group.name}, {self.group.benchmark}"
 
 
 def analysed(found: Sequence[Group]) -> list[Analysis]:
     """The numbers of each model on each benchmark."""
-    models = {group.model for group in found}
-    names = {model: short(model) for model in models}
-    if len(set(names.values())) < len(models):
-        names = {model: model for model in models}
-    return [_analysed(names[group.model], group) for group in found]
+    return [_analysed(group) for group in found]
 
 
-def _analysed(model: str, group: Group) -> Analysis:
+def _analysed(group: Group) -> Analysis:
     if not group.both:
-        return Analysis(model, group, {}, {}, {}, [])
+        return Analysis(group, {}, {}, {}, [])
     group, learned = with_learned(group)
     curves = {name: rejection(group, group.scores[name]) for name in CURVES if name in group.scores}
-    return Analysis(model, group, learned, all_areas(group, learned), curves, by_length(group))
+    return Analysis(group, learned, all_areas(group, learned), curves, by_length(group))
 
 
 def by_benchmark(found: Sequence[Analysis]) -> dict[str, list[Analysis]]:

@@ -11,6 +11,7 @@ from experiments.cell import Result
 from experiments.qa_cell import QaCell
 from experiments.questions import Question
 from isouq.text import Answer, LanguageModel, generate
+from isouq.text.prompts import encode_prompt
 
 GREEDY_BATCH, SAMPLES_BATCH = 10, 20
 
@@ -18,8 +19,24 @@ GREEDY_BATCH, SAMPLES_BATCH = 10, 20
 def answers(
     cell: QaCell, model: LanguageModel, items: list[Question], progress: Callable[[float], None] | None
 ) -> Result:
-    """Every question with its answers: token ids, text, and log p of every token."""
-    prompts = [answer_prompt(item.question, cell.kind, cell.prompt) for item in items]
+    """Every question with its answers: token ids, text, and log p of every token.
+
+    A question that does not fit in the model's context has an empty answer, no samples, and `why`.
+    """
+    found: list[dict[str, Any]] = [{"index": item.index, "question": item.question} for item in items]
+    unasked = {"greedy": _kept(Answer("", [], np.zeros(0), False)), "samples": []}
+    asked, prompts = [], []
+    for one in found:
+        prompt = answer_prompt(one["question"], cell.kind, cell.prompt)
+        try:
+            encode_prompt(model, prompt)
+        except ValueError as error:
+            one |= unasked | {"why": str(error)}
+        else:
+            asked.append(one)
+            prompts.append(prompt)
+    if not prompts:
+        return Result({"questions": found}, {})
     total = len(prompts) * (cell.samples + 1)
 
     def done(count: int) -> None:
@@ -38,15 +55,9 @@ def answers(
         batch_size=SAMPLES_BATCH,
         on_batch=lambda count: done(len(prompts) + count),
     )
-    found = [
-        {
-            "index": item.index,
-            "question": item.question,
-            "greedy": _kept(greedy[i]),
-            "samples": [_kept(sample) for sample in sampled[i * cell.samples : (i + 1) * cell.samples]],
-        }
-        for i, item in enumerate(items)
-    ]
+    for i, one in enumerate(asked):
+        one["greedy"] = _kept(greedy[i])
+        one["samples"] = [_kept(sample) for sample in sampled[i * cell.samples : (i + 1) * cell.samples]]
     return Result({"questions": found}, {})
 
 

@@ -18,7 +18,7 @@ def figures(told: Sequence[Analysis]) -> dict[str, Any]:
     labels = {name: score.label for name, score in SCORES.items()}
     drawn = {name: labels[name] for name in CURVES}
     by = by_benchmark(told)
-    measured = {benchmark: {one.model: one.areas for one in mine} for benchmark, mine in by.items()}
+    measured = {benchmark: {one.group.name: one.areas for one in mine} for benchmark, mine in by.items()}
     found: dict[str, Any] = {"auroc": plots.qa_auroc(measured, {name: paper(name) for name in by}, labels)}
     curves = {one.title: one.curves for one in told if one.curves}
     if curves:

@@ -38,7 +38,7 @@ def fit_logistic(x: Float[np.ndarray, "n D"], y: np.ndarray, l2: float = L2) -> 
     if y.min() == y.max():
         raise ValueError(f"a logistic regression needs both classes; all {len(y)} labels are {y[0]:g}")
     mean, scale = x.mean(axis=0), x.std(axis=0)
-    constant = scale <= 1e-12 * np.maximum(1, np.abs(mean))
+    constant = scale <= 1e-12 * np.abs(mean)
     scale = np.where(constant, 1, scale)
     z = np.column_stack([np.ones(len(x)), np.where(constant, 0, (x - mean) / scale)])
     penalty = np.r_[0.0, np.full(x.shape[1], l2)]

@@ -58,8 +58,9 @@ def _reading(rows: Sequence[Row]) -> str:
         f"AUROC: the chance that a wrong answer has a higher score than a right one; ½ is chance.{made} Every score is "
         "higher where the answer is less certain, and orders the same greedy answers. p is the probability of the "
         "answer by length (the geometric mean of its tokens'), unless a row says otherwise; p(1 − p) falls again below "
-        "p = ½. Refused and empty answers are neither right nor wrong: counted, and in no AUROC. A logarithm of 0 "
-        "counts as the smallest finite one.\n\nA table gives the AUROC of all questions, and its sd and 95 % interval "
+        "p = ½, and the column p < ½ has the share of such answers. Refused and empty answers are neither right nor "
+        "wrong: counted, and in no AUROC. A logarithm of 0 counts as the smallest finite one.\n\n"
+        "A table gives the AUROC of all questions, and its sd and 95 % interval "
         f"over {_qa_numbers.RUNS} resamples of them (one greedy answer a question, so no seeds to average over); a "
         "resample with one class only is left out. The learned combinations are logistic regressions on log p(1 − p) "
         f"and log ‖∇p‖²: {_qa_numbers.RUNS} runs, each with a new split into halves, stratified by the label, fitted "
@@ -76,11 +77,19 @@ def _answers(found: Sequence[Analysis]) -> str:
         right, wrong = _counts(group)
         share = words.number(right / max(1, right + wrong), 3)
         params = group.asked[0].get("num_params")
-        body.append([one.model, f"{params:,}" if params else "–", group.benchmark, str(len(group.asked)), str(right),
-                     str(wrong), str(group.state("refused")), str(group.state("empty")), share])  # fmt: skip
+        counts = (len(group.asked), right, wrong, group.state("refused"), group.state("empty"))
+        body.append([group.name, f"{params:,}" if params else "–", group.benchmark, *map(str, counts), share,
+                     _below_half(group)])  # fmt: skip
         notes += _notes(one)
-    header = ["model", "parameters", "questions", "asked", "right", "wrong", "refused", "empty", "share right"]
+    header = ["model", "parameters", "questions", "asked", "right", "wrong", "refused", "empty", "share right", "p < ½"]
     return "## Answers\n\n" + words.table(header, body) + "".join(f"\n{note}\n" for note in notes)
+
+
+def _below_half(group: Group) -> str:
+    """The share of the judged answers whose p by length lies below ½, where p(1 − p) falls with p."""
+    nll = group.scores.get("nll_mean", np.zeros(0))
+    nll = nll[np.isfinite(nll)]
+    return words.number(float(np.mean(nll > np.log(2))), 3) if len(nll) else "–"
 
 
 def _notes(one: Analysis) -> list[str]:
@@ -119,7 +128,7 @@ def _tables(told: Sequence[Analysis]) -> str:
         header = ["score"]
         for one in mine:
             right, wrong = _counts(one.group)
-            header.append(f"{one.model}: {right} right, {wrong} wrong")
+            header.append(f"{one.group.name}: {right} right, {wrong} wrong")
         header += ["mean of the models"] * (len(mine) > 1) + ["paper"] * bool(known)
         body = []
         for name, score in SCORES.items():
@@ -180,8 +189,8 @@ def _tested(told: Sequence[Analysis], tests: Sequence[Row]) -> str:
 def _difference(test: Row | None) -> str:
     if test is None:
         return "–"
-    p = "p < 0.001" if test["adjusted"] < 0.001 else f"p = {test['adjusted']:.3f}"
-    return f"{test['difference']:+.2f} [{test['low']:+.2f}, {test['high']:+.2f}], {p}"
+    interval = f"[{test['low']:+.2f}, {test['high']:+.2f}]"
+    return f"{test['difference']:+.2f} {interval}, p = {test['adjusted']:.3f}"
 
 
 def _rejected(told: Sequence[Analysis]) -> str:
@@ -190,7 +199,7 @@ def _rejected(told: Sequence[Analysis]) -> str:
         for name, curve in one.curves.items():
             at = [words.number(float(np.interp(c, COVERAGES, curve["mean"])), 3) for c in (1, 0.5, 0.2)]
             value, low, high = (words.number(float(v), 3) for v in curve["aurc"])
-            body.append([one.model, one.group.benchmark, SCORES[name].label, *at, f"{value} [{low}, {high}]"])
+            body.append([one.group.name, one.group.benchmark, SCORES[name].label, *at, f"{value} [{low}, {high}]"])
     header = ["model", "questions", "order by", "accuracy of all", "of the surest 50 %", "of the surest 20 %", "AURC"]
     return (
         "## If only the surest are answered\n\nAURC: the mean share of errors over all coverages, smaller is better, "
@@ -204,7 +213,7 @@ def _correlated(told: Sequence[Analysis]) -> str:
     for one in told:
         rho = -_qa_analysis.rank_correlation(one.group, "epistemic_mean", "p_true")
         if np.isfinite(rho):
-            lines.append([one.model, one.group.benchmark, f"{rho:+.2f}"])
+            lines.append([one.group.name, one.group.benchmark, f"{rho:+.2f}"])
     if not lines:
         return ""
     return (
@@ -222,7 +231,7 @@ def _mixed(told: Sequence[Analysis]) -> str:
             low, high = _qa_analysis.rank_interval(one.group, *pair)
             rho = _qa_analysis.rank_correlation(one.group, *pair)
             values.append(f"{words.number(rho)} [{words.number(low)}, {words.number(high)}]")
-        body.append([one.model, one.group.benchmark, *values])
+        body.append([one.group.name, one.group.benchmark, *values])
     header = ["model", "questions", *(f"{SCORES[a].label}, {SCORES[b].label}" for a, b in PAIRS)]
     return (
         "## How much of the norm is p alone?\n\nSpearman's ρ over the judged answers; p by length. ‖∇p‖² / (p(1 − p))² "
@@ -249,7 +258,7 @@ def _lengths(told: Sequence[Analysis]) -> str:
         for part in one.parts:
             areas = [words.number(part.areas[name].mean) if name in part.areas else "–" for name in shown]
             length = f"{part.shortest} to {part.longest}" if part.longest > part.shortest else str(part.shortest)
-            body.append([one.model, one.group.benchmark, length, str(part.right), str(part.wrong), *areas])
+            body.append([one.group.name, one.group.benchmark, length, str(part.right), str(part.wrong), *areas])
     if not body:
         return ""
     header = ["model", "questions", "tokens", "right", "wrong", *(SCORES[name].label for name in shown)]
@@ -266,7 +275,7 @@ def _viewed(found: Sequence[Analysis]) -> str:
     for one in found:
         for view, (right, wrong, areas) in _qa_analysis.by_view(one.group).items():
             values = [words.number(areas[name].mean) if name in areas else "–" for name in shown]
-            body.append([one.model, one.group.benchmark, VIEWS[view], str(right), str(wrong), *values])
+            body.append([one.group.name, one.group.benchmark, VIEWS[view], str(right), str(wrong), *values])
     if not body:
         return ""
     header = ["model", "questions", "right where", "right", "wrong", *(SCORES[name].label for name in shown)]
@@ -283,7 +292,7 @@ def _chosen(found: Sequence[Analysis]) -> str:
         views = _qa_analysis.choices(one.group)
         if views:
             values = [f"{words.number(v.mean, 3)} {words.bounds(v, 3)}" for v in views.values()]
-            body.append([one.model, one.group.benchmark, str(views["mc1"].count), *values])
+            body.append([one.group.name, one.group.benchmark, str(views["mc1"].count), *values])
     if not body:
         return ""
     return (
@@ -301,7 +310,7 @@ def _transferred(found: Sequence[Analysis]) -> str:
         own = one.areas.get("combined_mean")
         if any(areas):
             shown = [_area(area, len(one.group.wrong)) for area in (*areas, own)]
-            body.append([one.model, one.group.benchmark, *shown])
+            body.append([one.group.name, one.group.benchmark, *shown])
     if not body:
         return ""
     header = ["model held out", "questions", "raw", "‖∇p‖² divided by ‖θ‖²", "fitted on the model itself"]

@@ -20,11 +20,13 @@ from isouq.text.baselines import (
     clusters_by_similarity,
     naive_entropy,
     p_true,
+    p_true_prompt,
     semantic_entropy,
     semantic_entropy_discrete,
 )
 from isouq.text.continuations import read
 from isouq.text.entailment import Entailment
+from isouq.text.prompts import encode_prompt
 
 SIMILAR = 0.85  # cosine of two sampled answers that count as one meaning; fixed before any result was seen
 HEAD = r"head\.kernel"
@@ -44,15 +46,10 @@ def scores(
         found = gradient_scores(model, pairs, done)
         found |= likelihoods(model, pairs)
         done(0.9)
-        found["p_true"] = 1 - p_true(
-            model,
-            [items[i].question for i in kept],
-            [answered[i]["greedy"]["text"] for i in kept],
-            [_texts(answered[i]["samples"]) for i in kept],
-            chat=cell.prompt == "chat",
-        )
         for j, i in enumerate(kept):
             rows[i] |= {name: float(values[j]) for name, values in found.items()}
+        for i, value in _p_true(cell, model, items, answered, kept).items():
+            rows[i]["p_true"] = 1 - value
     leaves = jax.tree.leaves(model.params)
     facts = {
         "num_params": sum(leaf.size for leaf in leaves),
@@ -88,6 +85,28 @@ def likelihoods(model: LanguageModel, pairs: Sequence[Any]) -> dict[str, Any]:
         "max_token_entropy": [reading.entropy.max() for reading in readings],
         "mean_token_entropy": [reading.entropy.mean() for reading in readings],
     }
+
+
+def _p_true(
+    cell: QaCell, model: LanguageModel, items: Sequence[Question], answered: list[Answered], kept: Sequence[int]
+) -> dict[int, float]:
+    """P(True) of the answers `kept`, without those that do not fit in the context with all their samples."""
+    chat = cell.prompt == "chat"
+    asked = {i: (items[i].question, answered[i]["greedy"]["text"], _texts(answered[i]["samples"])) for i in kept}
+    fitting = [i for i in kept if _fits(model, p_true_prompt(*asked[i], chat))]
+    if not fitting:
+        return {}
+    questions, answers, samples = zip(*(asked[i] for i in fitting), strict=True)
+    values = p_true(model, questions, answers, samples, chat=chat)
+    return {i: float(value) for i, value in zip(fitting, values, strict=True)}
+
+
+def _fits(model: LanguageModel, prompt: Any) -> bool:
+    try:
+        encode_prompt(model, prompt)
+    except ValueError:
+        return False
+    return True
 
 
 def judged(
@@ -131,21 +150,27 @@ def _views(kind: str, encoder: TextEncoder, text: str, item: Question) -> dict[s
 
 
 def _entropies(encoder: TextEncoder, entailment: Entailment | None, item: Question, one: Answered) -> dict[str, Any]:
-    """Of the sampled answers; empty ones are samples too, all of one meaning."""
+    """Of the sampled answers. Empty ones are samples too, all of one meaning, where samples are counted; without a
+    token they have no log p, and are left out where it weighs.
+    """
     samples = one["samples"]
+    if not samples:
+        return {}
+    lengths = np.array([len(sample["log_p"]) for sample in samples])
     log_p = np.array([np.sum(sample["log_p"]) for sample in samples])
-    lengths = np.array([max(1, len(sample["log_p"])) for sample in samples])
     texts = _texts(samples)
     cluster = clusters_by_similarity(encoder.embed([text or "no answer" for text in texts]), SIMILAR)
-    found = {
-        "naive_entropy": naive_entropy(log_p),
-        "naive_entropy_normalised": naive_entropy(log_p, lengths),
-        "semantic_entropy": semantic_entropy(cluster, log_p / lengths),
-        "semantic_entropy_discrete": semantic_entropy_discrete(cluster),
-        "num_clusters": int(cluster.max()) + 1,
-    }
+    found: dict[str, float] = {"num_clusters": int(cluster.max()) + 1}
+    found["semantic_entropy_discrete"] = semantic_entropy_discrete(cluster)
+    some = lengths > 0
+    if not some.any():
+        return found
+    log_p, lengths = log_p[some], lengths[some]
+    found["naive_entropy"] = naive_entropy(log_p)
+    found["naive_entropy_normalised"] = naive_entropy(log_p, lengths)
+    found["semantic_entropy"] = semantic_entropy(cluster[some], log_p / lengths)
     if entailment is not None:
-        told = [f"{item.question} {text or 'no answer'}" for text in texts]
+        told = [f"{item.question} {text or 'no answer'}" for text, kept in zip(texts, some, strict=True) if kept]
         found["semantic_entropy_entailment"] = semantic_entropy(
             clusters_by_entailment(entailment.matrix(told)), log_p / lengths
         )
@@ -165,11 +190,15 @@ def choices(
         prompt = answer_prompt(item.question, cell.kind, cell.prompt)
         space = "" if cell.prompt == "chat" else " "
         pairs = [(prompt, f"{space}{answer}") for answer in (*item.answers, *item.incorrect)]
-        log_p = np.array([reading.log_p.sum() for reading in read(model, pairs)])
+        done((i + 1) / len(items))
+        try:
+            log_p = np.array([reading.log_p.sum() for reading in read(model, pairs)])
+        except ValueError:  # one of the answers does not fit in the context
+            rows.append({"index": item.index})
+            continue
         true, false = log_p[: len(item.answers)], log_p[len(item.answers) :]
         share = np.exp(np.logaddexp.reduce(true) - np.logaddexp.reduce(log_p))
         rows.append({"index": item.index, "mc1": bool(true[0] > false.max()), "mc2": float(share)})
-        done((i + 1) / len(items))
     return Result({"questions": rows}, {})
 
 

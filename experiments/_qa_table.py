@@ -1,6 +1,6 @@
 """What the scores of `qa` are called and need, what the paper reports, and the questions of a model as arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,11 +105,13 @@ VIEWS = {
 class Group(NamedTuple):
     """The questions of one model and benchmark; arrays over the n that were answered and judged.
 
-    wrong: the label. scores: by name, finite, or NaN where a question has none. views: by name, 1 right, 0 wrong, NaN
-    none. asked: all rows, of every state. unjudged: answered, but without a label.
+    name: the model's, without folder or organisation where that tells it from the others. wrong: the label. scores: by
+    name, finite, or NaN where a question has none. views: by name, 1 right, 0 wrong, NaN none. asked: all rows, of
+    every state. unjudged: answered, but without a label.
     """
 
     model: str
+    name: str
     benchmark: str
     asked: list[Row]
     wrong: Bool[np.ndarray, " n"]
@@ -136,21 +138,22 @@ def groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
     found: dict[tuple[str, str], dict[Any, Row]] = {}
     for row in rows:
         found.setdefault((row["model"], row["benchmark"]), {}).setdefault(row["index"], dict(row))
-    return [_group(*key, list(by_index.values())) for key, by_index in found.items()]
+    names = short_names(model for model, _ in found)
+    return [_group(model, names[model], benchmark, [*rows.values()]) for (model, benchmark), rows in found.items()]
 
 
-def _group(model: str, benchmark: str, asked: list[Row]) -> Group:
+def _group(model: str, name: str, benchmark: str, asked: list[Row]) -> Group:
     answered = [row for row in asked if row["state"] == "answered"]
     judged = [row for row in answered if row.get("right") is not None]
     scores = {}
-    for name in SCORES:
-        values = finite([beyond(row) if name == "beyond_mean" else row.get(name) for row in judged])
+    for score in SCORES:
+        values = finite([beyond(row) if score == "beyond_mean" else row.get(score) for row in judged])
         if np.isfinite(values).any():
-            scores[name] = values
-    views = {name: _numbers([row.get(name) for row in judged]) for name in VIEWS}
-    views = {name: values for name, values in views.items() if np.isfinite(values).any()}
+            scores[score] = values
+    views = {view: _numbers([row.get(view) for row in judged]) for view in VIEWS}
+    views = {view: values for view, values in views.items() if np.isfinite(values).any()}
     wrong = np.array([not row["right"] for row in judged], bool)
-    return Group(model, benchmark, asked, wrong, scores, views, len(answered) - len(judged))
+    return Group(model, name, benchmark, asked, wrong, scores, views, len(answered) - len(judged))
 
 
 def beyond(row: Row) -> float | None:
@@ -180,6 +183,7 @@ def paper(benchmark: str) -> dict[str, tuple[float, float]]:
     return next((numbers for known, numbers in PAPER.items() if known in name), {})
 
 
-def short(model: str) -> str:
-    """A model's name without the folder or organisation."""
-    return model.rstrip("/").rpartition("/")[2] or model
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Of each model the name without folder or organisation; the full one of all where two would be called the same."""
+    names = {model: model.rstrip("/").rpartition("/")[2] or model for model in models}
+    return names if len(set(names.values())) == len(names) else {model: model for model in names}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from experiments._qa_numbers import RUNS, TESTS, areas, draws, fit_logistic, tested
+from experiments._qa_numbers import FEW, RUNS, TESTS, areas, draws, fit_logistic, tested
 from experiments._qa_table import SCORES, Group
 from isouq import stats
 from isouq.text.trace import OUR_STATISTICS, OURS, SERIES, STATISTICS
@@ -110,7 +110,8 @@ def stratified(wrong: Bool[np.ndarray, " n"], folds: int, seed: int) -> Int[np.n
 def compared(group: Group, tests: int = TESTS) -> list[Row]:
     """AUROC of the follow-up paper's classifier less that of every single score, on the same resampled questions.
 
-    p is two-sided, as in `stats.paired_bootstrap`. Empty without the classifier.
+    p is `stats.two_sided_p`. Empty without the classifier; a pair with fewer than `FEW` right or wrong answers is left
+    out.
     """
     if "classifier" not in group.scores:
         return []
@@ -121,12 +122,10 @@ def compared(group: Group, tests: int = TESTS) -> list[Row]:
         other = group.scores.get(name)
         known = np.isfinite(ours) & np.isfinite(other) if other is not None else np.zeros(len(ours), bool)
         wrong = group.wrong[known]
-        if other is None or not 0 < wrong.sum() < len(wrong):
+        if other is None or min(wrong.sum(), (~wrong).sum()) < FEW:
             continue
         resampled = areas(wrong, ours[known], counts[:, known]) - areas(wrong, other[known], counts[:, known])
         resampled = resampled[np.isfinite(resampled)]
-        if len(resampled) < 2:
-            continue
         found.append(
             {
                 "model": group.model,

@@ -1,14 +1,14 @@
 """Tables, sentences and figures of the experiment `trace`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments import _trace_numbers as numbers
 from experiments import report as words
-from experiments._qa_numbers import RUNS, TESTS, adjusted, area
-from experiments._qa_table import Group, groups, short
+from experiments._qa_numbers import FEW, RUNS, TESTS, adjusted, area
+from experiments._qa_table import Group, groups
 from experiments._tiny_model import TINY
 from experiments._trace_numbers import CLASSIFIERS, COURSE, FOLDS, LABELS, OTHERS, SPLITS, title
 from experiments.cell import Result
@@ -16,7 +16,6 @@ from experiments.outputs import Outputs, table_csv
 from isouq import plots
 from isouq.stats import Interval
 
-FEW = 10  # right or wrong answers, below which a sentence warns
 SHOWN = {"right": False, "wrong": True}  # the examples of a figure
 Row = dict[str, Any]
 Areas = dict[str, Interval]
@@ -32,19 +31,20 @@ def summarise(results: Sequence[Result], rows: Sequence[Row], preset: str) -> Ou
     found = [numbers.with_traces(group) for group in groups([row for row in rows if "features" in row])]
     areas = {(one.model, one.benchmark): _areas(one) for one in found}
     tests = adjusted([test for one in found for test in numbers.compared(one)])
+    names = {one.model: one.name for one in found}
     blocks = [result for result in results if result.numbers["study"] == "trace"]
     parts = [f"# Traces, preset `{preset}`: uncertainty along an answer\n"]
     if found:
-        parts += [_reading(found), _answers(found), _tables(found, areas), _tested(tests), _course(found)]
+        parts += [_reading(found), _answers(found), _tables(found, areas), _tested(tests, names), _course(found)]
     else:
         parts.append("There is no answer that was traced, scored and judged, so there is nothing to report.\n")
-    parts.append(_checked(blocks))
+    parts.append(_checked(blocks, names))
     shown = {_name(one, found): _examples(one, blocks) for one in found}
     figures = {f"trace_{name}": plots.trace_tokens(examples) for name, examples in shown.items() if examples}
     measured: dict[str, dict[str, Areas]] = {}
     for one in found:
         if areas[one.model, one.benchmark]:
-            measured.setdefault(one.benchmark, {})[short(one.model)] = areas[one.model, one.benchmark]
+            measured.setdefault(one.benchmark, {})[one.name] = areas[one.model, one.benchmark]
             course = numbers.profile(_judged(one), one.wrong)
             figures[f"course_{_name(one, found)}"] = plots.trace_course(course, COURSE)
     if measured:
@@ -55,7 +55,7 @@ def summarise(results: Sequence[Result], rows: Sequence[Row], preset: str) -> Ou
 
 
 def _name(one: Group, found: Sequence[Group]) -> str:
-    model = f"{short(one.model)}_" if len({group.model for group in found}) > 1 else ""
+    model = f"{one.name}_" if len({group.model for group in found}) > 1 else ""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{model}{one.benchmark}")
 
 
@@ -104,16 +104,17 @@ def _answers(found: Sequence[Group]) -> str:
         wrong = int(one.wrong.sum())
         right = len(one.wrong) - wrong
         tokens = [len(row["pieces"]) for row in one.asked]
-        body.append([short(one.model), one.benchmark, str(len(one.asked)), str(right), str(wrong),
+        body.append([one.name, one.benchmark, str(len(one.asked)), str(right), str(wrong),
                      str(one.state("refused")), f"{np.median(tokens):.0f}, {max(tokens)}"])  # fmt: skip
-        where = f"{short(one.model)}, {one.benchmark}"
+        where = f"{one.name}, {one.benchmark}"
         if not one.both:
             label = "wrong" if wrong else "right"
             what = f"all {right + wrong} answers are {label}" if right + wrong else "no answer could be judged"
             notes.append(f"{where}: {what}, so there is no AUROC.")
         elif min(right, wrong) < FEW:
             notes.append(
-                f"{where}: only {right} right and {wrong} wrong answers; the intervals say how little that tells."
+                f"{where}: only {right} right and {wrong} wrong answers; the intervals say how little that tells, "
+                "and nothing is tested."
             )
         if one.both and "classifier" not in one.scores:
             notes.append(f"{where}: no classifier; it needs two right and two wrong answers.")
@@ -127,13 +128,13 @@ def _tables(found: Sequence[Group], areas: dict[tuple[str, str], Areas]) -> str:
         return ""
     names = [name for name in (*LABELS, *OTHERS) if any(name in areas[one.model, one.benchmark] for one in shown)]
     body = [[title(name), *(_area(areas[one.model, one.benchmark].get(name)) for one in shown)] for name in names]
-    header = ["", *(f"{short(one.model)}, {one.benchmark}" for one in shown)]
+    header = ["", *(f"{one.name}, {one.benchmark}" for one in shown)]
     text = "## AUROC\n\n" + words.table(header, body) + "\n"
     for one in shown:
         mine = {n: i.mean for n, i in areas[one.model, one.benchmark].items() if n not in CLASSIFIERS}
         best = max(mine, key=lambda name: mine[name])
         text += (
-            f"{short(one.model)}, {one.benchmark}: the best single score is {title(best)}, {mine[best]:.2f}; it was "
+            f"{one.name}, {one.benchmark}: the best single score is {title(best)}, {mine[best]:.2f}; it was "
             "chosen after looking, which favours it.\n"
         )
     return text
@@ -143,13 +144,13 @@ def _area(found: Interval | None) -> str:
     return "–" if found is None else f"{words.number(found.mean)} {words.bounds(found)}"
 
 
-def _tested(tests: Sequence[Row]) -> str:
+def _tested(tests: Sequence[Row], names: Mapping[str, str]) -> str:
     if not tests:
         return ""
     clear = [test for test in tests if test["adjusted"] < 0.05]
     better = sum(test["difference"] > 0 for test in clear)
     body = [
-        [short(test["model"]), test["benchmark"], title(test["score"]), f"{test['difference']:+.3f}",
+        [names[test["model"]], test["benchmark"], title(test["score"]), f"{test['difference']:+.3f}",
          f"[{test['low']:+.3f}, {test['high']:+.3f}]", f"{test['adjusted']:.3f}"]
         for test in tests
     ]  # fmt: skip
@@ -169,23 +170,28 @@ def _course(found: Sequence[Group]) -> str:
             for label, thirds in by_label.items():
                 if thirds[0].count:
                     values = [f"{words.number(i.mean, 3)} {words.bounds(i, 3)}" for i in thirds]
-                    body.append([short(one.model), one.benchmark, COURSE[series], label, *values])
+                    body.append([one.name, one.benchmark, COURSE[series], label, *values])
     if not body:
         return ""
     header = ["model", "questions", "series", "answers", "early third", "middle", "late"]
     return "## The course of a trace\n\nMeans over answers, with 95 % intervals.\n\n" + words.table(header, body)
 
 
-def _checked(blocks: Sequence[Result]) -> str:
+def _checked(blocks: Sequence[Result], names: Mapping[str, str]) -> str:
     checks = [(block.numbers, check) for block in blocks for check in block.numbers["checks"]]
     if not checks:
         return ""
     body = [
-        [short(block["model"]), block["benchmark"], str(check["tokens"]), str(check["probes"]), f"{check['rms']:.2f}",
-         f"{check['worst']:.2f}", f"{check['seconds_token']:.3f}", f"{check['seconds_probe']:.3f}",
-         f"{check['seconds_probe'] * 200 / (check['seconds_token'] * check['tokens']):.0f}"]
+        [
+            names.get(block["model"], block["model"]),
+            block["benchmark"],
+            *(str(check[name]) for name in ("tokens", "probes")),
+            *(f"{check[name]:.2f}" for name in ("rms", "worst")),
+            *(f"{check[name]:.3f}" for name in ("seconds_token", "seconds_probe")),
+            f"{check['seconds_probe'] * 200 / (check['seconds_token'] * check['tokens']):.0f}",
+        ]
         for block, check in checks
-    ]  # fmt: skip
+    ]
     header = ["model", "questions", "tokens", "probes", "rms", "largest", "seconds a token", "seconds a probe",
               "200 probes over exact"]  # fmt: skip
     return (

@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from experiments import _qa_answers, _qa_report, _qa_scores, questions, texts
+from experiments import _qa_answers, _qa_report, _qa_scores, qa_cell, questions, texts
 from experiments._tiny_model import TINY, tiny_model
 from experiments.cell import Result
 from experiments.domains import ENCODER
@@ -71,6 +71,8 @@ def blocks(
 
     seeds: of the sampling, 1 by default; those beyond are further runs of the samples.
     """
+    load_questions.cache_clear()  # a file may have changed since an earlier run of this process
+    digest_of.cache_clear()
     with told():
         loaded = [(name, questions.load_questions(name)) for name in dict.fromkeys(asked or SAMPLES)]
         for line in (line for _, mine in loaded for line in mine.broken):
@@ -79,12 +81,22 @@ def blocks(
         if len(set(called)) < len(called):
             twice = next(name for name in called if called.count(name) > 1)
             raise ValueError(f"two files of questions are called {twice}; give one of them another name")
-        chosen = [
+        held: dict[str, str] = {}
+        for name, mine in loaded:
+            if held.setdefault(mine.digest, name) != name:
+                raise ValueError(f"{held[mine.digest]} and {name} hold the same questions; give one of them")
+        chosen = dict.fromkeys(
             texts.check_model(name, language_model.read_config)
             for name in models or [TINY if preset == "smoke" else MODEL]
-        ]
+        )
+        by_name: dict[str, str] = {}
+        for name in chosen:
+            if by_name.setdefault(qa_cell.shown(name), name) != name:
+                raise ValueError(
+                    f"{by_name[qa_cell.shown(name)]} and {name} would both be called {qa_cell.shown(name)}; rename one"
+                )
         found = []
-        for name in dict.fromkeys(chosen):
+        for name in chosen:
             for data, mine in loaded:
                 count = min(limit or LIMIT[preset], len(mine.items))
                 base = QaCell(
@@ -141,6 +153,8 @@ def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: St
     items = _items(cell)
     answered = _answers(cell, progress, store)
     if cell.study == "judged":
+        if digest_of("", cell.encoder, cell.entailment) != cell.judges:
+            raise ValueError(f"{cell.encoder} has changed since the run began; give the same command again")
         entailment = opened(open_entailment, cell.entailment) if cell.entailment else None
         result = _qa_scores.judged(cell, opened(open_encoder, cell.encoder), entailment, items, answered, done)
     else:
@@ -210,7 +224,7 @@ def summarise(results: list[Result], preset: str) -> Outputs:
     blocks = [result.numbers for result in results]
     costs = [one for block in blocks if block["study"] == "cost" for one in block["costs"]]
     answered = [block for block in blocks if block["study"] == "reference"]
-    broken = list(dict.fromkeys(line for block in answered for line in block["broken"]))
+    broken = list(dict.fromkeys(line for block in answered for line in (*block["broken"], *_unasked(block))))
     made = _qa_report.report([_rounded(row) for row in joined(results)], costs, preset, broken)
     lines = [
         json.dumps({"model": block["model"], "benchmark": block["benchmark"], "seed": block["seed"], **one},
@@ -218,6 +232,11 @@ def summarise(results: list[Result], preset: str) -> Outputs:
         for block in answered for one in block["questions"]
     ]  # fmt: skip
     return replace(made, files=made.files | {"answers.jsonl": "\n".join([*lines, ""])})
+
+
+def _unasked(block: dict[str, Any]) -> list[str]:
+    """The questions of a block that the model could not be asked, and why."""
+    return [f"{block['benchmark']} question {one['index']}: {one['why']}" for one in block["questions"] if "why" in one]
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A version that is part of every key: raise it when a change to the code changes the numbers.
 # "reference" answers the questions; every other study reads the answers.
-STUDIES = {"reference": 1, "scores": 1, "judged": 1, "choices": 1, "cost": 1, "trace": 1}
+STUDIES = {"reference": 1, "scores": 1, "judged": 2, "choices": 1, "cost": 1, "trace": 1}
 SECONDS = {"reference": 1.6, "scores": 1.9, "judged": 0.2, "choices": 0.8, "cost": 2.0, "trace": 4.0}  # a question
 
 
@@ -87,6 +87,9 @@ class QaCell:
     def row(self) -> dict[str, Any]:
         """The configuration for a result; questions and models by name, not by path."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "data"}
-        for name in ("model", "encoder", "entailment"):
-            fields[name] = Path(fields[name]).name if Path(fields[name]).is_absolute() else fields[name]
-        return fields
+        return fields | {name: shown(fields[name]) for name in ("model", "encoder", "entailment")}
+
+
+def shown(model: str) -> str:
+    """What a model is called in results: its name, of a local one without the folder."""
+    return Path(model).name if Path(model).is_absolute() else model

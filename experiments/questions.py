@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments._correctness import normalise
+
 KINDS = ("alias", "references")
 SAMPLES = {
     "sample_trivia": Path(__file__).with_name("sample_trivia.jsonl"),
@@ -85,6 +87,8 @@ def load_questions(data: str | None) -> Questions:
     else:
         path = SAMPLES.get(source, Path(source))
         where, name, rows = path.name, path.stem, _from_file(path)
+        if _undecodable(name):
+            raise ValueError(f"{path!a}: the name is not UTF-8; rename the file")
     return _collect(name, where, rows)
 
 
@@ -109,6 +113,11 @@ def _collect(name: str, where: str, rows: Iterator[_Row]) -> Questions:
         raise ValueError(f"{where} holds no usable question ({why}); {_EXPECTED}")
     kind = "references" if items[0].incorrect else "alias"
     if kind == "alias":
+        unused = sum(bool(item.incorrect) for item in items)
+        if unused:
+            broken.append(
+                f"{where}: the first question has no incorrect answer, so those of {unused} others are not used"
+            )
         items = [replace(item, incorrect=()) for item in items]
     digest = hashlib.sha256(json.dumps([kind, *map(astuple, items)]).encode()).hexdigest()[:16]
     return Questions(name, kind, items, digest, broken)
@@ -123,6 +132,8 @@ def _question(row: _Row) -> Question:
     if isinstance(told, Mapping):
         found |= {"answer": told.get("value"), "aliases": told.get("aliases")}
     answers = (_text("answer", found["answer"]), *_texts("aliases", found["aliases"]))
+    if not any(map(normalise, answers)):
+        raise ValueError(f"answer is {_short(answers[0])}; expected a letter or a digit in it")
     incorrect = tuple(_texts("incorrect", found["incorrect"]))
     return Question(row.number, _text("question", found["question"]), tuple(dict.fromkeys(answers)), incorrect)
 
@@ -137,11 +148,16 @@ def _text(field: str, value: Any) -> str:
         raise ValueError(f"no {field}; expected text")
     if not isinstance(value, str):
         raise ValueError(f"{field} is {_short(value)}; expected text")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):  # so are undecodable bytes of a CSV kept
+    if _undecodable(value):
         raise ValueError(f"{field} holds what is not UTF-8; expected Unicode text")
     if not value.strip():
         raise ValueError(f"{field} is empty; expected text")
     return " ".join(value.split())
+
+
+def _undecodable(text: str) -> bool:
+    """Whether it holds bytes that are not UTF-8, which Python keeps as surrogates."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _texts(field: str, value: Any) -> list[str]:

@@ -68,7 +68,9 @@ def test_aliases(answer, answers, match, contained):
         "I'm sorry, but I", "Sorry, no", "I cannot answer that", "I can't", "I cannot.", "I can't really say",
         "I have no comment", "No comment.", "As an AI language model, I", "I am not sure", "I'm unsure about it",
         "No idea", "I have no idea!", "Unknown.", "N/A", "I don't have enough information", "I don't have an answer",
-        "I apologize for the confusion", '"I don\'t know"',
+        "I apologize for the confusion", '"I don\'t know"', "I'm unable to say", "I am not able to answer this",
+        "Not enough information", "There is not enough information to tell", "I cannot help with that", "I can't tell",
+        "Sorry", "I am sorry that",
     ],
 )  # fmt: skip
 def test_refusals(answer):
@@ -81,6 +83,7 @@ def test_refusals(answer):
         "Paris", "No", "Nobody knows", "I Don't Know How to Love Him", "I Can't Get No Satisfaction", "Sorrow",
         "Unknown Pleasures", "The Unknown", "It is not known", "A", "I", "No ideas but in things", "None", "42", "東京",
         "Yes, I cannot answer that", "I can't believe it's not butter", "We don't know",
+        "Sorry Seems to Be the Hardest Word", "I Can't Help Myself", "I cannot tell a lie", "I'm Not in Love",
     ],
 )  # fmt: skip
 def test_what_only_sounds_like_a_refusal_is_an_answer(answer):

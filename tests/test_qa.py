@@ -178,6 +178,26 @@ def test_an_empty_answer_has_no_score_and_no_label(answered):
     assert all("right" not in row for row in judged)
 
 
+def test_an_empty_sample_weighs_nothing_where_log_p_weighs(answered):
+    cell, items, questions = answered
+    nothing = {"text": "", "ids": [], "log_p": [], "ended": True}
+    samples = [
+        {"text": text, "ids": [1], "log_p": [log_p], "ended": True} for text, log_p in (("yes", -2.0), ("no", -3.0))
+    ]
+
+    def entropies(samples):
+        one = questions[0] | {"samples": samples}
+        judged = _qa_scores.judged(cell, qa.open_encoder("tiny"), None, items[:1], [one], lambda share: None)
+        return {name: value for name, value in judged.numbers["questions"][0].items() if "entropy" in name}
+
+    without, beside = entropies(samples), entropies([*samples, nothing])
+    assert without["naive_entropy"] == beside["naive_entropy"] == 2.5
+    assert without["semantic_entropy"] == beside["semantic_entropy"] < np.log(2)
+    assert beside["semantic_entropy_discrete"] > without["semantic_entropy_discrete"]
+    assert entropies([nothing]).keys() == {"semantic_entropy_discrete"}
+    assert entropies([]) == {}
+
+
 def test_multiple_choice_by_the_log_probability_of_every_reference():
     asked = qa.load_questions("sample_truthful")
     cell = replace(CELL, kind="references", benchmark="sample_truthful")
@@ -220,16 +240,18 @@ def test_broken_lines_are_said_and_the_run_goes_on(tmp_path, capsys):
     good = [{"question": f"What is {i}?", "answer": "seven", "aliases": []} for i in range(3)]
     lines = [json.dumps(row) for row in good]
     path = tmp_path / "own.jsonl"
-    path.write_text("\n".join([*lines, "{broken", lines[0], '{"question": "No answer?"}']) + "\n")
+    long = json.dumps({"question": "Why? " * 2000, "answer": "seven"})
+    path.write_text("\n".join([*lines, "{broken", lines[0], '{"question": "No answer?"}', long]) + "\n")
     status, said = run(["--out", tmp_path / "out", "--questions", path], capsys)
     assert status == 0
     for line in (4, 5, 6):
         assert f"own.jsonl line {line}" in said.err
     summary = (tmp_path / "out" / "qa" / "summary.md").read_text()
     assert "own.jsonl line 4" in summary
+    assert "own question 6: the prompt has" in summary  # it fills the context; the others are answered
     assert "so there is no AUROC" in summary  # one class only: the tiny model knows none of these
     assert not (tmp_path / "out" / "qa" / "auroc.png").exists()
-    assert len(table(tmp_path / "out")) == 3
+    assert [row["state"] for row in table(tmp_path / "out")] == ["answered"] * 3 + ["empty"]
 
 
 def test_two_files_of_one_name_are_refused(tmp_path, capsys):
@@ -240,6 +262,11 @@ def test_two_files_of_one_name_are_refused(tmp_path, capsys):
     status, said = run(["--out", tmp_path / "out", *paths], capsys)
     assert status == 1
     assert "two files of questions are called own" in said.err
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(paths[1].read_bytes())
+    status, said = run(["--out", tmp_path / "out", *paths[:2], "--questions", other], capsys)
+    assert status == 1
+    assert f"{paths[1]} and {other} hold the same questions; give one of them" in said.err
 
 
 @pytest.mark.slow

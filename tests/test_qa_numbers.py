@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control, spearmanr
 
 from experiments import _qa_analysis, _qa_numbers
 from experiments._qa_numbers import areas, draws, fit_logistic, predict_logistic
-from experiments._qa_table import BASELINES, FEATURES, MAIN, PASSES, SCORES, finite, groups, paper, short
+from experiments._qa_table import BASELINES, FEATURES, MAIN, PASSES, SCORES, finite, groups, paper, short_names
 from isouq import stats
 
 
@@ -246,8 +246,8 @@ def test_names():
     assert paper("triviaqa") == paper("hf:mandarjoshi/trivia_qa:rc.nocontext")
     assert paper("TruthfulQA.csv")["combined_mean"] == (0.63, 0.08)
     assert paper("sample_trivia") == paper("sample_truthful") == {}
-    assert short("hf:org/name") == "name"
-    assert short("pypi:llm==1") == "pypi:llm==1"
+    assert short_names(["hf:org/name", "pypi:llm==1"]) == {"hf:org/name": "name", "pypi:llm==1": "pypi:llm==1"}
+    assert short_names(["a/m", "b/m"]) == {"a/m": "a/m", "b/m": "b/m"}
     assert {one for score in SCORES.values() for one in score.passes} <= set(PASSES)
     assert set(MAIN) | {n for names in FEATURES.values() for n in names} | set(FEATURES) <= set(SCORES)
 
@@ -335,7 +335,6 @@ def test_rank_correlations_and_constant_scores():
 
 
 def test_models_of_one_short_name_keep_their_long_one():
-    assert [one.model for one in _qa_analysis.analysed(
-        [one_group(n=30, model=name, right=0) for name in ("a/m", "b/m")]
-    )] == ["a/m", "b/m"]  # fmt: skip
-    assert _qa_analysis.analysed([one_group(n=30, model="a/m", right=0)])[0].title == "m, triviaqa"
+    rows = [row for name in ("a/m", "b/m") for row in qa_rows.rows(n=30, model=name, right=0)]
+    assert [one.name for one in groups(rows)] == ["a/m", "b/m"]
+    assert _qa_analysis.analysed(groups(rows[:30]))[0].title == "m, triviaqa"

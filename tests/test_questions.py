@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -96,6 +97,7 @@ def test_lines_of_json_with_wrong_answers_are_references(tmp_path):
 def test_the_first_question_decides_the_kind(tmp_path):
     found = load_questions(written(tmp_path, lines(asked(), asked("What?", "It", incorrect=["That"]))))
     assert (found.kind, [item.incorrect for item in found.items]) == ("alias", [(), ()])
+    assert found.broken == ["own.jsonl: the first question has no incorrect answer, so those of 1 others are not used"]
 
 
 @pytest.mark.parametrize("columns", [OFFICIAL, OFFICIAL[:-1]])
@@ -133,7 +135,7 @@ def test_broken_lines_of_json_are_left_out_and_listed(tmp_path):
     content = lines(
         asked("First?"), "{not json", '"text"', {"answer": "a"}, asked("", "a"), asked("No answer?", " "), asked(3),
         asked("Wrong type?", 4), asked("Aliases?", "a", aliases={"a": 1}), asked("One of them?", "a", aliases=[None]),
-        asked("First?", "again"), asked("Half?", "\ud800"), "[" * 100_000, asked("Last?"),
+        asked("First?", "again"), asked("Half?", "\ud800"), "[" * 100_000, asked("Last?"), asked("Sign?", "?!"),
     ).encode() + b'{"question": "\xff?", "answer": "a"}\n'  # fmt: skip
     found = load_questions(written(tmp_path, content))
     assert [(item.index, item.question) for item in found.items] == [(0, "First?"), (13, "Last?")]
@@ -142,7 +144,7 @@ def test_broken_lines_of_json_are_left_out_and_listed(tmp_path):
         "line 5: question is empty", "line 6: answer is empty", "line 7: question is 3; expected text",
         "line 8: answer is 4; expected text", "line 9: aliases is {'a': 1}; expected a list", "line 10: no aliases",
         "line 11: the question of line 1 again", "line 12: answer holds what is not UTF-8", "line 13: not JSON (",
-        "line 15: bytes that are not UTF-8",
+        "line 15: answer is '?!'; expected a letter or a digit", "line 16: bytes that are not UTF-8",
     ]  # fmt: skip
     assert len(found.broken) == len(said)
     for line, start in zip(found.broken, said, strict=True):
@@ -195,6 +197,13 @@ def test_a_missing_file_is_said(tmp_path, name):
         FileNotFoundError, match=r"does not exist; expected a file \(.jsonl or .csv\), hf:org/name, or one"
     ):
         load_questions(str(tmp_path / name))
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_runs(tmp_path):
+    path = tmp_path / os.fsdecode(b"own\xff.jsonl")
+    path.write_text(lines(asked()))
+    with pytest.raises(ValueError, match="the name is not UTF-8; rename the file"):
+        load_questions(str(path))
 
 
 def test_a_folder_is_no_file(tmp_path):
@@ -267,5 +276,5 @@ def test_rows_of_the_hub_without_the_package():
     rows = (questions._Row(i, f"row {i}", row) for i, row in enumerate(TRIVIA + TRUTHFUL))
     found = questions._collect("own", "hf:org/own", rows)
     assert [item.answers for item in found.items] == [("Me", "I"), ("No", "Not")]
-    assert len(found.broken) == 2
+    assert len(found.broken) == 3
     assert normalise(found.items[1].answers[0]) == "no"

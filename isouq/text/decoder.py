@@ -177,16 +177,24 @@ class Decoder(nnx.Module):
         Places beyond the tokens in use may hold anything: they are masked until they are written.
         """
         graph, params = nnx.split(self.layers)
-        positions = start + jnp.arange(ids.shape[0])
+        count = ids.shape[0]
+        positions = start + jnp.arange(count)
         angles = self.config.rope.tables(positions, jnp.asarray(length))
         places = jnp.arange(cache.keys.shape[1])
 
-        def step(x: Array, layer: tuple[Any, Array, Cache]) -> tuple[Array, Cache]:
-            block = nnx.merge(graph, layer[0])
-            x, filled = block(x, angles, _causal(positions, places, layer[1]), tuple(layer[2]), start)
-            return x, Cache(*filled)
+        # The cache is carried, and only the new places are written: as an input and output of `scan` it would be
+        # copied for every token.
+        def step(carry: tuple[Array, Cache], layer: tuple[Any, Array, Array]) -> tuple[tuple[Array, Cache], None]:
+            (x, cache), (weights, window, i) = carry, layer
+            block = nnx.merge(graph, weights)
+            x, filled = block(x, angles, _causal(positions, places, window), (cache.keys[i], cache.values[i]), start)
+            new = (jax.lax.dynamic_slice_in_dim(leaf, start, count)[None] for leaf in filled)
+            at = (i, start, 0, 0)
+            written = (jax.lax.dynamic_update_slice(leaf, one, at) for leaf, one in zip(cache, new, strict=True))
+            return (x, Cache(*written)), None
 
-        x, cache = jax.lax.scan(step, self.embed(ids), (params, jnp.asarray(self.config.windows), cache))
+        layers = params, jnp.asarray(self.config.windows), jnp.arange(len(self.config.windows))
+        (x, cache), _ = jax.lax.scan(step, (self.embed(ids), cache), layers)
         return self.norm(x), cache
 
 
