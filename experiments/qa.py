@@ -19,6 +19,7 @@ from experiments.cell import Result
 from experiments.domains import ENCODER
 from experiments.errors import told
 from experiments.outputs import Outputs
+from experiments.partial import Partial
 from experiments.progress import console
 from experiments.qa_cell import QaCell
 from experiments.store import Store
@@ -145,9 +146,10 @@ def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: St
     """Runs one cell, and its reference first where the store has none (or a damaged one)."""
     clock = Clock()
     done = progress or (lambda share: None)
+    partial = Partial() if store is None else Partial(store.checkpoint_path(cell), cell.key())
     if cell.study == "reference":
         asked = opened(load_questions, cell.data or cell.benchmark)
-        result = _qa_answers.answers(cell, opened(open_model, cell.model), _items(cell), done)
+        result = _qa_answers.answers(cell, opened(open_model, cell.model), _items(cell), done, partial)
         broken = asked.broken if cell.start == 0 else []
         return _finished(cell, Result({**result.numbers, "broken": broken}, {}), clock)
     items = _items(cell)
@@ -160,7 +162,8 @@ def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: St
     else:
         module, function = MEASURES[cell.study].split(":")
         measure = getattr(import_module(module), function)
-        result = measure(cell, opened(open_model, cell.model), items, answered, done)
+        steps = () if cell.study == "cost" else (partial,)  # a cost is measured in one go
+        result = measure(cell, opened(open_model, cell.model), items, answered, done, *steps)
     return _finished(cell, result, clock)
 
 

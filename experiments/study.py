@@ -40,7 +40,8 @@ def run_cell(
         )
 
     def sampled() -> Result:
-        return measure_reference(cell.reference(), problem, progress)
+        checkpoint = None if store is None else store.checkpoint_path(cell.reference())
+        return measure_reference(cell.reference(), problem, progress, checkpoint)
 
     if cell.study == "reference":
         return sampled()
