@@ -54,6 +54,8 @@ def watch(crew: Crew, cells: Sequence[AnyCell], store: Store, report: Report) ->
         for key in [key for key in left if key in names.finished or key in names.failed]:
             yield Outcome(left.pop(key), None if key in names.finished else ledger.failure(store.folder, key))
             started = 0
+        if not left:
+            return
         held = {key: locks.holder(store.folder / f"{key}.lock") for key in left if key in names.claimed}
         running = {key: holder for key, holder in held.items() if holder is not None}
         for key, holder in running.items():

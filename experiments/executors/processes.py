@@ -86,10 +86,10 @@ class Processes:
 
     def _new(self) -> _Worker:
         ours, theirs = get_context("spawn").Pipe()
-        share = self._shares[(len(self._idle) + len(self._busy)) % self.count]
-        process = get_context("spawn").Process(
-            target=_live, args=(theirs, self.folder, os.getpid(), share), daemon=True
-        )
+        taken = [worker.cores for worker in (*self._idle, *self._busy)]
+        cores = next((share for share in self._shares if share not in taken), self._shares[0])
+        arguments = (theirs, self.folder, os.getpid(), cores)
+        process = get_context("spawn").Process(target=_live, args=arguments, daemon=True)
         # workers start with Ctrl-C blocked: it is the driver's to handle
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -130,11 +130,12 @@ def _live(connection: Connection, folder: Path, parent: int, cores: list[int]) -
 
         jax.config.update("jax_platforms", "cpu")
     store = Store(folder)
-    while True:
-        cells, lost = connection.recv()
-        try:
-            _crew.go_through(cells, store, lost)
-        except RunError as error:
-            connection.send(str(error))
-        else:
-            connection.send(None)
+    with suppress(EOFError, BrokenPipeError):  # the driver is gone
+        while True:
+            cells, lost = connection.recv()
+            try:
+                _crew.go_through(cells, store, lost)
+            except RunError as error:
+                connection.send(str(error))
+            else:
+                connection.send(None)
