@@ -7,6 +7,7 @@ A worker is a task; nodes that join later take part, and what a lost node was at
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +32,12 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Ite
         raise RunError("--executor ray needs ray; pip install 'isouq[ray]'") from error
     local = settings.address is None
     try:
-        ray.init(
-            "local" if local else settings.address, log_to_driver=False, logging_level="error",
-            runtime_env={"env_vars": _environment(settings)}, **({"include_dashboard": False} if local else {}),
-        )  # fmt: skip
+        with warnings.catch_warnings():  # JAX warns of forks; what Ray forks it replaces at once (exec)
+            warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+            ray.init(
+                "local" if local else settings.address, log_to_driver=False, logging_level="error",
+                runtime_env={"env_vars": _environment(settings)}, **({"include_dashboard": False} if local else {}),
+            )  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"no Ray cluster at {settings.address or 'this machine'}: {_first_line(error)}") from error
     mark = store.folder / f".run.{uuid.uuid4().hex}"
