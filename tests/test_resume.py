@@ -59,7 +59,7 @@ def predict(params, x):
 
 
 PREDICT = jax.tree_util.Partial(predict)
-SETTINGS = {"seed": 3, "rate": 0.05, "epochs": 6, "patience": 2}
+SETTINGS = {"seed": 3, "rate": 0.05, "epochs": 6, "patience": 6}
 
 
 def tuned(checkpoint=None, progress=None, **changed):
