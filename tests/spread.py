@@ -83,7 +83,7 @@ def estimates(devices):
     alone = isouq.uncertainty(decoder, params, ids, "multiclass")
     mesh = jax.make_mesh((len(devices),), ("model",), devices=devices)
     rows = sharding.shard_inputs(ids, devices)
-    split = sharding.shard_params(params, None, mesh)
+    split, whole = sharding.shard_params(params, None, mesh), sharding.replicate(ids, mesh)
     found = {
         "mlp alone": isouq.uncertainty(*mlp),
         "mlp by devices": isouq.uncertainty(*mlp, devices=devices),
@@ -92,7 +92,7 @@ def estimates(devices):
         "decoder alone": alone,
         "decoder by devices": isouq.uncertainty(decoder, params, ids, "multiclass", devices=devices),
         "decoder by inputs": isouq.uncertainty(decoder, sharding.replicate(params, devices), rows, "multiclass"),
-        "decoder by parameters": isouq.uncertainty(decoder, split, ids, "multiclass"),
+        "decoder by parameters": isouq.uncertainty(decoder, split, whole, "multiclass"),
     }
     return {
         f"{way}: {name}": sharding.gather(getattr(u, name))

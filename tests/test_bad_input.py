@@ -299,6 +299,14 @@ CASES = {
         r"inits\['b'\] holds 1 NaN or infinite values among 4; remove",
     ),
     "one chain": (lambda: sample(chains(1)), r"inits has 1 chain; expected at least 2 \(4 or more"),
+    "programs that do not divide": (
+        lambda: sample(chains_at_once=3),
+        r"chains_at_once is 3; expected a divisor of the 4 chains",
+    ),
+    "checkpoints without end": (
+        lambda: sample(checkpoint="run.npz", checkpoint_seconds=0),
+        r"checkpoint_seconds is 0; expected a finite number above 0",
+    ),
     "no draws": (lambda: sample(num_draws=0), r"num_draws is 0; expected a whole number of at least 1"),
     "no warm-up": (lambda: sample(num_warmup=0), r"num_warmup is 0; expected a whole number of at least 10"),
     "thin zero": (lambda: sample(thin=0), r"thin is 0; expected a whole number of at least 1"),
