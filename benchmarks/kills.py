@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.executors.split(",")
     with tempfile.TemporaryDirectory() as folder:
         base, cache = Path(folder), Path(folder) / "programs"
-        seconds = []
+        seconds: list[float] = []
         for _ in range(2):  # the first compiles
             out = base / f"peace{len(seconds)}"
             began = time.monotonic()

@@ -87,7 +87,7 @@ def measure(cells: int, seconds: float, workers: int, out: str) -> dict[str, flo
 
 def _status(out: Path, cells: int) -> float:
     """Seconds of `python -m experiments status`, the start of Python included."""
-    plan = {"name": "sweep", "preset": "", "command": ""}
+    plan: dict[str, Any] = {"name": "sweep", "preset": "", "command": ""}
     plan |= {"cells": [[Nothing(seed).key(), f"cell {seed}", 0.01] for seed in range(cells)]}
     (out / "plans").mkdir(exist_ok=True)
     (out / "plans" / "sweep.json").write_text(json.dumps(plan))

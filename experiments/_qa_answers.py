@@ -85,7 +85,7 @@ class _Resumed:
             )
             done(count)
 
-        return generate(*arguments, **options, on_batch=on_batch, answers=answers)
+        return generate(*arguments, **{**options, "on_batch": on_batch, "answers": answers})
 
 
 def _kept(answer: Answer) -> dict[str, Any]:

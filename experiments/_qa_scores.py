@@ -3,6 +3,7 @@
 All scores are higher where the answer is less certain; None where there is none (an empty answer).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -219,9 +220,10 @@ def choices(
     mc1: whether the best true answer is likelier than every false one. mc2: the share of the probability that the true
     ones have. Source: Lin, Hilton, Evans 2021, arXiv 2109.07958. partial: keeps every question.
     """
-    partial, rows = partial or Partial(), []
+    partial = partial or Partial()
+    rows: list[dict[str, Any]] = []
     for i, item in enumerate(items):
-        rows.append(partial.found(str(item.index), lambda item=item: _chosen(cell, model, item)))
+        rows.append(partial.found(str(item.index), functools.partial(_chosen, cell, model, item)))
         done((i + 1) / len(items))
     return Result({"questions": rows}, {})
 

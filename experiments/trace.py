@@ -8,6 +8,7 @@ Source: arXiv 2605.07776, which does so on the reasoning of other models.
 Command: python -m experiments trace --preset paper --questions triviaqa.jsonl --questions truthfulqa.csv
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from experiments.partial import Partial
 from experiments.qa_cell import QaCell
 from experiments.questions import Question
 from isouq.text import LanguageModel
-from isouq.text.trace import Trace, features, trace
+from isouq.text.trace import features, trace
 
 ARRAYS = ("log_p", "entropy", "log_grad_sq_norm")
 CHECK_PROBES = 32  # for the one answer that is traced both ways
@@ -42,7 +43,8 @@ def cells(
 ) -> list[QaCell]:
     """smoke: a tiny model on the built-in questions, seconds, no network. quick: SmolLM2 on the built-in questions.
 
-    paper: 1000 questions of each file. Answers, scores and judgements are those of `qa`, made once in one folder.
+    paper: 1000 questions of each file, 3 seconds a question on 2 CPU cores; answers, scores and judgements are those of
+    `qa`, made once in one folder.
     """
     found: list[QaCell] = []
     for cell in qa.cells(preset, seeds, questions, model, prompt, limit, encoder):
@@ -75,19 +77,20 @@ def measure(
         row: dict[str, Any] = {"index": one["index"]}
         if answers_something(one):
             pair = answer_prompt(item.question, cell.kind, cell.prompt), one["greedy"]["ids"]
-            kept, values = partial.found(str(i), lambda pair=pair: _traced(trace(model, *pair)))
+            kept, values = partial.found(str(i), functools.partial(_traced, model, *pair))
             traces.append(values)
             row |= kept
             if cell.start == 0 and not check:
-                check = partial.found("check", lambda pair=pair: compare(model, *pair))
+                check = partial.found("check", functools.partial(compare, model, *pair))
         rows.append(row)
         done((i + 1) / len(items))
     arrays = {name: np.array([value for values in traces for value in values[name]], np.float64) for name in ARRAYS}
     return Result({"questions": rows, "checks": [check] if check else []}, arrays)
 
 
-def _traced(one: Trace) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """What a trace gives its row, and the arrays."""
+def _traced(model: LanguageModel, prompt: Any, answer: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What an answer's trace gives its row, and the arrays."""
+    one = trace(model, prompt, answer)
     row = {"pieces": list(one.pieces), "features": features(one)}
     return row, {name: np.asarray(getattr(one, name), np.float64).tolist() for name in ARRAYS}
 

@@ -15,10 +15,14 @@ SPARE = 6  # workers that may be lost without anything having ended, beside one 
 
 
 class Crew(Protocol):
-    """count: workers that there is room for. alone: cells at which a worker died are run last, one at a time."""
+    """alone: cells at which a worker died are run last, one at a time."""
 
-    count: int
     alone: bool
+
+    @property
+    def count(self) -> int:
+        """Workers that there is room for."""
+        ...
 
     def start(self, cells: Sequence[AnyCell], count: int, lost: bool) -> None:
         """Sends `count` more workers through the cells (`go_through`); those that are idle already, or new ones."""

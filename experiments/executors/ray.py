@@ -34,10 +34,10 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Ite
     try:
         with warnings.catch_warnings():  # JAX warns of forks; what Ray forks it replaces at once (exec)
             warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-            ray.init(
-                "local" if local else settings.address, log_to_driver=False, logging_level="error",
-                runtime_env={"env_vars": _environment(settings)}, **({"include_dashboard": False} if local else {}),
-            )  # fmt: skip
+            options: dict[str, Any] = {"include_dashboard": False} if local else {}
+            options |= {"log_to_driver": False, "logging_level": "error"}
+            options["runtime_env"] = {"env_vars": _environment(settings)}
+            ray.init("local" if local else settings.address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RunError(f"no Ray cluster at {settings.address or 'this machine'}: {_first_line(error)}") from error
     mark = store.folder / f".run.{uuid.uuid4().hex}"

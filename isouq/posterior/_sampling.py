@@ -38,7 +38,8 @@ class Plan:
     group: int
 
 
-class Blocks(NamedTuple):
+@dataclass(frozen=True)
+class Blocks:
     """`count` blocks of one size hold `total` things; the last block may be filled up."""
 
     total: int
@@ -191,8 +192,8 @@ def run(
 def _abstract_trace(record: Callable, state: ChainState) -> Trace:
     """Dtypes of what is kept."""
     first = jax.tree.map(lambda leaf: leaf[0], state.hmc.position)
-    number = jax.ShapeDtypeStruct((), jnp.result_type(float))
-    count = jax.ShapeDtypeStruct((), jnp.result_type(int))
+    number: Any = jax.ShapeDtypeStruct((), jnp.result_type(float))
+    count: Any = jax.ShapeDtypeStruct((), jnp.result_type(int))
     return Trace(jax.eval_shape(record, first), count, number, count)
 
 

