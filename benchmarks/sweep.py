@@ -3,7 +3,8 @@
 Command: python -m benchmarks.sweep            (2 CPU cores, about 5 minutes)
 Cells that compute nothing show the overhead: claiming, storing (two files that are forced to the disk), the log and the
 driver. Cells that keep one core busy for a fixed time show what a second worker brings. Written to
-benchmarks/results/sweep.csv and sweep.md.
+benchmarks/results/sweep.csv, sweep.md and sweep.png. How one cell grows with chains, draws, width and inputs is in
+`python -m benchmarks reference`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import plots
 from benchmarks.provenance import in_words, provenance
 from experiments.cell import Result
 
@@ -159,7 +161,23 @@ def _write(out: Path, rows: list[dict[str, Any]], arguments: list[str]) -> None:
             f"{np.median(spans[2]):.1f} s, a factor of {np.median(ratios):.2f} (from {ratios[0]:.2f} to "
             f"{ratios[-1]:.2f} in {len(ratios)} runs of each), from the first cell's start to the last one's end.",
         ]
-    (out / "sweep.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (out / "sweep.md").write_text("\n".join([*lines, "", "![](sweep.png)", ""]), encoding="utf-8")
+    plots.growth(_points(rows), out / "sweep.png")
+
+
+def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the figure: one for each number of cells, and one for each number of workers, the median of its runs."""
+    idle, busy = ([row for row in rows if bool(row["cell_seconds"]) is kind] for kind in (False, True))
+    groups = [("cells", row["cells"], "cells that compute nothing", [row]) for row in idle]
+    for workers in sorted({row["workers"] for row in busy}):
+        some = [row for row in busy if row["workers"] == workers]
+        groups.append(("workers", workers, f"{BUSY[0]} cells of {BUSY[1]:g} s", some))
+    return [
+        {"axis": axis, "value": value, "case": case, "contestant": "from the first cell's start to the last one's end",
+         "seconds": float(np.median([row["span"] for row in some])),
+         "peak_mb": float(np.median([row["peak_mb"] for row in some]))}
+        for axis, value, case, some in groups
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
