@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import files, locks
+from experiments import locks
 from experiments.errors import RunError
+from isouq import _files
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,18 @@ def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) ->
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "table.csv", folder / "summary.md"]
-    files.replace_text(paths[0], table_csv(outputs.rows))
-    files.replace_text(paths[1], outputs.summary)
+    _files.replace_text(paths[0], table_csv(outputs.rows))
+    _files.replace_text(paths[1], outputs.summary)
     for name, text in outputs.files.items():
         paths.append(folder / name)
-        files.replace_text(paths[-1], text)
+        _files.replace_text(paths[-1], text)
     for name, figure in outputs.figures.items():
         for suffix, extra in (("png", {"metadata": {"Software": None}}), ("pdf", {"metadata": {"CreationDate": None}})):
             paths.append(folder / f"{name}.{suffix}")
-            files.replace(paths[-1], partial(figure.savefig, format=suffix, dpi=150, **extra))
+            _files.replace(paths[-1], partial(figure.savefig, format=suffix, dpi=150, **extra))
         plt.close(figure)
     paths.append(folder / "provenance.json")
-    files.replace_text(paths[-1], json.dumps(provenance, indent=1) + "\n")
+    _files.replace_text(paths[-1], json.dumps(provenance, indent=1) + "\n")
     return paths
 
 

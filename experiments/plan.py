@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import files
-
 FOLDER = "plans"
 
 
@@ -32,9 +30,11 @@ class Plan(NamedTuple):
 
 def write(out: Path, plan: Plan) -> None:
     """Puts it in place of the last one of its name."""
+    from isouq import _files  # here: `status` reads plans and imports no JAX
+
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    files.replace_text(folder / f"{plan.name}.json", json.dumps(plan._asdict(), ensure_ascii=False))
+    _files.replace_text(folder / f"{plan.name}.json", json.dumps(plan._asdict(), ensure_ascii=False))
 
 
 def read(out: Path) -> Iterable[Plan]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import files, ledger, locks, provenance
+from experiments import ledger, locks, provenance
 from experiments.cell import AnyCell, Result
+from isouq import _files
 
 LARGE = 2**26  # bytes; more is a network's parameters, which take seconds to compress and hardly shrink
 PROVENANCE = "_provenance"
@@ -52,9 +53,9 @@ class Store:
         """Writes both files through temporary names; a kill leaves the old state. Then the checkpoint goes."""
         large = sum(array.nbytes for array in result.arrays.values()) > LARGE
         write = np.savez if large else np.savez_compressed
-        files.replace(self._path(cell, "npz"), lambda file: write(file, allow_pickle=False, **result.arrays))
+        _files.replace(self._path(cell, "npz"), lambda file: write(file, allow_pickle=False, **result.arrays))
         numbers = {**result.numbers, PROVENANCE: provenance.of_cell(cell, result.numbers)}
-        files.replace_text(self._path(cell, "json"), json.dumps(numbers, indent=1))
+        _files.replace_text(self._path(cell, "json"), json.dumps(numbers, indent=1))
         self.checkpoint_path(cell).unlink(missing_ok=True)
         self._path(cell, "failed").unlink(missing_ok=True)
 
@@ -92,7 +93,7 @@ class Store:
         """Keeps why the cell failed: one line, and where in the code. A result takes its place."""
         lines = traceback.format_exception(error) if error is not None else []
         text = json.dumps({"label": cell.label(), "reason": reason, "traceback": "".join(lines)}, indent=1)
-        files.replace_text(self._path(cell, "failed"), text)
+        _files.replace_text(self._path(cell, "failed"), text)
         ledger.record(self.folder, "failed", cell.key(), cell.label(), reason=reason)
 
     def retry(self, cells: list[AnyCell]) -> None:
@@ -113,7 +114,7 @@ class Store:
         names = os.listdir(self.folder)
         finished = {name.partition(".")[0] for name in names if name.endswith(".json")}
         left = {name.partition(".")[0] for name in names if name.endswith((".tmp", ".lock"))}
-        left |= finished & {name.removesuffix(".part.npz") for name in names if name.endswith(".part.npz")}
+        left |= finished & {name.partition(".")[0] for name in names if ".part.npz" in name}
         for key in left:
             claim = locks.claim(self.folder / f"{key}.lock", "")
             if claim is None:
@@ -122,7 +123,8 @@ class Store:
                 for path in self.folder.glob(f"{key}.*.tmp"):
                     path.unlink(missing_ok=True)
                 if (self.folder / f"{key}.json").exists():
-                    (self.folder / f"{key}.part.npz").unlink(missing_ok=True)
+                    for path in self.folder.glob(f"{key}.part.npz*"):
+                        path.unlink(missing_ok=True)
 
     def _path(self, cell: AnyCell, suffix: str) -> Path:
         return self.folder / f"{cell.key()}.{suffix}"

@@ -7,7 +7,8 @@ epistemic = isouq.sharding.gather(u.epistemic)[: len(xs)]
 
 Every function of isouq computes where its arrays are, so that placing them is all there is to do; for whole
 copies of the model on several devices `isouq.uncertainty(..., devices=jax.local_devices())` does it too. With several
-hosts (`jax.distributed.initialize`) every process runs the same lines on the same arrays and keeps its own part.
+hosts every process runs the same lines on the same arrays and keeps its own part; call `jax.distributed.initialize`
+before isouq.posterior is imported, since BlackJAX uses JAX while it is imported.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What one process of a given number of devices computes: `python tests/spread.py DEVICES FOLDER [ADDRESS INDEX]`.
+"""What a process of a given kind computes: `python tests/spread.py one|eight FOLDER`, or `host FOLDER ADDRESS INDEX`.
 
-Alone it writes FOLDER/DEVICES.npz and then dies of SIGKILL in the middle of a second run, after a number of blocks;
-with an address it is one of two hosts with DEVICES each.
+XLA_FLAGS gives it its devices. `one` and `eight` write FOLDER/KIND.npz and then die of SIGKILL in the middle of a run
+of chains, after a number of blocks.
 """
 
 import os
@@ -16,25 +16,12 @@ import numpy as np
 
 import isouq
 from isouq import sharding
-from isouq.posterior import LogDensity, Margins, sample_reference
-from isouq.text import decoder_config
-from isouq.text.language_model import abstract, module
 
-CHAINS = (5, 3)
-KILLED_AFTER = {1: 1, 2: 2, 8: 3}  # blocks, by the number of devices
+DEVICES = {"one": 1, "eight": 8, "host": 2}
+KILLED_AFTER = {"one": 1, "eight": 3}  # blocks
 BLOCKS = 4  # of a run: two of warm-up, two of draws
+CHAINS = 5  # one round on eight devices, three on two
 SETTINGS = {"num_warmup": 103, "num_draws": 53, "thin": 2, "num_leapfrog": 5, "verdict": False}
-DECODER = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-    "vocab_size": 64,
-}
 
 
 def predict(params, x):
@@ -42,20 +29,37 @@ def predict(params, x):
     return jnp.tanh(x @ params["in"] + params["bias"]) @ params["out"]
 
 
-def problem(chains):
-    """(log density, inits, record) on 40 points of xor."""
+def transformer(params, ids):
+    """Logits of the next token: one layer of attention, embeddings that are tied."""
+    hidden = params["embedding"][ids]
+    queries, keys, values = jnp.split(hidden @ params["attention"], 3, axis=-1)
+    hidden = hidden + jax.nn.softmax(queries @ keys.T, axis=-1) @ values
+    hidden = hidden + jnp.tanh(hidden @ params["up"] + params["bias"][None]) @ params["down"]
+    return params["embedding"] @ hidden[-1]
+
+
+def network(dtype):
+    """(parameters of the chains, 40 inputs)."""
     rng = np.random.default_rng(0)
-    xs = rng.normal(size=(40, 2)).astype(np.float32)
+    xs = rng.normal(size=(40, 2))
     shapes = {"in": (2, 6), "bias": (6,), "out": (6,)}
-    inits = {name: jnp.asarray(rng.normal(size=(5, *shape)), jnp.float32)[:chains] for name, shape in shapes.items()}
-    one = jax.tree.map(lambda leaf: leaf[0], inits)
-    log_density = LogDensity.of(predict, one, jnp.asarray(xs), np.int32(xs[:, 0] * xs[:, 1] > 0), "binary")
-    return log_density, inits, Margins(predict, jnp.asarray(xs[:11]), jnp.ones(11, jnp.int32), "binary")
+    inits = {name: jnp.asarray(rng.normal(size=(CHAINS, *shape)), dtype) for name, shape in shapes.items()}
+    return inits, jnp.asarray(xs, dtype)
 
 
-def reference(chains, **options):
+def one(tree):
+    """The first of the leading axis."""
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def reference(chains=CHAINS, **options):
     """The run that every process makes."""
-    log_density, inits, record = problem(chains)
+    from isouq.posterior import LogDensity, Margins, sample_reference  # BlackJAX would use JAX before a host is one
+
+    inits, xs = network(jnp.float32)
+    inits = jax.tree.map(lambda leaf: leaf[:chains], inits)
+    log_density = LogDensity.of(predict, one(inits), xs, np.int32(xs[:, 0] * xs[:, 1] > 0), "binary")
+    record = Margins(predict, xs[:11], jnp.ones(11, jnp.int32), "binary")
     return sample_reference(log_density, inits, jax.random.key(0), record=record, **(SETTINGS | options))
 
 
@@ -65,55 +69,44 @@ def numbers(reference):
     return found | {"divergent": np.asarray(reference.divergent), "cost": np.asarray(reference.cost)}
 
 
-def language_model():
-    """(predict, params, xs) of a decoder of two layers: the log-odds of the next token."""
-    config = decoder_config.from_config(DECODER)
-    leaves, treedef = jax.tree.flatten(abstract(config))
+def models():
+    """{name: (predict, params, xs, kind)}: a network on 11 inputs, a transformer on 7 prompts, in float64."""
+    inits, xs = network(jnp.float64)
     rng = np.random.default_rng(1)
-    params = jax.tree.unflatten(treedef, [jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32) for a in leaves])
-    xs = jnp.asarray(rng.integers(0, 64, (7, 5)), jnp.int32)
-    return lambda params, ids: module(config, params)(ids)[-1], params, xs
-
-
-def estimates(devices):
-    """The uncertainty of 11 and of 7 inputs, in every way of spreading it over the devices."""
-    log_density, inits, _ = problem(2)
-    mlp = (predict, jax.tree.map(lambda leaf: leaf[0], inits), log_density.xs[:11], "binary")
-    decoder, params, ids = language_model()
-    alone = isouq.uncertainty(decoder, params, ids, "multiclass")
-    mesh = jax.make_mesh((len(devices),), ("model",), devices=devices)
-    rows = sharding.shard_inputs(ids, devices)
-    split, whole = sharding.shard_params(params, None, mesh), sharding.replicate(ids, mesh)
-    found = {
-        "mlp alone": isouq.uncertainty(*mlp),
-        "mlp by devices": isouq.uncertainty(*mlp, devices=devices),
-        "mlp by devices, in batches": isouq.uncertainty(*mlp, devices=devices, batch_size=2),
-        "mlp by inputs": isouq.uncertainty(*mlp[:2], sharding.shard_inputs(mlp[2], devices), mlp[3]),
-        "decoder alone": alone,
-        "decoder by devices": isouq.uncertainty(decoder, params, ids, "multiclass", devices=devices),
-        "decoder by inputs": isouq.uncertainty(decoder, sharding.replicate(params, devices), rows, "multiclass"),
-        "decoder by parameters": isouq.uncertainty(decoder, split, whole, "multiclass"),
-    }
+    shapes = {"embedding": (64, 8), "attention": (8, 24), "up": (8, 32), "bias": (32,), "down": (32, 8)}
+    params = {name: jnp.asarray(0.3 * rng.normal(size=shape)) for name, shape in shapes.items()}
     return {
-        f"{way}: {name}": sharding.gather(getattr(u, name))
-        for way, u in found.items()
-        for name in ("epistemic", "aleatoric")
+        "mlp": (predict, one(inits), xs[:11], "binary"),
+        "transformer": (transformer, params, jnp.asarray(rng.integers(0, 64, (7, 5))), "multiclass"),
     }
 
 
-def norms(devices):
-    """‖∂f/∂θ‖² of the decoder's log-odds under jit, parameters and inputs both split."""
-    decoder, params, ids = language_model()
-    count = len(devices)
-    shape = (1, count) if count < 4 else (2, count // 2)
-    mesh = jax.make_mesh(shape, ("inputs", "model"), devices=devices)
-    norm = isouq.grad_sq_norm(lambda params, x: decoder(params, x)[3])
-    over = jax.jit(jax.vmap(norm, (None, 0)))
-    split = sharding.shard_params(params, None, mesh)
-    return {
-        "norms alone": np.asarray(over(params, ids)),
-        "norms split": np.asarray(over(split, sharding.shard_inputs(ids, mesh))),
-    }
+def plain(uncertainty):
+    """In NumPy, whole on every host."""
+    return {name: sharding.gather(getattr(uncertainty, name)) for name in ("epistemic", "aleatoric")}
+
+
+def alone():
+    """The uncertainty of every model, by name, on one device."""
+    with jax.enable_x64(True):
+        return {name: plain(isouq.uncertainty(*model)) for name, model in models().items()}
+
+
+def estimates():
+    """The same, in every way of spreading it over all devices: {"NAME: way: number": values, rows filled up}."""
+    devices = jax.devices()
+    both = jax.make_mesh((2, len(devices) // 2), ("inputs", "model"), devices=devices)
+    with jax.enable_x64(True):
+        mlp, (_, params, ids, kind) = models().values()
+        split, rows = sharding.shard_params(params, None, both), sharding.shard_inputs(ids, both)
+        found = {
+            "mlp: by devices": isouq.uncertainty(*mlp, devices=devices),
+            "mlp: by devices, in batches": isouq.uncertainty(*mlp, devices=devices, batch_size=2),
+            "mlp: by inputs": isouq.uncertainty(*mlp[:2], sharding.shard_inputs(mlp[2], devices), mlp[3]),
+            "transformer: by devices": isouq.uncertainty(transformer, params, ids, kind, devices=devices),
+            "transformer: by inputs and parameters": isouq.uncertainty(transformer, split, rows, kind),
+        }
+        return {f"{way}: {name}": value for way, u in found.items() for name, value in plain(u).items()}
 
 
 def kill(blocks, seen, share):
@@ -124,23 +117,19 @@ def kill(blocks, seen, share):
 
 
 def main():
-    """By the number of arguments, alone or as one of two hosts."""
-    count, folder, *rest = sys.argv[1:]
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-    if rest:
-        jax.distributed.initialize(rest[0], 2, int(rest[1]))
-        assert (jax.process_count(), len(jax.devices()), len(jax.local_devices())) == (2, 2 * int(count), int(count))
-        np.savez(Path(folder) / f"host {rest[1]}.npz", **estimates(jax.devices()))
+    """By the kind."""
+    kind, folder, *host = sys.argv[1:]
+    folder = Path(folder)
+    if host:
+        address, index = host
+        jax.distributed.initialize(address, 2, int(index))
+        assert (jax.process_count(), len(jax.devices()), len(jax.local_devices())) == (2, 4, 2)
+        np.savez(folder / f"host {index}.npz", **estimates())
         return
-    assert len(jax.devices()) == int(count)
-    found = estimates(jax.devices()) | norms(jax.devices())
-    for chains in CHAINS:
-        found |= {f"{chains} chains: {name}": value for name, value in numbers(reference(chains)).items()}
-    np.savez(Path(folder) / f"{count}.npz", **found)
-    blocks = {"1": 1, "2": 2, "8": 3}[count]
-    reference(
-        5, checkpoint=Path(folder) / f"{count}.part.npz", checkpoint_seconds=1e-9, progress=partial(kill, blocks, [])
-    )
+    assert len(jax.devices()) == DEVICES[kind]
+    np.savez(folder / f"{kind}.npz", **numbers(reference()), **(estimates() if kind == "eight" else {}))
+    progress = partial(kill, KILLED_AFTER[kind], [])
+    reference(checkpoint=folder / f"{kind}.part.npz", checkpoint_seconds=1e-9, progress=progress)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """1, 2 and 8 devices, two hosts, and processes that die: the numbers of one device in one go."""
 
+import io
 import os
 import signal
 import socket
@@ -14,16 +15,18 @@ import spread
 from jax.sharding import PartitionSpec
 
 import isouq
-from isouq import sharding
-from isouq.posterior import _checkpoint, _sampling
+from isouq import _files, sharding
+from isouq.posterior import _sampling
+from isouq.posterior._checkpoint import Checkpoint, Saved
 
 ROOT = Path(__file__).parents[1]
-COUNTS = (1, 2, 8)
+KILLED = spread.KILLED_AFTER
 
 
-def start(*arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "tests/spread.py", *map(str, arguments)]
+def start(kind, *arguments):
+    devices = spread.DEVICES[kind]
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "tests/spread.py", kind, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -34,9 +37,9 @@ def stored(path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One process for each number of devices, side by side; each ends by its own kill."""
+    """What one device and eight have found, in processes side by side; each ends by its own kill."""
     folder = tmp_path_factory.mktemp("spread")
-    processes = [start(count, folder) for count in COUNTS]
+    processes = [start(kind, folder) for kind in KILLED]
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors
@@ -44,100 +47,113 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
-    return {chains: spread.reference(chains) for chains in spread.CHAINS}
+def two():
+    """The chains on the two devices of this process, in one go."""
+    return spread.numbers(spread.reference())
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return spread.alone()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chains", spread.CHAINS)
-@pytest.mark.parametrize("count", COUNTS)
-def test_chains_are_the_same_to_the_bit(folder, uninterrupted, count, chains):
-    found = stored(folder / f"{count}.npz")
-    for name, value in spread.numbers(uninterrupted[chains]).items():
-        np.testing.assert_array_equal(found[f"{chains} chains: {name}"], value)
+@pytest.mark.parametrize("kind", KILLED)
+def test_chains_are_the_same_to_the_bit(folder, two, kind):
+    found = stored(folder / f"{kind}.npz")
+    for name, value in two.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "blocks"), spread.KILLED_AFTER.items())
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(folder, uninterrupted, count, blocks):
-    path, shares = folder / f"{count}.part.npz", []
-    resumed = spread.reference(5, checkpoint=path, checkpoint_seconds=1e9, progress=shares.append)
+@pytest.mark.parametrize(("kind", "blocks"), KILLED.items())
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(folder, two, kind, blocks):
+    path, shares = folder / f"{kind}.part.npz", []
+    resumed = spread.reference(checkpoint=path, checkpoint_seconds=1e9, progress=shares.append)
     assert len(shares) == spread.BLOCKS - blocks  # what was done is not done again
-    for name, value in spread.numbers(uninterrupted[5]).items():
-        np.testing.assert_array_equal(spread.numbers(resumed)[name], value)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", COUNTS)
-def test_estimates_are_those_of_one_device(folder, count):
-    found, alone = stored(folder / f"{count}.npz"), stored(folder / "1.npz")
-    check_estimates(found, alone)
-    np.testing.assert_allclose(found["norms split"][:7], alone["norms alone"], rtol=1e-6)
+    np.testing.assert_equal(spread.numbers(resumed), two)
 
 
 def check_estimates(found, alone):
-    ways = {name.partition(": ")[0] for name in found if name.startswith(("mlp", "decoder"))}
-    assert len(ways) == 8
-    for way in ways:
-        for name in ("epistemic", "aleatoric"):
-            expected = alone[f"{way.split()[0]} alone: {name}"]
-            np.testing.assert_allclose(found[f"{way}: {name}"][: len(expected)], expected, rtol=1e-6, err_msg=way)
+    ways = [name.split(": ") for name in found if name.startswith(("mlp", "transformer"))]
+    assert len(ways) == 10
+    for model, way, name in ways:
+        expected = alone[model][name]
+        values = found[f"{model}: {way}: {name}"][: len(expected)]
+        assert values.dtype == np.float64
+        np.testing.assert_allclose(values, expected, rtol=1e-12, err_msg=f"{model}: {way}")
 
 
 @pytest.mark.slow
-def test_two_hosts(folder, tmp_path):
+def test_estimates_on_two_devices_are_those_of_one(alone):
+    check_estimates(spread.estimates(), alone)
+
+
+@pytest.mark.slow
+def test_estimates_on_eight_devices_are_those_of_one(folder, alone):
+    check_estimates(stored(folder / "eight.npz"), alone)
+
+
+@pytest.mark.slow
+def test_estimates_on_two_hosts_are_those_of_one_device(alone, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    hosts = [start(2, tmp_path, address, index) for index in (0, 1)]
+    hosts = [start("host", tmp_path, address, index) for index in (0, 1)]
     for host in hosts:
         _, errors = host.communicate()
         assert host.returncode == 0, errors
     for index in (0, 1):
-        check_estimates(stored(tmp_path / f"host {index}.npz"), stored(folder / "1.npz"))
+        check_estimates(stored(tmp_path / f"host {index}.npz"), alone)
 
 
-def test_a_checkpoint_costs_nothing_but_a_warning(tmp_path):
-    path, stop = tmp_path / "run.npz", RuntimeError("stopped")
-    options = {"num_warmup": 10, "num_draws": 5, "thin": 1}
+def test_a_checkpoint_costs_nothing_but_a_warning(two, tmp_path):
+    path, aside = tmp_path / "run.npz", tmp_path / "run.npz.unused"
+    programs = (_sampling._start, _sampling._warm_up, _sampling._draw)
+    compiled = [program._cache_size() for program in programs]
 
-    def stops(share):
-        raise stop
-
-    expected = spread.numbers(spread.reference(3, **options))
-    compiled = [f._cache_size() for f in (_sampling._start, _sampling._warm_up, _sampling._draw)]
-
-    def check(message, where=path, **other):
+    def check(message, **other):
         with pytest.warns(UserWarning, match=message) as told:
-            got = spread.reference(3, checkpoint=where, checkpoint_seconds=1e-9, **(options | other))
+            got = spread.reference(**({"checkpoint": path, "checkpoint_seconds": 1e-9} | other))
         assert len(told) == 1
         assert "\n" not in str(told[0].message)
-        return got
+        if "num_leapfrog" not in other:
+            np.testing.assert_equal(spread.numbers(got), two)
+
+    def stops(share):
+        raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        spread.reference(3, checkpoint=path, checkpoint_seconds=1e-9, progress=stops, **options)
+        spread.reference(checkpoint=path, checkpoint_seconds=1e-9, progress=stops)
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    np.testing.assert_equal(spread.numbers(check("is damaged")), expected)
-    path.write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
-    np.testing.assert_equal(spread.numbers(check("is damaged|another run")), expected)
-    path.write_bytes(whole)
-    check("belongs to another run", num_leapfrog=4)
-    path.write_bytes(whole)
-    got = spread.reference(3, checkpoint=path, checkpoint_seconds=1e9, **options)
-    np.testing.assert_equal(spread.numbers(got), expected)
+    check(r"belongs to another run; it is now run\.npz\.unused; starting anew", num_leapfrog=4)
+    assert aside.read_bytes() == whole
+    foreign = io.BytesIO()
+    np.savez(foreign, mark=np.array([print], object), blocks=1)
+    flipped = bytes(byte ^ 255 if i == len(whole) // 2 else byte for i, byte in enumerate(whole))
+    for damaged in (whole[: len(whole) // 2], flipped, b"", b"not an npz\n", foreign.getvalue()):
+        path.write_bytes(damaged)
+        check(r"is damaged \(\w+\); it is now run\.npz\.unused; starting anew")
+        assert aside.read_bytes() == damaged
+    check(r"cannot be written \(No such file or directory\); going on without", checkpoint=tmp_path / "no" / "run.npz")
+    assert {left.name for left in tmp_path.iterdir()} == {"run.npz", "run.npz.unused"}
+    assert [program._cache_size() for program in programs] == compiled
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk, on Linux")
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    checkpoint = Checkpoint(path, 60.0, "mark")
+    checkpoint.save(Saved(1, np.arange(3), None))
+    whole = path.read_bytes()
+    monkeypatch.setattr(
+        _files, "open", lambda _, mode: os.fdopen(os.open("/dev/full", os.O_WRONLY), mode), raising=False
+    )
+    with pytest.warns(UserWarning, match=r"cannot be written \(No space left on device\); going on without"):
+        checkpoint.save(Saved(2, np.arange(3), None))
+    checkpoint.save(Saved(3, np.arange(3), None))  # tells it once
     assert path.read_bytes() == whole
-    assert list(tmp_path.iterdir()) == [path]
-    got = check("cannot be written", where=tmp_path / "missing" / "run.npz")
-    np.testing.assert_equal(spread.numbers(got), expected)
-    full = Path("/dev/full")
-    if full.exists():
-        (tmp_path / "full").mkdir()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_checkpoint._files, "open", lambda *_: full.open("wb"), raising=False)
-            got = check("No space left", where=tmp_path / "full" / "run.npz")
-        np.testing.assert_equal(spread.numbers(got), expected)
-    assert [f._cache_size() for f in (_sampling._start, _sampling._warm_up, _sampling._draw)] == compiled
+    assert Checkpoint(path, 60.0, "mark").load(np.zeros(3, int), None).blocks == 1
 
 
 def test_blocks_hold_everything_once():
@@ -184,7 +200,6 @@ def test_devices_that_are_none():
         sharding.shard_inputs(np.zeros(3), [])
     with pytest.raises(ValueError, match="axis is 'rows'; the mesh has 'model'"):
         sharding.shard_over(jax.make_mesh((2,), ("model",)), "rows")
-    data, params = np.zeros((3, 2), np.float32), spread.problem(2)[1]
-    one = jax.tree.map(lambda leaf: leaf[0], params)
+    data, params = np.zeros((3, 2), np.float32), spread.one(spread.network(np.float32)[0])
     with pytest.raises(ValueError, match=r"devices was given under jax\.jit"):
-        jax.jit(lambda xs: isouq.uncertainty(spread.predict, one, xs, "binary", devices=jax.devices()))(data)
+        jax.jit(lambda xs: isouq.uncertainty(spread.predict, params, xs, "binary", devices=jax.devices()))(data)

@@ -1,4 +1,4 @@
-"""A run of chains on disk: enough to go on as if nothing had happened."""
+"""A long computation on disk: enough to go on as if nothing had happened."""
 
 import hashlib
 import json
@@ -14,7 +14,10 @@ from isouq import _files
 
 
 class Saved(NamedTuple):
-    """blocks: finished ones. state: of every chain. kept: a `Trace` of the draws so far, None during the warm-up."""
+    """blocks: steps that are done. state: after them. kept: what they have gathered; None if nothing yet.
+
+    Of chains: blocks of transitions, the state of every chain, a `Trace` of the draws so far.
+    """
 
     blocks: int
     state: Any
@@ -37,7 +40,8 @@ class Checkpoint:
     """One file, written at most every `seconds`, read once at the start.
 
     An npz without pickle: mark, number of finished blocks, the leaves of state and of what was kept. A file that
-    cannot be used or written costs a warning of one line, never the run.
+    cannot be used or written costs a warning of one line, never the run. One that is damaged or of another mark is
+    put aside under the name NAME.unused.
     """
 
     def __init__(self, path: Path, seconds: float, mark: str) -> None:
@@ -59,8 +63,18 @@ class Checkpoint:
             reason = f"cannot be read ({error.strerror or error})"
         except Exception as error:  # damage shows in many ways
             reason = f"is damaged ({type(error).__name__})"
-        warnings.warn(f"the checkpoint {self.path} {reason}; sampling starts anew", stacklevel=4)
+        warnings.warn(f"the checkpoint {self.path} {reason}; {self._put_aside()}starting anew", stacklevel=4)
         return None
+
+    def _put_aside(self) -> str:
+        aside = self.path.with_name(f"{self.path.name}.unused")
+        try:
+            if self.path.is_file():
+                self.path.replace(aside)
+                return f"it is now {aside.name}; "
+        except OSError:
+            pass  # then it cannot be written over either
+        return ""
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -78,7 +92,7 @@ class Checkpoint:
             if not self.warned:
                 reason = error.strerror or error
                 warnings.warn(
-                    f"the checkpoint {self.path} cannot be written ({reason}); sampling goes on without", stacklevel=4
+                    f"the checkpoint {self.path} cannot be written ({reason}); going on without", stacklevel=4
                 )
             self.warned = True
         self.last = time.monotonic()

@@ -125,7 +125,8 @@ def sample_reference(
         checkpoint: a file to go on from after a kill. It is read if it is there and belongs to the same run (settings,
             key, inits, log density and gradient there, data in log_density and record, versions, kind of device), and
             written between blocks of a hundred transitions. Remove it when the result is safe. A file that is damaged,
-            belongs to another run or cannot be written is a warning of one line and stops nothing.
+            belongs to another run (it is put aside, as NAME.unused) or cannot be written is a warning of one line and
+            stops nothing.
         checkpoint_seconds: least time between two writes; each writes all that is kept so far.
 
     Returns:
