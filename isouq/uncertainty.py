@@ -137,7 +137,8 @@ def uncertainty(
             raise ValueError("devices was given under jax.jit; place the inputs first, by isouq.sharding.shard_inputs")
         mesh = sharding.input_mesh(devices)
         share = -(-size // mesh.shape[mesh.axis_names[0]])
-        batch_size = None if batch_size is None or batch_size >= share else batch_size
+        if batch_size is not None and batch_size >= share:
+            batch_size = None
     predict = _checks.as_pytree_callable(predict)
     num_classes = check_predict(predict, params, xs, kind)
     if target is not None:

@@ -304,8 +304,8 @@ CASES = {
         r"chains_at_once is 3; expected a divisor of the 4 chains",
     ),
     "checkpoints without end": (
-        lambda: sample(checkpoint="run.npz", checkpoint_seconds=0),
-        r"checkpoint_seconds is 0; expected a finite number above 0",
+        lambda: sample(checkpoint="run.npz", checkpoint_seconds=0.0),
+        r"checkpoint_seconds is 0.0; expected a finite number above 0",
     ),
     "no draws": (lambda: sample(num_draws=0), r"num_draws is 0; expected a whole number of at least 1"),
     "no warm-up": (lambda: sample(num_warmup=0), r"num_warmup is 0; expected a whole number of at least 10"),
