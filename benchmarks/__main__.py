@@ -16,7 +16,7 @@ SMOKE_RESULTS = Path("out") / "benchmarks"
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="isouq against its peers, in one run")
-    parser.add_argument("name", choices=[*cases.NAMES, "all"])
+    parser.add_argument("name", choices=[*cases.NAMES, "reference", "all"])
     parser.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke: tiny, a minute each")
     parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, for smoke out/benchmarks")
     parser.add_argument("--rounds", type=int, help="at least so many (default 7, smoke 2)")
@@ -42,6 +42,11 @@ def main(argv: Sequence[str]) -> None:
 
     full = options.preset == "full"
     folder = options.out or (RESULTS if full else SMOKE_RESULTS)
+    if options.name == "reference":
+        from benchmarks import reference
+
+        reference.run(options.preset, folder, provenance.provenance(argv))
+        return
     plan = timing.Plan(options.rounds or (7 if full else 2), options.budget or (60.0 if full else 2.0))
     how = runner.Options(plan, memory=not options.no_memory, only=options.only)
     names = cases.NAMES if options.name == "all" else (options.name,)

@@ -47,7 +47,7 @@ def _measure(name: str, case: Case) -> int:
     prepared = prepare(name, case)
     _start_threads(name)
     gc.collect()
-    meter = _gpu_meter(name) or _ResidentSet()
+    meter = _gpu_meter(name) or ResidentSet()
     meter.start()
     result, seconds = first_call(prepared)
     del result
@@ -69,10 +69,11 @@ def _start_threads(name: str) -> None:
     jax.block_until_ready(jax.jit(jax.grad(lambda a: (a @ a).sum()))(jax.numpy.ones((512, 512))))
 
 
-class _ResidentSet:
+class ResidentSet:
     """VmHWM above VmRSS; the high-water mark is set back where Linux allows it."""
 
     def start(self) -> None:
+        """Takes the baseline."""
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # pages that the compiler has freed are given back first
         try:
@@ -82,6 +83,7 @@ class _ResidentSet:
         self.baseline = _status("VmRSS")
 
     def peak(self) -> int:
+        """Bytes above it since."""
         return _status("VmHWM") - self.baseline
 
 

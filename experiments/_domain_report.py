@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments import _domain_numbers, report
 from experiments.cell import Result
-from experiments.runner import Outputs
+from experiments.outputs import Outputs
 from experiments.texts import DOMAINS, TINY
 from isouq import plots
 from isouq.stats import Interval, bootstrap_mean

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+
+from isouq.posterior._checkpoint import Checkpoint, Saved, fingerprint
 
 WEIGHT_DECAY = 0.01
 BATCH = 32
@@ -37,33 +40,69 @@ def fit(
     epochs: int,
     patience: int,
     progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> Fit:
     """Minimises the mean cross-entropy of `predict(params, x) -> logit [1]`; stops `patience` epochs after the best.
 
     rate: of AdamW, reached after a tenth of all steps. Batches of 32 texts in an order drawn from the seed; what is
     left over at the end of an epoch is dropped.
+
+    checkpoint: a file, written after a step at most every `checkpoint_seconds`, from which a killed run goes on: the
+    same numbers as in one go. Whoever keeps the result removes it. One of other settings or data is not taken.
     """
     (xs, ys), rng = train, np.random.default_rng(seed)
     batch = min(BATCH, len(ys))
     steps = len(ys) // batch
     warmup = max(1, epochs * steps // 10)
-    state = _optimiser(rate, warmup).init(params)
-    best, losses, averages = params, [], [_loss(predict, params, *validation)]
+    file = None
+    if checkpoint is not None:
+        settings = {"seed": seed, "rate": rate, "epochs": epochs, "patience": patience, "batch": batch}
+        file = Checkpoint(checkpoint, checkpoint_seconds, fingerprint(settings, (params, train, validation)))
+    so_far = _Progress(params, _optimiser(rate, warmup).init(params), params, np.zeros(steps), np.zeros(epochs),
+                       np.full(epochs + 1, np.inf))  # fmt: skip
+    saved = None if file is None else file.load(so_far, None)
+    taken = 0
+    if saved is None:
+        so_far.validation[0] = _loss(predict, params, *validation)
+    else:
+        taken, so_far = saved.blocks, saved.state
     for epoch in range(epochs):
-        order, seen = rng.permutation(len(ys)), []
+        order = rng.permutation(len(ys))
         for step in range(steps):
+            if epoch * steps + step < taken:
+                continue
             rows = order[step * batch : (step + 1) * batch]
-            params, state, loss = _step(predict, params, state, _rows(xs, rows), ys[rows], rate, warmup)
-            seen.append(loss)
+            params, state, loss = _step(predict, so_far.params, so_far.state, _rows(xs, rows), ys[rows], rate, warmup)
+            so_far = so_far._replace(params=params, state=state)
+            so_far.seen[step] = loss
+            if step == steps - 1:
+                so_far = _end_of_epoch(so_far, epoch, _loss(predict, params, *validation))
+            if file is not None and file.due():
+                file.save(Saved(epoch * steps + step + 1, so_far, None))
             if progress is not None:
                 progress((epoch + (step + 1) / steps) / epochs)
-        losses.append(float(np.mean(seen)))
-        averages.append(_loss(predict, params, *validation))
-        if averages[-1] == min(averages):
-            best = params
-        if len(averages) - 1 - int(np.argmin(averages)) >= patience:
+        averages = so_far.validation[: epoch + 2]
+        if (epoch + 1) * steps >= taken and len(averages) - 1 - int(np.argmin(averages)) >= patience:
             break
-    return Fit(best, int(np.argmin(averages)), losses, averages)
+    return Fit(so_far.best, int(np.argmin(averages)), so_far.train[: epoch + 1].tolist(), averages.tolist())
+
+
+class _Progress(NamedTuple):
+    """seen: losses of the epoch's steps. train, validation: as in `Fit`; zero and infinite where not yet known."""
+
+    params: Any
+    state: Any
+    best: Any
+    seen: np.ndarray
+    train: np.ndarray
+    validation: np.ndarray
+
+
+def _end_of_epoch(so_far: _Progress, epoch: int, validation: float) -> _Progress:
+    so_far.train[epoch] = np.mean(so_far.seen.astype(np.float32))
+    so_far.validation[epoch + 1] = validation
+    return so_far._replace(best=so_far.params) if validation == so_far.validation.min() else so_far
 
 
 def logits(predict: Callable, params: Any, xs: Any) -> Float[np.ndarray, " n"]:

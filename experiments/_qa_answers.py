@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments._prompts import STOP, answer_prompt, answer_text
 from experiments.cell import Result
+from experiments.partial import Partial
 from experiments.qa_cell import QaCell
 from experiments.questions import Question
 from isouq.text import Answer, LanguageModel, generate
@@ -17,11 +18,16 @@ GREEDY_BATCH, SAMPLES_BATCH = 10, 20
 
 
 def answers(
-    cell: QaCell, model: LanguageModel, items: list[Question], progress: Callable[[float], None] | None
+    cell: QaCell,
+    model: LanguageModel,
+    items: list[Question],
+    progress: Callable[[float], None] | None,
+    partial: Partial | None = None,
 ) -> Result:
     """Every question with its answers: token ids, text, and log p of every token.
 
     A question that does not fit in the model's context has an empty answer, no samples, and `why`.
+    partial: keeps the answers batch by batch.
     """
     found: list[dict[str, Any]] = [{"index": item.index, "question": item.question} for item in items]
     unasked = {"greedy": _kept(Answer("", [], np.zeros(0), False)), "samples": []}
@@ -43,9 +49,12 @@ def answers(
         if progress:
             progress(count / total)
 
-    greedy = generate(model, prompts, cell.max_new_tokens, stop=STOP, batch_size=GREEDY_BATCH, on_batch=done)
+    resumed = _Resumed(partial or Partial())
+    greedy = resumed.generate("greedy", done, model, prompts, cell.max_new_tokens, stop=STOP, batch_size=GREEDY_BATCH)
     key = jax.random.fold_in(jax.random.key(cell.seed), cell.start)
-    sampled = generate(
+    sampled = resumed.generate(
+        "samples",
+        lambda count: done(len(prompts) + count),
         model,
         [prompt for prompt in prompts for _ in range(cell.samples)],
         cell.max_new_tokens,
@@ -53,12 +62,30 @@ def answers(
         key=key,
         stop=STOP,
         batch_size=SAMPLES_BATCH,
-        on_batch=lambda count: done(len(prompts) + count),
     )
     for i, one in enumerate(asked):
         one["greedy"] = _kept(greedy[i])
         one["samples"] = [_kept(sample) for sample in sampled[i * cell.samples : (i + 1) * cell.samples]]
     return Result({"questions": found}, {})
+
+
+class _Resumed:
+    """`generate`, from where an earlier process was."""
+
+    def __init__(self, partial: Partial) -> None:
+        self.partial = partial
+
+    def generate(self, name: str, done: Callable[[int], None], *arguments: Any, **options: Any) -> list[Answer]:
+        before = self.partial.get(name, {}).items()
+        answers = {int(i): Answer(text, ids, np.array(log_p), ended) for i, (text, ids, log_p, ended) in before}
+
+        def on_batch(count: int) -> None:
+            self.partial.put(
+                name, {i: [one.text, one.ids, one.log_p.tolist(), one.ended] for i, one in answers.items()}
+            )
+            done(count)
+
+        return generate(*arguments, **{**options, "on_batch": on_batch, "answers": answers})
 
 
 def _kept(answer: Answer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from experiments._qa_analysis import COVERAGES, Analysis, analysed, by_benchmark
 from experiments._qa_figures import figures
 from experiments._qa_table import BASELINES, MAIN, PASSES, SCORES, VIEWS, Group, groups, paper
 from experiments._tiny_model import TINY
-from experiments.runner import Outputs, table_csv
+from experiments.outputs import Outputs, table_csv
 from isouq.stats import Interval
 
 LISTED = 20  # lines of a file that were left out, shown at most

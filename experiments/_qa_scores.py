@@ -3,6 +3,7 @@
 All scores are higher where the answer is less certain; None where there is none (an empty answer).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 from experiments import _correctness
 from experiments._prompts import answer_prompt
 from experiments.cell import Result
+from experiments.partial import Partial
 from experiments.qa_cell import QaCell
 from experiments.questions import Question
-from isouq.text import LanguageModel, TextEncoder, score
+from isouq.text import LanguageModel, Scores, TextEncoder, score
 from isouq.text.baselines import (
     clusters_by_entailment,
     clusters_by_similarity,
@@ -35,21 +37,31 @@ Step = Callable[[float], None]
 
 
 def scores(
-    cell: QaCell, model: LanguageModel, items: Sequence[Question], answered: list[Answered], done: Step
+    cell: QaCell,
+    model: LanguageModel,
+    items: Sequence[Question],
+    answered: list[Answered],
+    done: Step,
+    partial: Partial | None = None,
 ) -> Result:
-    """Gradient scores, likelihoods, token entropies and P(True) of the greedy answers."""
+    """Gradient scores, likelihoods, token entropies and P(True) of the greedy answers.
+
+    partial: keeps each kind of score as it is found.
+    """
+    partial = partial or Partial()
     rows: list[dict[str, Any]] = [{"index": one["index"]} for one in answered]
     kept = [i for i, one in enumerate(answered) if answers_something(one)]
     if kept:
         prompts = [answer_prompt(items[i].question, cell.kind, cell.prompt) for i in kept]
         pairs = [(prompt, answered[i]["greedy"]["ids"]) for prompt, i in zip(prompts, kept, strict=True)]
-        found = gradient_scores(model, pairs, done)
-        found |= likelihoods(model, pairs)
+        found = gradient_scores(model, pairs, done, partial)
+        found |= partial.found("likelihoods", lambda: _plain(likelihoods(model, pairs)))
         done(0.9)
         for j, i in enumerate(kept):
             rows[i] |= {name: float(values[j]) for name, values in found.items()}
-        for i, value in _p_true(cell, model, items, answered, kept).items():
-            rows[i]["p_true"] = 1 - value
+        true = partial.found("p_true", lambda: _p_true(cell, model, items, answered, kept))
+        for i, value in true.items():
+            rows[int(i)]["p_true"] = 1 - value
     leaves = jax.tree.leaves(model.params)
     facts = {
         "num_params": sum(leaf.size for leaf in leaves),
@@ -58,22 +70,40 @@ def scores(
     return Result({"questions": [row | facts for row in rows]}, {})
 
 
-def gradient_scores(model: LanguageModel, pairs: Sequence[Any], done: Step = lambda share: None) -> dict[str, Any]:
-    """The logarithms of both uncertainties, of p and of log p, by name; arrays over the pairs."""
-    found = {}
-    mean = score(model, pairs)
+def gradient_scores(
+    model: LanguageModel, pairs: Sequence[Any], done: Step = lambda share: None, partial: Partial | None = None
+) -> dict[str, Any]:
+    """The logarithms of both uncertainties, of p and of log p, by name; sequences over the pairs."""
+    partial = partial or Partial()
+    found = partial.found("mean", lambda: _plain(_of_whole(model, pairs)))
     done(0.4)
-    first = score(model, pairs, reduction="first")
+    found = found | partial.found("first", lambda: _plain(_named("first", score(model, pairs, reduction="first"))))
     done(0.7)
-    head = score(model, pairs, parameters=HEAD)
+    found = found | partial.found("head", lambda: _plain(_of_head(model, pairs)))
     done(0.8)
-    for name, one in (("mean", mean), ("answer", mean.under("answer")), ("first", first)):
-        found[f"aleatoric_{name}"] = one.log_aleatoric
-        found[f"epistemic_{name}"] = one.log_epistemic
-        found[f"grad_log_{name}"] = one.log_grad_sq_norm
-    found["exgrad_mean"], found["exgrad_log_mean"] = head.log_epistemic, head.log_grad_sq_norm
-    found["num_tokens"] = mean.num_tokens
     return found
+
+
+def _of_whole(model: LanguageModel, pairs: Sequence[Any]) -> dict[str, Any]:
+    mean = score(model, pairs)
+    return {**_named("mean", mean), **_named("answer", mean.under("answer")), "num_tokens": mean.num_tokens}
+
+
+def _of_head(model: LanguageModel, pairs: Sequence[Any]) -> dict[str, Any]:
+    head = score(model, pairs, parameters=HEAD)
+    return {"exgrad_mean": head.log_epistemic, "exgrad_log_mean": head.log_grad_sq_norm}
+
+
+def _named(name: str, one: Scores) -> dict[str, Any]:
+    return {
+        f"aleatoric_{name}": one.log_aleatoric,
+        f"epistemic_{name}": one.log_epistemic,
+        f"grad_log_{name}": one.log_grad_sq_norm,
+    }
+
+
+def _plain(found: dict[str, Any]) -> dict[str, list[float]]:
+    return {name: [float(value) for value in values] for name, values in found.items()}
 
 
 def likelihoods(model: LanguageModel, pairs: Sequence[Any]) -> dict[str, Any]:
@@ -178,28 +208,37 @@ def _entropies(encoder: TextEncoder, entailment: Entailment | None, item: Questi
 
 
 def choices(
-    cell: QaCell, model: LanguageModel, items: Sequence[Question], answered: list[Answered], done: Step
+    cell: QaCell,
+    model: LanguageModel,
+    items: Sequence[Question],
+    answered: list[Answered],
+    done: Step,
+    partial: Partial | None = None,
 ) -> Result:
     """The multiple-choice view: log p of every reference answer.
 
     mc1: whether the best true answer is likelier than every false one. mc2: the share of the probability that the true
-    ones have. Source: Lin, Hilton, Evans 2021, arXiv 2109.07958.
+    ones have. Source: Lin, Hilton, Evans 2021, arXiv 2109.07958. partial: keeps every question.
     """
+    partial = partial or Partial()
     rows: list[dict[str, Any]] = []
     for i, item in enumerate(items):
-        prompt = answer_prompt(item.question, cell.kind, cell.prompt)
-        space = "" if cell.prompt == "chat" else " "
-        pairs = [(prompt, f"{space}{answer}") for answer in (*item.answers, *item.incorrect)]
+        rows.append(partial.found(str(item.index), functools.partial(_chosen, cell, model, item)))
         done((i + 1) / len(items))
-        try:
-            log_p = np.array([reading.log_p.sum() for reading in read(model, pairs)])
-        except ValueError:  # one of the answers does not fit in the context
-            rows.append({"index": item.index})
-            continue
-        true, false = log_p[: len(item.answers)], log_p[len(item.answers) :]
-        share = np.exp(np.logaddexp.reduce(true) - np.logaddexp.reduce(log_p))
-        rows.append({"index": item.index, "mc1": bool(true[0] > false.max()), "mc2": float(share)})
     return Result({"questions": rows}, {})
+
+
+def _chosen(cell: QaCell, model: LanguageModel, item: Question) -> dict[str, Any]:
+    prompt = answer_prompt(item.question, cell.kind, cell.prompt)
+    space = "" if cell.prompt == "chat" else " "
+    pairs = [(prompt, f"{space}{answer}") for answer in (*item.answers, *item.incorrect)]
+    try:
+        log_p = np.array([reading.log_p.sum() for reading in read(model, pairs)])
+    except ValueError:  # one of the answers does not fit in the context
+        return {"index": item.index}
+    true, false = log_p[: len(item.answers)], log_p[len(item.answers) :]
+    share = np.exp(np.logaddexp.reduce(true) - np.logaddexp.reduce(log_p))
+    return {"index": item.index, "mc1": bool(true[0] > false.max()), "mc2": float(share)}
 
 
 def answers_something(one: Answered) -> bool:

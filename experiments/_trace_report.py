@@ -12,7 +12,7 @@ from experiments._qa_table import Group, groups
 from experiments._tiny_model import TINY
 from experiments._trace_numbers import CLASSIFIERS, COURSE, FOLDS, LABELS, OTHERS, SPLITS, title
 from experiments.cell import Result
-from experiments.runner import Outputs, table_csv
+from experiments.outputs import Outputs, table_csv
 from isouq import plots
 from isouq.stats import Interval
 

@@ -1,15 +1,12 @@
-"""A cell: the frozen configuration that a result depends on, and where results are kept."""
+"""A cell: the frozen configuration that a result depends on."""
 
 import dataclasses
 import hashlib
 import json
-import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,10 +14,13 @@ from isouq import _checks
 from isouq.posterior import PRIORS
 from isouq.posterior.reference import SAMPLERS
 
+if TYPE_CHECKING:
+    from experiments.store import Store
+
 # What is done with a cell, and a version that is part of every key: raise it when a change to the
 # code changes the numbers. "reference" trains and samples; every other study reads what it kept.
 STUDIES = {
-    "reference": 1,
+    "reference": 2,  # 2: keys by chain and transition
     "agreement": 1,
     "second_opinion": 1,
     "covariance": 1,
@@ -136,52 +136,3 @@ class Result(NamedTuple):
 
     numbers: dict[str, Any]
     arrays: dict[str, np.ndarray]
-
-
-LARGE = 2**26  # bytes; more is a network's parameters, which take seconds to compress and hardly shrink
-
-
-class Store:
-    """Finished cells in a folder: `KEY.json` with the numbers beside `KEY.npz` with the arrays.
-
-    The JSON is written last and atomically, so a cell either is whole or does not exist.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def holds(self, cell: AnyCell) -> bool:
-        """True when both files of the cell are there and the larger one is whole at its end, without reading it."""
-        path = self.folder / cell.key()
-        return path.with_suffix(".json").exists() and zipfile.is_zipfile(path.with_suffix(".npz"))
-
-    def load(self, cell: AnyCell) -> Result | None:
-        """The stored result, or None if there is none or its files are damaged."""
-        path = self.folder / cell.key()
-        try:
-            numbers = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            with open(path.with_suffix(".npz"), "rb") as file, np.load(file, allow_pickle=False) as stored:
-                return Result(numbers, dict(stored))
-        except Exception:  # whatever the damage, and it shows in many ways: the cell is run again
-            return None
-
-    def save(self, cell: AnyCell, result: Result) -> None:
-        """Writes both files through temporary names; a kill leaves the old state."""
-        path = self.folder / cell.key()
-        large = sum(array.nbytes for array in result.arrays.values()) > LARGE
-        write = np.savez if large else np.savez_compressed
-        _replace(path.with_suffix(".npz"), lambda file: write(file, allow_pickle=False, **result.arrays))
-        text = json.dumps(result.numbers, indent=1)
-        _replace(path.with_suffix(".json"), lambda file: file.write(text.encode()))
-
-
-def _replace(path: Path, write: Callable[[Any], Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

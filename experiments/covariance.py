@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from experiments import report, validation
 from experiments._proxies import DATA, HALVES, measure_proxies, proxy_table
 from experiments.cell import Cell, Result
-from experiments.runner import Outputs
+from experiments.outputs import Outputs
 from experiments.subject import Clock, Subject, correlations
 from isouq import plots
 from isouq._uncertainty import uncertainty

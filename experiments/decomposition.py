@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from experiments import report, scaling
 from experiments.cell import Cell, Result
-from experiments.runner import Outputs
+from experiments.outputs import Outputs
 from experiments.subject import Clock, Subject, correlations
 from isouq import plots, stats
 from isouq._uncertainty import margin

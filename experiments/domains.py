@@ -8,6 +8,7 @@ Command: python -m experiments domains --preset paper --data ag_news_science_spo
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,10 @@ from jaxtyping import Array, Float
 
 from experiments import _blocks, _domain_numbers, _domain_report, texts
 from experiments._finetune import fit, logits
-from experiments.cell import Result, Store
-from experiments.runner import Outputs, told
+from experiments.cell import Result
+from experiments.errors import told
+from experiments.outputs import Outputs
+from experiments.store import Store
 from experiments.subject import Clock
 from experiments.text_cell import COVARIANCES, DomainCell
 from isouq._memory import temporary_bytes
@@ -109,14 +112,15 @@ def run(cell: DomainCell, progress: Callable[[float], None] | None = None, store
     clock = Clock()
     corpus = texts.corpus(cell.encoder, cell.data, cell.digest, cell.max_length)
     if cell.study == "reference":
-        return _finished(cell, reference(cell, corpus, progress), clock)
+        checkpoint = None if store is None else store.checkpoint_path(cell)
+        return _finished(cell, reference(cell, corpus, progress, checkpoint), clock)
     if cell.study == "memory":
         return _finished(cell, memory(corpus), clock)
-    kept = None if store is None else store.load(cell.reference())
-    if kept is None:
-        kept = run(cell.reference(), progress, store)
-        if store is not None:
-            store.save(cell.reference(), kept)
+
+    def tuned() -> Result:
+        return run(cell.reference(), progress, store)
+
+    kept = tuned() if store is None else store.obtain(cell.reference(), tuned)
     measure = {"domains": domains, "rejection": rejection}[cell.study]
     return _finished(cell, measure(cell, Tuned.of(cell, corpus, kept)), clock)
 
@@ -196,7 +200,12 @@ def judged(split: texts.Split) -> np.ndarray:
     return np.concatenate([split.test, split.science[::-1][:more], split.sports[::-1][:more]])
 
 
-def reference(cell: DomainCell, corpus: texts.Corpus, progress: Callable[[float], None] | None = None) -> Result:
+def reference(
+    cell: DomainCell,
+    corpus: texts.Corpus,
+    progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
+) -> Result:
     """Fine-tunes: the head on the encoder's vectors, and for "whole" then everything, from there.
 
     Columns: accuracy on the test with its Wilson interval; epochs; losses, of each epoch. Arrays: params (flat), the
@@ -221,7 +230,7 @@ def reference(cell: DomainCell, corpus: texts.Corpus, progress: Callable[[float]
     if cell.variant == "whole":
         texts_train, texts_validation = ((corpus.rows(rows), ys[rows]) for rows in (split.train, split.validation))
         tuned = fit(predict, params, texts_train, texts_validation, cell.seed, rate=WHOLE_RATE, epochs=cell.epochs,
-                    patience=WHOLE_PATIENCE, progress=progress)  # fmt: skip
+                    patience=WHOLE_PATIENCE, progress=progress, checkpoint=checkpoint)  # fmt: skip
         params = tuned.params
         features[used] = np.asarray(_vectors(predict, params, corpus.rows(used)))
     clock.lap("seconds_training", params)

@@ -26,8 +26,12 @@ from matplotlib.colors import to_hex
 
 from experiments import decomposition, report
 from experiments.cell import AnyCell, Cell, Result
+from experiments.errors import RunError
+from experiments.executors import Settings
+from experiments.outputs import writable
+from experiments.progress import console
 from experiments.publish import ROOT
-from experiments.runner import RunError, console, finished_cells, run_cells, writable
+from experiments.runner import finished_cells, run_cells
 from isouq import problems, stats
 from isouq.posterior.verdict import Verdict
 
@@ -192,7 +196,7 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
     if finished:
         found = finished_cells(cells, out)
     else:
-        found = dict(zip(cells, run_cells(cells, out, executor, console()), strict=True))
+        found = dict(zip(cells, run_cells(cells, out, Settings(executor), console()), strict=True))
     gap, entries = 0.0, []
     points: dict[str, dict[str, list[Any]]] = {}
     terms = rows_of(results, "decomposition")

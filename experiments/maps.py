@@ -5,7 +5,7 @@ Command: python -m experiments maps --preset quick
 
 from experiments import report, validation
 from experiments.cell import Cell, Result
-from experiments.runner import Outputs
+from experiments.outputs import Outputs
 from isouq import plots
 
 

@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 
 from experiments import _qa_answers, _qa_report, _qa_scores, qa_cell, questions, texts
 from experiments._tiny_model import TINY, tiny_model
-from experiments.cell import Result, Store
+from experiments.cell import Result
 from experiments.domains import ENCODER
+from experiments.errors import told
+from experiments.outputs import Outputs
+from experiments.partial import Partial
+from experiments.progress import console
 from experiments.qa_cell import QaCell
-from experiments.runner import Outputs, console, told
+from experiments.store import Store
 from experiments.subject import Clock
 from isouq.text import LanguageModel, language_model, load
 from isouq.text.entailment import load_entailment
@@ -143,9 +147,10 @@ def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: St
     """Runs one cell, and its reference first where the store has none (or a damaged one)."""
     clock = Clock()
     done = progress or (lambda share: None)
+    partial = Partial() if store is None else Partial(store.checkpoint_path(cell), cell.key())
     if cell.study == "reference":
         asked = opened(load_questions, cell.data or cell.benchmark)
-        result = _qa_answers.answers(cell, opened(open_model, cell.model), _items(cell), done)
+        result = _qa_answers.answers(cell, opened(open_model, cell.model), _items(cell), done, partial)
         broken = asked.broken if cell.start == 0 else []
         return _finished(cell, Result({**result.numbers, "broken": broken}, {}), clock)
     items = _items(cell)
@@ -158,7 +163,8 @@ def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: St
     else:
         module, function = MEASURES[cell.study].split(":")
         measure = getattr(import_module(module), function)
-        result = measure(cell, opened(open_model, cell.model), items, answered, done)
+        steps = () if cell.study == "cost" else (partial,)  # a cost is measured in one go
+        result = measure(cell, opened(open_model, cell.model), items, answered, done, *steps)
     return _finished(cell, result, clock)
 
 
@@ -179,11 +185,11 @@ def _items(cell: QaCell) -> list[questions.Question]:
 
 def _answers(cell: QaCell, progress: Callable[[float], None] | None, store: Store | None) -> list[dict[str, Any]]:
     """The questions with their answers, from the store, or answered now and kept."""
-    kept = None if store is None else store.load(cell.reference())
-    if kept is None:
-        kept = run(cell.reference(), progress, store)
-        if store is not None:
-            store.save(cell.reference(), kept)
+
+    def asked() -> Result:
+        return run(cell.reference(), progress, store)
+
+    kept = asked() if store is None else store.obtain(cell.reference(), asked)
     return kept.numbers["questions"]
 
 

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments._prompts import STYLES
-from experiments.cell import Result, Store
+from experiments.cell import Result
 from isouq import _checks
+
+if TYPE_CHECKING:
+    from experiments.store import Store
 
 # A version that is part of every key: raise it when a change to the code changes the numbers.
 # "reference" answers the questions; every other study reads the answers.
@@ -77,7 +80,7 @@ class QaCell:
         """Expected seconds with two cores at work and a model of 135 M parameters."""
         return self.count * SECONDS[self.study]
 
-    def run(self, progress: Callable[[float], None] | None, store: Store | None) -> Result:
+    def run(self, progress: Callable[[float], None] | None, store: "Store | None") -> Result:
         """Runs the cell, and its reference first where the store has none."""
         return import_module("experiments.qa").run(self, progress, store)
 

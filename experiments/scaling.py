@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import report, validation
 from experiments.cell import Cell, Result
-from experiments.runner import Outputs
+from experiments.outputs import Outputs
 from isouq import plots
 from isouq.stats import Interval, bootstrap_mean
 

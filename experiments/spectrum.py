@@ -19,7 +19,7 @@ from experiments._lanczos import Spectrum, dense_spectra, histogram, lanczos_spe
 from experiments._prediction import prediction
 from experiments.cell import Cell, Result
 from experiments.decomposition import gradients
-from experiments.runner import Outputs
+from experiments.outputs import Outputs
 from experiments.subject import Clock, Subject, correlations
 from isouq import plots
 

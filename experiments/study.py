@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from experiments.cell import Cell, Result, Store
+from experiments.cell import Cell, Result
+from experiments.store import Store
 from experiments.subject import Subject, measure_reference, subject
 from isouq import problems
 
@@ -37,13 +38,14 @@ def run_cell(
             f"the problem is called {problem.name!r} and the cell's {cell.problem!r}; give your own problem a name "
             "that no built-in one has, and the cell the same"
         )
+
+    def sampled() -> Result:
+        checkpoint = None if store is None else store.checkpoint_path(cell.reference())
+        return measure_reference(cell.reference(), problem, progress, checkpoint)
+
     if cell.study == "reference":
-        return measure_reference(cell, problem, progress)
-    reference = None if store is None else store.load(cell.reference())
-    if reference is None:
-        reference = measure_reference(cell.reference(), problem, progress)
-        if store is not None:
-            store.save(cell.reference(), reference)
+        return sampled()
+    reference = sampled() if store is None else store.obtain(cell.reference(), sampled)
     return _measure_of(cell.study)(subject(cell, problem, reference))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -100,8 +101,16 @@ def evaluation_inputs(cell: Cell, xs: Any) -> tuple[Any, slice, slice]:
     return jnp.concatenate([grid, wide]), slice(0, len(grid)), slice(len(grid), None)
 
 
-def measure_reference(cell: Cell, problem: problems.Problem, progress: Callable[[float], None] | None = None) -> Result:
-    """Trains θ*, samples the reference and judges it: the part of a cell that takes the time."""
+def measure_reference(
+    cell: Cell,
+    problem: problems.Problem,
+    progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
+) -> Result:
+    """Trains θ*, samples the reference and judges it: the part of a cell that takes the time.
+
+    checkpoint: of the sampling, from which it goes on; see `sample_reference`.
+    """
     clock = Clock()
     made = setting(cell, problem)
     log_density, kind = made.log_density, made.log_density.kind
@@ -117,6 +126,7 @@ def measure_reference(cell: Cell, problem: problems.Problem, progress: Callable[
         num_draws=cell.num_draws, num_warmup=cell.num_warmup, thin=cell.thin,
         num_leapfrog=cell.num_leapfrog, sampler=cell.sampler,
         inverse_mass=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=False,
+        checkpoint=checkpoint,
     )  # fmt: skip
     clock.lap("seconds_reference")
     margins, draws = reference.predictions

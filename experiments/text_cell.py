@@ -7,10 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.cell import Result, Store
+from experiments.cell import Result
 from isouq import _checks
+
+if TYPE_CHECKING:
+    from experiments.store import Store
 
 # A version that is part of every key: raise it when a change to the code changes the numbers.
 # "reference" fine-tunes, and keeps the parameters; every other study reads them.
@@ -85,7 +88,7 @@ class DomainCell:
             return (whole if self.variant == "whole" else head)[self.study] / 2
         return 1.5 if self.last_layer else (60 + 2 * self.proxies * 0.2) / 2
 
-    def run(self, progress: Callable[[float], None] | None, store: Store | None) -> Result:
+    def run(self, progress: Callable[[float], None] | None, store: "Store | None") -> Result:
         """Runs the cell, and its reference first where the store has none."""
         return import_module("experiments.domains").run(self, progress, store)
 

@@ -8,6 +8,7 @@ Source: arXiv 2605.07776, which does so on the reasoning of other models.
 Command: python -m experiments trace --preset paper --questions triviaqa.jsonl --questions truthfulqa.csv
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,12 +21,14 @@ from experiments import _trace_report, qa
 from experiments._prompts import answer_prompt
 from experiments._qa_scores import answers_something
 from experiments.cell import Result
+from experiments.outputs import Outputs
+from experiments.partial import Partial
 from experiments.qa_cell import QaCell
 from experiments.questions import Question
-from experiments.runner import Outputs
 from isouq.text import LanguageModel
-from isouq.text.trace import Trace, features, trace
+from isouq.text.trace import features, trace
 
+ARRAYS = ("log_p", "entropy", "log_grad_sq_norm")
 CHECK_PROBES = 32  # for the one answer that is traced both ways
 
 
@@ -58,28 +61,38 @@ def measure(
     items: Sequence[Question],
     answered: list[dict[str, Any]],
     done: Callable[[float], None],
+    partial: Partial | None = None,
 ) -> Result:
     """The exact traces of a block of greedy answers, and of the first block's first answer a check by probes.
 
     questions: index, pieces (the text of each token) and the `features` of the trace; without an answer, index alone.
-    Arrays over all tokens of the block, one answer after the other: log_p, entropy, log_grad_sq_norm.
+    Arrays over all tokens of the block, one answer after the other: log_p, entropy, log_grad_sq_norm. partial: keeps
+    every answer's trace.
     """
+    partial = partial or Partial()
     rows: list[dict[str, Any]] = []
-    traces: list[Trace] = []
+    traces: list[dict[str, list[float]]] = []
     check: dict[str, Any] = {}
     for i, (item, one) in enumerate(zip(items, answered, strict=True)):
         row: dict[str, Any] = {"index": one["index"]}
         if answers_something(one):
             pair = answer_prompt(item.question, cell.kind, cell.prompt), one["greedy"]["ids"]
-            traces.append(trace(model, *pair))
-            row |= {"pieces": list(traces[-1].pieces), "features": features(traces[-1])}
+            kept, values = partial.found(str(i), functools.partial(_traced, model, *pair))
+            traces.append(values)
+            row |= kept
             if cell.start == 0 and not check:
-                check = compare(model, *pair)
+                check = partial.found("check", functools.partial(compare, model, *pair))
         rows.append(row)
         done((i + 1) / len(items))
-    names = ("log_p", "entropy", "log_grad_sq_norm")
-    arrays = {name: np.concatenate([np.zeros(0), *(getattr(t, name) for t in traces)]) for name in names}
+    arrays = {name: np.array([value for values in traces for value in values[name]], np.float64) for name in ARRAYS}
     return Result({"questions": rows, "checks": [check] if check else []}, arrays)
+
+
+def _traced(model: LanguageModel, prompt: Any, answer: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What an answer's trace gives its row, and the arrays."""
+    one = trace(model, prompt, answer)
+    row = {"pieces": list(one.pieces), "features": features(one)}
+    return row, {name: np.asarray(getattr(one, name), np.float64).tolist() for name in ARRAYS}
 
 
 def compare(model: LanguageModel, prompt: Any, answer: Any) -> dict[str, float]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments import report
 from experiments.cell import Cell, Result
-from experiments.runner import Outputs, RunError
+from experiments.errors import RunError
+from experiments.outputs import Outputs
 from isouq import plots, problems
 
 # arXiv 2603.29466, Table 1: (r, ρ) by estimate and problem.

@@ -8,14 +8,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what is imported when a name is first used
-    from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, stats, text
+    from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, sharding, stats, text
     from isouq._uncertainty import Uncertainty, uncertainty
     from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
     from isouq.gradnorm import explain, grad_sq_norm, grad_sq_norm_probes, value_and_grad_sq_norm
 
 __version__ = "0.1.0"
 
-_ROOMS = ("alignment", "covariance", "gradnorm", "models", "plots", "posterior", "problems", "stats", "text")
+_ROOMS = (
+    "alignment", "covariance", "gradnorm", "models", "plots", "posterior", "problems", "sharding", "stats", "text",
+)  # fmt: skip
 _HOMES = {
     **dict.fromkeys(("Uncertainty", "uncertainty"), "_uncertainty"),
     **dict.fromkeys(
@@ -46,6 +48,7 @@ __all__ = [
     "plots",
     "posterior",
     "problems",
+    "sharding",
     "stats",
     "text",
     "uncertainty",

@@ -52,14 +52,20 @@ def finite(name: str, tree: Any) -> None:
     if is_traced(tree):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf = np.asarray(leaf)  # NumPy: inside someone's jit a jnp operation would be traced
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bad = int(np.sum(~np.isfinite(leaf)))
+        if jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.floating):
+            bad = sum(int(np.sum(~np.isfinite(part))) for part in _parts(leaf))
             if bad:
                 raise ValueError(
                     f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite values "
-                    f"among {leaf.size}; remove or replace them first"
+                    f"among {np.size(leaf)}; remove or replace them first"
                 )
+
+
+def _parts(leaf: Any) -> list[np.ndarray]:
+    """Parts of the leaf on this process, each once, in NumPy: a jnp operation would be traced inside someone's jit."""
+    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+        return [np.asarray(data) for data in {str(s.index): s.data for s in leaf.addressable_shards}.values()]
+    return [np.asarray(leaf)]
 
 
 def float_leaves(name: str, params: Any) -> None:

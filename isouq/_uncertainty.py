@@ -13,14 +13,16 @@ arXiv 2603.29466; the factorisation through the margin is ours.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from isouq import _checks, _memory
+from isouq import _checks, _memory, sharding
 from isouq.covariance import Covariance, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
@@ -80,6 +82,7 @@ def uncertainty(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     engine: str = "jaxpr",
+    devices: Any = None,
 ) -> Uncertainty:
     """Epistemic gᵀΣg and aleatoric p(1 − p) uncertainty of every prediction, exactly.
 
@@ -99,6 +102,9 @@ def uncertainty(
             shape) and used. Not under `jax.jit`, and not together with batch_size.
         engine: "jaxpr" reads the norms off a backward pass (see `isouq.grad_sq_norm`); "vmap" forms every
             gradient, as a check.
+        devices: a list of devices that share the inputs, such as `jax.local_devices()`; each gets a copy of params,
+            and batch_size and max_bytes hold for each. By default the arrays stay where they are: one device, or
+            those of `isouq.sharding`. Several GPUs share the time; the cores of one CPU device do so by themselves.
 
     Returns:
         `Uncertainty(epistemic, aleatoric, probability, target)`, each `[n]`; float32 for bfloat16
@@ -126,6 +132,13 @@ def uncertainty(
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size)
         batch_size = min(batch_size, size)
+    if devices is not None:
+        if _checks.is_traced((params, xs, target)):
+            raise ValueError("devices was given under jax.jit; place the inputs first, by isouq.sharding.shard_inputs")
+        mesh = sharding.input_mesh(devices)
+        share = -(-size // mesh.shape[mesh.axis_names[0]])
+        if batch_size is not None and batch_size >= share:
+            batch_size = None
     predict = _checks.as_pytree_callable(predict)
     num_classes = check_predict(predict, params, xs, kind)
     if target is not None:
@@ -133,8 +146,35 @@ def uncertainty(
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
-        batch_size = _memory.batch_size(_estimate, (predict, params, xs, target, covariance, kind), engine, max_bytes)
-    return _estimate(predict, params, xs, target, covariance, kind, batch_size, engine)
+        mine, labels = (xs, target) if devices is None else _share((xs, target), share)
+        args = (predict, params, mine, labels, covariance, kind)
+        batch_size = _memory.batch_size(_estimate, args, engine, max_bytes)
+    if devices is None:
+        return _estimate(predict, params, xs, target, covariance, kind, batch_size, engine)
+    xs, target = sharding.shard_inputs((xs, target), mesh)
+    predict, params, covariance = sharding.replicate((predict, params, covariance), mesh)
+    padded = _estimate_over(predict, params, xs, target, covariance, kind, batch_size, engine, mesh)
+    return jax.tree.map(lambda leaf: leaf[:size], padded)
+
+
+@jax.jit(static_argnames=("kind", "batch_size", "engine", "mesh"))
+def _estimate_over(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    target: Array | None,
+    covariance: Covariance | None,
+    kind: str,
+    batch_size: int | None,
+    engine: str,
+    mesh: jax.sharding.Mesh,
+) -> Uncertainty:
+    """`_estimate` of each device's inputs by itself, so that a batch never crosses devices."""
+    rows, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    estimate = partial(_estimate, kind=kind, batch_size=batch_size, engine=engine)
+    specs = (whole, whole, rows, rows, whole)
+    spread = jax.shard_map(estimate, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return spread(predict, params, xs, target, covariance)
 
 
 @jax.jit(static_argnames=("kind", "batch_size", "engine"))
@@ -178,6 +218,13 @@ def _value_and_quadratic(
     if covariance is None:
         return value, tree_sq_norm(grad)
     return value, covariance.quadratic(jax.tree.map(lambda g: g[None], grad))[0]
+
+
+def _share(tree: Any, rows: int) -> Any:
+    """Shapes of the rows that one device gets."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *jnp.shape(leaf)[1:]), jax.dtypes.result_type(leaf)), tree
+    )
 
 
 def _check_covariance(covariance: Any, params: Any) -> None:

@@ -1,13 +1,43 @@
-"""What workers run in the test of their death; imports next to nothing, so that they start quickly."""
+"""Cells that end as their names say, for the tests of workers, which import them from here."""
 
 import os
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.cell import Result
 
 
-def start(parent):
-    """In place of the initialiser."""
+@dataclass(frozen=True)
+class Toy:
+    """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well."""
 
+    name: str
+    seed: int = 0
+    study: str = "reference"
 
-def work(cell, folder):
-    """Ends the worker at the cell called fatal, every other cell well."""
-    if cell == "fatal":
-        os._exit(1)
+    def reference(self):
+        return replace(self, study="reference")
+
+    def key(self):
+        return f"{self.name}{self.seed}{self.study}".replace(".", "")
+
+    def label(self):
+        return f"{self.name} {self.seed}"
+
+    def weight(self):
+        return 1.0
+
+    def run(self, progress, store):
+        if self.name == "slow":
+            for share in np.arange(0, 1, 0.05):
+                progress(float(share))
+                time.sleep(0.05)
+        if self.name == "sick":
+            raise ValueError("feels unwell\ntoday")
+        mark = store.folder / f"{self.key()}.been"
+        if self.name == "fatal" or (self.name == "once" and not mark.exists()):
+            mark.touch()
+            os._exit(1)
+        return Result({"name": self.name, "seed": self.seed, "seconds": 0.1}, {"x": np.arange(3.0)})

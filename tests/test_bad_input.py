@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import isouq
-from experiments import __main__ as command
-from experiments import runner, study
+from experiments import command, runner, study
 from experiments.cell import Cell
 from isouq import models, posterior, problems, stats
 from isouq._checks import as_pytree_callable
@@ -300,6 +299,14 @@ CASES = {
         r"inits\['b'\] holds 1 NaN or infinite values among 4; remove",
     ),
     "one chain": (lambda: sample(chains(1)), r"inits has 1 chain; expected at least 2 \(4 or more"),
+    "programs that do not divide": (
+        lambda: sample(chains_at_once=3),
+        r"chains_at_once is 3; expected a divisor of the 4 chains",
+    ),
+    "checkpoints without end": (
+        lambda: sample(checkpoint="run.npz", checkpoint_seconds=0.0),
+        r"checkpoint_seconds is 0.0; expected a finite number above 0",
+    ),
     "no draws": (lambda: sample(num_draws=0), r"num_draws is 0; expected a whole number of at least 1"),
     "no warm-up": (lambda: sample(num_warmup=0), r"num_warmup is 0; expected a whole number of at least 10"),
     "thin zero": (lambda: sample(thin=0), r"thin is 0; expected a whole number of at least 1"),
@@ -416,7 +423,16 @@ COMMANDS = {
     "unknown experiment": (["nothing"], r"'nothing'.*validation.*maps.*scaling"),
     "no experiment": ([], r"required: NAME"),
     "unknown preset": (["maps", "--preset", "huge"], r"--preset: .*'huge'.*smoke.*quick.*paper"),
-    "unknown executor": (["maps", "--executor", "slurm"], r"--executor: .*'slurm'.*local.*processes"),
+    "unknown executor": (
+        ["maps", "--executor", "kubernetes"],
+        r"--executor: .*'kubernetes'.*local.*processes.*ray.*slurm",
+    ),
+    "address without ray": (["maps", "--address", "auto"], r"--address means nothing to --executor processes"),
+    "resources in words": (
+        ["maps", "--executor", "ray", "--resources", "two"],
+        r"--resources: 'two'; write for example cpus=4",
+    ),
+    "half a core": (["maps", "--executor", "ray", "--resources", "cpus=0.5"], r"'cpus=0.5'; write for example cpus=4"),
     "unknown option": (["maps", "--sedes", "3"], r"unrecognized arguments: --sedes"),
     "no seeds": (["maps", "--seeds", "0"], r"--seeds: '0'; expected a whole number of at least 1"),
     "seeds in words": (["maps", "--seeds", "x"], r"--seeds: 'x'; expected a whole number"),

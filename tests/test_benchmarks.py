@@ -4,11 +4,12 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cases
+from benchmarks import cases, provenance, reference
 
 # `python -m benchmarks` in an environment that has no torch, whatever is installed in this one
 WITHOUT_TORCH = """
@@ -47,6 +48,19 @@ def test_smoke(name, tmp_path):
     table = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
     assert f"python -m benchmarks {name}" in table
     assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_reference_is_measured(monkeypatch, tmp_path):
+    case = next(reference.cases("smoke"))
+    monkeypatch.setattr(reference, "cases", lambda preset: [case, replace(case, chains_at_once=3)])
+    reference.run("smoke", tmp_path, provenance.provenance(["reference"]))
+    with (tmp_path / "reference.csv").open(encoding="utf-8") as file:
+        good, bad = csv.DictReader(file)
+    assert float(good["kept_mb"]) == pytest.approx(4e-6 * case.chains * case.draws * case.inputs)
+    assert 0 < float(good["seconds"]) < float(good["first_seconds"])
+    assert good["status"] == "ok"
+    assert "expected a divisor of the 2 chains" in bad["status"]
+    assert "python -m benchmarks reference" in (tmp_path / "reference.md").read_text(encoding="utf-8")
 
 
 def test_a_peer_that_is_missing_keeps_its_row_with_the_reason(tmp_path):

@@ -12,11 +12,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import isouq
-from experiments import __main__ as command
-from experiments import _blocks, _domain_numbers, _domain_report, domains, texts
+from experiments import _blocks, _domain_numbers, _domain_report, command, domains, texts
 from experiments._tiny_encoder import write_tiny
-from experiments.cell import Result, Store
-from experiments.runner import RunError
+from experiments.cell import Result
+from experiments.errors import RunError
+from experiments.store import Store
 from experiments.text_cell import COVARIANCES, DomainCell
 from isouq._uncertainty import margin
 from isouq.covariance import laplace
@@ -405,5 +405,5 @@ def test_the_smoke_run_end_to_end_and_again(tmp_path, capsys, monkeypatch):
     (store.folder / f"{lost.key()}.json").unlink()  # it alone is run again, from the reference that was kept
     assert command.main(arguments) == 0
     changed = {path for path, at in before.items() if path.stat().st_mtime_ns != at}
-    assert {path.stem for path in changed} == {lost.key()}
+    assert {path.stem for path in changed} == {lost.key(), "log"}
     assert {**store.load(lost).numbers, "seconds": 0} == {**numbers, "seconds": 0}

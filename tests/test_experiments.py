@@ -14,17 +14,18 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
-import doomed
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import __main__ as command
-from experiments import maps, report, runner, scaling, study, validation
-from experiments.cell import STUDIES, Cell, Result, Store
-from experiments.runner import RunError, run_cells, table_csv
+from experiments import command, maps, report, scaling, study, validation
+from experiments.cell import STUDIES, Cell, Result
+from experiments.errors import RunError
+from experiments.executors import Settings
+from experiments.outputs import table_csv
+from experiments.runner import run_cells
+from experiments.store import Store
 from experiments.subject import FACTS
 from isouq import problems
 from isouq.stats import Interval
@@ -278,24 +279,6 @@ def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
     assert wait_for(lambda: not session_of(driver.pid), 8)
 
 
-def test_a_dead_worker_takes_its_own_cell_alone_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_run_and_store", doomed.work)
-    monkeypatch.setattr(runner, "_start_worker", doomed.start)
-    workers = runner._Workers(2, SimpleNamespace(folder=tmp_path))
-    try:
-        outcomes = list(workers.run(["a", "b", "fatal", "c", "d", "e"]))
-        died = "a worker process died (killed, or out of memory)"
-        assert len(outcomes) == 6
-        assert dict(outcomes) == {**dict.fromkeys("abcde"), "fatal": died}
-        assert dict(workers.run(["f"])) == {"f": None}
-        for process in list(workers.pool._processes.values()):  # between two waves
-            process.kill()
-            process.join()
-        assert dict(workers.run(["g", "h"])) == {"g": None, "h": None}
-    finally:
-        workers.pool.shutdown()
-
-
 # studies of one reference
 
 
@@ -324,7 +307,7 @@ def same_but_for_time(one, other):
 def test_studies_share_one_reference(tmp_path, sampled):
     cells = [Cell("regression/linear", study=name, **TINY) for name in ("agreement", "spectrum")]
     store = Store(tmp_path / "cells")
-    agreement, other = run_cells(cells, tmp_path, "local", quiet())
+    agreement, other = run_cells(cells, tmp_path, Settings("local"), quiet())
     assert sampled == [cells[0].reference()]
     assert other.numbers == {**agreement.numbers, **{k: v for k, v in other.numbers.items() if k.startswith("seconds")},
                              "study": "spectrum"}  # fmt: skip
@@ -334,7 +317,7 @@ def test_studies_share_one_reference(tmp_path, sampled):
     assert agreement.numbers["exact_laplace_scale"] == pytest.approx(1, abs=0.01)
 
     (store.folder / f"{cells[0].key()}.json").unlink()  # a study run again reads what was kept
-    same_but_for_time(run_cells(cells[:1], tmp_path, "local", quiet())[0], agreement)
+    same_but_for_time(run_cells(cells[:1], tmp_path, Settings("local"), quiet())[0], agreement)
     assert len(sampled) == 1
 
     path = store.folder / f"{cells[0].reference().key()}.npz"
@@ -496,7 +479,7 @@ def test_equal_cells_are_run_once_and_results_keep_their_order(tmp_path, monkeyp
     ran = []
     monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
     asked = [cells[2], cells[0], cells[2], cells[1]]
-    results = run_cells(asked, tmp_path, "local", quiet())
+    results = run_cells(asked, tmp_path, Settings("local"), quiet())
     assert [result.numbers["seed"] for result in results] == [2, 0, 2, 1]
     once = [cells[2], cells[0], cells[1]]
     assert ran == [*(cell.reference() for cell in once), *once]
@@ -511,9 +494,9 @@ def test_maps_shares_its_cells_with_validation():
 def test_progress_names_a_folder_as_it_is_written(tmp_path, monkeypatch, cells):
     monkeypatch.setattr(study, "run_cell", lambda cell, **_: fake(cell))
     out = tmp_path / "run[bold]"
-    run_cells(cells, out, "local", quiet())
+    run_cells(cells, out, Settings("local"), quiet())
     screen = quiet()
-    run_cells(cells, out, "local", screen)
+    run_cells(cells, out, Settings("local"), screen)
     assert str(out) in screen.file.getvalue()
 
 
@@ -528,7 +511,7 @@ def test_a_cell_is_counted_once_when_it_reports_its_own_progress(tmp_path, monke
     monkeypatch.setattr(study, "run_cell", run_cell)
     screen = quiet()
     with pytest.raises(RunError, match="1 of 4 cells failed"):
-        run_cells(cells, tmp_path, "local", screen)
+        run_cells(cells, tmp_path, Settings("local"), screen)
     lines = screen.file.getvalue().splitlines()[1:]
     assert [line.split()[0] for line in lines] == [f"[{position}/8]" for position in range(1, 9)]
     failed = [line for line in lines if "failed" in line]
@@ -548,7 +531,7 @@ def test_a_failed_reference_fails_its_own_cells_alone(tmp_path, monkeypatch, cel
     monkeypatch.setattr(study, "run_cell", run_cell)
     both = [*cells, dataclasses.replace(cells[1], study="spectrum")]
     with pytest.raises(RunError) as raised:
-        run_cells(both, tmp_path, "local", quiet())
+        run_cells(both, tmp_path, Settings("local"), quiet())
     assert str(raised.value).splitlines() == [
         "2 of 5 cells failed; the same command runs only them again:",
         "  binary/xor, unit σ=1, seed 1, agreement: its reference failed: ValueError: no luck",
@@ -556,7 +539,7 @@ def test_a_failed_reference_fails_its_own_cells_alone(tmp_path, monkeypatch, cel
     ]
     assert len(ran) == 4 + 3  # neither cell was run without a reference
     monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
-    assert len(run_cells(both, tmp_path, "local", quiet())) == 5
+    assert len(run_cells(both, tmp_path, Settings("local"), quiet())) == 5
     assert ran[7:] == [cells[1].reference(), cells[1], both[-1]]
 
 
@@ -570,7 +553,7 @@ def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
     monkeypatch.setattr(study, "run_cell", run_cell)
     screen = Console(file=io.StringIO(), force_terminal=True, width=160, highlight=False)
     with pytest.raises(RunError, match="1 of 4 cells failed"):
-        run_cells(cells, tmp_path, "local", screen)
+        run_cells(cells, tmp_path, Settings("local"), screen)
     text = screen.file.getvalue()
     assert "8/8 cells" in text
     assert "seed 1, reference failed: ValueError: no luck" in text
@@ -635,7 +618,7 @@ def test_a_failed_save_leaves_the_old_result(stored, cells, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.cell.np.savez_compressed", fail)
+    monkeypatch.setattr("experiments.store.np.savez_compressed", fail)
     with pytest.raises(OSError, match="No space"):
         stored.save(cells[0], fake(cells[0], value=0.1))
     assert stored.load(cells[0]).numbers["epistemic_pearson"] == 0.5
@@ -730,11 +713,6 @@ def test_numbers_in_words():
     assert report.bounds(Interval(1, 0.5, nan, nan, nan)) == "–"
     assert report.bounds(Interval(3, 0.5, 0.1, 0.4, 0.6)) == "[0.40, 0.60]"
     assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (120, "2 min"), (7200, "2.0 h")])
-def test_clock(seconds, words):
-    assert runner._clock(seconds) == words
 
 
 def test_unconverged_rows_are_in_no_mean(cells):

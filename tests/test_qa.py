@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import __main__ as command
-from experiments import _qa_scores, qa
+from experiments import _qa_scores, command, qa
 from experiments._prompts import answer_prompt
 from experiments._tiny_model import tiny_model
+from experiments.errors import RunError
 from experiments.qa_cell import STUDIES, QaCell
-from experiments.runner import RunError
 from isouq.text import score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,20 +270,17 @@ def test_two_files_of_one_name_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_kill_in_any_stage_changes_nothing(tmp_path):
-    """kill -9 after 1 finished cell (answers), after 4 (scores, judgement), and after all but one."""
+def test_a_kill_between_the_stages_changes_nothing(tmp_path):
+    """kill -9 after 4 finished cells: answers are kept, some of the scores and judgements are not there."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    assert started(whole, tmp_path).wait(timeout=300) == 0
-    total = finished(whole)
-    for enough in (1, 4, total - 1):
-        process = started(out, tmp_path)
-        until = time.monotonic() + 240
-        while finished(out) < enough and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)
-        process.kill()
-        process.wait()
-        assert enough <= finished(out)
-    assert started(out, tmp_path).wait(timeout=300) == 0
+    assert started(whole, tmp_path).wait() == 0
+    process = started(out, tmp_path)
+    while finished(out) < 4 and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert 4 <= finished(out) < finished(whole)
+    assert started(out, tmp_path).wait() == 0
     for name in ("table.csv", "auroc.csv", "tests.csv", "correlations.csv", "answers.jsonl"):
         one, other = ((folder / "qa" / name) for folder in (whole, out))
         assert one.exists() == other.exists()

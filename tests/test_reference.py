@@ -14,10 +14,10 @@ from isouq.posterior import (
     LogDensity,
     Margins,
     _blackjax,
+    _sampling,
     fit_map,
     linear_regression,
     probabilities,
-    reference,
     sample_reference,
 )
 
@@ -99,28 +99,25 @@ def test_compiles_once_for_a_shape():
     options = {"num_draws": 40, "num_warmup": 20, "num_leapfrog": 5, "verdict": False}
     _, log_density, fit, record = case("binary/xor", width=3)
     sample_reference(log_density, fit.params, jax.random.key(0), record=record, **options)
-    compiled = reference._warm_up._cache_size(), reference._draw._cache_size()
+    programs = (_sampling._start, _sampling._warm_up, _sampling._draw)
+    compiled = [program._cache_size() for program in programs]
     for seed in (1, 2):  # other data, other prior, other key, other trajectory lengths: one shape
         _, log_density, fit, record = case("binary/xor", width=3, seed=seed, sigma=1.0 + seed)
         sample_reference(
             log_density, fit.params, jax.random.key(seed), record=record, **(options | {"num_leapfrog": 4 + seed})
         )
-    assert (reference._warm_up._cache_size(), reference._draw._cache_size()) == compiled
+    # blocks and rounds are runs of the same programs: 3 chains on 2 devices take two rounds
+    three = jax.tree.map(lambda leaf: leaf[:3], fit.params)
+    longer = options | {"num_draws": 120}
+    sample_reference(log_density, three, jax.random.key(0), record=record, **longer)
+    assert [program._cache_size() for program in programs] == [compiled[0], compiled[1], compiled[2] + 1]
 
 
-def test_chains_spread_over_the_devices_that_divide_them():
-    assert len(jax.local_devices()) == 2
-    assert reference._mesh(4).size == 2
-    assert reference._mesh(3).size == 1
-
-
-def test_one_device_gives_the_chains_of_two(monkeypatch):
-    _, log_density, fit, record = case("binary/xor")
-    options = {"record": record, "num_draws": 10, "num_warmup": 10, "num_leapfrog": 3, "verdict": False}
-    two = sample_reference(log_density, fit.params, jax.random.key(0), **options)
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    one = sample_reference(log_density, fit.params, jax.random.key(0), **options)
-    np.testing.assert_allclose(one.predictions, two.predictions, rtol=1e-3, atol=1e-3)
+def test_chains_take_as_few_rounds_as_the_devices_allow():
+    expected = {(8, 8): (1, 8), (5, 8): (1, 5), (9, 8): (2, 5), (3, 2): (2, 2), (1, 8): (1, 1), (7, 1): (7, 1)}
+    assert {sizes: _sampling.rounds(*sizes) for sizes in expected} == expected
+    assert _sampling.Layout.of(6, 2).mesh.size == 2
+    assert _sampling.Layout.of(6, 2).rounds == 2
 
 
 @pytest.mark.slow
@@ -214,25 +211,29 @@ def test_traced_once_for_a_shape():
     assert run(2) == 1
 
 
-@pytest.mark.parametrize(("count", "devices"), [(4, 2), (3, 1)])
-def test_chains_are_where_the_mesh_puts_them_and_equal_those_of_one_device(count, devices, monkeypatch):
+def test_chains_are_where_the_layout_puts_them_and_equal_those_of_one_device(monkeypatch):
     states = []
-    warm_up = reference._warm_up
+    warm_up = _sampling._warm_up
 
     def spy(*args):
         states.append(warm_up(*args))
         return states[-1]
 
-    monkeypatch.setattr(reference, "_warm_up", spy)
+    monkeypatch.setattr(_sampling, "_warm_up", spy)
     options = {"num_draws": 10, "num_warmup": 10, "num_leapfrog": 3}
-    many = sample_reference(gaussian, chains(count), jax.random.key(0), **options)
-    assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(states[0]))
+    many = sample_reference(gaussian, chains(3), jax.random.key(0), **options)
+    assert len(states) == 2
+    assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(states))
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    one = sample_reference(gaussian, chains(count), jax.random.key(0), **options)
-    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(states[1]))
+    one = sample_reference(gaussian, chains(3), jax.random.key(0), **options)
+    assert len(states) == 5
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(states[2:]))
+    together = sample_reference(gaussian, chains(3), jax.random.key(0), chains_at_once=3, **options)
+    assert len(states) == 6
     for name in ("a", "b"):
-        np.testing.assert_allclose(one.predictions[name], many.predictions[name], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(one.step_size, many.step_size, rtol=1e-5)
+        np.testing.assert_array_equal(one.predictions[name], many.predictions[name])
+        np.testing.assert_allclose(one.predictions[name], together.predictions[name], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(one.step_size, many.step_size)
 
 
 def test_divergences_are_counted():

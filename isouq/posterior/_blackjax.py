@@ -1,7 +1,7 @@
 """Every call into BlackJAX stands here: its interface changes often.
 
-One chain is a pure function of (log density, position, key); `reference.py` maps it over chains and
-devices. The data reach the compiled program as arguments (the log density is a pytree).
+One chain is a pure function of (log density, position, key), run in blocks of transitions; `_sampling.py` maps it
+over chains and devices. The data reach the compiled program as arguments (the log density is a pytree).
 """
 
 from collections.abc import Callable
@@ -14,15 +14,16 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+VERSION = blackjax.__version__
 INITIAL_STEP_SIZE = 0.1
 MAX_NUM_DOUBLINGS = 8
 
 
 class ChainState(NamedTuple):
-    """Where a chain stands between blocks: position, log density and gradient, its step size."""
+    """Where a chain stands between blocks: position, log density and gradient; how its step size was adapted."""
 
     hmc: Any
-    step_size: Array
+    adaptation: Any
 
 
 class Trace(NamedTuple):
@@ -57,59 +58,78 @@ def _transition(sampler: str) -> Callable:
     return step
 
 
+def start(log_density: Callable, position: Any) -> ChainState:
+    """One chain before its warm-up."""
+    init, _, _ = dual_averaging_adaptation(0.5)  # the target plays no part in it
+    state = ChainState(blackjax.hmc.init(position, log_density), init(INITIAL_STEP_SIZE))
+    # Python numbers and weak types would be another program than the arrays that a block returns
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jax.dtypes.result_type(leaf)), state)
+
+
+def step_size(state: ChainState) -> Array:
+    """What the adaptation has come to; one per chain if the state has an axis of chains."""
+    _, _, final = dual_averaging_adaptation(0.5)
+    return final(state.adaptation)
+
+
 def warm_up(
     sampler: str,
     log_density: Callable,
-    position: Any,
+    state: ChainState,
     inverse_mass: Float[Array, " params"],
-    keys: Array,
-    num_steps: Int[Array, " warmup"],
+    key: Array,
+    first: Int[Array, ""],
+    num_steps: Int[Array, " block"],
     target_acceptance: Float[Array, ""],
 ) -> ChainState:
-    """One chain's warm-up: the step size by dual averaging (Hoffman and Gelman 2014, 3.2.1).
+    """One chain's next warm-up transitions: the step size by dual averaging (Hoffman and Gelman 2014, 3.2.1).
 
-    keys `[warmup]` and num_steps `[warmup]` (leapfrog steps of each transition).
+    first: number of transitions made before; transition t has the key `fold_in(key, t)`.
+    num_steps: leapfrog steps of each transition; one of 0 steps fills up a block and changes nothing.
     """
     step = _transition(sampler)
-    init, update, final = dual_averaging_adaptation(target_acceptance)
+    _, update, _ = dual_averaging_adaptation(target_acceptance)
 
-    def body(carry: tuple[Any, Any], inputs: tuple[Array, Array]) -> tuple[tuple[Any, Any], None]:
-        state, adaptation = carry
-        key, steps = inputs
-        step_size = jnp.exp(adaptation.log_step_size)
-        state, acceptance, _, _ = step(key, state, log_density, step_size, inverse_mass, steps)
+    def body(state: ChainState, inputs: tuple[Array, Array]) -> tuple[ChainState, None]:
+        index, steps = inputs
+        size = jnp.exp(state.adaptation.log_step_size)
+        moved, acceptance, _, _ = step(
+            jax.random.fold_in(key, index), state.hmc, log_density, size, inverse_mass, steps
+        )
         # a trajectory that left the floats has acceptance NaN: that is a rejection
-        return (state, update(adaptation, jnp.nan_to_num(acceptance))), None
+        new = ChainState(moved, update(state.adaptation, jnp.nan_to_num(acceptance)))
+        return jax.tree.map(lambda a, b: jnp.where(steps > 0, a, b).astype(b.dtype), new, state), None
 
-    carry = (blackjax.hmc.init(position, log_density), init(INITIAL_STEP_SIZE))
-    (state, adaptation), _ = jax.lax.scan(body, carry, (keys, num_steps))
-    return ChainState(state, final(adaptation))
+    return jax.lax.scan(body, state, (first + jnp.arange(num_steps.shape[0]), num_steps))[0]
 
 
 def draw_block(
     sampler: str,
     log_density: Callable,
-    chain: ChainState,
+    state: ChainState,
     inverse_mass: Float[Array, " params"],
     record: Callable,
-    keys: Array,
+    key: Array,
+    first: Int[Array, ""],
     num_steps: Int[Array, "kept thin"],
 ) -> tuple[ChainState, Trace]:
-    """One chain's next kept draws at its fixed step size; keys and num_steps `[kept, thin]`."""
+    """One chain's next kept draws at its fixed step size; `first` and keys as in `warm_up`."""
     step = _transition(sampler)
+    size = step_size(state)
+    index = first + jnp.arange(num_steps.size).reshape(num_steps.shape)
 
-    def transition(state: Any, inputs: tuple[Array, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
-        key, steps = inputs
-        state, *info = step(key, state, log_density, chain.step_size, inverse_mass, steps)
-        return state, tuple(info)
+    def transition(hmc: Any, inputs: tuple[Array, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
+        index, steps = inputs
+        hmc, *info = step(jax.random.fold_in(key, index), hmc, log_density, size, inverse_mass, steps)
+        return hmc, tuple(info)
 
-    def kept(state: Any, inputs: tuple[Array, Array]) -> tuple[Any, Trace]:
-        state, (acceptance, divergent, steps) = jax.lax.scan(transition, state, inputs)
-        trace = Trace(record(state.position), jnp.sum(divergent), jnp.mean(acceptance), jnp.sum(steps))
-        return state, trace
+    def kept(hmc: Any, inputs: tuple[Array, Array]) -> tuple[Any, Trace]:
+        hmc, (acceptance, divergent, steps) = jax.lax.scan(transition, hmc, inputs)
+        trace = Trace(record(hmc.position), jnp.sum(divergent), jnp.mean(acceptance), jnp.sum(steps))
+        return hmc, trace
 
-    state, trace = jax.lax.scan(kept, chain.hmc, (keys, num_steps))
-    return ChainState(state, chain.step_size), trace
+    hmc, trace = jax.lax.scan(kept, state.hmc, (index, num_steps))
+    return ChainState(hmc, state.adaptation), trace
 
 
 def flat_diagonal(tree: Any, like: Any) -> Float[Array, " params"]:

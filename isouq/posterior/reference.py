@@ -1,15 +1,13 @@
 """The reference posterior: BlackJAX HMC over all chains and local devices, with a verdict."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from scipy.special import expit
 
@@ -17,10 +15,11 @@ from isouq import _checks
 from isouq._checks import as_pytree_callable
 from isouq._uncertainty import margin
 from isouq.posterior import _blackjax
+from isouq.posterior._checkpoint import Checkpoint
+from isouq.posterior._sampling import Plan, run
 from isouq.posterior.verdict import Verdict, judge
 
 SAMPLERS = ("hmc", "nuts")
-_BLOCK = 100
 
 
 class Cost(NamedTuple):
@@ -91,6 +90,9 @@ def sample_reference(
     map_scale: Callable | None = None,
     verdict: bool = True,
     progress: Callable[[float], None] | None = None,
+    chains_at_once: int | None = None,
+    checkpoint: Path | str | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> Reference:
     """Samples exp(log_density) with HMC (or NUTS) and judges the result in prediction space.
 
@@ -116,13 +118,25 @@ def sample_reference(
         map_scale: elementwise NumPy function from recorded values to the scale whose variance is
             compared between halves of the chains; for `Margins` it is `probabilities`.
         verdict: False leaves the judging to the caller.
-        progress: called with the share done, between 0 and 1, about once a hundred draws.
+        progress: called with the share done, between 0 and 1, about once a hundred transitions.
+        chains_at_once: chains of one compiled program, a divisor of their number; 1 by default on a CPU, elsewhere
+            all. It decides the last bit of the draws; the number of devices never does. Devices run a program each,
+            in as many rounds as it takes, so that up to chains / chains_at_once devices are of use.
+        checkpoint: a file to go on from after a kill. It is read if it is there and belongs to the same run (settings,
+            key, inits, log density and gradient there, data in log_density and record, versions, kind of device), and
+            written between blocks of a hundred transitions. Remove it when the result is safe. A file that is damaged,
+            belongs to another run (it is put aside, as NAME.unused) or cannot be written is a warning of one line and
+            stops nothing.
+        checkpoint_seconds: least time between two writes; each writes all that is kept so far.
 
     Returns:
-        `Reference`. Same key, machine and devices: the same numbers.
+        `Reference`. Same key and kind of machine: the same numbers, on any number of devices, with and without
+        checkpoint, in one go or after kills.
 
-    Cost: (num_warmup + num_draws × thin) × num_leapfrog gradients a chain. Chains run side by side
-    on all local devices whose number divides theirs; compiled once per shape.
+    Cost: (num_warmup + num_draws × thin) × num_leapfrog gradients a chain, compiled once per shape. Chains run side
+    by side on the local devices. Memory: what is kept, on the host; of a block of draws, on the devices.
+    With chains_at_once=1 one device runs its chains one after the other. `python -m benchmarks reference` measures
+    what that costs; on a GPU that a small model leaves idle it can be up to the number of chains.
 
     Source: Neal (2011); Hoffman and Gelman (2014); Vehtari et al. (2021) for the diagnostics.
     """
@@ -137,6 +151,12 @@ def sample_reference(
     chains = _checks.inputs(inits, "inits", "chain")
     _checks.several_chains(chains)
     _checks.finite("inits", inits)
+    if chains_at_once is None:
+        chains_at_once = 1 if jax.default_backend() == "cpu" else chains
+    _checks.positive_int("chains_at_once", chains_at_once)
+    if chains % chains_at_once:
+        raise ValueError(f"chains_at_once is {chains_at_once}; expected a divisor of the {chains} chains")
+    _checks.positive("checkpoint_seconds", checkpoint_seconds)
     log_density = as_pytree_callable(log_density, "log_density")
     keep_draws = record is None
     if isinstance(record, Margins):
@@ -155,41 +175,25 @@ def sample_reference(
     ones = jax.tree.map(lambda _: 1.0, first)
     mass = _blackjax.flat_diagonal(ones if inverse_mass is None else inverse_mass, first)
 
-    warm_key, draw_key, length_key = jax.random.split(key, 3)
-    low, high = math.ceil(num_leapfrog / 2), num_leapfrog + num_leapfrog // 2
-    lengths = jax.random.randint(length_key, (num_warmup + num_draws * thin,), low, high + 1)
-    mesh = _mesh(chains)
-    per_chain = NamedSharding(mesh, PartitionSpec("chains"))
-    inits = jax.device_put(inits, per_chain)
-    warm_keys = jax.device_put(_keys(warm_key, chains, (num_warmup,)), per_chain)
-    report = progress or (lambda _: None)
-
-    state = _warm_up(
-        log_density, inits, mass, warm_keys, lengths[:num_warmup], jnp.float32(target_acceptance), sampler, mesh
-    )
-    jax.block_until_ready(state)
-    total = num_warmup + num_draws * thin
-    report(num_warmup / total)
-    block = _block_size(num_draws)
-    draw_lengths = lengths[num_warmup:].reshape(num_draws // block, block, thin)
-    traces = []
-    for index, steps in enumerate(draw_lengths):
-        keys = jax.device_put(_keys(jax.random.fold_in(draw_key, index), chains, (block, thin)), per_chain)
-        state, trace = _draw(log_density, state, mass, record, keys, steps, sampler, mesh)
-        traces.append(jax.tree.map(np.asarray, trace))
-        report((num_warmup + (index + 1) * block * thin) / total)
-    trace = jax.tree.map(lambda *blocks: np.concatenate(blocks, axis=1), *traces)
+    plan = Plan(sampler, num_warmup, num_draws, thin, num_leapfrog, float(target_acceptance), chains, chains_at_once)
+    open_checkpoint = None
+    if checkpoint is not None:
+        open_checkpoint = partial(Checkpoint, Path(checkpoint), checkpoint_seconds)
+    state, trace, warm_steps = run(
+        plan, log_density, record, jax.tree.map(np.asarray, inits), mass, key, open_checkpoint,
+        progress or (lambda _: None),
+    )  # fmt: skip
 
     transitions = chains * num_draws * thin
     divergent = float(trace.divergences.sum()) / transitions
-    warm_steps = int(lengths[:num_warmup].sum()) * chains if sampler == "hmc" else 0
-    cost = Cost(warm_steps + int(trace.num_steps.sum()), transitions + chains * num_warmup)
+    warm_gradients = warm_steps * chains if sampler == "hmc" else 0
+    cost = Cost(warm_gradients + int(trace.num_steps.sum()), transitions + chains * num_warmup)
     judged = None
     if judged_later:
         maps = trace.recorded if map_scale is None else map_scale(trace.recorded)
         judged = judge(trace.recorded, divergent, maps)
     acceptance = trace.acceptance.mean(axis=1)
-    return Reference(trace.recorded, judged, cost, divergent, np.asarray(state.step_size), acceptance)
+    return Reference(trace.recorded, judged, cost, divergent, np.asarray(_blackjax.step_size(state)), acceptance)
 
 
 def _check_dtype(params: Any) -> None:
@@ -203,51 +207,3 @@ def _check_dtype(params: Any) -> None:
 
 def _identity(params: Any) -> Any:
     return params
-
-
-def _keys(key: Array, chains: int, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda k: jax.random.split(k, shape))(jax.random.split(key, chains))
-
-
-def _block_size(num_draws: int) -> int:
-    """The largest divisor of num_draws up to 100: blocks of one shape compile once."""
-    return max(size for size in range(1, min(_BLOCK, num_draws) + 1) if num_draws % size == 0)
-
-
-def _mesh(chains: int) -> Mesh:
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if chains % n == 0)
-    return Mesh(np.array(devices[:count]), ("chains",))
-
-
-def _over_chains(run: Callable, mesh: Mesh, per_chain: tuple[bool, ...]) -> Callable:
-    """`run` of one chain mapped over the chains of this device, and over the devices of the mesh."""
-    axes = tuple(0 if chain else None for chain in per_chain)
-    specs = tuple(PartitionSpec("chains") if chain else PartitionSpec() for chain in per_chain)
-    mapped = jax.vmap(run, axes)
-    return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("chains"), check_vma=False)
-
-
-@partial(jax.jit, static_argnames=("sampler", "mesh"))
-def _warm_up(
-    log_density: Callable, inits: Any, mass: Array, keys: Array, lengths: Array, target: Array, sampler: str, mesh: Mesh
-) -> Any:
-    run = partial(_blackjax.warm_up, sampler)
-    mapped = _over_chains(run, mesh, (False, True, False, True, False, False))
-    return mapped(log_density, inits, mass, keys, lengths, target)
-
-
-@partial(jax.jit, static_argnames=("sampler", "mesh"))
-def _draw(
-    log_density: Callable,
-    state: Any,
-    mass: Array,
-    record: Callable,
-    keys: Array,
-    lengths: Array,
-    sampler: str,
-    mesh: Mesh,
-) -> Any:
-    run = partial(_blackjax.draw_block, sampler)
-    mapped = _over_chains(run, mesh, (False, True, False, False, True, False))
-    return mapped(log_density, state, mass, record, keys, lengths)

@@ -7,6 +7,7 @@ scores.epistemic, scores.aleatoric
 Needs the extra: pip install 'isouq[text]'.
 """
 
+from isouq.sharding import shard_over
 from isouq.text.baselines import (
     clusters_by_entailment,
     clusters_by_similarity,
@@ -19,7 +20,7 @@ from isouq.text.continuations import Reading, read
 from isouq.text.encoder import TextEncoder, load_encoder
 from isouq.text.entailment import Entailment, load_entailment
 from isouq.text.generation import Answer, generate
-from isouq.text.language_model import LanguageModel, load, shard_over
+from isouq.text.language_model import LanguageModel, load
 from isouq.text.scoring import REDUCTIONS, Scores, score
 from isouq.text.selection import parameter_names
 from isouq.text.sources import resolve as fetch

@@ -47,6 +47,7 @@ def generate(
     stop: Sequence[str] = (),
     batch_size: int = 8,
     on_batch: Callable[[int], None] | None = None,
+    answers: dict[int, Answer] | None = None,
 ) -> list[Answer]:
     """An answer to every prompt.
 
@@ -63,6 +64,8 @@ def generate(
         stop: strings that end an answer; it is cut before the first, at the last whole token.
         batch_size: prompts at a time.
         on_batch: called with the number of prompts answered so far.
+        answers: by the number of the prompt, filled batch by batch. Given what an earlier call with the same arguments
+            has put there, its batches are not run again: a long call can be resumed, exactly.
 
     Raises:
         ValueError: an empty or too long prompt (the message has its number), a temperature below 0, no key to
@@ -79,15 +82,17 @@ def generate(
         except ValueError as error:
             raise ValueError(f"prompt {i}: {error}") from None
     key = jax.random.key(0) if key is None else key
-    answers: dict[int, Answer] = {}
+    answers = {} if answers is None else answers
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))  # equal prompts share a batch
     size = min(batch_size, len(rows))
     for start in range(0, len(order), size):
         indices = order[start : start + size]
+        if all(i in answers for i in indices):
+            continue
         padded = (indices + indices[-1:] * size)[:size]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(padded))
         batch = generate_rows(model, [rows[i] for i in padded], keys, max_new_tokens, (temperature, top_p), stop)
-        answers |= dict(zip(indices, batch, strict=False))
+        answers.update(zip(indices, batch, strict=False))
         if on_batch:
             on_batch(len(answers))
     return [answers[i] for i in range(len(rows))]

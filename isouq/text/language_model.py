@@ -71,7 +71,7 @@ def load(
             safetensors, or a `.gguf` file.
         dtype: of the parameters: float32, or bfloat16 for half the memory and about three digits.
         place: a `jax.sharding.Sharding` for all parameters, or a function of (path, shape) that gives one for each
-            (`shard_over(mesh)` is one).
+            (`isouq.sharding.shard_over(mesh)` is one).
         revision: branch, tag or commit of a Hugging Face repository; also `name@revision`.
 
     Raises:
@@ -112,23 +112,3 @@ def module(config: DecoderConfig, params: Any) -> Decoder:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(config: DecoderConfig, params: Any, ids: Array) -> Array:
     return module(config, params)(ids)
-
-
-def shard_over(mesh: jax.sharding.Mesh, axis: str | None = None) -> Any:
-    """A `place` for `load`: the largest dimension that the mesh's axis divides is split over it.
-
-    axis: the mesh's only axis by default. Stacked layers are not split on the layer axis. Small leaves are copied.
-    """
-    mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)  # Auto axes; those of jax.make_mesh are Explicit
-    axis = axis or mesh.axis_names[0]
-    size = mesh.shape[axis]
-
-    def place(path: str, shape: tuple[int, ...]) -> jax.sharding.Sharding:
-        spec: list[str | None] = [None] * len(shape)
-        first = 1 if path.startswith("layers.") else 0
-        candidates = [i for i in range(first, len(shape)) if shape[i] % size == 0]
-        if len(shape) - first > 1 and candidates:
-            spec[max(candidates, key=lambda i: shape[i])] = axis
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-
-    return place

@@ -1,0 +1,251 @@
+"""Kills at random moments: does a sweep that is killed again and again end as one that was not?
+
+Command: python -m benchmarks.kills            (2 CPU cores, about 20 minutes)
+The sweep is `python -m experiments scaling --preset smoke --seeds 4`: 24 cells and their 24 references. It is run once
+in peace. Then it is run in fresh folders, by `processes` and by `ray` on two local nodes, and at a random moment one of
+these gets kill -9: the driver, a process that is at a cell, or (ray) a node with all that runs there. A killed driver
+is started again at once, while its workers may still be dying; a killed node is replaced. After every sweep:
+
+- all numbers and arrays of all cells, and table.csv, are byte for byte those of the peaceful run, timing aside;
+- by the log of the folder no cell was started after it was finished, and the files of every cell that was finished at
+  a kill are still the same files;
+- nothing is left over: no temporary file, no claim, no checkpoint, no failure.
+
+Written to benchmarks/results/kills.csv (a row a kill) and kills.md.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.provenance import in_words, provenance
+from experiments import ledger, locks
+
+ROOT = Path(__file__).parents[1]
+SWEEP = ("scaling", "--preset", "smoke", "--seeds", "4")
+TARGETS = {"processes": ("driver", "worker"), "ray": ("driver", "worker", "node")}
+SHARE = 0.2  # of the kills, on Ray
+
+
+class Kill(NamedTuple):
+    """second: since the driver was started. finished: cells by then. running: cells that were under way."""
+
+    executor: str
+    sweep: int
+    target: str
+    second: float
+    finished: int
+    running: int
+
+
+class Files(NamedTuple):
+    """What tells one file from a new one of the same name."""
+
+    inode: int
+    written: int
+
+
+def start(out: Path, extra: list[str], cache: Path) -> subprocess.Popen:
+    """The driver; programs are compiled once for all runs."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "MPLBACKEND": "Agg"}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    command = [sys.executable, "-m", "experiments", *SWEEP, "--out", str(out), *extra]
+    with open(out.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def files(folder: Path) -> dict[str, Files]:
+    """The files of all finished cells, by name."""
+    keys = ledger.scan(folder).finished
+    found = {}
+    for key in keys:
+        for suffix in ("json", "npz"):
+            facts = (folder / f"{key}.{suffix}").stat()
+            found[f"{key}.{suffix}"] = Files(facts.st_ino, facts.st_mtime_ns)
+    return found
+
+
+def holders(folder: Path) -> list[locks.Holder]:
+    """Who is at a cell now."""
+    found = (locks.holder(folder / f"{key}.lock") for key in ledger.scan(folder).claimed)
+    return [holder for holder in found if holder is not None]
+
+
+def untimed(path: Path) -> str:
+    """A table without its columns of seconds."""
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    kept = [i for i, name in enumerate(rows[0]) if not name.startswith("seconds")]
+    return "\n".join(",".join(row[i] for i in kept) for row in rows)
+
+
+def content(out: Path) -> dict[str, Any]:
+    """All that a sweep found: the table, and every cell's numbers and bytes, timing aside."""
+    found: dict[str, Any] = {"table": untimed(out / "scaling" / "table.csv")}
+    for path in sorted((out / "cells").glob("*.json")):
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        plain = {name: value for name, value in numbers.items() if not name.startswith(("seconds", "_"))}
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
+            arrays = {name: (values.dtype.str, values.shape, values.tobytes()) for name, values in stored.items()}
+        found[path.stem] = (json.dumps(plain, sort_keys=True), arrays)
+    return found
+
+
+def check(out: Path, peaceful: dict[str, Any], seen: dict[str, Files]) -> None:
+    """AssertionError says what is not as it should be."""
+    found = content(out)
+    assert found.keys() == peaceful.keys(), "other cells"
+    for name, value in peaceful.items():
+        assert found[name] == value, f"{name} differs"
+    done: set[str] = set()
+    for event in ledger.events(out / "cells"):
+        assert event["event"] != "started" or event["key"] not in done, f"{event['key']} was computed twice"
+        failed = event["event"] == "failed" and "its worker died" not in event["reason"]
+        assert not failed, f"{event['key']} failed: {event.get('reason')}"
+        done |= {event["key"]} if event["event"] == "finished" else set()
+    now = files(out / "cells")
+    assert all(now[name] == one for name, one in seen.items()), "a finished cell was written again"
+    left = {path.name.partition(".")[2] for path in (out / "cells").iterdir()} - {"json", "npz", "jsonl"}
+    assert not left, f"left over: {left}"
+
+
+@contextmanager
+def cluster(executor: str) -> Any:
+    """Two Ray nodes of one core, or nothing; gives (arguments of the driver, a function that kills a node)."""
+    if executor != "ray":
+        yield ["--executor", executor, "--workers", "2"], None
+        return
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = str(ROOT)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes = [made.add_node(num_cpus=1)]
+
+    def kill_node() -> None:
+        made.remove_node(nodes.pop(), allow_graceful=False)
+        nodes.append(made.add_node(num_cpus=1))
+
+    try:
+        yield ["--executor", "ray", "--address", made.address], kill_node
+    finally:
+        made.shutdown()
+
+
+def sweep(out: Path, number: int, executor: str, wanted: int, longest: float, dice: random.Random, cache: Path,
+          peaceful: dict[str, Any]) -> list[Kill]:  # fmt: skip
+    """Runs one sweep to its end, with up to `wanted` kills on the way, and checks it."""
+    kills: list[Kill] = []
+    seen: dict[str, Files] = {}
+    with cluster(executor) as (extra, kill_node):
+        driver = start(out, extra, cache)
+        began, moment = time.monotonic(), dice.uniform(0, longest)
+        while driver.poll() is None or driver.returncode != 0:
+            if driver.poll() is not None:
+                text = out.with_suffix(".log").read_text(errors="replace")
+                unlucky = "its worker died" in text  # the same cell was hit three times
+                assert driver.returncode == -signal.SIGKILL or unlucky, f"status {driver.returncode}: {text[-2000:]}"
+                driver = start(out, extra, cache)
+                began, moment = time.monotonic(), dice.uniform(0, longest)
+            if len(kills) < wanted and time.monotonic() - began >= moment:
+                at = holders(out / "cells") if (out / "cells").exists() else []
+                targets = [t for t in TARGETS[executor] if t != "worker" or at]
+                target = dice.choice(targets)
+                before = files(out / "cells") if (out / "cells").exists() else {}
+                kills.append(
+                    Kill(executor, number, target, round(time.monotonic() - began, 2), len(before) // 2, len(at))
+                )
+                seen |= before
+                if target == "driver":
+                    driver.kill()
+                    driver.wait()
+                elif target == "worker":
+                    victim = dice.choice(at).pid
+                    with suppress(ProcessLookupError):  # it has ended by itself
+                        os.kill(victim, signal.SIGKILL)
+                else:
+                    kill_node()
+                moment = time.monotonic() - began + dice.uniform(0, longest)
+                print(f"kill {kills[-1]}", flush=True)
+            time.sleep(0.02)
+    check(out, peaceful, seen)
+    return kills
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs all sweeps; exit status 1 if one does not end as the peaceful one."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description="Kills at random moments.")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the targets")
+    parser.add_argument("--executors", default="processes,ray", help="the last gets a fifth of the kills, if several")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    options = parser.parse_args(arguments)
+    dice, kills, started = random.Random(options.seed), [], time.monotonic()
+    names = options.executors.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        base, cache = Path(folder), Path(folder) / "programs"
+        seconds: list[float] = []
+        for _ in range(2):  # the first compiles
+            out = base / f"peace{len(seconds)}"
+            began = time.monotonic()
+            driver = start(out, ["--executor", "processes", "--workers", "2"], cache)
+            if driver.wait():
+                print(out.with_suffix(".log").read_text(errors="replace"), file=sys.stderr)
+                return 1
+            seconds.append(time.monotonic() - began)
+        peaceful = content(base / "peace0")
+        assert peaceful == content(base / "peace1"), "two peaceful runs differ"
+        cells = len(peaceful) - 1
+        print(f"{cells} cells, {seconds[1]:.0f} s in peace", flush=True)
+        number = 0
+        for name in names:
+            share = SHARE if len(names) > 1 and name == names[-1] else 1 - SHARE if len(names) > 1 else 1.0
+            left = round(options.kills * share)
+            while left > 0:
+                number += 1
+                new = sweep(base / f"{name}{number}", number, name, left, seconds[1] / 2, dice, cache, peaceful)
+                kills += new
+                left -= len(new)
+    _write(options.out, kills, cells, number, seconds[1], time.monotonic() - started, arguments)
+    return 0
+
+
+def _write(
+    out: Path, kills: list[Kill], cells: int, sweeps: int, peace: float, total: float, arguments: list[str]
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "kills.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Kill._fields)
+        writer.writerows(kills)
+    lines = [
+        "# Kills at random moments", "",
+        in_words(provenance(arguments)).replace("-m benchmarks", "-m benchmarks.kills"), "",
+        f"The sweep: `python -m experiments {' '.join(SWEEP)}`, {cells} cells, {peace:.0f} s in peace. {len(kills)} "
+        f"kills in {sweeps} sweeps, {total / 60:.0f} minutes. After every sweep all numbers, arrays and the table were "
+        "byte for byte those of the peaceful run (timing aside), no cell was computed again once finished, and nothing "
+        "was left over.",
+        "", "| executor | killed | times | cells under way |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for executor, targets in TARGETS.items():
+        for target in targets:
+            mine = [kill for kill in kills if (kill.executor, kill.target) == (executor, target)]
+            if mine:
+                lines.append(f"| {executor} | {target} | {len(mine)} | {sum(kill.running for kill in mine)} |")
+    (out / "kills.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
