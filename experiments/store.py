@@ -111,20 +111,19 @@ class Store:
 
     def sweep(self) -> None:
         """Removes what dead processes have left: temporary files, locks, the checkpoints of finished cells."""
-        names = os.listdir(self.folder)
-        finished = {name.partition(".")[0] for name in names if name.endswith(".json")}
-        left = {name.partition(".")[0] for name in names if name.endswith((".tmp", ".lock"))}
-        left |= finished & {name.partition(".")[0] for name in names if ".part.npz" in name}
-        for key in left:
+        names: dict[str, list[str]] = {}
+        for name in os.listdir(self.folder):
+            names.setdefault(name.partition(".")[0], []).append(name)
+        for key, mine in names.items():
+            finished = f"{key}.json" in mine
+            left = [name for name in mine if name.endswith(".tmp") or (finished and ".part.npz" in name)]
+            if not left and f"{key}.lock" not in mine:
+                continue
             claim = locks.claim(self.folder / f"{key}.lock", "")
-            if claim is None:
-                continue  # somebody is at it
-            with claim:
-                for path in self.folder.glob(f"{key}.*.tmp"):
-                    path.unlink(missing_ok=True)
-                if (self.folder / f"{key}.json").exists():
-                    for path in self.folder.glob(f"{key}.part.npz*"):
-                        path.unlink(missing_ok=True)
+            if claim is not None:  # else somebody is at it
+                with claim:
+                    for name in left:
+                        (self.folder / name).unlink(missing_ok=True)
 
     def _path(self, cell: AnyCell, suffix: str) -> Path:
         return self.folder / f"{cell.key()}.{suffix}"
