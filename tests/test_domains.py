@@ -28,7 +28,7 @@ DISTIL = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -245,12 +245,18 @@ def test_kfac_keeps_the_diagonal_of_tables_and_vectors(model):
     assert sum(not other for other in kept.values()) == 2 * 6 + 1  # six matrices a layer, and the head
 
 
+@pytest.fixture(scope="module")
+def head():
+    """A cell and its reference, which those of all covariances share."""
+    cell = DomainCell("tiny", None, texts.load_texts(None).digest, "head", 0, COVARIANCES[0], 10, 0.5, max_length=12)
+    return cell, domains.run(cell.reference())
+
+
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_a_cells_score_is_its_formula_on_the_last_layer(covariance):
-    digest = texts.load_texts(None).digest
-    cell = DomainCell("tiny", None, digest, "head", 0, covariance, 10, 0.5, max_length=12)
-    kept = domains.run(cell.reference())
-    corpus = texts.corpus("tiny", None, digest, 12)
+def test_a_cells_score_is_its_formula_on_the_last_layer(head, covariance):
+    cell, kept = replace(head[0], covariance=covariance), head[1]
+    assert cell.reference() == head[0].reference()
+    corpus = texts.corpus("tiny", None, cell.digest, 12)
     tuned = domains.Tuned.of(cell, corpus, kept)
     rows = tuned.split.test
     proxies = tuned.split.sports[:10]
