@@ -39,7 +39,8 @@ def _count(text: str) -> int:
 def _resources(text: str) -> dict[str, float]:
     try:
         found = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
-        if not found.keys() <= {"cpus", "gpus"} or not min(found.values()) >= 0 or found.get("cpus", 1) % 1:
+        cpus, gpus = found.get("cpus", 1), found.get("gpus", 0)
+        if not found.keys() <= {"cpus", "gpus"} or not 0 <= gpus < float("inf") or not cpus >= 1 or cpus % 1:
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; write for example cpus=4 or cpus=2,gpus=0.5") from None
@@ -153,7 +154,7 @@ def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> S
     resources = options.resources or {}
     return Settings(
         options.executor, options.workers, options.address,
-        cpus=int(resources.get("cpus", 1)) or 1, gpus=resources.get("gpus", 0.0),
+        cpus=int(resources.get("cpus", 1)), gpus=resources.get("gpus", 0.0),
         partition=options.slurm_partition, minutes=options.slurm_time, cluster=options.slurm_cluster or "slurm",
     )  # fmt: skip
 
