@@ -11,7 +11,10 @@ from experiments.cell import Result
 
 @dataclass(frozen=True)
 class Toy:
-    """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well."""
+    """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well.
+
+    cores: tells those of its threads.
+    """
 
     name: str
     seed: int = 0
@@ -40,4 +43,8 @@ class Toy:
         if self.name == "fatal" or (self.name == "once" and not mark.exists()):
             mark.touch()
             os._exit(1)
-        return Result({"name": self.name, "seed": self.seed, "seconds": 0.1}, {"x": np.arange(3.0)})
+        cores = {}
+        if self.name == "cores":
+            threads = (os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task"))
+            cores = {"cores": sorted({*map(tuple, threads)})}
+        return Result({"name": self.name, "seed": self.seed, "seconds": 0.1} | cores, {"x": np.arange(3.0)})

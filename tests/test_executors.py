@@ -16,6 +16,7 @@ from experiments.store import Store
 
 ROOT = Path(__file__).parents[1]
 MIXED = [Toy("well", 0), Toy("fatal"), Toy("sick"), Toy("once"), Toy("well", 1), Toy("well", 2)]
+FEW = [Toy("sick"), Toy("once"), Toy("well", 3)]
 ENDS = {
     Toy("fatal"): "its worker died 3 times (killed, or out of memory)",
     Toy("sick"): "ValueError: feels unwell",
@@ -45,9 +46,9 @@ def runs_of(store):
 
 
 @pytest.mark.slow
-def test_processes(store, monkeypatch):
+def test_processes(store):
     """Dead workers are replaced, their cells come last; the workers of the first list serve the second."""
-    more = [Toy("well", seed) for seed in range(3, 6)]
+    more = [Toy("cores", seed) for seed in range(3, 6)]
     with executors.opened(Settings("processes", workers=2), 6, store, lambda *_: None) as run:
         assert dict(run(MIXED)) == expected(MIXED)
         assert dict(run(more)) == expected(more)
@@ -56,6 +57,8 @@ def test_processes(store, monkeypatch):
     assert counts["started"][Toy("fatal").key()] == 3
     assert counts["started"][Toy("once").key()] == 2
     assert sum(counts["started"].values()) == 3 + 2 + 1 + 6
+    shares = [[share] for share in processes.Processes(2, store.folder)._shares]
+    assert all(store.load(cell).numbers["cores"] in shares for cell in more)  # every thread, JAX's too
 
 
 def test_cores_are_divided(tmp_path, monkeypatch):
@@ -74,9 +77,9 @@ def test_one_worker_is_this_process(store):
 IN_A_PROCESS = """
 import sys; sys.path.insert(0, "tests")
 from pathlib import Path
-from test_executors import MIXED, Settings, Store, expected, outcomes, runs_of
+from test_executors import FEW, MIXED, Settings, Store, expected, outcomes, runs_of
 store = Store(Path(sys.argv[1]))
-assert outcomes({settings}, store, MIXED, MIXED[:1]) == [expected(MIXED), expected(MIXED[:1])]
+assert outcomes({settings}, store, FEW, MIXED[:1]) == [expected(FEW), expected(MIXED[:1])]
 assert set(runs_of(store)["finished"].values()) == {{1}}
 """
 

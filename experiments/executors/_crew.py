@@ -15,9 +15,10 @@ SPARE = 6  # workers that may be lost without anything having ended, beside one 
 
 
 class Crew(Protocol):
-    """alone: cells at which a worker died are run last, one at a time."""
+    """alone: cells at which a worker died are run last, one at a time. why: for the user, why workers ended."""
 
     alone: bool
+    why: str
 
     @property
     def count(self) -> int:
@@ -56,8 +57,10 @@ def watch(crew: Crew, cells: Sequence[AnyCell], store: Store, report: Report) ->
         began = time.monotonic()
         names = ledger.scan(store.folder)
         for key in [key for key in left if key in names.finished or key in names.failed]:
-            yield Outcome(left.pop(key), None if key in names.finished else ledger.failure(store.folder, key))
-            started = 0
+            done, reason = store.ended(left[key])
+            if done:  # else another run has just forgotten the failure, to try again
+                yield Outcome(left.pop(key), reason)
+                started = 0
         if not left:
             return
         held = {key: locks.holder(store.folder / f"{key}.lock") for key in left if key in names.claimed}
@@ -73,5 +76,7 @@ def watch(crew: Crew, cells: Sequence[AnyCell], store: Store, report: Report) ->
             crew.start(able, missing, lost=not crew.alone or not fresh)
             started += missing
         elif able and not working:
-            raise RunError("the workers end without having done anything; why is told above")
+            raise RunError(
+                f"the workers end before any cell does: {crew.why}; the same command goes on from what is finished"
+            )
         time.sleep(min(30.0, max(POLL, 20 * (time.monotonic() - began))))

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
@@ -11,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import _spawned
 from experiments.cell import AnyCell
 from experiments.errors import RunError
 from experiments.executors import Run, Settings, _crew, local
@@ -43,6 +42,7 @@ class Processes:
     """See `_crew.Crew`."""
 
     alone = True  # what killed one, too little memory as a rule, would kill others beside it
+    why = "what they said stands above; if nothing does, memory was short as a rule (fewer --workers)"
 
     def __init__(self, count: int, folder: Path) -> None:
         self.count, self.folder = count, folder
@@ -89,7 +89,7 @@ class Processes:
         taken = [worker.cores for worker in (*self._idle, *self._busy)]
         cores = next((share for share in self._shares if share not in taken), self._shares[0])
         arguments = (theirs, self.folder, os.getpid(), cores)
-        process = get_context("spawn").Process(target=_live, args=arguments, daemon=True)
+        process = get_context("spawn").Process(target=_spawned.live, args=arguments, daemon=True)
         # workers start with Ctrl-C blocked: it is the driver's to handle
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -110,32 +110,3 @@ def _cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def _live(connection: Connection, folder: Path, parent: int, cores: list[int]) -> None:
-    """A worker: goes through the lists that it is sent, and says when it is through, or what stopped it."""
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-    if len(cores) == 1:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    if "JAX_PLATFORMS" not in os.environ:
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-    store = Store(folder)
-    with suppress(EOFError, BrokenPipeError):  # the driver is gone
-        while True:
-            cells, lost = connection.recv()
-            try:
-                _crew.go_through(cells, store, lost)
-            except RunError as error:
-                connection.send(str(error))
-            else:
-                connection.send(None)

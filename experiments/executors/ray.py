@@ -70,6 +70,7 @@ class Tasks:
     """See `_crew.Crew`."""
 
     alone = False
+    why = "Ray does not say why"
 
     def __init__(self, ray: Any, settings: Settings, widest: int, folder: Path, mark: str) -> None:
         self._ray, self._settings, self._widest = ray, settings, widest
@@ -107,8 +108,8 @@ class Tasks:
                     self._ray.get(task)
                 except self._ray.exceptions.RayTaskError as error:
                     raise RunError(_first_line(error.cause)) from error
-                except self._ray.exceptions.RayError:
-                    pass  # its process or node is lost
+                except self._ray.exceptions.RayError as error:  # its process or node is lost
+                    self.why = _first_line(error)
         return len(self._at_work)
 
     def stop(self) -> None:

@@ -101,6 +101,7 @@ class Array:
 
     def __init__(self, executor: Any, count: int, folder: Path, cluster: str) -> None:
         self.count, self._executor, self._folder, self._cluster = count, executor, folder, cluster
+        self.why = f"their output is in {folder.parent / 'slurm'}"
         self._jobs: list[Any] = []
         self._queue: tuple[float, set[str]] = (0.0, set())
 
