@@ -22,8 +22,6 @@ def live(connection: Connection, folder: Path, parent: int, cores: list[int]) ->
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    if len(cores) == 1:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     threading.Thread(target=leave_with_parent, daemon=True).start()
 

@@ -54,13 +54,11 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Ite
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Of the workers: where the project is, one thread for one core, and no more of a GPU than its share."""
+    """Of the workers: where the project is, and no more of a GPU than its share."""
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
     chosen = {"PYTHONPATH": path}
     if settings.gpus == 0:
         chosen["JAX_PLATFORMS"] = "cpu"
-        if settings.cpus == 1:
-            chosen["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     elif settings.gpus < 1:
         chosen["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * settings.gpus:.3f}"
     return chosen
