@@ -89,7 +89,7 @@ def untimed(path):
     return "\n".join(",".join(row[i] for i in kept) for row in rows)
 
 
-def tables(out, names=EXPERIMENTS):
+def tables(out, names):
     return {name: untimed(out / name / "table.csv") for name in names}
 
 
@@ -219,12 +219,6 @@ def test_a_second_run_computes_nothing(copy, first):
 
 
 @pytest.mark.slow
-def test_a_fresh_local_run_gives_the_same_tables(first, tmp_path):
-    run([*SHORT, "--executor", "local"], tmp_path)
-    assert tables(tmp_path, ["validation"]) == tables(first[0], ["validation"])
-
-
-@pytest.mark.slow
 def test_damaged_cells_are_computed_again(copy, first, cache):
     """One with its reference, which is sampled again, once; one whose reference is whole, and stays as it is."""
     store = Store(copy / "cells")
@@ -234,16 +228,16 @@ def test_damaged_cells_are_computed_again(copy, first, cache):
     for path in (arrays, reference, numbers):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = whole.stat().st_mtime_ns
-    done = run(SMOKE, copy, cache)
-    assert f"{CELLS - 2} of {CELLS} cells are finished already" in done.stderr
+    done = run(SHORT, copy, cache)
+    assert "1 of 3 cells are finished already" in done.stderr
     assert "3 cells to run" in done.stderr  # the reference and the two
     assert store.load(both.reference()) is not None
     assert whole.stat().st_mtime_ns == before
-    assert tables(copy) == tables(first[0])
+    assert tables(copy, ["validation"]) == tables(first[0], ["validation"])
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_leaves_no_worker(first, tmp_path, cache):
+def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(first, tmp_path, cache):
     driver = start(SHORT, tmp_path, cache)
     assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")) or driver.poll() is not None)
     assert driver.poll() is None, "the run ended before it could be killed"
@@ -255,7 +249,7 @@ def test_a_killed_run_goes_on_and_leaves_no_worker(first, tmp_path, cache):
     whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
     total = 2 * len(smoke_cells("validation"))
     assert 0 < len(whole) < total
-    done = run(SHORT, tmp_path, cache)
+    done = run([*SHORT, "--executor", "local"], tmp_path, cache)
     assert f"{total - len(whole)} cells to run" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
     assert tables(tmp_path, ["validation"]) == tables(first[0], ["validation"])

@@ -215,25 +215,35 @@ def test_multiple_choice_by_the_log_probability_of_every_reference():
 # the command
 
 
-def test_the_smoke_run_and_again(tmp_path, capsys):
-    status, said = run(["--out", tmp_path, "--limit", "4"], capsys)
-    assert status == 0
-    printed = {Path(line).name for line in said.out.splitlines()}
-    assert {"table.csv", "summary.md", "auroc.csv", "answers.jsonl", "auroc.png", "provenance.json"} <= printed
-    rows = table(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder, and the paths that it printed."""
+    out = tmp_path_factory.mktemp("qa") / "whole"
+    process = started(out, stdout=subprocess.PIPE)
+    printed = process.communicate()[0].decode().splitlines()
+    assert process.returncode == 0
+    return out, [Path(line) for line in printed]
+
+
+@pytest.mark.slow
+def test_the_smoke_run_and_again(whole, capsys):
+    out, printed = whole
+    names = {path.name for path in printed}
+    assert {"table.csv", "summary.md", "auroc.csv", "answers.jsonl", "auroc.png", "provenance.json"} <= names
+    rows = table(out)
     assert len(rows) == 8
     assert {row["state"] for row in rows} <= {"answered", "refused", "empty"}
     assert all("question" not in row for row in rows)  # whoever publishes a table does not publish the questions
-    told = [json.loads(line) for line in (tmp_path / "qa" / "answers.jsonl").read_text().splitlines()]
+    told = [json.loads(line) for line in (out / "qa" / "answers.jsonl").read_text().splitlines()]
     assert len(told) == 8
     assert {"question", "greedy", "samples"} <= told[0].keys()
-    summary = (tmp_path / "qa" / "summary.md").read_text()
+    summary = (out / "qa" / "summary.md").read_text()
     assert "nan" not in summary.lower().replace("nano", "")
-    before = (tmp_path / "qa" / "table.csv").read_bytes()
-    status, said = run(["--out", tmp_path, "--limit", "4"], capsys)
+    before = (out / "qa" / "table.csv").read_bytes()
+    status, said = run(["--out", out, "--limit", "4"], capsys)
     assert status == 0
     assert "cells are finished already" in said.err
-    assert (tmp_path / "qa" / "table.csv").read_bytes() == before
+    assert (out / "qa" / "table.csv").read_bytes() == before
 
 
 def test_broken_lines_are_said_and_the_run_goes_on(tmp_path, capsys):
@@ -270,33 +280,32 @@ def test_two_files_of_one_name_are_refused(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_kill_between_the_stages_changes_nothing(tmp_path):
+def test_a_kill_between_the_stages_changes_nothing(whole):
     """kill -9 after 4 finished cells: answers are kept, some of the scores and judgements are not there."""
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    assert started(whole, tmp_path).wait() == 0
-    process = started(out, tmp_path)
+    whole, out = whole[0], whole[0].with_name("killed")
+    process = started(out)
     while finished(out) < 4 and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     process.wait()
     assert 4 <= finished(out) < finished(whole)
-    assert started(out, tmp_path).wait() == 0
+    assert started(out).wait() == 0
     for name in ("table.csv", "auroc.csv", "tests.csv", "correlations.csv", "answers.jsonl"):
         one, other = ((folder / "qa" / name) for folder in (whole, out))
         assert one.exists() == other.exists()
         assert not one.exists() or one.read_bytes() == other.read_bytes()
 
 
-def started(out, tmp_path):
+def started(out, stdout=subprocess.DEVNULL):
     """A run in a process of its own; all share their compiled programs."""
     line = [sys.executable, "-m", "experiments", "qa", "--preset", "smoke", "--executor", "local", "--limit", "4"]
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(out.with_name("programs"))}
     quick |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [*line, "--out", str(out)],
         cwd=ROOT,
         env=os.environ | quick,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.DEVNULL,
     )
 

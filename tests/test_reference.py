@@ -55,8 +55,11 @@ def test_a_gaussian_is_sampled_right(sampler):
     )
     draws = np.stack([got.predictions["a"], got.predictions["b"]], axis=-1)
     assert draws.shape == (4, 1000, 2)
-    np.testing.assert_allclose(draws.mean(axis=(0, 1)), [1, -2], atol=0.15)
-    np.testing.assert_allclose(np.cov(draws.reshape(-1, 2).T), COVARIANCE, atol=0.25)
+    a, b = np.moveaxis(draws.astype(float) - [1, -2], -1, 0)
+    moments = ((a, 0.0), (b, 0.0), (a * a, 1.0), (a * b, 0.8), (b * b, 2.0))
+    for statistic, truth in moments:
+        size = float(array_stats.ess(statistic, chain_axis=0, draw_axis=1, method="mean"))
+        assert abs(statistic.mean() - truth) < 4 * statistic.std() / np.sqrt(size)
     assert got.verdict is None  # parameters are not judged
     assert got.divergent == 0
     assert 0.6 < got.acceptance.mean() < 0.97
@@ -64,7 +67,7 @@ def test_a_gaussian_is_sampled_right(sampler):
     if sampler == "hmc":
         assert 4 * 1200 * 4 <= got.cost.gradient_evaluations <= 4 * 1200 * 12
     else:
-        assert got.cost.gradient_evaluations >= 4 * 1000
+        assert 4 * 1000 * 2 < got.cost.gradient_evaluations <= 4 * 1000 * 2**_blackjax.MAX_NUM_DOUBLINGS
 
 
 def test_gold_case():
@@ -147,15 +150,6 @@ def test_probabilities_keep_small_digits():
     np.testing.assert_array_equal(probabilities(np.float32([3.0]), "regression"), [3.0])
 
 
-def test_a_gaussian_within_standard_errors():
-    got = sample_reference(gaussian, chains(), jax.random.key(3), num_draws=1000, num_warmup=200, num_leapfrog=8)
-    z = np.stack([got.predictions["a"] - 1, got.predictions["b"] + 2], axis=-1).astype(float)
-    a, b = z[..., 0], z[..., 1]
-    for statistic, truth in ((a, 0.0), (b, 0.0), (a * a, 1.0), (a * b, 0.8), (b * b, 2.0)):
-        size = float(array_stats.ess(statistic, chain_axis=0, draw_axis=1, method="mean"))
-        assert abs(statistic.mean() - truth) < 4 * statistic.std() / np.sqrt(size)
-
-
 def test_thin_keeps_every_second_draw():
     options = {"num_warmup": 10, "num_leapfrog": 3}
     every = sample_reference(gaussian, chains(), jax.random.key(0), num_draws=40, **options)
@@ -190,10 +184,10 @@ def test_gradients_are_those_of_one_jittered_length_in_every_chain():
     np.testing.assert_allclose(counts, [1, 5, 8], rtol=0.15)
 
 
-def test_traced_once_for_a_shape():
+def test_a_plain_function_is_traced_once_for_a_shape():
     traces = []
 
-    def predict(params, x):
+    def predict(params, x):  # no pytree, as `LogDensity.of` and `uncertainty` take it
         traces.append(1)
         return params @ x
 
@@ -201,9 +195,10 @@ def test_traced_once_for_a_shape():
         data = problems.get("binary/xor").sample(jax.random.key(seed), 40)
         inits = jax.random.normal(jax.random.key(seed), (4, 2))
         log_density = LogDensity.of(predict, inits[0], data.xs, data.ys, "binary", sigma=1.0 + seed)
-        record = Margins(jax.tree_util.Partial(predict), data.xs, jnp.ones(40, jnp.int32), "binary")
+        record = Margins(predict, data.xs, jnp.ones(40, jnp.int32), "binary")
         traces.clear()  # the check of predict's shape traces too
-        sample_reference(log_density, inits, jax.random.key(seed), record=record, num_draws=200, num_warmup=10)
+        got = sample_reference(log_density, inits, jax.random.key(seed), record=record, num_draws=200, num_warmup=10)
+        assert got.predictions.shape == (4, 200, 40)
         return len(traces)
 
     assert run(0) > 0
@@ -258,26 +253,3 @@ def test_the_record_is_not_judged_when_told_not_to():
     assert judged.verdict is not None
     np.testing.assert_array_equal(quiet.predictions, judged.predictions)
     assert quiet.predictions.shape == (4, 20, 3)
-
-
-def test_nuts_counts_its_own_steps():
-    got = sample_reference(
-        gaussian, chains(2), jax.random.key(0), num_draws=50, num_warmup=50, num_leapfrog=1, sampler="nuts"
-    )
-    longest = 2**_blackjax.MAX_NUM_DOUBLINGS
-    assert 2 * 50 * 2 < got.cost.gradient_evaluations <= 2 * 50 * longest
-    assert got.cost.transitions == 2 * 100
-
-
-def test_margins_take_a_plain_function():
-    def predict(params, x):  # what `LogDensity.of` and `uncertainty` take
-        return params @ x
-
-    data = problems.get("binary/xor").sample(jax.random.key(0), 20)
-    inits = jax.random.normal(jax.random.key(1), (4, 2))
-    log_density = LogDensity.of(predict, inits[0], data.xs, data.ys, "binary")
-    record = Margins(predict, data.xs, jnp.ones(20, jnp.int32), "binary")
-    got = sample_reference(
-        log_density, inits, jax.random.key(0), record=record, num_draws=10, num_warmup=10, num_leapfrog=2
-    )
-    assert got.predictions.shape == (4, 10, 20)
