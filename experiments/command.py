@@ -39,7 +39,9 @@ def _count(text: str) -> int:
 def _resources(text: str) -> dict[str, float]:
     try:
         found = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
-        if not found.keys() <= {"cpus", "gpus"} or not min(found.values()) >= 0 or found.get("cpus", 1) % 1:
+        if not found.keys() <= {"cpus", "gpus"} or found.get("cpus", 1) % 1:
+            raise ValueError
+        if not all(0 <= value < float("inf") for value in found.values()):
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; write for example cpus=4 or cpus=2,gpus=0.5") from None

@@ -1,5 +1,6 @@
 """Cells that end as their names say, for the tests of workers, which import them from here."""
 
+import errno
 import os
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from experiments.cell import Result
 
 @dataclass(frozen=True)
 class Toy:
-    """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well."""
+    """fatal: kills its process. once: the first time. sick: fails. astray: asks for a file that is not there. slow: takes a second. Else it ends well."""
 
     name: str
     seed: int = 0
@@ -36,6 +37,8 @@ class Toy:
                 time.sleep(0.05)
         if self.name == "sick":
             raise ValueError("feels unwell\ntoday")
+        if self.name == "astray":
+            raise FileNotFoundError(errno.ENOENT, "No such file", "/weights.bin")
         mark = store.folder / f"{self.key()}.been"
         if self.name == "fatal" or (self.name == "once" and not mark.exists()):
             mark.touch()

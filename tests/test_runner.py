@@ -214,8 +214,8 @@ def test_a_cell_that_another_is_at_is_passed_over_or_waited_for(store):
 
 
 def test_a_failure_is_kept_with_its_place_in_the_code(tmp_path):
-    with pytest.raises(RunError, match="1 of 2 cells failed"):
-        run_locally([Toy("sick"), Toy("well")], tmp_path)
+    with pytest.raises(RunError, match="2 of 3 cells failed"):
+        run_locally([Toy("sick"), Toy("astray"), Toy("well")], tmp_path)
     kept = json.loads((tmp_path / "cells" / f"{Toy('sick').key()}.failed").read_text())
     assert kept["reason"] == "ValueError: feels unwell"
     assert "doomed.py" in kept["traceback"]
