@@ -81,7 +81,7 @@ def _attempt(cell: AnyCell, store: Store, lost: bool, report: Report | None) -> 
 
             try:
                 store.computed(cell, lambda: cell.run(progress, store))
-            except Exception as error:  # a failed cell must not stop the others
+            except (Exception, SystemExit) as error:  # a failed cell must not stop the others
                 if isinstance(error, OSError) and _of_store(error, store):
                     raise
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]

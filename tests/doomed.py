@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,10 @@ from experiments.cell import Result
 
 @dataclass(frozen=True)
 class Toy:
-    """fatal: kills its process. once: the first time. sick: fails. astray: asks for a file that is not there. slow: takes a second. Else it ends well."""
+    """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well.
+
+    astray: asks for a file that is not there. quitter: exits.
+    """
 
     name: str
     seed: int = 0
@@ -37,6 +41,8 @@ class Toy:
                 time.sleep(0.05)
         if self.name == "sick":
             raise ValueError("feels unwell\ntoday")
+        if self.name == "quitter":
+            sys.exit("enough")
         if self.name == "astray":
             raise FileNotFoundError(errno.ENOENT, "No such file", "/weights.bin")
         mark = store.folder / f"{self.key()}.been"
