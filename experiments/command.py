@@ -43,6 +43,8 @@ def _resources(text: str) -> dict[str, float]:
             raise ValueError
         if not all(0 <= value < float("inf") for value in found.values()):
             raise ValueError
+        if found.get("gpus", 0) > 1 and found["gpus"] % 1:
+            raise argparse.ArgumentTypeError(f"{text!r}; of GPUs a worker has a share of one, or whole ones")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; write for example cpus=4 or cpus=2,gpus=0.5") from None
     return found
