@@ -42,6 +42,8 @@ def _resources(text: str) -> dict[str, float]:
         cpus, gpus = found.get("cpus", 1), found.get("gpus", 0)
         if not found.keys() <= {"cpus", "gpus"} or not 0 <= gpus < float("inf") or not cpus >= 1 or cpus % 1:
             raise ValueError
+        if found.get("gpus", 0) > 1 and found["gpus"] % 1:
+            raise argparse.ArgumentTypeError(f"{text!r}; of GPUs a worker has a share of one, or whole ones")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; write for example cpus=4 or cpus=2,gpus=0.5") from None
     return found

@@ -70,5 +70,15 @@ def events(folder: Path) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and event.get("event") in EVENTS and "key" in event:
+        if isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("key"), str):
             yield event
+
+
+def measured(folder: Path) -> dict[str, tuple[float, float]]:
+    """`(seconds, weight)` by key, of the cells that the log says are finished."""
+    found = {}
+    for event in events(folder):
+        seconds, weight = event.get("seconds"), event.get("weight")
+        if event["event"] == "finished" and isinstance(seconds, (int, float)) and isinstance(weight, (int, float)):
+            found[event["key"]] = (float(seconds), float(weight))
+    return found

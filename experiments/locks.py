@@ -127,9 +127,11 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 def _read(descriptor: int) -> Holder | None:
     try:
-        return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
+        found = Holder(**json.loads(os.pread(descriptor, 4096, 0)))
+        whole = found.deaths >= 0 <= found.started and 0 <= found.share <= 1
     except (ValueError, TypeError):  # empty, or cut off by a kill
         return None
+    return found if whole else None
 
 
 def _written(path: Path | None) -> int:

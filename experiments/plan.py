@@ -42,6 +42,7 @@ def read(out: Path) -> Iterable[Plan]:
     for path in sorted((out / FOLDER).glob("*.json")):
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            yield Plan(**{**fields, "cells": [Planned(*cell) for cell in fields["cells"]]})
+            cells = [Planned(str(key), str(label), float(weight)) for key, label, weight in fields["cells"]]
+            yield Plan(**{**fields, "cells": cells})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is no plan of a run ({type(error).__name__}); remove it") from error

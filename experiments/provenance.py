@@ -34,6 +34,7 @@ def of_cell(cell: AnyCell, numbers: dict[str, Any]) -> dict[str, Any]:
     """What is kept beside the numbers of a cell; where a cell has no seed or no sampler, None."""
     return {
         **_surroundings(),
+        "key": cell.key(),
         "seed": getattr(cell, "seed", None),
         "seconds": numbers.get("seconds"),
         "gradient_evaluations": numbers.get("gradient_evaluations"),

@@ -76,11 +76,7 @@ def main(arguments: list[str]) -> int:
         if not plans:
             raise ValueError(f"{out} holds no plan: no run was started there (give the --out of the run)")
         names = ledger.scan(folder)
-        measured = {
-            event["key"]: (event["seconds"], event["weight"])
-            for event in ledger.events(folder)
-            if event["event"] == "finished"
-        }
+        measured = ledger.measured(folder)
         for plan in plans:
             print("\n".join(told(plan, state(plan, folder, names, measured))))
     except (ValueError, OSError) as error:

@@ -40,10 +40,12 @@ class Store:
         return reason is not None, reason
 
     def load(self, cell: AnyCell) -> Result | None:
-        """The stored result, or None if there is none or its files are damaged."""
+        """The stored result, or None if there is none, its files are damaged or they are another cell's."""
         try:
             numbers = json.loads(self._path(cell, "json").read_text(encoding="utf-8"))
-            numbers.pop(PROVENANCE, None)
+            key = numbers.pop(PROVENANCE, {}).get("key", cell.key())  # cells of before say no key
+            if not numbers or key != cell.key():
+                return None
             with open(self._path(cell, "npz"), "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return Result(numbers, dict(stored))
         except Exception:  # whatever the damage, and it shows in many ways: the cell is run again

@@ -1,7 +1,10 @@
 """What any worker does, wherever it runs: goes through a list of cells and computes those that nobody else has."""
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from experiments.cell import AnyCell
@@ -10,6 +13,7 @@ from experiments.store import Store
 
 MAX_DEATHS = 3  # workers that one cell may cost, without a new checkpoint in between, before it counts as failed
 PATIENCE = 0.5  # seconds between two looks at what other processes are at
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)  # what writing may say
 
 
 class Outcome(NamedTuple):
@@ -77,16 +81,22 @@ def _attempt(cell: AnyCell, store: Store, lost: bool, report: Report | None) -> 
 
             try:
                 store.computed(cell, lambda: cell.run(progress, store))
-            except OSError:
-                raise
-            except Exception as error:  # a failed cell must not stop the others
+            except (Exception, SystemExit) as error:  # a failed cell must not stop the others
+                if isinstance(error, OSError) and _of_store(error, store):
+                    raise
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 reason = f"{type(error).__name__}: {first}"
                 store.fail(cell, reason, error)
                 return Outcome(cell, reason)
             return Outcome(cell)
-    except OSError as error:  # of the store: a cell computes and touches no other file
+    except OSError as error:
         raise RunError(
             f"cannot store results in {store.folder}: {error.strerror or error}; finished cells are kept, "
             "make room and give the same command again"
         ) from error
+
+
+def _of_store(error: OSError, store: Store) -> bool:
+    """Whether the folder of results is at fault, and so every cell; else a file or a host that this cell asked for."""
+    named = isinstance(error.filename, (str, os.PathLike)) and store.folder in Path(error.filename).parents
+    return named or error.errno in NO_ROOM

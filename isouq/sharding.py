@@ -12,7 +12,7 @@ before isouq.posterior is imported, since BlackJAX uses JAX while it is imported
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ def shard_inputs(xs: Any, devices: Mesh | Sequence[jax.Device] | None = None) ->
         xs with n rounded up to a multiple of the devices: row 0 is repeated at the end. Cut results with `[:n]`.
 
     Raises:
-        ValueError: no rows, leaves of different lengths, no device.
+        ValueError: no rows, leaves of different lengths, no device, one device twice.
     """
     size = _checks.inputs(xs)
     mesh = input_mesh(devices)
@@ -61,16 +61,18 @@ def shard_params(params: Any, rules: Sequence[tuple[str, PartitionSpec]] | None,
         The same numbers; programs that take them are partitioned by XLA, estimates differ by rounding.
 
     Raises:
-        ValueError: a rule that finds no leaf, an axis the mesh lacks, more axes than a leaf has dimensions, a
-            dimension that its axes do not divide.
+        ValueError: rules that are no such pairs, a rule that finds no leaf, an axis the mesh lacks, more axes than a
+            leaf has dimensions, a dimension that its axes do not divide.
 
     Memory: params / devices on each, as far as the rules split them; `isouq.text.load(place=shard_over(mesh))` reads
     a model without holding it whole anywhere.
     """
+    _check_mesh(mesh)
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(params)]
     if rules is None:
         place = shard_over(mesh, "model")
     else:
+        rules = _pairs(rules)
         for pattern, _ in rules:
             if not any(re.search(pattern, path) for path in paths):
                 raise ValueError(f"rule {pattern!r} finds no parameter; the paths are {_some(paths)}")
@@ -87,6 +89,7 @@ def shard_over(mesh: Mesh, axis: str | None = None) -> Place:
     axis: the mesh's only axis by default. Stacked layers (paths that begin with "layers.") are not split on the layer
     axis. Vectors are copied, and so are matrices with no dimension that divides.
     """
+    _check_mesh(mesh)
     axis = axis or mesh.axis_names[0]
     if axis not in mesh.axis_names:
         raise ValueError(f"axis is {axis!r}; the mesh has {', '.join(map(repr, mesh.axis_names))}")
@@ -121,15 +124,39 @@ def input_mesh(devices: Mesh | Sequence[jax.Device] | None) -> Mesh:
     """A mesh whose first axis is the one for inputs."""
     if isinstance(devices, Mesh):
         return _auto(devices)
-    devices = list(jax.devices() if devices is None else devices)
-    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+    devices = jax.devices() if devices is None else devices
+    found = list(devices) if isinstance(devices, Iterable) else []
+    if not found or not all(isinstance(device, jax.Device) for device in found):
         raise ValueError(f"devices is {devices!r:.60}; expected a list of JAX devices such as jax.local_devices()")
-    return Mesh(np.array(devices), ("inputs",))
+    if len(set(found)) < len(found):
+        raise ValueError(f"devices has {len(found)} entries, of which {len(set(found))} differ; give each device once")
+    return Mesh(np.array(found), ("inputs",))
 
 
 def _auto(mesh: Mesh) -> Mesh:
     """Axes that XLA partitions over; those of jax.make_mesh are Explicit, and would ask every model for types."""
     return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _check_mesh(mesh: Mesh) -> None:
+    if not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh is {mesh!r:.60}; expected one such as jax.make_mesh((2, 4), ('inputs', 'model'))")
+
+
+def _pairs(rules: Any) -> list[tuple[str, PartitionSpec]]:
+    """The rules as a list, each looked at."""
+    rules = list(rules) if isinstance(rules, Iterable) else [rules]
+    for rule in rules:
+        pair = isinstance(rule, (tuple, list)) and len(rule) == 2
+        if not pair or not isinstance(rule[0], str) or not isinstance(rule[1], PartitionSpec):
+            raise ValueError(
+                f"a rule is {rule!r:.60}; expected a pair such as ('kernel$', PartitionSpec(None, 'model'))"
+            )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ValueError(f"rule {rule[0]!r} is no regular expression: {error}") from None
+    return rules
 
 
 def _by_rules(rules: Sequence[tuple[str, PartitionSpec]], mesh: Mesh) -> Place:

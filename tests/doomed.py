@@ -1,6 +1,8 @@
 """Cells that end as their names say, for the tests of workers, which import them from here."""
 
+import errno
 import os
+import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -13,6 +15,7 @@ from experiments.cell import Result
 class Toy:
     """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well.
 
+    astray: asks for a file that is not there. quitter: exits.
     cores: tells those of its threads.
     """
 
@@ -39,6 +42,10 @@ class Toy:
                 time.sleep(0.05)
         if self.name == "sick":
             raise ValueError("feels unwell\ntoday")
+        if self.name == "quitter":
+            sys.exit("enough")
+        if self.name == "astray":
+            raise FileNotFoundError(errno.ENOENT, "No such file", "/weights.bin")
         mark = store.folder / f"{self.key()}.been"
         if self.name == "fatal" or (self.name == "once" and not mark.exists()):
             mark.touch()

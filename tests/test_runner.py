@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -185,6 +186,14 @@ def test_a_damaged_cell_is_taken_away_before_it_is_run_again(store):
     assert [store.ended(cell)[0] for cell in (*cells, Toy("sick"))] == [False, True, False]
 
 
+def test_the_files_of_another_cell_are_not_taken(store):
+    store.save(Toy("well"), Toy("well").run(None, store))
+    for suffix in ("json", "npz"):
+        shutil.copy(store.folder / f"{Toy('well').key()}.{suffix}", store.folder / f"{Toy('other').key()}.{suffix}")
+    assert store.load(Toy("well"))
+    assert store.load(Toy("other")) is None
+
+
 # work
 
 
@@ -214,8 +223,8 @@ def test_a_cell_that_another_is_at_is_passed_over_or_waited_for(store):
 
 
 def test_a_failure_is_kept_with_its_place_in_the_code(tmp_path):
-    with pytest.raises(RunError, match="1 of 2 cells failed"):
-        run_locally([Toy("sick"), Toy("well")], tmp_path)
+    with pytest.raises(RunError, match="3 of 4 cells failed"):
+        run_locally([Toy("sick"), Toy("astray"), Toy("quitter"), Toy("well")], tmp_path)
     kept = json.loads((tmp_path / "cells" / f"{Toy('sick').key()}.failed").read_text())
     assert kept["reason"] == "ValueError: feels unwell"
     assert "doomed.py" in kept["traceback"]

@@ -11,7 +11,7 @@ from experiments.store import Store
 from experiments.work import Outcome, Report, work
 
 POLL = 0.1  # seconds between two looks at the folder, at least; 20 times as long as a look takes
-SPARE = 6  # workers that may be lost without anything having ended, beside one for each that there is room for
+SPARE = 6  # workers that may be lost for nothing, beside two for each that there is room for
 
 
 class Crew(Protocol):
@@ -49,9 +49,11 @@ def watch(crew: Crew, cells: Sequence[AnyCell], store: Store, report: Report) ->
 
     A worker that dies is replaced as long as there is something to do. Its cell is taken up by another from the last
     checkpoint (if `alone`, at the end and by itself); after `work.MAX_DEATHS` it counts as failed.
+    RunError if workers are lost one after the other and none gets to a cell that no other was at.
     """
     left = {cell.key(): cell for cell in cells}
-    started = 0  # workers, since something ended
+    reached: set[str] = set()
+    started = 0  # workers, since something ended or a cell was reached for the first time
     while left:
         working = crew.working()  # before the look: what the last one stored is seen
         began = time.monotonic()
@@ -64,6 +66,9 @@ def watch(crew: Crew, cells: Sequence[AnyCell], store: Store, report: Report) ->
         if not left:
             return
         held = {key: locks.holder(store.folder / f"{key}.lock") for key in left if key in names.claimed}
+        if held.keys() - reached:
+            reached |= held.keys()
+            started = 0
         running = {key: holder for key, holder in held.items() if holder is not None}
         for key, holder in running.items():
             report(left[key], min(holder.share, 0.99))
@@ -77,6 +82,6 @@ def watch(crew: Crew, cells: Sequence[AnyCell], store: Store, report: Report) ->
             started += missing
         elif able and not working:
             raise RunError(
-                f"the workers end before any cell does: {crew.why}; the same command goes on from what is finished"
+                f"{started} workers ended and no cell did: {crew.why}; the same command goes on from what is finished"
             )
         time.sleep(min(30.0, max(POLL, 20 * (time.monotonic() - began))))

@@ -38,8 +38,9 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Ite
             options |= {"log_to_driver": False, "logging_level": "error"}
             options["runtime_env"] = {"env_vars": _environment(settings)}
             ray.init("local" if local else settings.address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RunError(f"no Ray cluster at {settings.address or 'this machine'}: {_first_line(error)}") from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        hint = "" if local else "; is it up, and is RAY_AUTH_MODE here what it is there?"
+        raise RunError(f"no Ray cluster at {settings.address or 'this machine'}: {_first_line(error)}{hint}") from error
     mark = store.folder / f".run.{uuid.uuid4().hex}"
     try:
         mark.touch()
