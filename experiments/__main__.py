@@ -5,13 +5,17 @@ import sys
 
 def main() -> int:
     """`status` is answered without importing what an experiment needs."""
-    if sys.argv[1:2] == ["status"]:
-        from experiments.status import main as status
+    try:
+        if sys.argv[1:2] == ["status"]:
+            from experiments.status import main as status
 
-        return status(sys.argv[2:])
-    from experiments.command import main as command
+            return status(sys.argv[2:])
+        from experiments.command import main as command
 
-    return command()
+        return command()
+    except KeyboardInterrupt:  # while that was imported
+        print("experiments: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
