@@ -13,15 +13,15 @@ PAGES = ("README.md", "docs/comparison.md")
 
 YES, NO = "yes", "–"
 # Read in the code of these releases; "not checked" where that did not settle it.
-VERSIONS = {
+READ = {
     "laplace-torch": "0.3",
     "laplax": "0.0.2",
     "BackPACK": "1.7.1",
     "Opacus": "1.6.0",
     "lm-polygraph": "0.7.0",
-    "torch.func": "torch 2.13.0",
-    "NumPyro": "0.22.0",
 }
+# Run here, in the benchmarks and as the second opinion; for the rest as documented.
+USED = {"torch.func": "torch 2.13.0", "NumPyro": "0.22.0"}
 QUESTIONS = (
     "framework",
     "‖∂f‖² of every example",
@@ -83,12 +83,12 @@ def generated(libraries: Iterable[str] = FEATURES, results: Path = ROOT / "bench
 
 def _features(libraries: Iterable[str]) -> str:
     shown = {name: FEATURES[name] for name in libraries}
-    read = ", ".join(f"{name} {VERSIONS[name]}" for name in shown if name in VERSIONS).replace(
-        "func torch", "func in torch"
-    )
+    read = ", ".join(f"{name} {READ[name]}" for name in shown if name in READ)
+    used = " and ".join(f"{name} ({USED[name]})" for name in shown if name in USED)
     lines = [["", *shown], ["---"] * (len(shown) + 1)]
     lines += [[question, *(row[i] for row in shown.values())] for i, question in enumerate(QUESTIONS)]
-    return f"{_table(lines)}\nAs read in the code of {read}.\n"
+    rest = f" {used}: as used here and as documented." if used else ""
+    return f"{_table(lines)}\nAs read in the code of {read}.{rest}\n"
 
 
 def _ratios(results: Path) -> str:

@@ -43,7 +43,6 @@ TERMS = ("whole", *(f"{term}_{version}" for version in decomposition.VERSIONS fo
 MAPS = ("reference", "epistemic", "aleatoric_reference", "aleatoric")  # of two features
 CURVES = ("reference", "epistemic", "mean", "probability")  # of one
 FAR = 0.1  # a map run again on another machine: its r and ρ lie closer to the committed ones than this
-FLAT = 1e-4  # of the largest value: a map with a smaller range is drawn from digits that training leaves to chance
 Row = dict[str, Any]
 
 
@@ -180,11 +179,6 @@ def apart(row: Row, result: Result) -> float:
     )
 
 
-def _spread(values: np.ndarray) -> float:
-    """The range of a map as a share of its largest value."""
-    return float(np.ptp(values) / values.max())
-
-
 def data(results: Path, out: Path, finished: bool = False, executor: str = "processes") -> tuple[dict[str, Any], float]:
     """What the page reads, and how far the maps it shows lie from the committed numbers.
 
@@ -205,7 +199,7 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
         mine = [row for row in terms if _model(row) == _model(rows[0])]
         far = 0.0 if result is None else apart(_first(rows), result)
         entries.append(_entry(rows, mine, None if result is None or far > FAR else result.arrays))
-        if result is not None and (spread := _spread(result.arrays["epistemic"])) < FLAT:
+        if result is not None and (spread := report.spread(result.arrays["epistemic"])) < report.FLAT:
             entries[-1]["flat"] = _short(spread, 2)
         if far > FAR:
             entries[-1]["apart"] = _short(far, 2)

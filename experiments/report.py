@@ -9,6 +9,7 @@ from isouq.posterior.verdict import Verdict
 from isouq.stats import Interval, bootstrap_mean
 
 Row = dict[str, Any]
+FLAT = 1e-4  # of the largest value: a map with a smaller range is drawn from digits that training leaves to chance
 
 
 def reading() -> str:
@@ -27,6 +28,11 @@ def over_seeds(rows: Sequence[Row], column: str, flag: str = "accepted") -> Inte
     Undefined values (a constant map, a column that a cell lacks) are left out.
     """
     return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row.get(column, np.nan))])
+
+
+def spread(values: np.ndarray) -> float:
+    """The range of a map as a share of its largest value; a map below FLAT is flat."""
+    return float(np.ptp(values) / values.max())
 
 
 def accepted_share(rows: Sequence[Row]) -> str:

@@ -81,7 +81,7 @@ def summarise(results: list[Result], preset: str) -> Outputs:
         [
             f"# Scaling, preset `{preset}`: {PROBLEM}, one hidden layer, widths {widths[0]} to {widths[-1]}\n",
             report.reading(),
-            f"## Is there a U?\n\n{_shape(groups)}",
+            f"## Is there a U?\n\n{_shape(groups)}{_flat(results)}",
             f"## Every model\n\n{report.table(header, body)}",
             report.training(rows),
             report.unconverged(rows),
@@ -137,6 +137,28 @@ def _shape(groups: dict[tuple[str, float], dict[int, list[dict[str, Any]]]]) -> 
         "accepted seed is passed over. The lowest point is picked after looking: its intervals are too narrow.\n"
     )
     return text + report.table(header, body) + reading
+
+
+def _flat(results: list[Result]) -> str:
+    """Which models have correlations that mean nothing: there the estimate is the same everywhere."""
+    found: dict[str, dict[int, list[float]]] = {}
+    seeds: set[int] = set()
+    for numbers, arrays in results:
+        if "epistemic" in arrays and (spread := report.spread(arrays["epistemic"])) < report.FLAT:
+            by_width = found.setdefault(f"{numbers['prior']} σ = {numbers['sigma']:g}", {})
+            by_width.setdefault(numbers["width"], []).append(spread)
+            seeds.add(numbers["seed"])
+    if not found:
+        return ""
+    models = "; ".join(
+        f"{prior}, " + ", ".join(f"{max(by_width[width]):.1g} at width {width}" for width in sorted(by_width))
+        for prior, by_width in found.items()
+    )
+    seen = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+    return (
+        "\nNo agreement where θ* predicts the same everywhere: there ‖g‖² varies over the inputs by a tiny share of "
+        f"its value ({models}; {seen}), and r and ρ compare rounding.\n"
+    )
 
 
 def _signed(interval: Interval) -> str:

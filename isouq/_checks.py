@@ -89,6 +89,10 @@ def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
     leaves = jax.tree.leaves(xs)
     if not leaves:
         raise ValueError(f"{name} is empty; expected an array with a leading {axis} axis")
+    if isinstance(xs, (list, tuple)) and any(isinstance(leaf, (bool, int, float)) for leaf in leaves):
+        raise ValueError(f"{name} is a {type(xs).__name__} of numbers; expected an array: numpy.asarray({name})")
+    for leaf in leaves:
+        _numeric(name, leaf)
     if any(not jnp.shape(leaf) for leaf in leaves):
         raise ValueError(f"{name} is a scalar; expected a leading {axis} axis (for one row pass {name}[None])")
     sizes = sorted({jnp.shape(leaf)[0] for leaf in leaves})
@@ -97,6 +101,31 @@ def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
     if sizes[0] == 0:
         raise ValueError(f"{name} has no rows; expected at least one")
     return sizes[0]
+
+
+def _numeric(name: str, leaf: Any) -> None:
+    """Raises for text, objects and arrays of another library."""
+    if isinstance(leaf, jax.Array):  # traced ones too
+        return
+    try:
+        jax.dtypes.result_type(leaf)
+    except TypeError as error:
+        given = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else f"a {type(leaf).__name__}"
+        raise ValueError(
+            f"{name} holds {given}; expected JAX or NumPy arrays of numbers, such as numpy.asarray({name}, float)"
+        ) from error
+
+
+def one_start(log_density: Callable, inits: Any) -> None:
+    """Raises unless log_density takes one row of `inits`."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jax.dtypes.result_type(leaf)), inits)
+    try:
+        jax.eval_shape(log_density, one)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"log_density failed on one start: {str(error).strip().splitlines()[0]}; inits needs a leading axis of "
+            "starts: jax.vmap(init)(jax.random.split(key, 4))"
+        ) from error
 
 
 def several_chains(chains: int) -> None:

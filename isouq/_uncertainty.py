@@ -244,12 +244,19 @@ def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> int | N
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.asarray(x).dtype), xs)
     try:
         outputs = jax.eval_shape(predict, params, example)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+    except Exception as error:
         shapes = jax.tree.map(lambda e: e.shape, example)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "; for one input, give xs a leading axis: xs[None]" if () in jax.tree.leaves(shapes, _is_shape) else ""
+        if type(error).__name__ in ("ModifyScopeVariableError", "InvalidRngError"):  # Flax, whose reasons these are
+            hint = "; dropout and batch normalisation must be off: from_linen(module, variables, train=False) or alike"
         raise ValueError(f"predict(params, x) failed on one example of shape {shapes}: {reason}{hint}") from error
-    shape = getattr(outputs, "shape", None)
+    shape, dtype = getattr(outputs, "shape", None), getattr(outputs, "dtype", jnp.float32)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"predict returned {dtype}{list(outputs.shape)} for one example; expected floating outputs "
+            "(logits or a mean, no label and no argmax)"
+        )
     if kind == "multiclass":
         if shape is None or len(shape) != 1 or shape[0] < 2:
             raise ValueError(

@@ -68,9 +68,21 @@ def from_nnx(module: nnx.Module) -> tuple[Callable, Any]:
     """`(predict, params)` of an NNX module that maps one example to its outputs.
 
     params holds every `nnx.Param` as a plain nested dictionary. Other state (running statistics,
-    random streams) is bound as it stands: call `module.eval()` first where that matters.
+    random streams) is bound as it stands.
+
+    Raises:
+        ValueError: no module with parameters, or one with dropout or batch normalisation in training mode:
+            call `module.eval()` first.
     """
     graphdef, params, rest = _split(module)
+    if not jax.tree.leaves(params):
+        name = module.__name__ if isinstance(module, type) else type(module).__name__
+        raise ValueError(
+            f"module is {name} and holds no nnx.Param; expected an NNX module that was built, such as "
+            "Net(rngs=nnx.Rngs(0)); for Linen from_linen(module, variables)"
+        )
+    if on := _in_training(module):
+        raise ValueError(f"module has {', '.join(on)} in training mode; call module.eval() first")
     return jax.tree_util.Partial(_apply, rest, graphdef=Static(graphdef)), params
 
 
@@ -87,6 +99,14 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, An
     rest = {name: value for name, value in variables.items() if name != "params"}
     bound = tuple(sorted(kwargs.items()))
     return jax.tree_util.Partial(_apply_linen, rest, module=Static((module, bound))), variables["params"]
+
+
+def _in_training(module: nnx.Module) -> list[str]:
+    """Its layers that would drop units at random, or take the statistics of ONE example for those of a batch."""
+    switches = ("deterministic", "use_running_average")
+    parts = [part for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Module)]
+    parts = [part for part in parts if getattr(part, "rate", getattr(part, "dropout_rate", None)) != 0]
+    return sorted({type(p).__name__ for p in parts if any(getattr(p, switch, None) is False for switch in switches)})
 
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any]:

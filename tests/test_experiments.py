@@ -847,3 +847,12 @@ def test_the_shape_leaves_undefined_correlations_out():
     text = scaling._shape({("unit", 1.0): rows})
     assert "nan" not in text
     assert verdicts(rows) == ["too few seeds (4)", "yes"]
+
+
+def test_a_flat_estimate_is_said_to_agree_with_nothing():
+    numbers = {"prior": "fan_in", "sigma": 0.3, "width": 4, "seed": 0}
+    flat = Result(numbers, {"epistemic": np.array([1.0, 1 - 1e-5])})
+    text = scaling._flat([flat, Result(numbers | {"width": 8, "seed": 1}, {"epistemic": np.array([1.0, 0.9])})])
+    assert "fan_in σ = 0.3, 1e-05 at width 4; seed 0)" in text
+    assert "width 8" not in text
+    assert scaling._flat([Result(numbers, {})]) == ""

@@ -194,6 +194,8 @@ def test_frameworks_agree():
 
 def test_from_nnx_binds_other_state():
     module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"BatchNorm in training mode; call module.eval\(\)"):
+        models.from_nnx(module)
     module.eval()
     predict, params = models.from_nnx(module)
     assert set(params) == {"scale", "bias"}
@@ -204,6 +206,9 @@ def test_from_nnx_binds_other_state():
 def test_from_linen_binds_collections_and_keywords():
     module = nn.BatchNorm()
     variables = module.init(jax.random.key(0), jnp.ones((3,)), use_running_average=True)
+    predict, params = models.from_linen(module, variables, use_running_average=False)
+    with pytest.raises(ValueError, match="batch normalisation must be off"):
+        isouq.uncertainty(predict, params, jnp.eye(3), "multiclass")
     predict, params = models.from_linen(module, variables, use_running_average=True)
     assert np.isfinite(isouq.uncertainty(predict, params, jnp.eye(3), "multiclass").epistemic).all()
 

@@ -45,7 +45,7 @@ u = isouq.uncertainty(predict, fit.best(), grid, problem.kind)
 # %%
 record = posterior.Margins(predict, grid, u.target, problem.kind)
 reference = posterior.sample_reference(
-    log_density, fit.params, jax.random.key(2), record=record, num_warmup=300, num_draws=800, num_leapfrog=30
+    log_density, fit.params, jax.random.key(2), record=record, num_warmup=200, num_draws=600, num_leapfrog=20
 )
 print(reference.verdict)
 print(f"{reference.cost.gradient_evaluations} gradients; ‖g‖² took one an input")
@@ -73,7 +73,7 @@ for axis, (title, values) in zip(axes, {"HMC: Var[p]": sampled, "‖g‖²": np.
 # %% [markdown]
 # ## Does it matter where?
 #
-# Agreement is often better near the data than away from them. Compare where you will use it.
+# Agreement is often better near the data than away from them; here it is the same. Compare where you will use it.
 
 # %%
 near = np.linalg.norm(np.asarray(grid)[:, None] - xs[None], axis=-1).min(axis=1) < 0.5

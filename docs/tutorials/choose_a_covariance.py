@@ -15,7 +15,7 @@ from isouq import models, posterior, problems
 # %%
 problem = problems.get("regression/nonlinear")
 data = problem.sample(jax.random.key(0), n=200)
-predict, init = models.mlp(1, (32,), 1)
+predict, init = models.mlp(1, (16,), 1)
 inits = jax.vmap(init)(jax.random.split(jax.random.key(1), 4))
 one = jax.tree.map(lambda leaf: leaf[0], inits)
 log_density = posterior.LogDensity.of(predict, one, data.xs, data.ys, "regression", noise=problem.noise)

@@ -66,7 +66,7 @@ def trace(
 
     try:
         closed = jax.make_jaxpr(flat)(*leaves)
-    except _Refused:
+    except OutputError:
         raise
     except Exception:  # it may work untraced; if not, jax.grad will say what is wrong with it
         return None
@@ -106,7 +106,7 @@ def _check_leaf(leaf: Any) -> None:
         )
 
 
-class _Refused(TypeError):
+class OutputError(TypeError):
     """What f returned cannot be differentiated, traced or not."""
 
 
@@ -114,16 +114,16 @@ def _value_and_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
     if not has_aux:
         return out, ()
     if not (isinstance(out, tuple) and len(out) == 2):
-        raise _Refused(f"with has_aux the function returns (value, aux); it returned a {type(out).__name__}")
+        raise OutputError(f"with has_aux the function returns (value, aux); it returned a {type(out).__name__}")
     return out
 
 
 def _check_value(value: Any, scalar: bool) -> Any:
     expected = "a floating scalar []" if scalar else "floating arrays"
     if not hasattr(value, "dtype") and not isinstance(value, (bool, int, float, complex)):
-        raise _Refused(f"the function returned a {type(value).__name__}; expected {expected}")
+        raise OutputError(f"the function returned a {type(value).__name__}; expected {expected}")
     value = jnp.asarray(value)
     hint = "; pick one value, or isouq.grad_sq_norm_probes for all" if scalar and value.size > 1 else ""
     if (scalar and value.shape != ()) or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise _Refused(f"the function returned {value.dtype}{list(value.shape)}; expected {expected}{hint}")
+        raise OutputError(f"the function returned {value.dtype}{list(value.shape)}; expected {expected}{hint}")
     return value

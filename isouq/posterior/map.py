@@ -58,7 +58,9 @@ def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, toleran
     _checks.float_leaves("inits", inits)
     _checks.inputs(inits, "inits", "start")
     _checks.finite("inits", inits)
-    return _fit(as_pytree_callable(log_density, "log_density"), inits, max_steps, tolerance)
+    log_density = as_pytree_callable(log_density, "log_density")
+    _checks.one_start(log_density, inits)
+    return _fit(log_density, inits, max_steps, tolerance)
 
 
 @jax.jit
