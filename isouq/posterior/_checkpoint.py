@@ -25,7 +25,8 @@ class Saved(NamedTuple):
 
 
 def fingerprint(settings: dict[str, Any], arrays: Any) -> str:
-    """SHA-256 of settings (JSON) and of the bytes, shapes and dtypes of all leaves of arrays."""
+    """SHA-256 of settings (JSON), JAX's version and device, and bytes, shapes and dtypes of all leaves of arrays."""
+    settings = settings | {"jax": jax.__version__, "device": jax.local_devices()[0].device_kind}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):

@@ -157,10 +157,8 @@ def run(
     done, kept, checkpoint = 0, Kept(plan.num_draws), None
     if open_checkpoint is not None:
         first = layout.join(states)
-        versions = {"jax": jax.__version__, "blackjax": _blackjax.VERSION, "device": jax.local_devices()[0].device_kind}
-        checkpoint = open_checkpoint(
-            fingerprint(asdict(plan) | versions, (key, inverse_mass, log_density, record, first))
-        )
+        settings = asdict(plan) | {"blackjax": _blackjax.VERSION}
+        checkpoint = open_checkpoint(fingerprint(settings, (key, inverse_mass, log_density, record, first)))
         saved = checkpoint.load(first, _abstract_trace(record, first))
         if saved is not None:
             done, states = saved.blocks, layout.place(saved.state)
