@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, Files]:
 
 def holders(folder: Path) -> list[locks.Holder]:
     """Who is at a cell now."""
-    found = (locks.holder(folder / f"{key}.lock") for key in ledger.scan(folder).claimed)
+    found = (locks.holder(folder / f"{key}.lock") for key in ledger.scan(folder).claimed if not key.startswith("run-"))
     return [holder for holder in found if holder is not None]
 
 

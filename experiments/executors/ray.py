@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments import locks
 from experiments.cell import AnyCell
 from experiments.errors import RunError
 from experiments.executors import Run, Settings, _crew
@@ -41,16 +42,17 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Ite
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         hint = "" if local else "; is it up, and is RAY_AUTH_MODE here what it is there?"
         raise RunError(f"no Ray cluster at {settings.address or 'this machine'}: {_first_line(error)}{hint}") from error
-    mark = store.folder / f".run.{uuid.uuid4().hex}"
+    mark = store.folder / f"run-{uuid.uuid4().hex}.lock"  # held while this run lives: what a dead one leaves is swept
     try:
-        mark.touch()
-        crew = Tasks(ray, settings, widest, store.folder.resolve(), mark.name)
-        try:
-            yield lambda cells: _crew.watch(crew, cells, store, report)
-        finally:
-            crew.stop()
+        held = locks.claim(mark, "a run")
+        assert held is not None  # nobody else has this name
+        with held:
+            crew = Tasks(ray, settings, widest, store.folder.resolve(), mark.name)
+            try:
+                yield lambda cells: _crew.watch(crew, cells, store, report)
+            finally:
+                crew.stop()
     finally:
-        mark.unlink(missing_ok=True)
         ray.shutdown()
 
 
