@@ -52,8 +52,11 @@ def growth(rows: Sequence[Row], path: Path) -> None:
                     ax.plot(
                         [row["value"] for row in mine], values, marker=marker, lw=width, ms=4, color=colour, label=name
                     )
-                measured = any(row[key] for row in rows if row["axis"] == axis)
-                ax.set(xscale="log", yscale="log" if measured else "linear", xlabel=axis, ylabel=label)
+                known = [scale * row[key] for row in rows if row["axis"] == axis and row[key]]
+                wide = bool(known) and max(known) > 5 * min(known)  # else a log scale would make much of little
+                ax.set(xscale="log", yscale="log" if wide else "linear", xlabel=axis, ylabel=label)
+                if not wide:
+                    ax.set_ylim(0, 1.1 * max(known, default=1.0))
                 ax.set_xticks(sorted({row["value"] for row in rows if row["axis"] == axis}))
                 ax.xaxis.set_major_formatter("{x:g}")
                 ax.xaxis.set_minor_locator(NullLocator())
@@ -62,7 +65,8 @@ def growth(rows: Sequence[Row], path: Path) -> None:
             grid[0, column].set_title(
                 next(row["case"] for row in rows if row["axis"] == axis).split(", T =")[0], loc="left"
             )
-        grid[0, 0].legend(frameon=False, fontsize=8)
+        if len(names) > 1:
+            grid[0, 0].legend(frameon=False, fontsize=8)
         figure.savefig(path, dpi=150)
 
 
