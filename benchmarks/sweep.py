@@ -162,8 +162,8 @@ def _write(out: Path, rows: list[dict[str, Any]], arguments: list[str]) -> None:
             "",
             f"{BUSY[0]} cells of {BUSY[1]:g} s of one core: one worker takes {np.median(spans[1]):.1f} s, two take "
             f"{np.median(spans[2]):.1f} s, a factor of {np.median(ratios):.2f} (from {ratios[0]:.2f} to "
-            f"{ratios[-1]:.2f} in {len(ratios)} runs of each), from the first cell's start to the last one's end. With the start of "
-            f"the workers it is {whole[1]:.1f} s and {whole[2]:.1f} s.",
+            f"{ratios[-1]:.2f} in {len(ratios)} runs of each), from the first cell's start to the last one's end. "
+            f"With the start of the workers it is {whole[1]:.1f} s and {whole[2]:.1f} s.",
         ]
     (out / "sweep.md").write_text("\n".join([*lines, "", "![](sweep.png)", ""]), encoding="utf-8")
     plots.growth(_points(rows), out / "sweep.png")
