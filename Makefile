@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help reproduce test lint docs dist clean
+.PHONY: help reproduce test test-long lint docs dist clean
 
 help:
 	@echo "make reproduce   all synthetic experiments at the quick preset: figures and tables under out/quick"
-	@echo "make test        format, types and all tests"
+	@echo "make test        format, types and tests; make test-long: the few that take longest"
 	@echo "make docs        the documentation, in out/docs"
 	@echo "python -m benchmarks NAME   against the peers; see benchmarks/README.md"
 
@@ -18,7 +18,10 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -138,7 +138,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_questions_go_on_batch_by_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(_qa_answers, "GREEDY_BATCH", 2)
     monkeypatch.setattr(_qa_answers, "SAMPLES_BATCH", 2)
