@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +91,7 @@ class Processes:
         arguments = (theirs, self.folder, os.getpid(), cores)
         process = get_context("spawn").Process(target=_spawned.live, args=arguments, daemon=True)
         # workers start with Ctrl-C blocked: it is the driver's to handle
+        resource_tracker.ensure_running()  # as it starts it lifts the block
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
