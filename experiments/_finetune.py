@@ -59,14 +59,14 @@ def fit(
     if checkpoint is not None:
         settings = {"seed": seed, "rate": rate, "epochs": epochs, "patience": patience, "batch": batch}
         file = Checkpoint(checkpoint, checkpoint_seconds, fingerprint(settings, (params, train, validation)))
-    so_far = _Progress(params, _optimiser(rate, warmup).init(params), params, np.zeros(steps), np.zeros(epochs),
+    so_far = _Progress(params, _optimiser(rate, warmup).init(params), params, jnp.zeros(steps), np.zeros(epochs),
                        np.full(epochs + 1, np.inf))  # fmt: skip
     saved = None if file is None else file.load(so_far, None)
     taken = 0
     if saved is None:
         so_far.validation[0] = _loss(predict, params, *validation)
     else:
-        taken, so_far = saved.blocks, saved.state
+        taken, so_far = saved.blocks, saved.state._replace(seen=jnp.asarray(saved.state.seen))
     for epoch in range(epochs):
         order = rng.permutation(len(ys))
         for step in range(steps):
@@ -74,8 +74,7 @@ def fit(
                 continue
             rows = order[step * batch : (step + 1) * batch]
             params, state, loss = _step(predict, so_far.params, so_far.state, _rows(xs, rows), ys[rows], rate, warmup)
-            so_far = so_far._replace(params=params, state=state)
-            so_far.seen[step] = loss
+            so_far = so_far._replace(params=params, state=state, seen=so_far.seen.at[step].set(loss))  # does not wait
             if step == steps - 1:
                 so_far = _end_of_epoch(so_far, epoch, _loss(predict, params, *validation))
             if file is not None and file.due():
@@ -94,13 +93,13 @@ class _Progress(NamedTuple):
     params: Any
     state: Any
     best: Any
-    seen: np.ndarray
+    seen: Array
     train: np.ndarray
     validation: np.ndarray
 
 
 def _end_of_epoch(so_far: _Progress, epoch: int, validation: float) -> _Progress:
-    so_far.train[epoch] = np.mean(so_far.seen.astype(np.float32))
+    so_far.train[epoch] = np.mean(np.asarray(so_far.seen))
     so_far.validation[epoch + 1] = validation
     return so_far._replace(best=so_far.params) if validation == so_far.validation.min() else so_far
 

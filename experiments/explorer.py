@@ -15,7 +15,6 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from experiments.outputs import writable
 from experiments.progress import console
 from experiments.publish import ROOT
 from experiments.runner import finished_cells, run_cells
-from isouq import problems, stats
+from isouq import _files, problems, stats
 from isouq.posterior.verdict import Verdict
 
 SEED = 0
@@ -243,9 +242,7 @@ def main() -> int:
         return 1
     target, text = ROOT / PAGE, page(content)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, target)
+    _files.replace_text(target, text)
     entries = content["models"]
     drawn = sum("maps" in entry for entry in entries)
     print(f"{PAGE}: {len(entries)} models, {drawn} with maps, {len(text.encode()) / 1e3:.0f} kB")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks.kills import untimed
 from experiments import command, maps, report, scaling, study, validation
 from experiments.cell import STUDIES, Cell, Result
 from experiments.errors import RunError
@@ -80,13 +81,6 @@ def run(arguments, out, cache=None):
     done = finish(start(arguments, out, cache))
     assert done.returncode == 0, done.stderr
     return done
-
-
-def untimed(path):
-    """A table without the columns that differ from run to run, as text."""
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-    kept = [i for i, name in enumerate(rows[0]) if not name.startswith("seconds")]
-    return "\n".join(",".join(row[i] for i in kept) for row in rows)
 
 
 def tables(out, names):

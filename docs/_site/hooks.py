@@ -17,23 +17,6 @@ from docs._site.places import ROOT, sources
 _origin: dict[str, str] = {}  # page of the site -> the file of the repository that its links are relative to
 
 
-def on_config(config: Any) -> Any:
-    """Leaves out what the navigation names and is not there (a page that is still being written)."""
-    config.nav = _existing(config.nav, Path(config.docs_dir))
-    return config
-
-
-def _existing(nav: list[Any], folder: Path) -> list[Any]:
-    kept: list[Any] = []
-    for entry in nav:
-        ((title, target),) = entry.items()
-        if isinstance(target, list):
-            kept += [{title: inside}] if (inside := _existing(target, folder)) else []
-        elif (folder / target).exists() or target in (*sources(), *GENERATED):
-            kept.append(entry)
-    return kept
-
-
 GENERATED = {"experiments.md": cards.page, "gallery.md": gallery.page}
 
 

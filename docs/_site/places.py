@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from experiments import EXPERIMENTS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,14 +30,7 @@ def provenance(experiment: str) -> dict[str, Any] | None:
 
 def experiments() -> list[str]:
     """The experiments in the order of the command line."""
-    import ast
-
-    tree = ast.parse((ROOT / "experiments" / "__init__.py").read_text(encoding="utf-8"))
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Dict):
-            names += [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-    return list(dict.fromkeys(names))
+    return list(EXPERIMENTS)
 
 
 def _relative(path: Path) -> str:

@@ -5,16 +5,19 @@ go through the list on their own, each cell claimed in the folder by whoever com
 there, replaces those that died, and tells what has ended.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from experiments.cell import AnyCell
 from experiments.store import Store
 from experiments.work import Outcome, Report
 from isouq import _checks
 
+ROOT = Path(__file__).parents[2]
 EXECUTORS = ("local", "processes", "ray", "slurm")
 
 Run = Callable[[Sequence[AnyCell]], Iterator[Outcome]]
@@ -56,3 +59,8 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Abs
     report: told how far cells are. Leaving the context ends the workers. RunError if it cannot be had.
     """
     return import_module(f"experiments.executors.{settings.name}").opened(settings, widest, store, report)
+
+
+def project_path() -> str:
+    """PYTHONPATH for workers elsewhere: this project, then what is there already."""
+    return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)

@@ -4,7 +4,6 @@ The folder of the run must be on a file system that all nodes share, and the pro
 A worker is a task; nodes that join later take part, and what a lost node was at goes to another.
 """
 
-import os
 import time
 import uuid
 import warnings
@@ -16,11 +15,10 @@ from typing import Any
 from experiments import locks
 from experiments.cell import AnyCell
 from experiments.errors import RunError
-from experiments.executors import Run, Settings, _crew
+from experiments.executors import Run, Settings, _crew, project_path
 from experiments.store import Store
 from experiments.work import Report
 
-ROOT = Path(__file__).parents[2]
 FRESH = 5.0  # seconds for which the cluster's size is taken as known
 
 
@@ -58,8 +56,7 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Ite
 
 def _environment(settings: Settings) -> dict[str, str]:
     """Of the workers: where the project is, and no more of a GPU than its share."""
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
-    chosen = {"PYTHONPATH": path}
+    chosen = {"PYTHONPATH": project_path()}
     if settings.gpus == 0:
         chosen["JAX_PLATFORMS"] = "cpu"
     elif settings.gpus < 1:

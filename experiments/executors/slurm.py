@@ -16,11 +16,10 @@ from typing import Any
 
 from experiments.cell import AnyCell
 from experiments.errors import RunError
-from experiments.executors import Run, Settings, _crew
+from experiments.executors import Run, Settings, _crew, project_path
 from experiments.store import Store
 from experiments.work import Report
 
-ROOT = Path(__file__).parents[2]
 MINUTES = 240  # of a task, if nothing else is asked for
 TASKS = 1000  # of one array, at most: what SLURM takes without being told otherwise
 ASK_SECONDS = 10.0  # between two looks at the queue
@@ -67,7 +66,7 @@ def opened(settings: Settings, widest: int, store: Store, report: Report) -> Ite
 def _project_on_path() -> Iterator[None]:
     """Jobs take over the environment of whoever submits them."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), before) if part)
+    os.environ["PYTHONPATH"] = project_path()
     try:
         yield
     finally:
