@@ -41,14 +41,13 @@ def replicate(predict, example, prior_scale, key):
 
     lengths = jax.random.randint(length_key, (WARMUP + KEPT * THIN,), 4, 13)
     mass = jnp.ones(sum(leaf.size for leaf in jax.tree.leaves(example)))
-    chain = _blackjax.warm_up(
-        "hmc", log_density, prior_draw(start_key), mass, jax.random.split(warm_key, WARMUP), lengths[:WARMUP],
-        jnp.float32(0.8),
-    )  # fmt: skip
+    start = _blackjax.start(log_density, prior_draw(start_key))
+    warmed = _blackjax.warm_up(
+        "hmc", log_density, start, mass, warm_key, jnp.int32(0), lengths[:WARMUP], jnp.float32(0.8)
+    )
     _, trace = _blackjax.draw_block(
-        "hmc", log_density, chain, mass, quantities, jax.random.split(draw_key, (KEPT, THIN)),
-        lengths[WARMUP:].reshape(KEPT, THIN),
-    )  # fmt: skip
+        "hmc", log_density, warmed, mass, quantities, draw_key, jnp.int32(0), lengths[WARMUP:].reshape(KEPT, THIN)
+    )
     return jnp.sum(trace.recorded < quantities(theta)[None], axis=0)
 
 

@@ -68,6 +68,16 @@ def test_pages_read_well_on_a_phone_and_in_the_dark(browser, site):
 
 
 @needs_chromium
+@pytest.mark.long
+def test_no_page_has_a_serious_fault_of_accessibility_in_either_scheme(browser, site):
+    for page in sorted(site.rglob("*.html")):
+        for dark in (False, True):
+            browser.screen(*DESKTOP, dark=dark)
+            browser.open(page.as_uri(), storage=False)
+            check(browser, DESKTOP)
+
+
+@needs_chromium
 def test_the_search_works_from_a_folder(browser, site):
     browser.screen(*DESKTOP)
     browser.open((site / "index.html").as_uri())
