@@ -1,9 +1,12 @@
-"""Shape annotations are checked at run time, ranks and dtypes are not promoted silently, two CPU devices."""
+"""Shape annotations are checked at run time, ranks are not promoted silently, two CPU devices, quick compilation."""
 
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 os.environ["MPLBACKEND"] = "Agg"
+# a third less time: small programs that run once are compiled longer than they run. Subprocesses inherit it; 0 tries
+# what users run
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
 from jaxtyping import install_import_hook
@@ -29,6 +32,14 @@ def closed_figures():
     """More than twenty open figures are a warning, and a warning is an error."""
     yield
     plt.close("all")
+
+
+@pytest.fixture
+def optimised():
+    """For a test that runs longer than it compiles."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ LEVEL = 1e-3  # for the whole family of tests, split by Bonferroni
 POINTS = jnp.array([[0.0, 0.0], [1.0, 0.5], [-1.0, 2.0]])
 
 
-def replicate(predict, example, prior_scale, key):
+def replicate(predict, example, key, prior_scale):
     """The ranks of the predictions at three inputs and of the log density; shape [4]."""
     theta_key, x_key, y_key, start_key, warm_key, draw_key, length_key = jax.random.split(key, 7)
 
@@ -33,7 +33,7 @@ def replicate(predict, example, prior_scale, key):
     xs = jax.random.normal(x_key, (30, 2))
     logits = jax.vmap(predict, (None, 0))(theta, xs)
     ys = jax.random.bernoulli(y_key, jax.nn.sigmoid(logits)).astype(jnp.int32)
-    scales = jax.tree.map(lambda _: jnp.float32(prior_scale), example)
+    scales = jax.tree.map(lambda _: prior_scale, example)
     log_density = LogDensity(predict, scales, xs, ys, jnp.float32(1.0), "binary")
 
     def quantities(params):
@@ -51,21 +51,25 @@ def replicate(predict, example, prior_scale, key):
     return jnp.sum(trace.recorded < quantities(theta)[None], axis=0)
 
 
+PREDICT, INIT = models.mlp(2, (2,), 1)
+RUN = jax.jit(jax.vmap(partial(replicate, PREDICT, INIT(jax.random.key(0))), (0, None)))  # once for both tests
+
+
 def p_values(prior_scale):
-    predict, init = models.mlp(2, (2,), 1)
-    run = jax.jit(jax.vmap(partial(replicate, predict, init(jax.random.key(0)), prior_scale)))
-    ranks = np.asarray(run(jax.random.split(jax.random.key(7), REPLICATES)))
+    ranks = np.asarray(RUN(jax.random.split(jax.random.key(7), REPLICATES), jnp.float32(prior_scale)))
     counts = [np.bincount(column * BINS // (KEPT + 1), minlength=BINS) for column in ranks.T]
     return np.array([scipy.stats.chisquare(count).pvalue for count in counts])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_ranks_are_uniform():
     p = p_values(1.0)
     assert p.min() > LEVEL / len(p), p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_test_sees_a_wrong_prior():
     p = p_values(2.0)
     assert p.min() < LEVEL / len(p), p

@@ -77,14 +77,12 @@ def model(llama):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """And without JAX's cache, which belongs to the process; a subprocess tests it."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def here():
+    """Without JAX's cache, which belongs to the process; a subprocess tests it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_score, "_keep_compiled_programs", lambda: None)
         patch.delenv("ISOUQ_TRACEBACK", raising=False)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def write(path, rows):

@@ -28,13 +28,6 @@ DISTIL = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def written(tmp_path, text):
     path = tmp_path / "own.csv"
     path.write_text(text, encoding="utf-8")

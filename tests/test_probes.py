@@ -45,6 +45,7 @@ def exact(f, params, x):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_unbiased_with_the_standard_deviation_of_full_gaussians():
     params, x, repetitions, num_probes = parameters(), normal(9, 3, SIZE), 1000, 4
     one = jax.jit(lambda key: isouq.grad_sq_norm_probes(wide, 1, key)(params, x).estimate)

@@ -25,13 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CELL = QaCell("tiny", "sample_trivia", "alias", None, "abc", 0, 3, samples=2, max_new_tokens=4)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(arguments, capsys):
     status = command.main(["qa", "--preset", "smoke", "--executor", "local", *map(str, arguments)])
     return status, capsys.readouterr()
@@ -279,7 +272,7 @@ def test_two_files_of_one_name_are_refused(tmp_path, capsys):
     assert f"{paths[1]} and {other} hold the same questions; give one of them" in said.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_between_the_stages_changes_nothing(whole):
     """kill -9 after 4 finished cells: answers are kept, some of the scores and judgements are not there."""
     whole, out = whole[0], whole[0].with_name("killed")
@@ -299,12 +292,12 @@ def test_a_kill_between_the_stages_changes_nothing(whole):
 def started(out, stdout=subprocess.DEVNULL):
     """A run in a process of its own; all share their compiled programs."""
     line = [sys.executable, "-m", "experiments", "qa", "--preset", "smoke", "--executor", "local", "--limit", "4"]
-    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(out.with_name("programs"))}
-    quick |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    programs = {"JAX_COMPILATION_CACHE_DIR": str(out.with_name("programs"))}
+    programs |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [*line, "--out", str(out)],
         cwd=ROOT,
-        env=os.environ | quick,
+        env=os.environ | programs,
         stdout=stdout,
         stderr=subprocess.DEVNULL,
     )

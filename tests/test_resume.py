@@ -131,13 +131,6 @@ def test_losses_are_those_of_the_steps():
 # questions
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.long
 def test_questions_go_on_batch_by_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(_qa_answers, "GREEDY_BATCH", 2)

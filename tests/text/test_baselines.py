@@ -41,7 +41,6 @@ The possible answer is:"""
     assert "{x} %s" in str(p_true_prompt("{x} %s", "{answer}", ["{question}"]))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("chat", [False, True])
 def test_p_true_is_the_share_of_the_two_letters(model, chat):
     found = p_true(model, QUESTIONS, ANSWERS, SAMPLES, chat=chat)
@@ -56,7 +55,6 @@ def test_p_true_is_the_share_of_the_two_letters(model, chat):
         np.testing.assert_allclose(p, np.exp(log_p[0]) / np.exp(log_p).sum(), atol=1e-5)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_p_true_of_a_constructed_distribution(model):
     """A model whose last norm gives one constant vector: P(A) is 3 P(B) whatever it reads."""
     a, b = model.tokenizer.token_id("A"), model.tokenizer.token_id("B")

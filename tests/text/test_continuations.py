@@ -12,7 +12,6 @@ from isouq.text import continuations, generation, load, score
 from isouq.text.continuations import read
 from isouq.text.prompts import encode_pair
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CHAT = [{"role": "user", "content": "abcd"}]
 PAIRS = [
     ("the quick ab cab", "mm"),

@@ -29,7 +29,6 @@ from twins_text import (
 
 from isouq.text import decoder_config, generate, language_model, load, score
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPTS = ["abcd", "z", "the quick ab cab", "m" * 20]
 
 

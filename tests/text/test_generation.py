@@ -10,7 +10,6 @@ from twins_text import write_model
 
 from isouq.text import generate, generation, load, score
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPTS = ["abcd", "z", "the quick ab cab", "mmmm", "ab"]
 
 

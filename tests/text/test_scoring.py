@@ -15,7 +15,6 @@ from isouq.text import language_model, load, parameter_names, score, scoring, sh
 from isouq.text.prompts import encode_pair
 from isouq.text.scoring import Scores, round_up
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PAIRS = [("abcd", [5, 6, 7, 30]), ("z", [9, 30, 31]), ("the cab", [12])]
 SIZES = [(3, 2), (5, 1), (9, 8), (12, 3), (13, 7), (4, 5), (1, 8)]
 ROWS = [(list(random_ids(a, a)), list(random_ids(b, b))) for a, b in SIZES]

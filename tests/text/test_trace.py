@@ -14,7 +14,6 @@ from isouq.text import language_model, load, score
 from isouq.text.prompts import encode_pair
 from isouq.text.trace import LEAST_LOG, OURS, SERIES, STATISTICS, Trace, features, trace
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PROMPT, ANSWER = "the cab", list(random_ids(8, 3))  # up to 16 tokens are read: one program for all
 
 
