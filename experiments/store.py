@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import ledger, locks, provenance
 from experiments.cell import AnyCell, Result
+from experiments.errors import RunError
 from isouq import _files
 
 LARGE = 2**26  # bytes; more is a network's parameters, which take seconds to compress and hardly shrink
@@ -40,7 +41,10 @@ class Store:
         return reason is not None, reason
 
     def load(self, cell: AnyCell) -> Result | None:
-        """The stored result, or None if there is none, its files are damaged or they are another cell's."""
+        """The stored result, or None if there is none, its files are damaged or they are another cell's.
+
+        RunError if it may not be read: it is whole for all that is known, and would be computed twice.
+        """
         try:
             numbers = json.loads(self._path(cell, "json").read_text(encoding="utf-8"))
             key = numbers.pop(PROVENANCE, {}).get("key", cell.key())  # cells of before say no key
@@ -48,6 +52,8 @@ class Store:
                 return None
             with open(self._path(cell, "npz"), "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return Result(numbers, dict(stored))
+        except PermissionError as error:
+            raise RunError(f"{error.filename}: {error.strerror}; ask its owner, or choose another --out") from error
         except Exception:  # whatever the damage, and it shows in many ways: the cell is run again
             return None
 

@@ -143,6 +143,21 @@ def test_provenance_stands_beside_the_numbers_and_not_among_them(store):
     assert {"commit", "devices", "finished"} <= facts.keys()
 
 
+def test_a_result_that_may_not_be_read_is_not_computed_again(store):
+    cell = Toy("well")
+    store.save(cell, cell.run(None, store))
+    path = store.folder / f"{cell.key()}.json"
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # root may read everything
+        os.seteuid(65534)
+    try:
+        with pytest.raises(RunError, match=rf"{path}: Permission denied; ask its owner"):
+            store.load(cell)
+    finally:
+        os.seteuid(user)
+
+
 def test_a_cell_of_before_is_read(store):
     (store.folder / f"{Toy('old').key()}.json").write_text('{"seed": 1}')
     np.savez(store.folder / f"{Toy('old').key()}.npz", x=np.ones(2))
