@@ -3,10 +3,11 @@
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# small programs that run once are compiled longer than they run: this takes half the time, in subprocesses too.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 tries what users run
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["MPLBACKEND"] = "Agg"
-# a third less time: small programs that run once are compiled longer than they run. Subprocesses inherit it; 0 tries
-# what users run
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
 from jaxtyping import install_import_hook
@@ -32,6 +33,13 @@ def closed_figures():
     """More than twenty open figures are a warning, and a warning is an error."""
     yield
     plt.close("all")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_programs():
+    """A module's compiled programs go with it: those of all would fill gigabytes and slow the later ones down."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -14,19 +14,14 @@ import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_llvm_disable_expensive_passes": True,
-}
 VOCABULARY = 5
 LAYERS = {}  # by name; takes [d] and [T, d]
 SEQUENCE_LAYERS = {}  # by name; takes [T, d] only
 
 
 def run(function, *args):
-    """Compiled quickly and run once."""
-    return jax.tree.map(np.asarray, jax.jit(function, compiler_options=QUICK)(*args))
+    """Compiled and run once."""
+    return jax.tree.map(np.asarray, jax.jit(function)(*args))
 
 
 def twin(f):

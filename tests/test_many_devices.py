@@ -25,7 +25,9 @@ KILLED = spread.KILLED_AFTER
 
 def start(kind, *arguments):
     devices = spread.DEVICES[kind]
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    }
     command = [sys.executable, "tests/spread.py", kind, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 

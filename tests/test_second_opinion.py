@@ -10,6 +10,7 @@ from isouq.posterior import LogDensity, Margins, fit_map, probabilities, sample_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_numpyro_and_hmc_give_the_same_map():
     data = problems.get("binary/linear").sample(jax.random.key(0), 100)
     predict, init = models.mlp(2, (), 1)

@@ -39,12 +39,6 @@ CONFIGS = {
     "XLMRoberta": ROBERTA,
 }
 LENGTHS = (13, 20, 5)
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_llvm_disable_expensive_passes": True,
-}
-quick = partial(jax.jit, compiler_options=QUICK)
 
 
 def build(folder, name, seed=0, **changes):
@@ -134,13 +128,13 @@ def test_hidden_states_equal_transformers(tmp_path, family):
     ids, length, types = batch(model.config.pad_token_id, getattr(model.config, "type_vocab_size", 1))
     types = None if family == "DistilBert" else types
     wanted = theirs(model, ids, length, types).last_hidden_state.detach().numpy()
-    padded = quick(jax.vmap(encoder.hidden, (None, 0, 0, None if types is None else 0)))(
+    padded = jax.jit(jax.vmap(encoder.hidden, (None, 0, 0, None if types is None else 0)))(
         encoder.params, ids, length, types
     )
     for i, n in enumerate(LENGTHS):
         np.testing.assert_allclose(padded[i, :n], wanted[i, :n], atol=1e-4)
     n = LENGTHS[0]
-    alone = quick(encoder.hidden)(encoder.params, ids[0, :n], None, None if types is None else types[0, :n])
+    alone = jax.jit(encoder.hidden)(encoder.params, ids[0, :n], None, None if types is None else types[0, :n])
     np.testing.assert_allclose(padded[0, :n], alone, atol=1e-5)
 
 
@@ -165,7 +159,7 @@ def test_logits_and_their_gradients_equal_torch(tmp_path, family):
         return found[1], found
 
     norm = jax.vmap(isouq.value_and_grad_sq_norm(logit, has_aux=True), (None, 0))
-    (_, found), got = quick(norm)(encoder.params, {"ids": ids, "length": length})
+    (_, found), got = jax.jit(norm)(encoder.params, {"ids": ids, "length": length})
     np.testing.assert_allclose(found, logits.detach(), atol=1e-4)
     np.testing.assert_allclose(got, norms, rtol=1e-4)
 
@@ -178,7 +172,7 @@ def test_variants_of_the_configuration(tmp_path, change):
     encoder = load_encoder(str(tmp_path))
     ids, length, _ = batch(model.config.pad_token_id, 1)
     wanted = theirs(model, ids, length).last_hidden_state.detach().numpy()
-    np.testing.assert_allclose(quick(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
+    np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
 
 
 @pytest.mark.torch
@@ -188,7 +182,7 @@ def test_masked_language_models_serve_as_encoders(tmp_path, name):
     encoder = load_encoder(str(tmp_path))
     ids, length, _ = batch(model.config.pad_token_id, 1)
     wanted = theirs(model, ids, length, output_hidden_states=True).hidden_states[-1].detach().numpy()
-    np.testing.assert_allclose(quick(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
+    np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
 
 
 @pytest.mark.torch
@@ -307,7 +301,7 @@ def test_a_rising_length_meets_few_buckets():
 
 
 def score(encoder, xs, **kwargs):
-    return quick(lambda params, xs: isouq.uncertainty(encoder.predict, params, xs, "multiclass", **kwargs))(
+    return jax.jit(lambda params, xs: isouq.uncertainty(encoder.predict, params, xs, "multiclass", **kwargs))(
         encoder.params, xs
     )
 
@@ -318,7 +312,7 @@ def test_uncertainty_of_a_classifier_and_no_second_compilation(classifier):
     xs = encoder.encode_texts(["abc", "a longer text", "", ("a question", "an answer")])
     u = isouq.uncertainty(encoder.predict, encoder.params, xs, "multiclass")
     np.testing.assert_allclose(u.epistemic, score(encoder, xs, engine="vmap").epistemic, rtol=1e-4)
-    logits = quick(jax.vmap(encoder.predict, (None, 0)))(encoder.params, xs)
+    logits = jax.jit(jax.vmap(encoder.predict, (None, 0)))(encoder.params, xs)
     np.testing.assert_allclose(u.probability, jax.nn.softmax(logits).max(1), rtol=1e-5)
 
     estimate = importlib.import_module("isouq._uncertainty")._estimate
@@ -357,9 +351,9 @@ def test_bfloat16_is_kept_and_close(classifier):
     half = load_encoder(str(folder), dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
     ids = encoder.encode_texts(["a text"])["ids"][0]
-    hidden = quick(half.hidden)(half.params, ids)
+    hidden = jax.jit(half.hidden)(half.params, ids)
     assert hidden.dtype == jnp.bfloat16
-    wanted = quick(encoder.hidden)(encoder.params, ids)
+    wanted = jax.jit(encoder.hidden)(encoder.params, ids)
     np.testing.assert_allclose(hidden.astype(jnp.float32), wanted, atol=0.2)
 
 
@@ -375,9 +369,9 @@ def test_a_fresh_head_learns(classifier, pooling):
         logits = jax.vmap(encoder.predict, (None, 0))(params, xs)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, ys))
 
-    step = quick(jax.value_and_grad(loss))
+    step = jax.jit(jax.value_and_grad(loss))
     params, optimizer = encoder.params, optax.adam(1e-2)
-    state, update = optimizer.init(params), quick(optimizer.update)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     first, _ = step(params)
     for _ in range(10):
         _, grads = step(params)
