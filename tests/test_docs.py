@@ -75,7 +75,8 @@ def test_every_beginners_error_is_raised_as_printed():
             except Exception as error:
                 raised = f"{type(error).__name__}: {error}"
         elif raised is not None:
-            assert raised == match[4].strip()
+            one, other = (re.sub(r"needs [\d,]+", "needs N", text) for text in (raised, match[4].strip()))
+            assert one == other  # but for the bytes, which are XLA's
             number += 1
     assert number >= 15
 
