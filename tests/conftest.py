@@ -3,7 +3,7 @@
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-# small programs that run once are compiled longer than they run: this takes half the time, in subprocesses too.
+# small programs that run once are compiled longer than they run; subprocesses inherit this.
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 tries what users run
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
