@@ -19,7 +19,8 @@ FIGURES = {"auroc", "rejection", "correlations", "length"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(_qa_numbers, "RUNS", 20)
+    for module in (_qa_numbers, _qa_analysis):
+        monkeypatch.setattr(module, "RUNS", 20)
     monkeypatch.setattr(_qa_numbers, "TESTS", 40)
     monkeypatch.setattr(_qa_analysis, "DRAWN", 10)
 
