@@ -4,7 +4,7 @@
 draws is uniform, if and only if the sampler samples the posterior.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +51,15 @@ def replicate(predict, example, key, prior_scale):
     return jnp.sum(trace.recorded < quantities(theta)[None], axis=0)
 
 
-PREDICT, INIT = models.mlp(2, (2,), 1)
-RUN = jax.jit(jax.vmap(partial(replicate, PREDICT, INIT(jax.random.key(0))), (0, None)))  # once for both tests
+@cache
+def program():
+    """(keys, prior_scale) -> ranks; compiled once for both tests."""
+    predict, init = models.mlp(2, (2,), 1)
+    return jax.jit(jax.vmap(partial(replicate, predict, init(jax.random.key(0))), (0, None)))
 
 
 def p_values(prior_scale):
-    ranks = np.asarray(RUN(jax.random.split(jax.random.key(7), REPLICATES), jnp.float32(prior_scale)))
+    ranks = np.asarray(program()(jax.random.split(jax.random.key(7), REPLICATES), jnp.float32(prior_scale)))
     counts = [np.bincount(column * BINS // (KEPT + 1), minlength=BINS) for column in ranks.T]
     return np.array([scipy.stats.chisquare(count).pvalue for count in counts])
 

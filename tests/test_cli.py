@@ -77,8 +77,8 @@ def model(llama):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def here():
-    """Without JAX's cache, which belongs to the process; a subprocess tests it."""
+def without_cache():
+    """JAX's own belongs to the process; a subprocess tests it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_score, "_keep_compiled_programs", lambda: None)
         patch.delenv("ISOUQ_TRACEBACK", raising=False)

@@ -55,7 +55,7 @@ START = (
 
 def environment(cache=None):
     plain = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    plain["XLA_FLAGS"] = plain["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=2", "")
+    plain["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"  # the last one holds
     if cache is not None:  # compiled programs, so that a second run is quick
         plain |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return plain
