@@ -89,7 +89,7 @@ def _vary(array: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _norm(s: Site, parts: list[Part | None], kept: Array, cotangent: Array) -> list[Array]:
-    if s.product_sq_norm and parts == [None] and route([s.layout], [s.positions])[0] == "product":
+    if s.product_sq_norm and parts == [None] and route([s.layout], [s.positions], [s.lookup])[0] == "product":
         return [s.product_sq_norm(kept, cotangent)]
     factors = s.gather(kept, cotangent)
     return [sq_norm([_windowed(factors, part)]).astype(at_least_float32(s.result.dtype)) for part in parts]
