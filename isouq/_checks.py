@@ -1,6 +1,6 @@
 """Validation in Python, before anything is traced: what was given, what was expected, what to do."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -116,18 +116,6 @@ def _numeric(name: str, leaf: Any) -> None:
         ) from error
 
 
-def one_start(log_density: Callable, inits: Any) -> None:
-    """Raises unless log_density takes one row of `inits`."""
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jax.dtypes.result_type(leaf)), inits)
-    try:
-        jax.eval_shape(log_density, one)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"log_density failed on one start: {str(error).strip().splitlines()[0]}; inits needs a leading axis of "
-            "starts: jax.vmap(init)(jax.random.split(key, 4))"
-        ) from error
-
-
 def several_chains(chains: int) -> None:
     """Raises unless there are chains to compare."""
     if chains < 2:
@@ -166,16 +154,3 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
         )
     if np.unique(labels).size < 2:
         raise ValueError(f"ys holds one class only ({int(labels[0])}); a {kind} problem needs at least two")
-
-
-def as_pytree_callable(f: Callable, name: str = "predict") -> Callable:
-    """`f` as a callable pytree, so that arrays it carries are arguments and not constants.
-
-    A plain function becomes a `jax.tree_util.Partial` without arguments; a registered callable
-    (a `LogDensity`, a Partial that binds data) is returned as it is.
-    """
-    if not callable(f):
-        raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
-    leaves = jax.tree.leaves(f)
-    is_leaf = len(leaves) == 1 and leaves[0] is f
-    return jax.tree_util.Partial(f) if is_leaf else f

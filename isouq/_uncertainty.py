@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks, _memory, sharding
+from isouq._frozen import Frozen, first_row, freeze
 from isouq.covariance import Covariance, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
@@ -139,8 +140,7 @@ def uncertainty(
         share = -(-size // mesh.shape[mesh.axis_names[0]])
         if batch_size is not None and batch_size >= share:
             batch_size = None
-    predict = _checks.as_pytree_callable(predict)
-    num_classes = check_predict(predict, params, xs, kind)
+    predict, num_classes = check_predict(predict, params, xs, kind)
     if target is not None:
         target = _check_target(target, size, kind, num_classes)
     if max_bytes is not None:
@@ -239,18 +239,24 @@ def _check_covariance(covariance: Any, params: Any) -> None:
         covariance.forms(params)
 
 
-def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> int | None:
-    """The number of classes that `predict` gives for one example; raises unless it fits the kind."""
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.asarray(x).dtype), xs)
+def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> tuple[Frozen, int | None]:
+    """`predict` of one row of xs, frozen, and its number of classes; raises unless it fits the kind."""
+    example = first_row(xs)
     try:
-        outputs = jax.eval_shape(predict, params, example)
+        frozen = freeze(predict, params, example)
     except Exception as error:
+        if not callable(predict):
+            raise
         shapes = jax.tree.map(lambda e: e.shape, example)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "; for one input, give xs a leading axis: xs[None]" if () in jax.tree.leaves(shapes, _is_shape) else ""
         if type(error).__name__ in ("ModifyScopeVariableError", "InvalidRngError"):  # Flax, whose reasons these are
             hint = "; dropout and batch normalisation must be off: from_linen(module, variables, train=False) or alike"
         raise ValueError(f"predict(params, x) failed on one example of shape {shapes}: {reason}{hint}") from error
+    return frozen, _num_classes(frozen.outputs, kind)
+
+
+def _num_classes(outputs: Any, kind: str) -> int | None:
     shape, dtype = getattr(outputs, "shape", None), getattr(outputs, "dtype", jnp.float32)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(

@@ -184,7 +184,7 @@ def test_gradients_are_those_of_one_jittered_length_in_every_chain():
     np.testing.assert_allclose(counts, [1, 5, 8], rtol=0.15)
 
 
-def test_a_plain_function_is_traced_once_for_a_shape():
+def test_a_plain_function_is_compiled_once_for_a_shape():
     traces = []
 
     def predict(params, x):  # no pytree, as `LogDensity.of` and `uncertainty` take it
@@ -202,8 +202,8 @@ def test_a_plain_function_is_traced_once_for_a_shape():
         return len(traces)
 
     assert run(0) > 0
-    assert run(1) == 1  # the check of what record gives; the programs are not traced again
-    assert run(2) == 1
+    assert run(1) == 2  # log_density and record are read anew; the programs are not traced again
+    assert run(2) == 2
 
 
 def test_chains_are_where_the_layout_puts_them_and_equal_those_of_one_device(monkeypatch):

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from isouq import _checks
+from isouq._frozen import freeze
 from isouq.covariance._curvature import hessian
 
 
@@ -67,7 +68,7 @@ def negative_hessian(log_density: Callable, params: Any) -> Float[Array, "params
 
     Cost: P forward-over-reverse products, memory of 256 at a time. For models up to a few thousand parameters.
     """
-    return _negative_hessian(_checks.as_pytree_callable(log_density, "log_density"), params)
+    return _negative_hessian(freeze(log_density, params, name="log_density"), params)
 
 
 @jax.jit
