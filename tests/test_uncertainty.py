@@ -194,8 +194,9 @@ def test_frameworks_agree():
 
 def test_from_nnx_binds_other_state():
     module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    predict, params = models.from_nnx(module)
     with pytest.raises(ValueError, match=r"BatchNorm in training mode; call module.eval\(\)"):
-        models.from_nnx(module)
+        isouq.uncertainty(predict, params, jnp.eye(3), "multiclass")
     module.eval()
     predict, params = models.from_nnx(module)
     assert set(params) == {"scale", "bias"}
