@@ -134,6 +134,10 @@ def sample_reference(
         `Reference`. Same key and kind of machine: the same numbers, on any number of devices, with and without
         checkpoint, in one go or after kills.
 
+    Raises:
+        ValueError: a wrong shape or setting, or a log density or gradient that is not finite at the start of a chain;
+            the message names the chain.
+
     Cost: (num_warmup + num_draws × thin) × num_leapfrog gradients a chain, compiled once per shape. Chains run side
     by side on the local devices. Memory: what is kept, on the host; of a block of draws, on the devices.
     With chains_at_once=1 one device runs its chains one after the other. `python -m benchmarks reference` measures

@@ -15,7 +15,7 @@ from numpyro.infer import MCMC, NUTS, init_to_value
 
 from isouq import _checks
 from isouq._frozen import freeze
-from isouq.posterior.density import LogDensity
+from isouq.posterior.density import LogDensity, check_starts, freeze_density
 from isouq.posterior.reference import Cost, Margins, Reference
 from isouq.posterior.verdict import judge
 
@@ -59,7 +59,8 @@ def sample_numpyro(
     """NumPyro NUTS (adapted step size and diagonal mass) with the verdict of the main reference.
 
     Arguments as in `sample_reference`; chains run vectorised, in lockstep with the deepest tree, so
-    this is for small models. Warm-up gradients are not counted by NumPyro and not in the cost.
+    this is for small models. A start where the log density or its gradient is not finite is a ValueError.
+    Warm-up gradients are not counted by NumPyro and not in the cost.
     Source: Phan, Pradhan and Jankowiak (2019).
     """
     _checks.positive_int("num_draws", num_draws)
@@ -69,6 +70,7 @@ def sample_numpyro(
     _checks.finite("inits", inits)
     _checks.several_chains(chains)
     first = jax.tree.map(lambda leaf: leaf[0], inits)
+    check_starts(*jax.vmap(jax.value_and_grad(freeze_density(log_density, inits)))(inits))
     log_density, frozen = log_density.frozen(first), freeze(record, first, name="record")
     kernel = NUTS(numpyro_model(log_density, first), init_strategy=init_to_value(values=_sites(first)))
     mcmc = MCMC(
