@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks, _memory, sharding
 from isouq._frozen import Frozen, first_row, freeze
-from isouq.covariance import Covariance, StructuredCovariance
+from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
 
@@ -99,7 +99,8 @@ def uncertainty(
         predict: `predict(params, x) -> outputs` of ONE example: logits `[classes]` (multiclass),
             a logit `[]` of class 1 (binary), a mean `[]` (regression). Any callable of JAX code, traced anew at every
             call: whatever it reads from outside is what it is now.
-        params: any pytree of floating arrays; the gradient is taken with respect to all of it.
+        params: any pytree of floating arrays; the gradient is taken with respect to all of it. A complex one counts as
+            its real and imaginary parts (without a covariance, or with `Identity`).
         xs: inputs with a leading axis n (an array or a pytree of arrays).
         kind: "binary", "multiclass" or "regression".
         target: class labels `[n]`, or one label for all; by default the predicted class of each.
@@ -140,7 +141,7 @@ def uncertainty(
     """
     _checks.one_of("kind", kind, _checks.KINDS)
     size = _checks.inputs(xs)
-    _checks.float_leaves("params", params)
+    _checks.inexact_leaves("params", params)
     _checks.finite("params", params)
     _checks.finite("xs", xs)
     _checks.one_of("engine", engine, ENGINES)
@@ -279,6 +280,8 @@ def _check_covariance(covariance: Any, params: Any) -> None:
         raise ValueError(
             f"covariance is {name}; expected an instance, e.g. of isouq.laplace or isouq.Dense.from_covariance(matrix)"
         )
+    if isinstance(covariance, (StructuredCovariance, Dense)) and not isinstance(covariance, Identity):
+        _checks.real_leaves("params", params, " with a covariance other than Identity")
     if isinstance(covariance, StructuredCovariance):
         covariance.forms(params)
 

@@ -53,13 +53,14 @@ class Dense:
 
     def quadratic(self, grads: Any) -> Float[Array, " batch"]:
         """gᵀΣg for each gradient of the batch, O(batch · P²)."""
+        grads = jax.tree.map(lambda g: g.astype(self.factor.dtype), grads)
         flat = jax.vmap(lambda grad: ravel_pytree(grad)[0])(grads)
         if flat.shape[1] != self.factor.shape[0]:
             raise ValueError(
                 f"the covariance is for {self.factor.shape[0]} parameters, the gradient has "
                 f"{flat.shape[1]}; build it for the same model"
             )
-        projected = flat.astype(self.factor.dtype) @ self.factor
+        projected = flat @ self.factor
         return jnp.sum(jnp.square(projected), axis=-1)
 
 
