@@ -39,8 +39,10 @@ def leaf_sq_norm(leaf: Array) -> Array:
     """Σ |entry|² of one array, accumulated in float32 or better."""
     if jnp.iscomplexobj(leaf):
         return leaf_sq_norm(leaf.real) + leaf_sq_norm(leaf.imag)
-    flat = leaf.astype(at_least_float32(leaf.dtype)).reshape(-1)  # XLA fuses the square of a flat array into the sum
-    return jnp.sum(jnp.square(flat))
+    leaf = leaf.astype(at_least_float32(leaf.dtype))
+    if not any(jax.typeof(leaf).sharding.spec):  # axes that are explicitly sharded may not be merged
+        leaf = leaf.reshape(-1)  # XLA fuses the square of a flat array into the sum
+    return jnp.sum(jnp.square(leaf))
 
 
 def gram_sq_norm(rows: list[Array], cols: list[Array]) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from isouq.gradnorm._factors import Factors, at_least_float32, leaf_sq_norm, route, sq_norm, window
 from isouq.gradnorm._plan import Group, Part, Plan
@@ -109,7 +110,13 @@ def _tap_forward(receive: Any, result: Array, kept: Array, zeros: Any) -> tuple[
 
 
 def _tap_backward(receive: Any, kept: Array, cotangent: Array) -> tuple[Array, None, Any]:
-    return cotangent, None, receive(kept, cotangent)
+    return cotangent, None, receive(_whole(kept), _whole(cotangent))
+
+
+def _whole(array: Array) -> Array:
+    """Return the array unsharded along the explicit axes of a mesh: rules merge axes, which sharded ones forbid."""
+    sharded = any(jax.typeof(array).sharding.spec)
+    return jax.sharding.reshard(array, PartitionSpec(*[None] * array.ndim)) if sharded else array
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
