@@ -78,9 +78,10 @@ def float_leaves(name: str, params: Any) -> None:
         if dtype is None and isinstance(leaf, float):
             continue
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            way = "; of an Equinox model: params, static = eqx.partition(model, eqx.is_inexact_array)"
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} is {dtype or type(leaf).__name__}; expected a "
-                "floating array (pass only trainable parameters, bind the rest inside predict)"
+                f"floating array (pass only trainable parameters, bind the rest inside predict{way * callable(leaf)})"
             )
 
 
