@@ -77,8 +77,9 @@ class Opaque:
         return self.f(*args)
 
     def _identity(self) -> Any:
-        method = isinstance(self.f, types.MethodType)  # a bound method is a new object whenever it is read
-        return (id(self.f.__self__), id(self.f.__func__)) if method else id(self.f)
+        if isinstance(self.f, types.MethodType):  # a new object whenever it is read
+            return id(self.f.__self__), id(self.f.__func__)
+        return id(self.f)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Opaque) and self._identity() == other._identity()
@@ -269,8 +270,7 @@ def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
     A rule that cannot be traced by itself is left to be compared by identity: compiled again, never stale. A rule that
     calls its own function, as that of `jnp.logaddexp` does, has itself for its second derivative.
     """
-    keys = {"custom_jvp_call": _jvp_rule, "custom_vjp_call": _vjp_rules}.get(eqn.primitive.name)
-    if keys is None:
+    if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
         return {}
     try:
         rule = eqn.params.get("jvp_jaxpr_fun", eqn.params.get("bwd"))
@@ -278,7 +278,8 @@ def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
         if source in inside:
             same = _Key((source,))
             return dict.fromkeys(("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"), same)
-        rules = keys((*inside, source), **eqn.params)
+        key = _jvp_rule if eqn.primitive.name == "custom_jvp_call" else _vjp_rules
+        rules = key((*inside, source), **eqn.params)
     except (_Leak, jax.errors.UnexpectedTracerError):
         raise _Leak from None
     except Exception:  # whatever a rule of the user's raises
