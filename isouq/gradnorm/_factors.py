@@ -79,7 +79,7 @@ def sq_norm(factors: list[Factors]) -> Array:
 def _outer_sq_norm(row: Array, col: Array) -> Array:
     """Return ‖row‖² ‖col‖² as ‖(‖row‖ col)‖²: the square of a small cotangent alone would vanish in float32."""
     length = jnp.sqrt(leaf_sq_norm(row))
-    return leaf_sq_norm(length * col.astype(length.dtype))
+    return jnp.sum(jnp.square(length * col.astype(length.dtype)))
 
 
 def _gram_sq_norm(factors: list[Factors]) -> Array:
