@@ -77,9 +77,10 @@ def sq_norm(factors: list[Factors]) -> Array:
 
 
 def _outer_sq_norm(row: Array, col: Array) -> Array:
-    """Return ‖row‖² ‖col‖² as ‖(‖row‖ col)‖²: the square of a small cotangent alone would vanish in float32."""
-    length = jnp.sqrt(leaf_sq_norm(row))
-    return jnp.sum(jnp.square(length * col.astype(length.dtype)))
+    """Return ‖row‖² ‖col‖² as Σ (‖row‖² col) col: the square of a small cotangent alone would vanish in float32."""
+    length = leaf_sq_norm(row)
+    col = col.astype(length.dtype)
+    return jnp.sum(length * col * col)
 
 
 def _gram_sq_norm(factors: list[Factors]) -> Array:
