@@ -104,6 +104,8 @@ def _check_leaves(params: Any) -> None:
             hint = "bind the rest in the function, or choose other argnums"
             if _checks.is_sparse(leaf):
                 hint = "differentiate its data, put the matrix together in the function"
+            elif _checks.is_foreign(leaf):
+                hint = "in JAX's dtypes and native byte order, such as numpy.asarray(leaf, float)"
             raise TypeError(
                 f"the argument to differentiate holds {_checks.describe(leaf)}{at}; expected floating arrays only "
                 f"({hint})"
