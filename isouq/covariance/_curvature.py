@@ -43,7 +43,9 @@ def _hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
 
 def _rows(times: Callable, flat: Array, at_once: int) -> Array:
     """The symmetric matrix of a product, `at_once` rows at a time."""
-    rows = jax.lax.map(lambda index: times(_basis(flat, index)), jnp.arange(flat.size), batch_size=min(_AT_ONCE, at_once))
+    rows = jax.lax.map(
+        lambda index: times(_basis(flat, index)), jnp.arange(flat.size), batch_size=min(_AT_ONCE, at_once)
+    )
     return (rows + rows.T) / 2
 
 
@@ -134,7 +136,9 @@ def _products(
         return jax.vjp(outputs, flat)[1](j_v)[0]
 
     size = log_density.ys.shape[0]
-    datum = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), one((log_density.xs, log_density.ys)))
+    datum = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), one((log_density.xs, log_density.ys))
+    )
     data = steps(size, 1, batch_size, bytes_of_one(of_data, flat, *datum), rows).data
 
     def times(v: Array) -> Array:
@@ -197,9 +201,7 @@ def _sum_of_derivatives(
     def derivative(*batch: Any) -> Any:
         return jax.grad(lambda at: jnp.sum(_over_rows(functools.partial(f, at))(*batch)))(at)
 
-    return _sum_over_rows(
-        derivative, lambda _, *datum: f(at, *datum), log_density, params, curvature, batch_size, rows
-    )
+    return _sum_over_rows(derivative, lambda _, *datum: f(at, *datum), log_density, params, curvature, batch_size, rows)
 
 
 def _sum_over_rows(
