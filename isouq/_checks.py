@@ -78,6 +78,8 @@ def inexact_leaves(name: str, params: Any) -> None:
             hint = "pass only trainable parameters, bind the rest inside predict"
             if is_sparse(leaf):
                 hint = "pass its data as a parameter, put the matrix together inside predict"
+            elif callable(leaf):
+                hint += "; of an Equinox model: params, static = eqx.partition(model, eqx.is_inexact_array)"
             elif not _is_array_like(leaf) or is_foreign(leaf):
                 hint = "of JAX, or of NumPy in native byte order, such as numpy.asarray(leaf, float)"
             where = f"{name}{jax.tree_util.keystr(path)}"

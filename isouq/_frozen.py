@@ -5,6 +5,7 @@ read anew. The result is a pytree: its leaves are the arrays that the function c
 program, compared by what it computes. A function that `jax.jit` compiles for one frozen program serves every equal one.
 """
 
+import contextvars
 import dataclasses
 import types
 import weakref
@@ -35,16 +36,23 @@ def freeze(f: Callable, *args: Any, name: str = "predict") -> "Frozen":
     if not callable(f):
         raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
     leaves, in_tree = jax.tree.flatten(args)
-    out_tree: list[Any] = []
+    seen: list[Any] = []
 
     def flat(*leaves: Any) -> list[Any]:  # a new function at every call: JAX keeps the trace of one it has seen
         out, tree = jax.tree.flatten(f(*jax.tree.unflatten(in_tree, leaves)))
-        out_tree[:] = [tree]
+        seen[:] = tree, leaves[0]._trace
         return out
 
     closed = jax.make_jaxpr(flat)(*leaves)
-    consts = [np.asarray(c) if _is_numpy(c) else c for c in closed.consts]
-    return Frozen(consts, Program(closed.jaxpr, in_tree, out_tree[0]))
+    out_tree, trace = seen
+    token = _TRACE.set(trace)
+    try:
+        program = Program(closed.jaxpr, in_tree, out_tree)
+    except _Leak:
+        return Frozen([], Program(closed.jaxpr, in_tree, out_tree, f))
+    finally:
+        _TRACE.reset(token)
+    return Frozen([np.asarray(c) if _is_numpy(c) else c for c in closed.consts], program)
 
 
 def first_row(xs: Any) -> Any:
@@ -69,8 +77,9 @@ class Opaque:
         return self.f(*args)
 
     def _identity(self) -> Any:
-        method = isinstance(self.f, types.MethodType)  # a bound method is a new object whenever it is read
-        return (id(self.f.__self__), id(self.f.__func__)) if method else id(self.f)
+        if isinstance(self.f, types.MethodType):  # a new object whenever it is read
+            return id(self.f.__self__), id(self.f.__func__)
+        return id(self.f)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Opaque) and self._identity() == other._identity()
@@ -88,11 +97,15 @@ def as_pytree(f: Callable, name: str = "predict") -> Callable:
 
 
 class Program:
-    """A traced function, equal to every other that computes the same from the same kinds of arguments."""
+    """A traced function, equal to every other that computes the same from the same kinds of arguments.
 
-    def __init__(self, jaxpr: Jaxpr, in_tree: Any, out_tree: Any) -> None:
-        self.jaxpr, self.in_tree, self.out_tree = jaxpr, in_tree, out_tree
-        self.key = _Key((_jaxpr_key(jaxpr), _value(in_tree), _value(out_tree)))
+    f: a function whose trace cannot be used in its place, for a derivative rule inside it holds on to values of the
+        trace; it is called itself, and equals no other.
+    """
+
+    def __init__(self, jaxpr: Jaxpr, in_tree: Any, out_tree: Any, f: Callable | None = None) -> None:
+        self.jaxpr, self.in_tree, self.out_tree, self.f = jaxpr, in_tree, out_tree, f
+        self.key = _Key((_jaxpr_key(jaxpr), _value(in_tree), _value(out_tree)) if f is None else (_Same(self),))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Program) and self.key == other.key
@@ -111,8 +124,10 @@ class Frozen:
 
     def __call__(self, *args: Any) -> Any:
         """The value of the function for arguments of the shapes and dtypes that it was traced with."""
-        leaves, treedef = jax.tree.flatten(args)
         program = self.program
+        if program.f is not None:
+            return program.f(*args)
+        leaves, treedef = jax.tree.flatten(args)
         if treedef != program.in_tree:
             raise TypeError(f"expected arguments of structure {program.in_tree}; got {treedef}")
         for leaf, var in zip(leaves, program.jaxpr.invars, strict=True):
@@ -121,6 +136,11 @@ class Frozen:
                 raise TypeError(f"expected an argument of {var.aval.str_short()}; got {aval.str_short()}")
         leaves = [jnp.asarray(leaf) if isinstance(leaf, (float, int, complex, np.ndarray)) else leaf for leaf in leaves]
         return jax.tree.unflatten(program.out_tree, jaxpr_as_fun(ClosedJaxpr(program.jaxpr, self.consts))(*leaves))
+
+    @property
+    def traceable(self) -> bool:
+        """Whether its trace serves in its place, also inside the trace of another function."""
+        return self.program.f is None
 
     @property
     def outputs(self) -> Any:
@@ -163,6 +183,11 @@ class _Same:
         return id(self.value)
 
 
+class _Leak(Exception):
+    """A derivative rule closes over a value of the trace that it was defined in, and works there alone."""
+
+
+_TRACE: contextvars.ContextVar[Any] = contextvars.ContextVar("trace", default=None)  # of the function being frozen
 _KEYS: weakref.WeakKeyDictionary[Any, _Key] = weakref.WeakKeyDictionary()  # JAX keeps the trace of an inner jit
 
 
@@ -245,8 +270,7 @@ def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
     A rule that cannot be traced by itself is left to be compared by identity: compiled again, never stale. A rule that
     calls its own function, as that of `jnp.logaddexp` does, has itself for its second derivative.
     """
-    keys = {"custom_jvp_call": _jvp_rule, "custom_vjp_call": _vjp_rules}.get(eqn.primitive.name)
-    if keys is None or eqn.params["symbolic_zeros"]:
+    if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
         return {}
     try:
         rule = eqn.params.get("jvp_jaxpr_fun", eqn.params.get("bwd"))
@@ -254,9 +278,13 @@ def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
         if source in inside:
             same = _Key((source,))
             return dict.fromkeys(("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"), same)
-        return keys((*inside, source), **eqn.params)
+        key = _jvp_rule if eqn.primitive.name == "custom_jvp_call" else _vjp_rules
+        rules = key((*inside, source), **eqn.params)
+    except (_Leak, jax.errors.UnexpectedTracerError):
+        raise _Leak from None
     except Exception:  # whatever a rule of the user's raises
         return {}
+    return {} if eqn.params["symbolic_zeros"] else rules  # what such a rule does may depend on which tangents are zero
 
 
 def _jvp_rule(
@@ -264,6 +292,7 @@ def _jvp_rule(
 ) -> dict[str, Any]:
     count = len(call_jaxpr.in_avals) - num_consts
     rule = jvp_jaxpr_fun.call_wrapped(*[False] * count)
+    _check_consts(rule[1])
     return {"jvp_jaxpr_fun": _Key(_value(tuple(rule), inside))}
 
 
@@ -288,5 +317,12 @@ def _vjp_rules(
         return [r for r in results if isinstance(r, jax.Array)]
 
     traced = jax.make_jaxpr(backward)(*residuals, *cotangents)
+    _check_consts([*consts, *traced.consts])
     rules = {"fwd_jaxpr_thunk": (fwd, consts), "bwd": (traced, constant), "out_trees": out_trees()}
     return {name: _Key(_value(rule, inside)) for name, rule in rules.items()}
+
+
+def _check_consts(consts: Any) -> None:
+    trace = _TRACE.get()
+    if trace is not None and any(isinstance(c, jax.core.Tracer) and c._trace is trace for c in consts):
+        raise _Leak

@@ -157,6 +157,7 @@ def uncertainty(
         if batch_size is not None and 1 < share <= batch_size:
             batch_size = None
     predict, num_classes = check_predict(predict, params, xs, kind)
+    engine = engine if predict.traceable else "vmap"
     if target is not None:
         target = _check_target(target, size, kind, num_classes)
     if max_bytes is not None:

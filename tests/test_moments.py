@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import Layer, Network, run
+from twins import matrix
 
 from isouq.gradnorm._moments import factor_moments
 
@@ -55,7 +56,7 @@ def test_a_weight_that_is_used_once(name, x64):
     np.testing.assert_allclose(jax.grad(f)(jnp.asarray(weight)).reshape(gradient.shape), gradient, rtol=1e-10)
     ((first, second),) = factor_moments(lambda p: f(p["w"]))({"w": jnp.asarray(weight)})
     want = np.kron(rows.T @ rows, cols.T @ cols) / len(rows)  # the mean of one times the sum of the other
-    np.testing.assert_allclose(np.kron(first, second), want, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(np.kron(matrix(first), second), want, rtol=1e-9, atol=1e-12)
 
 
 OTHERWISE = {
@@ -105,6 +106,6 @@ def test_one_position_has_the_trace_of_its_gradient(layers, x64):
     f, params, examples = Network(tuple(Layer(name, 2) for name in layers), length=None).parts()
     one = jax.tree.map(lambda a: a[0], examples)
     moments, gradient = run(lambda p, x: (factor_moments(f)(p, x), jax.grad(f)(p, x)), params, one)
-    got = [np.trace(first) * np.trace(second) for first, second in moments]
+    got = [np.trace(matrix(first)) * np.trace(matrix(second)) for first, second in moments]
     want = [np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)]
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-15)

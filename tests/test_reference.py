@@ -253,3 +253,22 @@ def test_the_record_is_not_judged_when_told_not_to():
     assert judged.verdict is not None
     np.testing.assert_array_equal(quiet.predictions, judged.predictions)
     assert quiet.predictions.shape == (4, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([1.0, 1.0, -1.0], r"the log density is not finite \(nan\) at the start of chain 2 of 3"),
+        ([0.0, 1.0, -1.0], r"the log density is not finite \(-inf, nan\) at the start of chain 0, 2 of 3"),
+        ([1.0, 4.0, 1.0], r"the gradient of the log density is not finite at the start of chain 1 of 3"),
+    ],
+)
+def test_a_start_that_is_not_finite_names_the_chain(scales, message):
+    def log_density(params):
+        w, s = params["w"], params["s"]
+        kink = jnp.sqrt(jnp.abs(s - 4))  # its slope at 4 is infinite
+        return -jnp.sum(w**2) / 2 + 4 * jnp.log(s) - s - kink
+
+    inits = {"w": jnp.ones((3, 2)), "s": jnp.array(scales)}
+    with pytest.raises(ValueError, match=message):
+        sample_reference(log_density, inits, jax.random.key(0), num_draws=10, num_warmup=10)

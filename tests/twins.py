@@ -31,9 +31,14 @@ def dense(covariance, params):
     pairs = structure.flatten_up_to(covariance.factors)
     variances = [None for _ in pairs] if covariance.variances is None else jax.tree.leaves(covariance.variances)
     for pair, v in zip(pairs, variances, strict=True):
-        root = np.kron(*(np.asarray(factor, np.float64) for factor in pair))
+        root = np.kron(*(matrix(np.asarray(factor, np.float64)) for factor in pair))
         blocks.append(root @ np.diag(np.ones(root.shape[1]) if v is None else np.ravel(v)) @ root.T)
     return scipy.linalg.block_diag(*blocks)
+
+
+def matrix(factor):
+    """A factor of a Kronecker product; one with one axis is diagonal."""
+    return np.diag(factor) if np.ndim(factor) == 1 else factor
 
 
 def flat(tree):

@@ -76,7 +76,8 @@ class Kronecker(StructuredCovariance):
     """Block-diagonal Σ with a block A Aᵀ ⊗ B Bᵀ for every leaf: gᵀΣg = Σ ‖Aᵀ G B‖².
 
     factors: a pytree like the parameters with a pair `(A, B)` for each leaf. G is the leaf's gradient
-    `[C, F]`, F its last axis and C all others together (1 for a vector); A is `[C, r]`, B `[F, s]`.
+    `[C, F]`, F its last axis and C all others together (1 for a vector); A is `[C, r]`, B `[F, s]`. A factor
+    with one axis, `[C]` or `[F]`, is a diagonal matrix: the rows of a look-up table have one.
     variances: none, or a pytree like the parameters with `[r, s]` for each leaf: the block is then
     (A ⊗ B) diag(v) (A ⊗ B)ᵀ and gᵀΣg = Σ_ij v_ij (Aᵀ G B)_ij². KFAC's posterior with its prior is of this
     kind, A and B being the eigenvectors of the two factors. One position costs C·r + F·s multiplications.
@@ -91,14 +92,17 @@ class Kronecker(StructuredCovariance):
         pairs = _like(params, self.factors, "factors")
         of_leaves = [None for _ in pairs] if self.variances is None else _like(params, self.variances, "variances")
         for (leaf, pair), variances in zip(pairs, of_leaves, strict=True):
-            if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(jnp.ndim(f) == 2 for f in pair)):
-                raise ValueError(f"factors holds {_show(pair)} for a leaf; expected a pair of matrices (A, B)")
+            if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(jnp.ndim(f) in (1, 2) for f in pair)):
+                raise ValueError(
+                    f"factors holds {_show(pair)} for a leaf; expected a pair of matrices (A, B), or vectors for "
+                    "diagonal ones"
+                )
             last = jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 1
             rows = (jnp.size(leaf) // last if last else 0, last)
             _expect("rows of factors", tuple(jnp.shape(f)[0] for f in pair), rows)
             diagonal = None
             if variances is not None:
-                _expect("variances", jnp.shape(variances[1]), tuple(jnp.shape(f)[1] for f in pair))
+                _expect("variances", jnp.shape(variances[1]), tuple(jnp.shape(f)[-1] for f in pair))
                 diagonal = jnp.asarray(variances[1])
             forms.append(Form(kronecker=(jnp.asarray(pair[0]), jnp.asarray(pair[1])), diagonal=diagonal))
         return forms

@@ -186,13 +186,21 @@ def _kronecker(factors: list[Any], scales: Any, params: Any) -> Kronecker:
     pairs, variances = [], []
     for (first, second), scale, leaf in zip(factors, jax.tree.leaves(scales), jax.tree.leaves(params), strict=True):
         _check_finite(first, second)
-        (a, left), (b, right) = (np.linalg.eigh(np.asarray(f, np.float64)) for f in (first, second))
+        (a, left), (b, right) = _eigh(first), _eigh(second)
         curvature = np.outer(np.maximum(a, 0), np.maximum(b, 0))
         dtype = _dtype(leaf)
         pairs.append((jnp.asarray(left, dtype), jnp.asarray(right, dtype)))
         variances.append(jnp.asarray(1 / (curvature + 1 / float(scale) ** 2), dtype))
     tree = jax.tree.structure(params)
     return Kronecker(jax.tree.unflatten(tree, pairs), jax.tree.unflatten(tree, variances))
+
+
+def _eigh(factor: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of a factor; of a diagonal one its entries, and the identity as a diagonal."""
+    factor = np.asarray(factor, np.float64)
+    if factor.ndim == 1:
+        return factor, np.ones_like(factor)
+    return np.linalg.eigh(factor)
 
 
 def _leading(

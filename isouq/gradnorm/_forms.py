@@ -22,7 +22,8 @@ class Form(NamedTuple):
     scale: Σ₀ = scale · I, where neither of the next two is given.
     diagonal: Σ₀ = diag(diagonal), shaped like the parameter.
     kronecker: Σ₀ = A Aᵀ ⊗ B Bᵀ with A `[C, r]` on all axes but the last (flattened) and B `[F, s]` on the last. With a
-        diagonal too, `[r, s]`, Σ₀ = (A ⊗ B) diag(diagonal) (A ⊗ B)ᵀ.
+        diagonal too, `[r, s]`, Σ₀ = (A ⊗ B) diag(diagonal) (A ⊗ B)ᵀ. A factor with one axis, `[C]`, is a
+        diagonal matrix.
     directions: U as `[K, *parameter]`; none if not given.
     weights: `[K]`, of any sign, the same for all parameters: U diag(weights) Uᵀ in place of U Uᵀ.
     """
@@ -93,7 +94,7 @@ def _of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
     g = _wide(g)
     if form.kronecker is not None:
         left, right = map(_wide, form.kronecker)
-        g_turned = left.T @ g.reshape(left.shape[0], right.shape[0]) @ right
+        g_turned = _turn(_turn(g.reshape(left.shape[0], right.shape[0]), right).T, left).T
         block = leaf_sq_norm(g_turned) if form.diagonal is None else jnp.sum(form.diagonal * jnp.square(g_turned))
     elif form.diagonal is not None:
         block = jnp.sum(_wide(form.diagonal) * jnp.square(g))
@@ -158,11 +159,36 @@ def _arrange(array: Array, layout: Layout) -> Array:
 
 
 def _diagonal(factors: list[Factors], weights: Array) -> Array:
-    if len(factors) > 1 or factors[0].positions > 1:
+    """Σ weights · G², entry by entry; the gradient is formed unless its squares have factors of their own."""
+    (rows, cols, layout), *others = factors
+    if others or (factors[0].positions > 1 and not isinstance(rows, OneHot)):
         return jnp.sum(weights * jnp.square(sum(dense(f) for f in factors)))
-    ((rows, cols, layout),) = factors
-    weights = _arrange(weights, layout)
-    return jnp.sum(_times(_square(rows), weights) * jnp.square(cols))
+    rows, cols = _merge(rows, cols) if isinstance(rows, OneHot) else _balance(rows, cols)
+    return jnp.sum(_times(_square(rows), _arrange(weights, layout)) * jnp.square(cols))
+
+
+def _merge(rows: OneHot, cols: Array) -> tuple[OneHot, Array]:
+    """The same gradient with each row looked up once: columns of equal rows are added, and zeros fill up."""
+
+    def add(at: Array, cols: Array) -> tuple[Array, Array]:
+        order = jnp.argsort(at)
+        at, cols = at[order], cols[order]
+        new = jnp.concatenate([jnp.zeros(1, bool), at[1:] != at[:-1]])
+        slot = jnp.cumsum(new)
+        return jnp.zeros_like(at).at[slot].set(at), jnp.zeros_like(cols).at[slot].add(cols)
+
+    if cols.shape[1] == 1:
+        return rows, cols
+    at, cols = jax.vmap(add)(rows.at, cols)
+    return OneHot(at, rows.size), cols
+
+
+def _balance(rows: Array, cols: Array) -> tuple[Array, Array]:
+    """The same product with factors of one size, so that their squares exist wherever that of the gradient does."""
+    sizes = [jnp.sqrt(jnp.max(jnp.abs(array), initial=0)) for array in (rows, cols)]
+    usable = (sizes[0] > 0) & (sizes[1] > 0) & jnp.isfinite(sizes[0]) & jnp.isfinite(sizes[1])
+    scale = jnp.where(usable, sizes[1] / jnp.where(usable, sizes[0], 1), 1)
+    return rows * scale, cols / scale
 
 
 def _project(factors: Factors, directions: Array) -> Array:
@@ -175,9 +201,23 @@ def _turned(factors: list[Factors], left: Array, right: Array, lead: Shape) -> l
     turned = []
     for rows, cols, layout in factors:
         of_rows, of_cols, names = (left, right, (0, 1)) if layout.rows == lead else (right, left, (1, 0))
-        new = Layout((), names[:1], names[1:], (left.shape[1], right.shape[1]))
-        turned.append(Factors(_times(rows, of_rows[None]), cols @ of_cols, new))
+        new = Layout((), names[:1], names[1:], (left.shape[-1], right.shape[-1]))
+        cols = _turn(cols, of_cols)
+        if not isinstance(rows, OneHot):
+            rows = _turn(rows, of_rows)
+        elif of_rows.ndim == 1:  # a diagonal factor leaves one-hot rows one-hot
+            cols = cols * of_rows[rows.at][..., None]
+        else:
+            rows = _times(rows, of_rows[None])
+        turned.append(Factors(rows, cols, new))
     return turned
+
+
+def _turn(vectors: Array, factor: Array) -> Array:
+    """Vectors [..., C] times a factor [C, r], or [C] where it is diagonal."""
+    if factor.ndim == 1:
+        return vectors * jnp.expand_dims(factor, tuple(range(vectors.ndim - 1)))
+    return vectors @ factor
 
 
 def _times(rows: Array | OneHot, matrix: Array) -> Array:

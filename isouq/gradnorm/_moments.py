@@ -10,8 +10,12 @@ from jax import Array
 from isouq.gradnorm._factors import Factors, OneHot, at_least_float32
 from isouq.gradnorm._forms import fits, lead_and_last
 from isouq.gradnorm._norms import backward, factors_of
-from isouq.gradnorm._plan import Group
-from isouq.gradnorm._trace import trace
+from isouq.gradnorm._plan import Group, Plan
+from isouq.gradnorm._trace import Traced, trace
+
+LARGEST = 2**13  # rows of a factor that is kept as a matrix; of a larger one the diagonal is kept
+
+Pairs = list[tuple[Array, Array]]
 
 
 def factor_moments(f: Callable) -> Callable:
@@ -21,23 +25,60 @@ def factor_moments(f: Callable) -> Callable:
     B = Σ_p δ_p δ_pᵀ `[F, F]` over its positions p (KFAC-expand, Eschenhagen et al., arXiv 2311.00636). A vector has
     A = 1 and B = g gᵀ, exact. A matrix that is used otherwise (several times, or in a way no rule knows) has
     A = G Gᵀ / ‖G‖² and B = Gᵀ G: the right trace, and exact for a gradient of rank one.
+
+    A moment with one axis, `[C]`, is diagonal: exactly so for the rows of a look-up, which are one-hot; by
+    approximation where it would have more than `LARGEST` rows, of which the diagonal alone is kept.
     """
 
-    def moments(*args: Any, **kwargs: Any) -> list[tuple[Array, Array]]:
-        traced = trace(f, args, kwargs, 0, False)
-        if traced is None:
-            return [_of_gradient(g) for g in jax.tree.leaves(jax.grad(f)(*args, **kwargs))]
-        plan = traced.plan(collect=range(len(traced.leaves)))
-        others = [i for i, leaf in enumerate(traced.leaves) if not _is_one_product(plan.groups.get(i, []), leaf)]
-        plan = traced.plan(collect=range(len(traced.leaves)), direct=others)
-        _, gradients, received = backward(traced, plan)
-        factors = {i: factors_of(groups[0], received)[0] for i, groups in plan.groups.items() if i not in plan.direct}
-        return [
-            _of_factors(factors[i], leaf) if i in factors else _of_gradient(gradients[i])
-            for i, leaf in enumerate(traced.leaves)
-        ]
+    def moments(*args: Any, **kwargs: Any) -> Pairs:
+        return jax.grad(moment_products(f))(zero_moments(f)(*args, **kwargs), *args, **kwargs)
 
     return moments
+
+
+def zero_moments(f: Callable) -> Callable:
+    """For a scalar f(params, ...), a function that gives zeros of the shapes of `factor_moments`."""
+
+    def zeros(*args: Any, **kwargs: Any) -> Pairs:
+        traced = trace(f, args, kwargs, 0, False)
+        if traced is None:
+            return [_zeros(leaf, None) for leaf in jax.tree.leaves(args[0])]
+        groups = _plan(traced).groups
+        return [_zeros(leaf, groups.get(i)) for i, leaf in enumerate(traced.leaves)]
+
+    return zeros
+
+
+def moment_products(f: Callable) -> Callable:
+    """For a scalar f(params, ...), the function Σ ⟨A, M⟩ + ⟨B, N⟩ of pairs (M, N), one a leaf, and f's arguments.
+
+    It is linear in the pairs, so that its derivative by them are the moments: of a sum over a batch, their sum,
+    and no moment of a single row is ever formed.
+    """
+
+    def products(pairs: Pairs, *args: Any, **kwargs: Any) -> Array:
+        traced = trace(f, args, kwargs, 0, False)
+        if traced is None:
+            leaves = jax.tree.leaves(jax.grad(f)(*args, **kwargs))
+            return sum(map(_of_gradient, leaves, pairs), jnp.zeros(()))
+        plan = _plan(traced)
+        _, gradients, received = backward(traced, plan)
+        total = jnp.zeros(())
+        for i, (leaf, pair) in enumerate(zip(traced.leaves, pairs, strict=True)):
+            if i in plan.direct:
+                total += _of_gradient(gradients[i], pair)
+            elif i in plan.groups:
+                total += _of_factors(factors_of(plan.groups[i][0], received)[0], leaf, pair)
+        return total
+
+    return products
+
+
+def _plan(traced: Traced) -> Plan:
+    """Pairs of the leaves that are used in one product; gradients of all others."""
+    plan = traced.plan(collect=range(len(traced.leaves)))
+    others = [i for i, leaf in enumerate(traced.leaves) if not _is_one_product(plan.groups.get(i, []), leaf)]
+    return traced.plan(collect=range(len(traced.leaves)), direct=others)
 
 
 def _is_one_product(groups: list[Group], leaf: Any) -> bool:
@@ -47,25 +88,49 @@ def _is_one_product(groups: list[Group], leaf: Any) -> bool:
     return fits(groups[0], *lead_and_last(leaf))
 
 
-def _of_factors(factors: Factors, leaf: Any) -> tuple[Array, Array]:
+def _zeros(leaf: Any, groups: list[Group] | None) -> tuple[Array, Array]:
+    last = jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 1
+    sizes = (jnp.size(leaf) // last if last else 0, last)
+    diagonal = [size > LARGEST for size in sizes]
+    if groups and groups[0].sites[0].lookup:
+        diagonal[0 if groups[0].sites[0].layout.rows == lead_and_last(leaf)[0] else 1] = True
+    dtype = at_least_float32(jnp.result_type(leaf))
+    first, second = (
+        jnp.zeros(size if alone else (size, size), dtype) for size, alone in zip(sizes, diagonal, strict=True)
+    )
+    return first, second
+
+
+def _of_factors(factors: Factors, leaf: Any, pair: tuple[Array, Array]) -> Array:
     rows, cols, layout = factors
-    second = jnp.einsum("bpf,bpg->fg", cols, cols, preferred_element_type=at_least_float32(cols.dtype))
-    if isinstance(rows, OneHot):
-        counts = jnp.zeros(rows.size, second.dtype).at[rows.at.reshape(-1)].add(1.0)
-        first = jnp.diag(counts)
-    else:
-        first = jnp.einsum("bpc,bpd->cd", rows, rows, preferred_element_type=second.dtype)
     # the data may stand on either side of the weight; A belongs to the leading axes
-    data_leads = layout.rows == lead_and_last(leaf)[0]
-    return (first / factors.positions, second) if data_leads else (second, first / factors.positions)
+    of_rows, of_cols = pair if layout.rows == lead_and_last(leaf)[0] else reversed(pair)
+    if isinstance(rows, OneHot):
+        row = jnp.where(rows.at >= 0, rows.at, rows.size)  # −1 is out of bounds, and has no row
+        first = jnp.sum(of_rows.at[row].get(mode="fill", fill_value=0))
+    else:
+        first = _inner(rows, of_rows)
+    return first / factors.positions + _inner(cols, of_cols)
 
 
-def _of_gradient(g: Array) -> tuple[Array, Array]:
-    g = g.astype(at_least_float32(g.dtype))
-    last = g.shape[-1] if g.ndim else 1
-    g = g.reshape(-1, last)
+def _of_gradient(g: Array, pair: tuple[Array, Array]) -> Array:
+    first, second = pair
+    g = g.astype(first.dtype).reshape(first.shape[0], second.shape[0])
+    if g.size == 0:
+        return jnp.zeros((), g.dtype)
+    of_rows = _inner(g, second)
     if g.shape[0] == 1:
-        return jnp.ones((1, 1), g.dtype), g.T @ g
-    total = jnp.sum(jnp.square(g))
-    flat = jnp.eye(g.shape[0], dtype=g.dtype) / g.shape[0]  # of a zero gradient: any A of trace one
-    return jnp.where(total > 0, g @ g.T / jnp.where(total > 0, total, 1.0), flat), g.T @ g
+        return jnp.sum(first) + of_rows
+    top = jnp.max(jnp.abs(g))
+    unit = g / jnp.where(top > 0, top, 1)  # its squares exist, however small the gradient is
+    total = jnp.sum(jnp.square(unit))
+    trace_one = jnp.sum(first if first.ndim == 1 else jnp.diag(first)) / first.shape[0]  # of a zero gradient
+    return jnp.where(total > 0, _inner(unit.T, first) / jnp.where(total > 0, total, 1), trace_one) + of_rows
+
+
+def _inner(vectors: Array, moment: Array) -> Array:
+    """⟨Σ v vᵀ, moment⟩ over vectors [..., C] and a moment [C, C], or [C] where it is diagonal."""
+    vectors = vectors.astype(moment.dtype).reshape(-1, moment.shape[0])
+    if moment.ndim == 1:
+        return jnp.sum(jnp.square(vectors) @ moment)
+    return jnp.sum((vectors @ moment) * vectors)

@@ -1,0 +1,82 @@
+"""How many data, outputs and products at a time: what a program holds for each of them, read off its jaxpr."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+ROOM = 2**28  # bytes that the rows of one step may take, where no max_bytes says otherwise
+
+
+class Steps(NamedTuple):
+    """Sizes of one step: so many data, and of each so many of the rows or products that are wanted of it."""
+
+    data: int
+    each: int
+
+
+def steps(data: int, each: int, batch_size: int, bytes_each: int, rows: int | None = None) -> Steps:
+    """The sizes of a step over `data` × `each` rows of `bytes_each`, equal steps as far as possible.
+
+    At most `batch_size` data at a time, and at most `rows` rows; by default as many as `ROOM` has room for.
+    """
+    rows = max(1, ROOM // max(1, bytes_each)) if rows is None else rows
+    at_once = min(each, rows)
+    return Steps(_even(data, min(batch_size, max(1, rows // each))), _even(each, at_once))
+
+
+def _even(size: int, most: int) -> int:
+    """The size of the fewest equal steps of at most `most`; the last may be smaller."""
+    return math.ceil(size / math.ceil(size / max(1, min(most, size)))) if size else 1
+
+
+def bytes_of_one(f: Callable, fixed: Any, *varying: Any) -> int:
+    """Bytes of all that f(fixed, *varying) computes from `varying`: what a batch holds of one of its rows at most.
+
+    An estimate from shapes: nothing is run or compiled, and what XLA fuses or frees early counts too.
+    """
+    closed = jax.make_jaxpr(f)(fixed, *varying)
+    depends = [False] * len(jax.tree.leaves(fixed)) + [True] * len(jax.tree.leaves(varying))
+    return _bytes(closed.jaxpr, depends)[0]
+
+
+def _bytes(jaxpr: Any, depends: list[bool]) -> tuple[int, list[bool]]:
+    """Bytes of the equations that depend on the inputs so marked, and which outputs do."""
+    marked = {v for v, d in zip(jaxpr.invars, depends, strict=True) if d}
+    total = 0
+    for eqn in jaxpr.eqns:
+        ins = [not hasattr(v, "val") and v in marked for v in eqn.invars]
+        if not any(ins):
+            continue
+        outs = [True] * len(eqn.outvars)
+        inner: list[Any] = [
+            getattr(j, "jaxpr", j)
+            for j in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+            if _is_jaxpr(j)
+        ]
+        if len(inner) == 1 and len(inner[0].invars) == len(ins) and eqn.primitive.name not in ("scan", "while"):
+            size, outs = _bytes(inner[0], ins)
+        else:  # one step of a loop, one branch of a choice, and what they hand out
+            size = sum(nbytes(v.aval) for v in eqn.outvars)
+            size += max((_bytes(j, [True] * len(j.invars))[0] for j in inner), default=0)
+        total += size
+        marked |= {v for v, out in zip(eqn.outvars, outs, strict=True) if out}
+    return total, [not hasattr(v, "val") and v in marked for v in jaxpr.outvars]
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+def nbytes(aval: Any) -> int:
+    """Bytes of one array."""
+    dtype = getattr(aval, "dtype", None)
+    itemsize = getattr(dtype, "itemsize", 4) if dtype is not None else 0
+    return math.prod(getattr(aval, "shape", ())) * itemsize
+
+
+def one(tree: Any) -> Any:
+    """Shapes of one row of arrays with a leading axis."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jax.dtypes.result_type(leaf)), tree)
