@@ -1,6 +1,6 @@
 """Validation in Python, before anything is traced: what was given, what was expected, what to do."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -52,7 +52,7 @@ def finite(name: str, tree: Any) -> None:
     if is_traced(tree):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.floating):
+        if jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
             bad = sum(int(np.sum(~np.isfinite(part))) for part in _parts(leaf))
             if bad:
                 raise ValueError(
@@ -68,64 +68,119 @@ def _parts(leaf: Any) -> list[np.ndarray]:
     return [np.asarray(leaf)]
 
 
-def float_leaves(name: str, params: Any) -> None:
-    """Raises unless `params` is a non-empty pytree of floating arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+def inexact_leaves(name: str, params: Any) -> None:
+    """Raises unless `params` is a non-empty pytree of real or complex floating arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_sparse)
     if not leaves:
         raise ValueError(f"{name} is an empty pytree; expected the model's parameters")
     for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None and isinstance(leaf, float):
-            continue
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        if not is_inexact(leaf):
+            hint = "pass only trainable parameters, bind the rest inside predict"
+            if is_sparse(leaf):
+                hint = "pass its data as a parameter, put the matrix together inside predict"
+            elif callable(leaf):
+                hint += "; of an Equinox model: params, static = eqx.partition(model, eqx.is_inexact_array)"
+            elif not _is_array_like(leaf) or is_foreign(leaf):
+                hint = "of JAX, or of NumPy in native byte order, such as numpy.asarray(leaf, float)"
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where} is {describe(leaf)}; expected a floating array ({hint})")
+
+
+def real_leaves(name: str, params: Any, where: str = "") -> None:
+    """Raises if a leaf is complex; `where` says in the message where that is wrong."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jax.dtypes.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} is {dtype or type(leaf).__name__}; expected a "
-                "floating array (pass only trainable parameters, bind the rest inside predict)"
+                f"{name}{jax.tree_util.keystr(path)} is {dtype}; expected a real array{where} (pass the real and the "
+                "imaginary part as two leaves, put them together by jax.lax.complex inside predict)"
             )
+
+
+def float_leaves(name: str, params: Any) -> None:
+    """Raises unless `params` is a non-empty pytree of real floating arrays of 16 bits or more."""
+    inexact_leaves(name, params)
+    real_leaves(name, params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jax.dtypes.result_type(leaf)
+        if jnp.finfo(dtype).bits < 16:
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{where} is {dtype}; expected 16 bits or more: astype(jax.numpy.float32)")
+
+
+_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
+
+def is_inexact(leaf: Any) -> bool:
+    """True of a real or complex floating array or number that JAX takes."""
+    if is_sparse(leaf) or is_foreign(leaf) or not _is_array_like(leaf):
+        return False
+    return jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact)
+
+
+def _is_array_like(leaf: Any) -> bool:
+    return isinstance(leaf, _NUMBERS) or hasattr(leaf, "__jax_array__")
+
+
+def is_sparse(node: Any) -> bool:
+    """True of a sparse matrix of JAX or SciPy, told without importing either."""
+    return type(node).__module__.startswith(("jax.experimental.sparse", "scipy.sparse"))
+
+
+def is_foreign(leaf: Any) -> bool:
+    """True of a NumPy array that JAX does not take: of objects, text, dates, or in another machine's byte order."""
+    if not isinstance(leaf, (np.ndarray, np.generic)):
+        return False
+    try:
+        jax.dtypes.result_type(leaf)
+    except TypeError:
+        return True
+    return not leaf.dtype.isnative
+
+
+def describe(leaf: Any) -> str:
+    """What a leaf is, for a message: its dtype or its type."""
+    if is_sparse(leaf):
+        return f"a sparse {type(leaf).__name__}"
+    if is_foreign(leaf):
+        return f"an array of {leaf.dtype}"
+    return str(leaf.dtype) if isinstance(leaf, (jax.Array, np.ndarray, np.generic)) else type(leaf).__name__
 
 
 def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
     """The number of rows: every leaf of `xs` has the same, non-zero leading axis."""
-    leaves = jax.tree.leaves(xs)
+    leaves = jax.tree_util.tree_leaves_with_path(xs, is_leaf=is_sparse)
     if not leaves:
         raise ValueError(f"{name} is empty; expected an array with a leading {axis} axis")
-    if isinstance(xs, (list, tuple)) and any(isinstance(leaf, (bool, int, float)) for leaf in leaves):
+    if isinstance(xs, (list, tuple)) and any(isinstance(leaf, (bool, int, float)) for _, leaf in leaves):
         raise ValueError(f"{name} is a {type(xs).__name__} of numbers; expected an array: numpy.asarray({name})")
-    for leaf in leaves:
-        _numeric(name, leaf)
-    if any(not jnp.shape(leaf) for leaf in leaves):
-        raise ValueError(f"{name} is a scalar; expected a leading {axis} axis (for one row pass {name}[None])")
-    sizes = sorted({jnp.shape(leaf)[0] for leaf in leaves})
+    sizes = set()
+    for path, leaf in leaves:
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        _numeric(where, leaf)
+        if not jnp.shape(leaf):
+            shared = "; a value that all rows share belongs inside predict" if path else ""
+            raise ValueError(f"{where} is a scalar; expected a leading {axis} axis (for one row {where}[None]{shared})")
+        sizes.add(jnp.shape(leaf)[0])
     if len(sizes) > 1:
-        raise ValueError(f"the leaves of {name} have different leading axes {sizes}; expected one {axis} axis")
-    if sizes[0] == 0:
+        raise ValueError(f"the leaves of {name} have different leading axes {sorted(sizes)}; expected one {axis} axis")
+    size = sizes.pop()
+    if size == 0:
         raise ValueError(f"{name} has no rows; expected at least one")
-    return sizes[0]
+    return size
 
 
 def _numeric(name: str, leaf: Any) -> None:
-    """Raises for text, objects and arrays of another library."""
+    """Raises for text, objects, sparse matrices and arrays of another library."""
+    if is_sparse(leaf):
+        raise ValueError(f"{name} is {describe(leaf)}; expected a dense array: {name}.todense()")
     if isinstance(leaf, jax.Array):  # traced ones too
         return
-    try:
-        jax.dtypes.result_type(leaf)
-    except TypeError as error:
-        given = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else f"a {type(leaf).__name__}"
+    if not _is_array_like(leaf) or is_foreign(leaf):
+        given = describe(leaf) if is_foreign(leaf) else f"a {type(leaf).__name__}"
         raise ValueError(
             f"{name} holds {given}; expected JAX or NumPy arrays of numbers, such as numpy.asarray({name}, float)"
-        ) from error
-
-
-def one_start(log_density: Callable, inits: Any) -> None:
-    """Raises unless log_density takes one row of `inits`."""
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jax.dtypes.result_type(leaf)), inits)
-    try:
-        jax.eval_shape(log_density, one)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"log_density failed on one start: {str(error).strip().splitlines()[0]}; inits needs a leading axis of "
-            "starts: jax.vmap(init)(jax.random.split(key, 4))"
-        ) from error
+        )
 
 
 def several_chains(chains: int) -> None:
@@ -166,16 +221,3 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
         )
     if np.unique(labels).size < 2:
         raise ValueError(f"ys holds one class only ({int(labels[0])}); a {kind} problem needs at least two")
-
-
-def as_pytree_callable(f: Callable, name: str = "predict") -> Callable:
-    """`f` as a callable pytree, so that arrays it carries are arguments and not constants.
-
-    A plain function becomes a `jax.tree_util.Partial` without arguments; a registered callable
-    (a `LogDensity`, a Partial that binds data) is returned as it is.
-    """
-    if not callable(f):
-        raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
-    leaves = jax.tree.leaves(f)
-    is_leaf = len(leaves) == 1 and leaves[0] is f
-    return jax.tree_util.Partial(f) if is_leaf else f

@@ -36,7 +36,12 @@ def _batch_size(
     def needed(batch: int | None, engine: str = engine) -> int:
         return temporary_bytes(estimate.lower(*args, kind, batch, engine).compile())
 
-    whole = needed(None)
+    try:
+        whole = needed(None)
+    except NotImplementedError:  # a primitive without a rule for vmap: one by one
+        if (one := needed(1)) > max_bytes:
+            raise ValueError(_does_not_fit(one, max_bytes, needed, engine)) from None
+        return 1
     if whole <= max_bytes:
         return None
     low, high, guess = 0, size, int(size * max_bytes / whole)  # low fits, high does not

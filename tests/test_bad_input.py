@@ -12,7 +12,7 @@ import isouq
 from experiments import command, runner, study
 from experiments.cell import Cell
 from isouq import models, posterior, problems, stats
-from isouq._checks import as_pytree_callable
+from isouq._frozen import freeze
 
 NAN = float("nan")
 XS = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], np.float32)
@@ -130,7 +130,7 @@ CASES = {
         r"predict\(params, x\) failed on one example of shape \(2,\): .*nope",
     ),
     "predict is no function": (
-        lambda: plain(as_pytree_callable)(3),
+        lambda: plain(freeze)(3),
         r"predict is a int; expected a function",
     ),
     # kind, target, batch size

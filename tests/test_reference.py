@@ -184,7 +184,7 @@ def test_gradients_are_those_of_one_jittered_length_in_every_chain():
     np.testing.assert_allclose(counts, [1, 5, 8], rtol=0.15)
 
 
-def test_a_plain_function_is_traced_once_for_a_shape():
+def test_a_plain_function_is_compiled_once_for_a_shape():
     traces = []
 
     def predict(params, x):  # no pytree, as `LogDensity.of` and `uncertainty` take it
@@ -202,8 +202,8 @@ def test_a_plain_function_is_traced_once_for_a_shape():
         return len(traces)
 
     assert run(0) > 0
-    assert run(1) == 1  # the check of what record gives; the programs are not traced again
-    assert run(2) == 1
+    assert run(1) == 2  # log_density and record are read anew; the programs are not traced again
+    assert run(2) == 2
 
 
 def test_chains_are_where_the_layout_puts_them_and_equal_those_of_one_device(monkeypatch):
@@ -253,3 +253,22 @@ def test_the_record_is_not_judged_when_told_not_to():
     assert judged.verdict is not None
     np.testing.assert_array_equal(quiet.predictions, judged.predictions)
     assert quiet.predictions.shape == (4, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([1.0, 1.0, -1.0], r"the log density is not finite \(nan\) at the start of chain 2 of 3"),
+        ([0.0, 1.0, -1.0], r"the log density is not finite \(-inf, nan\) at the start of chain 0, 2 of 3"),
+        ([1.0, 4.0, 1.0], r"the gradient of the log density is not finite at the start of chain 1 of 3"),
+    ],
+)
+def test_a_start_that_is_not_finite_names_the_chain(scales, message):
+    def log_density(params):
+        w, s = params["w"], params["s"]
+        kink = jnp.sqrt(jnp.abs(s - 4))  # its slope at 4 is infinite
+        return -jnp.sum(w**2) / 2 + 4 * jnp.log(s) - s - kink
+
+    inits = {"w": jnp.ones((3, 2)), "s": jnp.array(scales)}
+    with pytest.raises(ValueError, match=message):
+        sample_reference(log_density, inits, jax.random.key(0), num_draws=10, num_warmup=10)

@@ -132,6 +132,81 @@ def test_small_digits_survive_saturation():
     assert jax.grad(lambda w: jax.nn.sigmoid(w * 40.0))(1.0) == 0  # what differentiating p would give
 
 
+MARGINS = np.array([0.0, 0.1, 1, 5, 20, 40, 43, 44, 45, 50, 60, 80, 87, 100, 104, 200, 300])
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_the_logarithm_is_right_at_every_margin(kind, sign, dtype, scale, x64):
+    """The truth of m = w · x + b: ‖∇m‖² = x² + 1 (binary), log a = −m − 2 log(1 + e⁻ᵐ), in float64."""
+    xs = np.full(MARGINS.size, scale)
+    params = {"w": jnp.zeros((), dtype)}
+
+    def predict(params, x):
+        logit = params["w"] * x[0] + sign * x[1]
+        return logit if kind == "binary" else jnp.stack([jnp.full_like(logit, -1e4), logit, jnp.zeros_like(logit)])
+
+    rows = np.stack([xs, MARGINS], 1).astype(dtype)
+    got = isouq.uncertainty(predict, params, rows, kind, target=1)
+    want = 2 * (-MARGINS - 2 * np.log1p(np.exp(-MARGINS))) + 2 * np.log(scale)
+    np.testing.assert_allclose(got.log_epistemic, want, rtol=2e-6 if dtype == jnp.float32 else 1e-12, atol=2e-6)
+    normal = want > np.log(np.finfo(dtype).tiny) + 1
+    np.testing.assert_allclose(got.epistemic[normal], np.exp(want[normal]), rtol=2e-5)  # also where a² underflows
+    assert np.unique(got.log_epistemic).size == MARGINS.size
+    assert got.epistemic.dtype == got.log_epistemic.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "p", "log_epistemic"),
+    [
+        ([1e4, 0.0, -5.0], 0, 1.0, -2e4),
+        ([1e4, 0.0, -5.0], 1, 0.0, -2e4),
+        ([2.0, -1e9, -1e9], 0, 1.0, -np.inf),  # certain, whatever the parameters
+        ([2.0, -1e9, 0.0], 1, 0.0, -np.inf),
+    ],
+)
+@pytest.mark.parametrize("engine", ["jaxpr", "vmap"])
+def test_masked_and_extreme_logits(logits, target, p, log_epistemic, engine):
+    logits = np.array(logits, np.float32)
+
+    def predict(params, x):
+        return jnp.where(x > -1e8, params * x, -jnp.inf)
+
+    got = isouq.uncertainty(predict, jnp.ones(3), logits[None], "multiclass", target=target, engine=engine)
+    assert got.probability[0] == p
+    assert got.epistemic[0] == 0
+    np.testing.assert_allclose(got.log_epistemic[0], log_epistemic, rtol=2e-3)
+
+
+def test_the_logarithm_of_a_regression_and_of_no_gradient():
+    got = isouq.uncertainty(lambda p, x: p * x, jnp.ones(()), jnp.array([0.0, 3.0]), "regression")
+    np.testing.assert_allclose(got.log_epistemic, [-np.inf, np.log(9.0)], rtol=1e-6)
+
+
+def mixture_of_experts(params, x):
+    """`jax.lax.ragged_dot` has no rule for vmap over its rows."""
+    sizes = jnp.array([2, 1], jnp.int32)
+    return jax.lax.ragged_dot(jnp.tanh(x), params, sizes).mean(0)
+
+
+@pytest.mark.parametrize("engine", ["jaxpr", "vmap"])
+@pytest.mark.parametrize("options", [{}, {"max_bytes": 10**8}, {"devices": None}])
+def test_one_by_one_needs_no_rule_for_vmap(engine, options):
+    params, xs = jax.random.normal(jax.random.key(0), (2, 4, 3)), jax.random.normal(jax.random.key(1), (2, 3, 4))
+    options = {name: value or jax.local_devices() for name, value in options.items()} | {"engine": engine}
+    if "max_bytes" not in options:
+        with pytest.raises(NotImplementedError, match=r"^predict cannot be batched \(.*\); pass batch_size=1"):
+            isouq.uncertainty(mixture_of_experts, params, xs, "multiclass", **options)
+        options["batch_size"] = 1
+    got = isouq.uncertainty(mixture_of_experts, params, xs, "multiclass", **options)
+    twin = isouq.uncertainty(
+        lambda p, x: (jnp.tanh(x[:2]) @ p[0]).sum(0) / 3 + jnp.tanh(x[2]) @ p[1] / 3, params, xs, "multiclass"
+    )
+    np.testing.assert_allclose(got.epistemic, twin.epistemic, rtol=1e-4)
+
+
 def test_works_under_jit_and_compiles_once():
     predict, params, xs = network("multiclass")
     traces = []
@@ -194,8 +269,9 @@ def test_frameworks_agree():
 
 def test_from_nnx_binds_other_state():
     module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    predict, params = models.from_nnx(module)
     with pytest.raises(ValueError, match=r"BatchNorm in training mode; call module.eval\(\)"):
-        models.from_nnx(module)
+        isouq.uncertainty(predict, params, jnp.eye(3), "multiclass")
     module.eval()
     predict, params = models.from_nnx(module)
     assert set(params) == {"scale", "bias"}

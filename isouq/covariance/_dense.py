@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from isouq import _checks
+from isouq._frozen import freeze
 from isouq.covariance._curvature import hessian
 
 
@@ -52,13 +53,14 @@ class Dense:
 
     def quadratic(self, grads: Any) -> Float[Array, " batch"]:
         """gᵀΣg for each gradient of the batch, O(batch · P²)."""
+        grads = jax.tree.map(lambda g: g.astype(self.factor.dtype), grads)
         flat = jax.vmap(lambda grad: ravel_pytree(grad)[0])(grads)
         if flat.shape[1] != self.factor.shape[0]:
             raise ValueError(
                 f"the covariance is for {self.factor.shape[0]} parameters, the gradient has "
                 f"{flat.shape[1]}; build it for the same model"
             )
-        projected = flat.astype(self.factor.dtype) @ self.factor
+        projected = flat @ self.factor
         return jnp.sum(jnp.square(projected), axis=-1)
 
 
@@ -67,7 +69,7 @@ def negative_hessian(log_density: Callable, params: Any) -> Float[Array, "params
 
     Cost: P forward-over-reverse products, memory of 256 at a time. For models up to a few thousand parameters.
     """
-    return _negative_hessian(_checks.as_pytree_callable(log_density, "log_density"), params)
+    return _negative_hessian(freeze(log_density, params, name="log_density"), params)
 
 
 @jax.jit

@@ -94,7 +94,8 @@ class Kronecker(StructuredCovariance):
         for (leaf, pair), variances in zip(pairs, of_leaves, strict=True):
             if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(jnp.ndim(f) in (1, 2) for f in pair)):
                 raise ValueError(
-                    f"factors holds {_show(pair)} for a leaf; expected a pair of matrices (A, B), or vectors for diagonal ones"
+                    f"factors holds {_show(pair)} for a leaf; expected a pair of matrices (A, B), or vectors for "
+                    "diagonal ones"
                 )
             last = jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 1
             rows = (jnp.size(leaf) // last if last else 0, last)

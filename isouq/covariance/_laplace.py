@@ -1,5 +1,6 @@
 """Builders: the Laplace approximation in four structures, and the covariance of draws."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from matfree import decomp
 
 from isouq import _checks
+from isouq._frozen import first_row, freeze
 from isouq.covariance import _curvature
 from isouq.covariance._curvature import CURVATURES
 from isouq.covariance._dense import Dense
@@ -90,6 +92,8 @@ def laplace(
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise ValueError("params do not fit the model of log_density; pass parameters of that model") from error
     _checks.finite("params", params)
+    predict = freeze(log_density.predict, params, first_row(log_density.xs))
+    log_density = dataclasses.replace(log_density, predict=predict)
     # the sd under prior and damping together, one number a leaf
     scales = jax.tree.map(lambda s: 1 / jnp.sqrt(1 / jnp.square(s) + damping), log_density.scales)
     if structure == "kronecker":

@@ -33,7 +33,7 @@ def _even(size: int, most: int) -> int:
 
 
 def bytes_of_one(f: Callable, fixed: Any, *varying: Any) -> int:
-    """Bytes of everything that f(fixed, *varying) computes from `varying`: what a batch holds of one of its rows at most.
+    """Bytes of all that f(fixed, *varying) computes from `varying`: what a batch holds of one of its rows at most.
 
     An estimate from shapes: nothing is run or compiled, and what XLA fuses or frees early counts too.
     """
@@ -51,7 +51,11 @@ def _bytes(jaxpr: Any, depends: list[bool]) -> tuple[int, list[bool]]:
         if not any(ins):
             continue
         outs = [True] * len(eqn.outvars)
-        inner = [getattr(j, "jaxpr", j) for j in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(j)]
+        inner: list[Any] = [
+            getattr(j, "jaxpr", j)
+            for j in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+            if _is_jaxpr(j)
+        ]
         if len(inner) == 1 and len(inner[0].invars) == len(ins) and eqn.primitive.name not in ("scan", "while"):
             size, outs = _bytes(inner[0], ins)
         else:  # one step of a loop, one branch of a choice, and what they hand out

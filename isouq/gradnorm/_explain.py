@@ -62,9 +62,11 @@ def explain(f: Callable, argnums: ArgNums = 0, has_aux: bool = False) -> Callabl
     Columns: leaf, its shape, its uses in f, the route, and for ONE example the multiplications that its norm takes
     beyond a forward and a backward pass to the activations, and the bytes of the largest array on the way. Routes:
 
-    outer: one position, ‖x‖²‖δ‖². gram: ⟨XXᵀ, ΔΔᵀ⟩ over positions. product: XᵀΔ formed site by site, its norm
-    taken at once. direct: the gradient itself, by JAX, and why: the operation no rule knows (for a bias or a scale,
-    "add" or "mul", that is no loss: its gradient is no larger than an activation).
+    outer: one position, ‖x‖²‖δ‖². lookup: the rows looked up, each once. gram: ⟨XXᵀ, ΔΔᵀ⟩ over positions; where
+    the positions of an example cancel, so that float32 would lose digits, its product form instead, decided by
+    a test while the program runs (`_gram.py`). product: XᵀΔ formed site by site, its norm taken at once.
+    direct: the gradient itself, by JAX, and why: the operation no rule knows (for a bias or a scale, "add" or
+    "mul", that is no loss: its gradient is no larger than an activation).
 
     Returns:
         A function of f's arguments (arrays or `jax.ShapeDtypeStruct`) that returns an `Explanation`, a tuple of rows
@@ -128,8 +130,13 @@ def _route(group: Group) -> tuple[str, int, int]:
     first = group.sites[0]
     layouts, positions = zip(*(s.folded for s in group.sites), strict=True)
     batch, rows, cols = map(layouts[0].size, layouts[0][:3])
-    name, cost = route([*layouts], [*positions])
-    memory = {"outer": batch * max(rows, cols), "gram": 2 * batch * max(positions) ** 2, "product": batch * rows * cols}
+    name, cost = route([*layouts], [*positions], [s.lookup for s in group.sites])
+    memory = {
+        "outer": batch * max(rows, cols),
+        "lookup": batch * sum(positions) * cols,
+        "gram": 2 * batch * max(positions) ** 2,
+        "product": batch * rows * cols,
+    }
     reused = " of all uses together" if group.reused else ""
     if first.collect:
         return name + reused, cost, max(memory[name], sum(s.pair_size for s in group.sites))

@@ -4,7 +4,7 @@ With positions p (tokens, pixels, time steps), rows [B, P, C] and cols [B, P, F]
 
     G[b] = rows[b]ᵀ cols[b]                                   [C, F]
     ‖G‖² = Σ_b ‖rows[b]‖² ‖cols[b]‖²                          one position
-         = Σ_b ⟨rows[b] rows[b]ᵀ, cols[b] cols[b]ᵀ⟩           Gram form,    B·P²·(C + F) multiplications
+         = Σ_b ⟨rows[b] rows[b]ᵀ, cols[b] cols[b]ᵀ⟩           Gram form,    B·P²·(C + F) multiplications, see `_gram.py`
          = Σ_b ‖rows[b]ᵀ cols[b]‖²                            product form, B·P·C·F multiplications
 
 The batch axis B is for axes that a weight shares with data (heads, groups, scanned layers).
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from isouq.gradnorm._gram import at_least_float32, gram_sq_norm, leaf_sq_norm
 from isouq.gradnorm._views import Shape
 
 
@@ -56,42 +57,76 @@ class Factors(NamedTuple):
         return self.cols.shape[1]
 
 
-def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype in which norms of `dtype` gradients are accumulated."""
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
-
-
-def leaf_sq_norm(leaf: Array) -> Array:
-    """Σ |entry|² of one array, accumulated in float32 or better."""
-    if jnp.iscomplexobj(leaf):
-        return leaf_sq_norm(leaf.real) + leaf_sq_norm(leaf.imag)
-    flat = leaf.astype(at_least_float32(leaf.dtype)).reshape(-1)  # XLA fuses the square of a flat array into the sum
-    return jnp.sum(jnp.square(flat))
-
-
 def sq_norm(factors: list[Factors]) -> Array:
-    """‖Σ_i G_i‖² of gradients that share a base; cross terms included; the cheaper of the two forms."""
-    form, _ = route([f.layout for f in factors], [f.positions for f in factors])
+    """Return ‖Σ_i G_i‖² of gradients that share a base, cross terms included, by the form that `route` names."""
+    form, _ = route(
+        [f.layout for f in factors], [f.positions for f in factors], [isinstance(f.rows, OneHot) for f in factors]
+    )
     if form == "outer":
         ((rows, cols, _),) = factors
         if isinstance(rows, OneHot):
             return leaf_sq_norm(cols)
-        if cols.shape[0] == 1:
-            return leaf_sq_norm(rows) * leaf_sq_norm(cols)
-        return jnp.sum(jax.vmap(leaf_sq_norm)(rows) * jax.vmap(leaf_sq_norm)(cols))
+        return jnp.sum(jax.vmap(_outer_sq_norm)(rows, cols))
+    if form == "lookup":
+        return leaf_sq_norm(_looked_up_rows(factors)[0])
     if form == "gram":
-        total = jnp.zeros((), at_least_float32(factors[0].cols.dtype))
-        for i, one in enumerate(factors):
-            for j, other in enumerate(factors[: i + 1]):
-                total = total + (1 if i == j else 2) * _gram(one, other)
-        return total
+        return _gram_sq_norm(factors)
     if len(factors) == 1:
         return leaf_sq_norm(_product(factors[0]))
     return leaf_sq_norm(functools.reduce(jnp.add, [dense(f) for f in factors]))
 
 
-def route(layouts: list[Layout], positions: list[int]) -> tuple[str, int]:
-    """The form with fewer multiplications, from shapes and how many: "outer" (one position), "gram" or "product"."""
+def _outer_sq_norm(row: Array, col: Array) -> Array:
+    """Return ‖row‖² ‖col‖² as Σ (‖row‖² col) col: the square of a small cotangent alone would vanish in float32."""
+    length = leaf_sq_norm(row)
+    col = col.astype(length.dtype)
+    return jnp.sum(length * col * col)
+
+
+def _gram_sq_norm(factors: list[Factors]) -> Array:
+    """Return ‖G‖² of uses that split their base alike: looked-up rows of G are formed, the rest is the Gram form's."""
+    lookups = [f for f in factors if isinstance(f.rows, OneHot)]
+    layout = (lookups or factors)[0].layout
+    rows, cols = [], []
+    for f in factors:
+        if not isinstance(f.rows, OneHot):
+            straight = f.layout.rows == layout.rows
+            rows.append(f.rows if straight else f.cols)
+            cols.append(f.cols if straight else f.rows)
+    if not lookups:
+        return gram_sq_norm(rows, cols)
+    sums, at = _looked_up_rows(lookups)
+    size = layout.size(layout.rows)
+    for i, (row, col) in enumerate(zip(rows, cols, strict=True)):
+        entries = jax.vmap(lambda r, index: r[:, jnp.minimum(index, size - 1)])(row, at)
+        sums += jnp.einsum("bpu,bpf->buf", entries, col, preferred_element_type=sums.dtype)
+        rows[i] = jax.vmap(lambda r, index: r.at[:, index].set(0, mode="drop"))(row, at)
+    looked_up = leaf_sq_norm(jnp.where((at < size)[..., None], sums, 0))
+    return looked_up + gram_sq_norm(rows, cols)
+
+
+def _looked_up_rows(factors: list[Factors]) -> tuple[Array, Array]:
+    """Return the rows of G that are looked up [B, P, F], each once, and their indices [B, P].
+
+    Places that are left over have an index past the last row.
+    """
+    indices = jnp.concatenate([f.rows.at for f in factors if isinstance(f.rows, OneHot)], axis=1)
+    cols = jnp.concatenate([f.cols for f in factors], axis=1)
+    cols = cols.astype(at_least_float32(cols.dtype))
+    size = factors[0].layout.size(factors[0].layout.rows)
+
+    def sums(index: Array, col: Array) -> tuple[Array, Array]:
+        at, inverse = jnp.unique(index, size=index.size, fill_value=size, return_inverse=True)
+        return jnp.zeros_like(col).at[inverse.reshape(-1)].add(col), jnp.where(at < 0, size, at)
+
+    return jax.vmap(sums)(indices, cols)
+
+
+def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> tuple[str, int]:
+    """Return the form for uses of these layouts, and its multiplications.
+
+    "outer" is one position, "lookup" look-ups alone; of "gram" and "product" the one with fewer multiplications.
+    """
     first = layouts[0]
     same = all(
         layout.batch == first.batch and {layout.rows, layout.cols} == {first.rows, first.cols} for layout in layouts
@@ -99,6 +134,8 @@ def route(layouts: list[Layout], positions: list[int]) -> tuple[str, int]:
     batch, rows, cols = map(first.size, first[:3])
     if positions == [1]:
         return "outer", batch * (rows + cols)
+    if all(lookups) and all(layout == first for layout in layouts):
+        return "lookup", batch * sum(positions) * cols
     pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
     gram, product = batch * pairs * (rows + cols), batch * sum(positions) * rows * cols
     return ("gram", gram) if same and gram < product else ("product", product)
@@ -138,22 +175,3 @@ def _product(factors: Factors) -> Array:
         zeros = jnp.zeros((cols.shape[0], rows.size, cols.shape[2]), dtype)
         return jax.vmap(lambda zero, index, col: zero.at[index].add(col))(zeros, rows.at, cols.astype(dtype))
     return jnp.einsum("bpc,bpf->bcf", rows, cols, preferred_element_type=dtype)
-
-
-def _gram(one: Factors, other: Factors) -> Array:
-    """⟨G_one, G_other⟩ = Σ_pq ⟨rows_p, rows_q⟩ ⟨cols_p, cols_q⟩, of the same or of swapped layouts."""
-    swapped = one.layout.rows != other.layout.rows
-    rows, cols = (other.cols, other.rows) if swapped else (other.rows, other.cols)
-    values = _inner(one.cols, cols)
-    return jnp.sum(_inner(one.rows, rows).astype(values.dtype) * values)  # rows: True where look-ups meet
-
-
-def _inner(one: Array | OneHot, other: Array | OneHot) -> Array:
-    """Inner products [B, P, Q] of all pairs of vectors."""
-    if isinstance(one, OneHot) and isinstance(other, OneHot):
-        return one.at[:, :, None] == other.at[:, None, :]
-    if isinstance(other, OneHot):
-        return _inner(other, one).transpose(0, 2, 1)
-    if isinstance(one, OneHot):
-        return jax.vmap(lambda index, vectors: vectors[:, index].T)(one.at, other)
-    return jnp.einsum("bpc,bqc->bpq", one, other, preferred_element_type=at_least_float32(one.dtype))

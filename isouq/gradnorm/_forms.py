@@ -22,7 +22,8 @@ class Form(NamedTuple):
     scale: Σ₀ = scale · I, where neither of the next two is given.
     diagonal: Σ₀ = diag(diagonal), shaped like the parameter.
     kronecker: Σ₀ = A Aᵀ ⊗ B Bᵀ with A `[C, r]` on all axes but the last (flattened) and B `[F, s]` on the last. With a
-        diagonal too, `[r, s]`, Σ₀ = (A ⊗ B) diag(diagonal) (A ⊗ B)ᵀ. A factor with one axis, `[C]`, is a diagonal matrix.
+        diagonal too, `[r, s]`, Σ₀ = (A ⊗ B) diag(diagonal) (A ⊗ B)ᵀ. A factor with one axis, `[C]`, is a
+        diagonal matrix.
     directions: U as `[K, *parameter]`; none if not given.
     weights: `[K]`, of any sign, the same for all parameters: U diag(weights) Uᵀ in place of U Uᵀ.
     """

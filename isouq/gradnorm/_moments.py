@@ -59,8 +59,8 @@ def moment_products(f: Callable) -> Callable:
     def products(pairs: Pairs, *args: Any, **kwargs: Any) -> Array:
         traced = trace(f, args, kwargs, 0, False)
         if traced is None:
-            gradients = jax.tree.leaves(jax.grad(f)(*args, **kwargs))
-            return sum(map(_of_gradient, gradients, pairs), jnp.zeros(()))
+            leaves = jax.tree.leaves(jax.grad(f)(*args, **kwargs))
+            return sum(map(_of_gradient, leaves, pairs), jnp.zeros(()))
         plan = _plan(traced)
         _, gradients, received = backward(traced, plan)
         total = jnp.zeros(())

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from isouq.gradnorm._factors import Factors, at_least_float32, leaf_sq_norm, route, sq_norm, window
 from isouq.gradnorm._plan import Group, Part, Plan
@@ -89,7 +90,7 @@ def _vary(array: Array, axes: tuple[str, ...]) -> Array:
 
 
 def _norm(s: Site, parts: list[Part | None], kept: Array, cotangent: Array) -> list[Array]:
-    if s.product_sq_norm and parts == [None] and route([s.layout], [s.positions])[0] == "product":
+    if s.product_sq_norm and parts == [None] and route([s.layout], [s.positions], [s.lookup])[0] == "product":
         return [s.product_sq_norm(kept, cotangent)]
     factors = s.gather(kept, cotangent)
     return [sq_norm([_windowed(factors, part)]).astype(at_least_float32(s.result.dtype)) for part in parts]
@@ -109,7 +110,13 @@ def _tap_forward(receive: Any, result: Array, kept: Array, zeros: Any) -> tuple[
 
 
 def _tap_backward(receive: Any, kept: Array, cotangent: Array) -> tuple[Array, None, Any]:
-    return cotangent, None, receive(kept, cotangent)
+    return cotangent, None, receive(_whole(kept), _whole(cotangent))
+
+
+def _whole(array: Array) -> Array:
+    """Return the array unsharded along the explicit axes of a mesh: rules merge axes, which sharded ones forbid."""
+    sharded = any(jax.typeof(array).sharding.spec)
+    return jax.sharding.reshard(array, PartitionSpec(*[None] * array.ndim)) if sharded else array
 
 
 _tap.defvjp(_tap_forward, _tap_backward)

@@ -123,8 +123,11 @@ class _Analysis:
         for eqn in jaxpr.eqns:
             ins = [read(v) for v in eqn.invars]
             node, outs = None, None
-            if any(view is not None for view in ins) and any(_has_gradient(v.aval) for v in eqn.outvars):
-                node, outs = self.equation(eqn, ins, steps)
+            if any(view is not None for view in ins):
+                if _touches_ref(eqn):  # what is written there comes out of other equations
+                    self.escape_all(ins, f"{eqn.primitive.name} with a mutable Ref")
+                elif any(_has_gradient(v.aval) for v in eqn.outvars):
+                    node, outs = self.equation(eqn, ins, steps)
             nodes.append(node)
             for v, out in zip(eqn.outvars, outs or (), strict=bool(outs)):
                 if out is not None:
@@ -258,6 +261,11 @@ class _Analysis:
 def _has_gradient(aval: Any) -> bool:
     """True for real and complex arrays."""
     return jnp.issubdtype(getattr(aval, "dtype", bool), jnp.inexact)
+
+
+def _touches_ref(eqn: Any) -> bool:
+    """Whether an equation reads, writes or makes a mutable Ref, itself or in a body that is handed one."""
+    return any(hasattr(v.aval, "inner_aval") for v in (*eqn.invars, *eqn.outvars))
 
 
 def _varying(*avals: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from isouq import _checks
 from isouq.gradnorm._plan import Plan, plan
 
 ArgNums = SupportsIndex | Sequence[SupportsIndex]
@@ -46,9 +47,8 @@ def trace(
     """
     numbers, single = positions(argnums, len(args))
     params = tuple(args[i] for i in numbers)
+    _check_leaves(params[0] if single else params)
     leaves, treedef = jax.tree.flatten(params[0] if single else params)
-    for leaf in leaves:
-        _check_leaf(leaf)
     leaves = [_as_array(leaf) for leaf in leaves]
     found: list[Any] = []
 
@@ -97,13 +97,19 @@ def _as_array(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
 
 
-def _check_leaf(leaf: Any) -> None:
-    dtype = jax.dtypes.result_type(leaf) if isinstance(leaf, (int, float, complex)) else getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(
-            f"the argument to differentiate holds {type(leaf).__name__ if dtype is None else dtype}; expected "
-            "floating arrays only (bind the rest in the function, or choose other argnums)"
-        )
+def _check_leaves(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_checks.is_sparse):
+        if not _checks.is_inexact(leaf):
+            at = f" at {jax.tree_util.keystr(path)}" if path else ""
+            hint = "bind the rest in the function, or choose other argnums"
+            if _checks.is_sparse(leaf):
+                hint = "differentiate its data, put the matrix together in the function"
+            elif _checks.is_foreign(leaf):
+                hint = "in JAX's dtypes and native byte order, such as numpy.asarray(leaf, float)"
+            raise TypeError(
+                f"the argument to differentiate holds {_checks.describe(leaf)}{at}; expected floating arrays only "
+                f"({hint})"
+            )
 
 
 class OutputError(TypeError):

@@ -20,6 +20,7 @@ from jaxtyping import Array
 from isouq.posterior import _blackjax
 from isouq.posterior._blackjax import ChainState, Trace
 from isouq.posterior._checkpoint import Checkpoint, Saved, fingerprint
+from isouq.posterior.density import check_starts
 
 _TRANSITIONS = 100  # of a block, as long as a draw has no more
 
@@ -154,9 +155,10 @@ def run(
     log_density, record, inverse_mass, target = layout.everywhere((log_density, record, inverse_mass, target))
 
     states = [_start(log_density, positions, mesh) for positions in layout.place(inits)]
+    first = layout.join(states)
+    check_starts(first.hmc.logdensity, first.hmc.logdensity_grad)
     done, kept, checkpoint = 0, Kept(plan.num_draws), None
     if open_checkpoint is not None:
-        first = layout.join(states)
         settings = asdict(plan) | {"blackjax": _blackjax.VERSION}
         checkpoint = open_checkpoint(fingerprint(settings, (key, inverse_mass, log_density, record, first)))
         saved = checkpoint.load(first, _abstract_trace(record, first))

@@ -1,7 +1,7 @@
 """The log density: one definition, used by the estimate, the Laplace baseline and the reference."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from isouq import _checks
-from isouq._checks import as_pytree_callable
+from isouq._frozen import Frozen, as_pytree, first_row, freeze
 from isouq._uncertainty import check_predict
 
 PRIORS = ("unit", "fan_in")
@@ -41,7 +41,8 @@ class LogDensity:
     """log p(θ) + Σᵢ log p(yᵢ | xᵢ, θ), normalised in y and θ, up to log p(D).
 
     Calling it with a pytree of parameters gives a scalar. It is itself a pytree: the data travel as
-    arguments of a compiled program and never become constants in it.
+    arguments of a compiled program and never become constants in it. It holds `predict` itself, not what
+    `predict` was when it was built: `fit_map`, `sample_reference` and `laplace` read it anew at every call.
     Likelihood: Bernoulli(logit), Categorical(logits) or Normal(mean, noise²). Build it with
     `LogDensity.of`, which checks everything.
     """
@@ -75,11 +76,15 @@ class LogDensity:
         _checks.dataset(xs, ys, kind)
         _checks.float_leaves("params", params)
         _checks.noise(kind, noise)
-        predict = as_pytree_callable(predict)
-        num_classes = check_predict(predict, params, xs, kind)
+        num_classes = check_predict(predict, params, xs, kind)[1]
         _checks.dataset(xs, ys, kind, num_classes)
         labels = jnp.asarray(ys) if kind == "regression" else jnp.asarray(ys, jnp.int32)
-        return cls(predict, prior_scales(params, prior, sigma), xs, labels, jnp.float32(noise or 1.0), kind)
+        scales = prior_scales(params, prior, sigma)
+        return cls(as_pytree(predict), scales, xs, labels, jnp.float32(noise or 1.0), kind)
+
+    def frozen(self, params: Any) -> "LogDensity":
+        """The same with `predict` as it is now: a program that no later change of a global or an attribute reaches."""
+        return replace(self, predict=freeze(self.predict, params, first_row(self.xs)))
 
     def log_prior(self, params: Any) -> Float[Array, ""]:
         """Σ log N(θⱼ; 0, scaleⱼ²)."""
@@ -99,3 +104,35 @@ class LogDensity:
     def __call__(self, params: Any) -> Float[Array, ""]:
         """The sum of `log_prior` and `log_likelihood`."""
         return self.log_prior(params) + self.log_likelihood(params)
+
+
+def freeze_density(log_density: Callable, inits: Any) -> Frozen:
+    """`log_density` of one row of `inits` as a program; raises unless it gives a scalar for it."""
+    try:
+        frozen = freeze(log_density, first_row(inits), name="log_density")
+    except (TypeError, ValueError) as error:
+        if not callable(log_density):
+            raise
+        raise ValueError(
+            f"log_density failed on one start: {str(error).strip().splitlines()[0]}; inits needs a leading axis of "
+            "starts: jax.vmap(init)(jax.random.split(key, 4))"
+        ) from error
+    shapes = [aval.shape for aval in jax.tree.leaves(frozen.outputs)]
+    if shapes != [()]:
+        given = f"shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} arrays"
+        raise ValueError(f"log_density returned {given} for one start; expected a scalar []")
+    return frozen
+
+
+def check_starts(values: Any, grads: Any) -> None:
+    """Raises unless the log density `[chains]` and its gradient, leading axis chains, are finite at every start."""
+    values = np.asarray(values)
+    finite = [np.isfinite(np.asarray(g)).reshape(len(values), -1).all(axis=1) for g in jax.tree.leaves(grads)]
+    for what, bad in (("log density", ~np.isfinite(values)), ("gradient of the log density", ~np.all(finite, axis=0))):
+        if bad.any():
+            chains = ", ".join(map(str, np.flatnonzero(bad)))
+            shown = f" ({', '.join(map(str, values[bad]))})" if what == "log density" else ""
+            raise ValueError(
+                f"the {what} is not finite{shown} at the start of chain {chains} of {len(values)}, counted from 0; "
+                "start it where it is, for instance at a mode from fit_map"
+            )

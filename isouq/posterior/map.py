@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from isouq import _checks
-from isouq._checks import as_pytree_callable
 from isouq.gradnorm._plain import tree_sq_norm
+from isouq.posterior.density import freeze_density
 
 
 class MapFit(NamedTuple):
@@ -41,7 +41,8 @@ def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, toleran
     """Maximises the log posterior from each start by full-batch L-BFGS with line search.
 
     Args:
-        log_density: scalar function of the parameters; a callable pytree keeps data out of the program.
+        log_density: scalar function of the parameters. It is traced anew at every call; arrays that it closes over
+            are arguments of the compiled program.
         inits: a pytree of parameters with a leading axis of starts.
         max_steps: steps a start at most.
         tolerance: a start stops, and counts as converged, when ‖∇ log p‖ falls to this (in nats per
@@ -58,9 +59,7 @@ def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, toleran
     _checks.float_leaves("inits", inits)
     _checks.inputs(inits, "inits", "start")
     _checks.finite("inits", inits)
-    log_density = as_pytree_callable(log_density, "log_density")
-    _checks.one_start(log_density, inits)
-    return _fit(log_density, inits, max_steps, tolerance)
+    return _fit(freeze_density(log_density, inits), inits, max_steps, tolerance)
 
 
 @jax.jit
@@ -68,7 +67,9 @@ def _fit(log_density: Callable, inits: Any, max_steps: Array, tolerance: Array) 
     dtype = jnp.result_type(*jax.tree.leaves(inits))
 
     def loss(params: Any) -> Array:
-        return -log_density(params).astype(dtype)  # the line search wants value and gradient of one dtype
+        # the line search wants value and gradient of one dtype, and goes along in a wider one than that of the start
+        start = jax.tree.map(lambda leaf, init: leaf.astype(jnp.result_type(init)), params, inits)
+        return -log_density(start).astype(dtype)
 
     optimiser = optax.lbfgs(memory_size=20)
     value_and_grad = optax.value_and_grad_from_state(loss)

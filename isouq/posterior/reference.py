@@ -1,7 +1,7 @@
 """The reference posterior: BlackJAX HMC over all chains and local devices, with a verdict."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 from scipy.special import expit
 
 from isouq import _checks
-from isouq._checks import as_pytree_callable
+from isouq._frozen import first_row, freeze
 from isouq._uncertainty import margin
 from isouq.posterior import _blackjax
 from isouq.posterior._checkpoint import Checkpoint
 from isouq.posterior._sampling import Plan, run
+from isouq.posterior.density import freeze_density
 from isouq.posterior.verdict import Verdict, judge
 
 SAMPLERS = ("hmc", "nuts")
@@ -97,8 +98,8 @@ def sample_reference(
     """Samples exp(log_density) with HMC (or NUTS) and judges the result in prediction space.
 
     Args:
-        log_density: scalar function of the parameters. A callable pytree (`LogDensity`, or
-            `jax.tree_util.Partial(f, data)`) keeps the data out of the compiled program.
+        log_density: scalar function of the parameters. It and record are traced anew at every call; arrays that
+            they close over are arguments of the compiled programs.
         inits: starting parameters with a leading axis of chains (at least 2, better 4 or more,
             each trained independently).
         key: a JAX key.
@@ -133,6 +134,10 @@ def sample_reference(
         `Reference`. Same key and kind of machine: the same numbers, on any number of devices, with and without
         checkpoint, in one go or after kills.
 
+    Raises:
+        ValueError: a wrong shape or setting, or a log density or gradient that is not finite at the start of a chain;
+            the message names the chain.
+
     Cost: (num_warmup + num_draws × thin) × num_leapfrog gradients a chain, compiled once per shape. Chains run side
     by side on the local devices. Memory: what is kept, on the host; of a block of draws, on the devices.
     With chains_at_once=1 one device runs its chains one after the other. `python -m benchmarks reference` measures
@@ -157,15 +162,14 @@ def sample_reference(
     if chains % chains_at_once:
         raise ValueError(f"chains_at_once is {chains_at_once}; expected a divisor of the {chains} chains")
     _checks.positive("checkpoint_seconds", checkpoint_seconds)
-    log_density = as_pytree_callable(log_density, "log_density")
-    keep_draws = record is None
-    if isinstance(record, Margins):
-        record = replace(record, predict=as_pytree_callable(record.predict))
-        map_scale = map_scale or partial(probabilities, kind=record.kind)
-    record = as_pytree_callable(_identity if record is None else record, "record")
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     _check_dtype(first)
-    kept = jax.eval_shape(record, first)
+    log_density = freeze_density(log_density, inits)
+    keep_draws = record is None
+    if isinstance(record, Margins):
+        map_scale = map_scale or partial(probabilities, kind=record.kind)
+    record = freeze(_identity if record is None else record, first_row(inits), name="record")
+    kept = record.outputs
     judged_later = verdict and not keep_draws and getattr(kept, "ndim", None) == 1
     if judged_later and (num_draws < 4 or kept.shape[0] < 2):
         raise ValueError(

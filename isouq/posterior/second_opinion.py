@@ -3,7 +3,6 @@
 Nothing is shared with the BlackJAX path but the data, the prior's scales and `predict`.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,8 @@ from jaxtyping import Array
 from numpyro.infer import MCMC, NUTS, init_to_value
 
 from isouq import _checks
-from isouq._checks import as_pytree_callable
-from isouq.posterior.density import LogDensity
+from isouq._frozen import freeze
+from isouq.posterior.density import LogDensity, check_starts, freeze_density
 from isouq.posterior.reference import Cost, Margins, Reference
 from isouq.posterior.verdict import judge
 
@@ -60,7 +59,8 @@ def sample_numpyro(
     """NumPyro NUTS (adapted step size and diagonal mass) with the verdict of the main reference.
 
     Arguments as in `sample_reference`; chains run vectorised, in lockstep with the deepest tree, so
-    this is for small models. Warm-up gradients are not counted by NumPyro and not in the cost.
+    this is for small models. A start where the log density or its gradient is not finite is a ValueError.
+    Warm-up gradients are not counted by NumPyro and not in the cost.
     Source: Phan, Pradhan and Jankowiak (2019).
     """
     _checks.positive_int("num_draws", num_draws)
@@ -69,8 +69,9 @@ def sample_numpyro(
     chains = _checks.inputs(inits, "inits", "chain")
     _checks.finite("inits", inits)
     _checks.several_chains(chains)
-    record = dataclasses.replace(record, predict=as_pytree_callable(record.predict))
     first = jax.tree.map(lambda leaf: leaf[0], inits)
+    check_starts(*jax.vmap(jax.value_and_grad(freeze_density(log_density, inits)))(inits))
+    log_density, frozen = log_density.frozen(first), freeze(record, first, name="record")
     kernel = NUTS(numpyro_model(log_density, first), init_strategy=init_to_value(values=_sites(first)))
     mcmc = MCMC(
         kernel,
@@ -84,7 +85,7 @@ def sample_numpyro(
     mcmc.run(key, init_params=_sites(inits), extra_fields=("diverging", "num_steps", "accept_prob"))
     samples = mcmc.get_samples(group_by_chain=True)
     draws = jax.tree.unflatten(jax.tree.structure(first), [samples[name] for name in _sites(first)])
-    predictions = jax.jit(lambda rec, tree: jax.lax.map(jax.vmap(rec), tree))(record, draws)
+    predictions = jax.jit(lambda rec, tree: jax.lax.map(jax.vmap(rec), tree))(frozen, draws)
     extra = mcmc.get_extra_fields(group_by_chain=True)
     maps = predictions if map_scale is None else map_scale(predictions)
     divergent = float(extra["diverging"].mean())
