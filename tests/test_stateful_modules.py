@@ -177,7 +177,9 @@ def test_variables_that_are_references_are_read_as_arrays(kind):
 
 
 @pytest.mark.parametrize(
-    ("make", "layer"), [(own_dropout, "Dropout"), (own_norm, "BatchNorm"), (scanned, "Dropout")], ids=lambda v: str(v)
+    ("make", "layer"),
+    [(own_dropout, "Dropout"), (own_norm, "BatchNorm"), (scanned, "Dropout")],
+    ids=lambda v: getattr(v, "__name__", v),
 )
 def test_a_layer_in_training_mode_is_named(make, layer):
     predict, params = models.from_nnx(make())

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from isouq.covariance._room import Steps, bytes_of_one, one, steps
+from isouq.covariance._room import bytes_of_one, one, steps
 from isouq.gradnorm import Form, value_and_grad_quadratic
 from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._moments import moment_products, zero_moments
@@ -29,10 +29,10 @@ _AT_ONCE = 256  # products with basis vectors
 
 
 def hessian(f: Callable, params: Any) -> Array:
-    """∇²f `[P, P]`, by P forward-over-reverse products."""
+    """∇²f `[P, P]`, by P forward-over-reverse products, as many at a time as there is room for."""
     flat, unravel = ravel_pytree(params)
     times = _hessian_product(f, flat, unravel)
-    return _rows(times, flat, steps(1, flat.size, 1, bytes_of_one(lambda _, v: times(v), (), flat)).each)
+    return _rows(times, flat, _at_once(times, flat))
 
 
 def _hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
@@ -41,11 +41,16 @@ def _hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
     return lambda v: jax.jvp(gradient, (flat,), (v,))[1]
 
 
+def _at_once(times: Callable, flat: Array, rows: int | None = None, data: int = 1) -> int:
+    """How many products of a map to form at a time; rows: data × products that are allowed."""
+    if rows is not None:
+        return min(_AT_ONCE, max(1, rows // data))
+    return steps(1, min(_AT_ONCE, flat.size), 1, bytes_of_one(lambda _, v: times(v), (), flat)).each
+
+
 def _rows(times: Callable, flat: Array, at_once: int) -> Array:
     """The symmetric matrix of a product, `at_once` rows at a time."""
-    rows = jax.lax.map(
-        lambda index: times(_basis(flat, index)), jnp.arange(flat.size), batch_size=min(_AT_ONCE, at_once)
-    )
+    rows = jax.lax.map(lambda index: times(_basis(flat, index)), jnp.arange(flat.size), batch_size=at_once)
     return (rows + rows.T) / 2
 
 
@@ -56,18 +61,17 @@ def _basis(flat: Array, index: Array) -> Array:
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size", "rows"))
 def dense(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None) -> Array:
     """C `[P, P]`."""
-    flat, unravel = ravel_pytree(params)
     if curvature == "hessian":
-        at_once, times = _products(log_density, params, batch_size, rows)
+        flat, times, at_once = _hessian_products(log_density, params, batch_size, rows)
         return _rows(times, flat, at_once)
-    row = _row(log_density, curvature)
+    gradient = _gradient_of_row(log_density, params, curvature)
 
-    def square(xs: Any, ys: Array, indices: Array) -> Array:
-        gradient = jax.grad(lambda theta, *datum: row(unravel(theta), *datum))
-        j = _over_rows(functools.partial(gradient, flat))(xs, ys, indices).reshape(-1, flat.size)
+    def square(*batch: Any) -> Array:
+        j = _over_rows(functools.partial(gradient, params))(*batch)
+        j = j.reshape(-1, j.shape[-1])
         return j.T @ j
 
-    return _sum_over_rows(square, jax.grad(row), log_density, params, curvature, batch_size, rows)
+    return _sum_over_rows(square, log_density, params, curvature, "dense", batch_size, rows)
 
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size", "rows"))
@@ -76,21 +80,14 @@ def diagonal(log_density: Any, params: Any, curvature: str, batch_size: int, row
 
     A sum of squared rows Σ gᵢ² is the derivative of Σ gᵀ diag(v) g by v, which the engine knows without gradients.
     """
-    flat = ravel_pytree(params)[0]
-    if curvature == "hessian":
-        at_once, times = _products(log_density, params, batch_size, rows)
+    if curvature != "hessian":
+        return ravel_pytree(_sum_of_derivatives("diagonal", log_density, params, curvature, batch_size, rows))[0]
+    flat, times, at_once = _hessian_products(log_density, params, batch_size, rows)
 
-        def entry(index: Array) -> Array:
-            return times(_basis(flat, index))[index]
+    def entry(index: Array) -> Array:
+        return times(_basis(flat, index))[index]
 
-        return jax.lax.map(entry, jnp.arange(flat.size), batch_size=min(_AT_ONCE, at_once))
-    row = _row(log_density, curvature)
-    ones = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), at_least_float32(jnp.result_type(leaf))), params)
-
-    def quadratic(variances: Any, *datum: Any) -> Array:
-        return value_and_grad_quadratic(row, [Form(diagonal=v) for v in jax.tree.leaves(variances)])(params, *datum)[1]
-
-    return ravel_pytree(_sum_of_derivatives(quadratic, ones, log_density, params, curvature, batch_size, rows))[0]
+    return jax.lax.map(entry, jnp.arange(flat.size), batch_size=at_once)
 
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size", "rows"))
@@ -98,54 +95,115 @@ def kronecker(
     log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None
 ) -> list[tuple[Array, Array]]:
     """KFAC's factors (A, B) of every leaf, C's block ≈ A ⊗ B: A the mean of its rows' moments, B their sum."""
-    row = _row(log_density, curvature)
-    datum = (*one((log_density.xs, log_density.ys)), jax.ShapeDtypeStruct((), jnp.int32))
-    zeros = jax.tree.map(
-        lambda aval: jnp.zeros(aval.shape, aval.dtype), jax.eval_shape(zero_moments(row), params, *datum)
-    )
-
-    def products(pairs: Any, *datum: Any) -> Array:
-        return moment_products(row)(pairs, params, *datum)
-
-    total = _sum_of_derivatives(products, zeros, log_density, params, curvature, batch_size, rows)
+    total = _sum_of_derivatives("kronecker", log_density, params, curvature, batch_size, rows)
     size = log_density.ys.shape[0] * num_rows(log_density, params, curvature)
     return [(first / size, second) for first, second in total]
 
 
-def product(log_density: Any, params: Any, curvature: str, batch_size: int) -> Callable:
-    """The map v ↦ C v of flat vectors: two passes over the data, `batch_size` of them at a time at most."""
-    return _products(log_density, params, batch_size, 1, curvature)[1]
-
-
-def _products(
-    log_density: Any, params: Any, batch_size: int, rows: int | None, curvature: str = "hessian"
-) -> tuple[int, Callable]:
-    """How many products at a time there is room for, and the map v ↦ C v."""
+def product(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None) -> Callable:
+    """The map v ↦ C v of flat vectors: two passes over the data, so many of them at a time as there is room for."""
     flat, unravel = ravel_pytree(params)
+    data = _data_at_once(log_density, params, curvature, batch_size, rows)
 
-    def of_data(v: Array, xs: Any, ys: Array) -> Array:
+    def times(v: Array) -> Array:
+        def chunk(batch: Any) -> Array:
+            return _product_of_data(log_density, unravel, curvature)(flat, *batch, v.astype(flat.dtype))
+
+        return _sum_chunks(chunk, (log_density.xs, log_density.ys), data).astype(v.dtype)
+
+    return times
+
+
+def _hessian_products(log_density: Any, params: Any, batch_size: int, rows: int | None) -> tuple[Array, Callable, int]:
+    """The flat parameters, the map v ↦ C v, and how many products to form at a time."""
+    flat = ravel_pytree(params)[0]
+    times = product(log_density, params, "hessian", batch_size, rows)
+    data = _data_at_once(log_density, params, "hessian", batch_size, rows)
+    return flat, times, _at_once(times, flat, rows, data)
+
+
+def _product_of_data(log_density: Any, unravel: Callable, curvature: str) -> Callable:
+    """The map (flat, xs, ys, v) ↦ C v of some of the data."""
+
+    def times(flat: Array, xs: Any, ys: Array, v: Array) -> Array:
         if curvature == "hessian":
             part = replace(log_density, xs=xs, ys=ys)
-            return -_hessian_product(part.log_likelihood, flat, unravel)(v.astype(flat.dtype))
+            return -_hessian_product(part.log_likelihood, flat, unravel)(v)
 
         def outputs(theta: Array) -> Array:
             rows = functools.partial(_row_outputs, log_density, unravel(theta), curvature=curvature)
             return jax.vmap(rows)(xs, ys)
 
-        _, j_v = jax.jvp(outputs, (flat,), (v.astype(flat.dtype),))
+        _, j_v = jax.jvp(outputs, (flat,), (v,))
         return jax.vjp(outputs, flat)[1](j_v)[0]
 
-    size = log_density.ys.shape[0]
-    datum = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), one((log_density.xs, log_density.ys))
+    return times
+
+
+def _data_at_once(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None) -> int:
+    bytes_each = 0 if rows is not None else row_bytes(log_density, params, curvature, "low_rank")
+    return steps(log_density.ys.shape[0], 1, batch_size, bytes_each, rows).data
+
+
+def row_bytes(log_density: Any, params: Any, curvature: str, structure: str) -> int:
+    """Bytes that a step holds of one row of one datum at most; of one datum, where products are taken."""
+    datum = one((log_density.xs, log_density.ys))
+    if structure == "low_rank" or curvature == "hessian":
+        datum = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), datum)
+
+        def of_datum(params: Any, *datum: Any) -> Array:
+            flat, unravel = ravel_pytree(params)
+            return _product_of_data(log_density, unravel, curvature)(flat, *datum, flat)
+
+        return bytes_of_one(of_datum, params, *datum)
+    return bytes_of_one(
+        lambda params, *datum: _OF_ONE_ROW[structure](log_density, params, curvature)(params, *datum),
+        params,
+        *datum,
+        jax.ShapeDtypeStruct((), jnp.int32),
     )
-    data = steps(size, 1, batch_size, bytes_of_one(of_data, flat, *datum), rows).data
 
-    def times(v: Array) -> Array:
-        data_of = (log_density.xs, log_density.ys)
-        return _sum_chunks(lambda batch: of_data(v, *batch), data_of, data).astype(v.dtype)
 
-    return steps(1, flat.size, 1, bytes_of_one(lambda _, v: times(v), (), flat), rows).each, times
+def _gradient_of_row(log_density: Any, params: Any, curvature: str) -> Callable:
+    return lambda params, *datum: ravel_pytree(jax.grad(_row(log_density, curvature))(params, *datum))[0]
+
+
+def _diagonal_form(log_density: Any, params: Any, curvature: str) -> tuple[Callable, Any]:
+    """gᵀ diag(v) g of one row as a function of (v, params, x, y, index), and some v."""
+    ones = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), at_least_float32(jnp.result_type(leaf))), params)
+
+    def quadratic(variances: Any, *args: Any) -> Array:
+        forms = [Form(diagonal=v) for v in jax.tree.leaves(variances)]
+        return value_and_grad_quadratic(_row(log_density, curvature), forms)(*args)[1]
+
+    return quadratic, ones
+
+
+def _moments_form(log_density: Any, params: Any, curvature: str) -> tuple[Callable, Any]:
+    """Σ ⟨A, M⟩ + ⟨B, N⟩ of one row as a function of (the pairs, params, x, y, index), and zero pairs."""
+    shapes = moment_shapes(log_density, params, curvature)
+    zeros = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), shapes)
+    return moment_products(_row(log_density, curvature)), zeros
+
+
+def moment_shapes(log_density: Any, params: Any, curvature: str) -> list[tuple[Any, Any]]:
+    """Shapes of the factors (A, B) of every leaf."""
+    datum = (*one((log_density.xs, log_density.ys)), jax.ShapeDtypeStruct((), jnp.int32))
+    return jax.eval_shape(zero_moments(_row(log_density, curvature)), params, *datum)
+
+
+_FORMS = {"diagonal": _diagonal_form, "kronecker": _moments_form}
+
+
+def _of_form(structure: str, log_density: Any, params: Any, curvature: str) -> Callable:
+    f, at = _FORMS[structure](log_density, params, curvature)
+    return functools.partial(f, at)
+
+
+_OF_ONE_ROW: dict[str, Callable] = {
+    "dense": _gradient_of_row,
+    **{name: functools.partial(_of_form, name) for name in _FORMS},
+}
 
 
 def num_rows(log_density: Any, params: Any, curvature: str) -> int:
@@ -191,41 +249,41 @@ def _over_rows(f: Callable) -> Callable:
 
 
 def _sum_of_derivatives(
-    f: Callable, at: Any, log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None
+    structure: str, log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None
 ) -> Any:
-    """The sum over all rows of the derivative of f(at, x, y, index) by `at`, in which it is linear.
+    """The sum over all rows of the derivative of a form by what it is linear in.
 
     The sum is differentiated and not its terms: the derivative of a single row is never held.
     """
+    form, at = _FORMS[structure](log_density, params, curvature)
 
     def derivative(*batch: Any) -> Any:
-        return jax.grad(lambda at: jnp.sum(_over_rows(functools.partial(f, at))(*batch)))(at)
+        def total(at: Any) -> Array:
+            return jnp.sum(_over_rows(functools.partial(form, at, params))(*batch))
 
-    return _sum_over_rows(derivative, lambda _, *datum: f(at, *datum), log_density, params, curvature, batch_size, rows)
+        return jax.grad(total)(at)
+
+    return _sum_over_rows(derivative, log_density, params, curvature, structure, batch_size, rows)
 
 
 def _sum_over_rows(
     part: Callable,
-    one_row: Callable,
     log_density: Any,
     params: Any,
     curvature: str,
+    structure: str,
     batch_size: int,
     rows: int | None,
 ) -> Any:
-    """The sum over the data of `part(xs, ys, indices)`, of as many data and rows of each as there is room for.
-
-    one_row: `one_row(params, x, y, index)`, the part of one row whose memory grows with their number.
-    """
+    """The sum over the data of `part(xs, ys, indices)`, of as many data and rows of each as there is room for."""
     count = num_rows(log_density, params, curvature)
-    data = (log_density.xs, log_density.ys)
-    bytes_each = bytes_of_one(one_row, params, *one(data), jax.ShapeDtypeStruct((), jnp.int32))
-    size: Steps = steps(log_density.ys.shape[0], count, batch_size, bytes_each, rows)
+    bytes_each = 0 if rows is not None else row_bytes(log_density, params, curvature, structure)
+    size = steps(log_density.ys.shape[0], count, batch_size, bytes_each, rows)
 
     def of_data(batch: Any) -> Any:
         return _sum_chunks(lambda indices: part(*batch, indices), jnp.arange(count), size.each)
 
-    return _sum_chunks(of_data, data, size.data)
+    return _sum_chunks(of_data, (log_density.xs, log_density.ys), size.data)
 
 
 def _sum_chunks(chunk: Callable, tree: Any, batch_size: int) -> Any:
