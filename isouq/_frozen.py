@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun, mapped_av
 
 
 def freeze(f: Callable, *args: Any, name: str = "predict") -> "Frozen":
-    """Traces `f(*args)` and returns the program as a callable pytree.
+    """Trace `f(*args)` and return the program as a callable pytree.
 
     Args:
         f: any callable that JAX can trace. A `Frozen` is returned as it is.
@@ -56,7 +56,7 @@ def freeze(f: Callable, *args: Any, name: str = "predict") -> "Frozen":
 
 
 def first_row(xs: Any) -> Any:
-    """The abstract values of one row of `xs`, with the dtype, weak type and sharding of its leaves."""
+    """Return the abstract values of one row of `xs`, with the dtype, weak type and sharding of its leaves."""
 
     def row(leaf: Any) -> Any:
         aval = jax.typeof(leaf)
@@ -73,7 +73,7 @@ class Opaque:
         self.f = f
 
     def __call__(self, *args: Any) -> Any:
-        """The value of the callable."""
+        """Return the value of the callable."""
         return self.f(*args)
 
     def _identity(self) -> Any:
@@ -89,7 +89,7 @@ class Opaque:
 
 
 def as_pytree(f: Callable, name: str = "predict") -> Callable:
-    """`f` as a pytree of arrays: itself if it is one (a `jax.tree_util.Partial` that binds data), else an `Opaque`."""
+    """Return `f` itself if it is a pytree of arrays (a `jax.tree_util.Partial` that binds data), else an `Opaque`."""
     if not callable(f):
         raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
     arrays = all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(f))
@@ -123,7 +123,7 @@ class Frozen:
     program: Any = dataclasses.field(metadata={"static": True})
 
     def __call__(self, *args: Any) -> Any:
-        """The value of the function for arguments of the shapes and dtypes that it was traced with."""
+        """Return the value of the function for arguments of the shapes and dtypes that it was traced with."""
         program = self.program
         if program.f is not None:
             return program.f(*args)
@@ -139,12 +139,12 @@ class Frozen:
 
     @property
     def traceable(self) -> bool:
-        """Whether its trace serves in its place, also inside the trace of another function."""
+        """Return whether its trace serves in its place, also inside the trace of another function."""
         return self.program.f is None
 
     @property
     def outputs(self) -> Any:
-        """The abstract values that a call gives."""
+        """Return the abstract values that a call gives."""
         return jax.tree.unflatten(self.program.out_tree, [var.aval for var in self.program.jaxpr.outvars])
 
 
@@ -192,7 +192,7 @@ _KEYS: weakref.WeakKeyDictionary[Any, _Key] = weakref.WeakKeyDictionary()  # JAX
 
 
 def _jaxpr_key(jaxpr: Jaxpr, inside: tuple[str, ...] = ()) -> _Key:
-    """What tells one program from another: names of variables, functions and source lines do not.
+    """Return what tells one program from another: names of variables, functions and source lines do not.
 
     inside: the derivative rules that this program is part of.
     """
@@ -220,7 +220,7 @@ def _jaxpr_key(jaxpr: Jaxpr, inside: tuple[str, ...] = ()) -> _Key:
 
 
 def _context(context: Any) -> Any:
-    """The configuration that an equation was traced under."""
+    """Return the configuration that an equation was traced under."""
     names = [name for name in getattr(context, "__slots__", ()) if not name.startswith("__")]
     return tuple(_value(getattr(context, name, None)) for name in names)
 
@@ -229,7 +229,7 @@ _PLAIN = frozenset({int, str, bool, type(None), bytes})
 
 
 def _value(value: Any, inside: tuple[str, ...] = ()) -> Any:
-    """A hashable stand-in for a parameter, equal for equal values of one type alone (1, 1.0 and True differ)."""
+    """Return a hashable stand-in for a parameter, equal for equal values of one type alone (1, 1.0 and True differ)."""
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
@@ -260,12 +260,12 @@ def _value(value: Any, inside: tuple[str, ...] = ()) -> Any:
 
 
 def _is_numpy(value: Any) -> bool:
-    """NumPy's arrays and numbers, and JAX's own view of them as constants of a program."""
+    """Return whether a value is an array or number of NumPy, or JAX's own view of one as a constant."""
     return isinstance(value, (np.ndarray, np.generic)) or type(value).__name__ == "TypedNdArray"
 
 
 def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
-    """The derivative rules of a custom_jvp or custom_vjp, as keys; they are new Python functions at every trace.
+    """Return the derivative rules of a custom_jvp or custom_vjp as keys; they are new Python functions at every trace.
 
     A rule that cannot be traced by itself is left to be compared by identity: compiled again, never stale. A rule that
     calls its own function, as that of `jnp.logaddexp` does, has itself for its second derivative.

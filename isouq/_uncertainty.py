@@ -169,7 +169,10 @@ def uncertainty(
     try:
         if devices is None:
             return _estimate(predict, params, xs, target, covariance, kind, batch_size, engine)
-        return _share_estimate(predict, params, xs, target, covariance, kind, batch_size, engine, mesh)
+        xs, target = sharding.shard_inputs((xs, target), mesh)
+        predict, params, covariance = sharding.replicate((predict, params, covariance), mesh)
+        padded = _estimate_over(predict, params, xs, target, covariance, kind, batch_size, engine, mesh)
+        return jax.tree.map(lambda leaf: leaf[:size], padded)
     except NotImplementedError as error:
         if batch_size == 1:
             raise
@@ -177,25 +180,6 @@ def uncertainty(
         raise NotImplementedError(
             f"predict cannot be batched ({reason}); pass batch_size=1, which scores one input at a time without vmap"
         ) from error
-
-
-def _share_estimate(
-    predict: Callable,
-    params: Any,
-    xs: Any,
-    target: Array | None,
-    covariance: Covariance | None,
-    kind: str,
-    batch_size: int | None,
-    engine: str,
-    mesh: jax.sharding.Mesh,
-) -> Uncertainty:
-    """`_estimate` with the inputs spread over the devices of the mesh."""
-    size = jax.tree.leaves(xs)[0].shape[0]
-    xs, target = sharding.shard_inputs((xs, target), mesh)
-    predict, params, covariance = sharding.replicate((predict, params, covariance), mesh)
-    padded = _estimate_over(predict, params, xs, target, covariance, kind, batch_size, engine, mesh)
-    return jax.tree.map(lambda leaf: leaf[:size], padded)
 
 
 @jax.jit(static_argnames=("kind", "batch_size", "engine", "mesh"))
@@ -247,9 +231,8 @@ def _estimate(
 
     if batch_size is None:
         return jax.vmap(one)(xs, target)
-    if batch_size == 1:  # without vmap, which not every primitive has a rule for
-        return jax.lax.map(lambda row: one(*row), (xs, target))
-    return jax.lax.map(lambda row: one(*row), (xs, target), batch_size=batch_size)
+    vmapped = None if batch_size == 1 else batch_size  # no vmap of single inputs: some primitives have no rule for it
+    return jax.lax.map(lambda row: one(*row), (xs, target), batch_size=vmapped)
 
 
 def _value_and_quadratic(

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
-from isouq.covariance._room import bytes_of_one, one, steps
+from isouq._frozen import first_row
+from isouq.covariance._room import bytes_of_one, steps
 from isouq.gradnorm import Form, value_and_grad_quadratic
 from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._moments import moment_products, zero_moments
@@ -147,7 +148,7 @@ def _data_at_once(log_density: Any, params: Any, curvature: str, batch_size: int
 
 def row_bytes(log_density: Any, params: Any, curvature: str, structure: str) -> int:
     """Bytes that a step holds of one row of one datum at most; of one datum, where products are taken."""
-    datum = one((log_density.xs, log_density.ys))
+    datum = first_row((log_density.xs, log_density.ys))
     if structure == "low_rank" or curvature == "hessian":
         datum = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), datum)
 
@@ -188,7 +189,7 @@ def _moments_form(log_density: Any, params: Any, curvature: str) -> tuple[Callab
 
 def moment_shapes(log_density: Any, params: Any, curvature: str) -> list[tuple[Any, Any]]:
     """Shapes of the factors (A, B) of every leaf."""
-    datum = (*one((log_density.xs, log_density.ys)), jax.ShapeDtypeStruct((), jnp.int32))
+    datum = (*first_row((log_density.xs, log_density.ys)), jax.ShapeDtypeStruct((), jnp.int32))
     return jax.eval_shape(zero_moments(_row(log_density, curvature)), params, *datum)
 
 
@@ -208,7 +209,7 @@ _OF_ONE_ROW: dict[str, Callable] = {
 
 def num_rows(log_density: Any, params: Any, curvature: str) -> int:
     """The number of rows Jᵢ of one datum."""
-    datum = one((log_density.xs, log_density.ys))
+    datum = first_row((log_density.xs, log_density.ys))
     return jax.eval_shape(lambda p, x, y: _row_outputs(log_density, p, x, y, curvature), params, *datum).shape[0]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 ROOM = 2**28  # bytes that the rows of one step may take, where no max_bytes says otherwise
 
@@ -18,7 +17,7 @@ class Steps(NamedTuple):
 
 
 def steps(data: int, each: int, batch_size: int, bytes_each: int, rows: int | None = None) -> Steps:
-    """The sizes of a step over `data` × `each` rows of `bytes_each`, equal steps as far as possible.
+    """Return the sizes of a step over `data` × `each` rows of `bytes_each`, equal steps as far as possible.
 
     At most `batch_size` data at a time, and at most `rows` rows; by default as many as `ROOM` has room for.
     """
@@ -28,12 +27,12 @@ def steps(data: int, each: int, batch_size: int, bytes_each: int, rows: int | No
 
 
 def _even(size: int, most: int) -> int:
-    """The size of the fewest equal steps of at most `most`; the last may be smaller."""
+    """Return the size of the fewest equal steps of at most `most`; the last may be smaller."""
     return math.ceil(size / math.ceil(size / max(1, min(most, size)))) if size else 1
 
 
 def bytes_of_one(f: Callable, fixed: Any, *varying: Any) -> int:
-    """Bytes of all that f(fixed, *varying) computes from `varying`: what a batch holds of one of its rows at most.
+    """Return the bytes of all that f(fixed, *varying) computes from `varying`: an upper bound for one row of a batch.
 
     An estimate from shapes: nothing is run or compiled, and what XLA fuses or frees early counts too.
     """
@@ -43,7 +42,7 @@ def bytes_of_one(f: Callable, fixed: Any, *varying: Any) -> int:
 
 
 def _bytes(jaxpr: Any, depends: list[bool]) -> tuple[int, list[bool]]:
-    """Bytes of the equations that depend on the inputs so marked, and which outputs do."""
+    """Return the bytes of the equations that depend on the inputs so marked, and which outputs do."""
     marked = {v for v, d in zip(jaxpr.invars, depends, strict=True) if d}
     total = 0
     for eqn in jaxpr.eqns:
@@ -71,12 +70,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def nbytes(aval: Any) -> int:
-    """Bytes of one array."""
+    """Return the bytes of one array."""
     dtype = getattr(aval, "dtype", None)
     itemsize = getattr(dtype, "itemsize", 4) if dtype is not None else 0
     return math.prod(getattr(aval, "shape", ())) * itemsize
-
-
-def one(tree: Any) -> Any:
-    """Shapes of one row of arrays with a leading axis."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jax.dtypes.result_type(leaf)), tree)

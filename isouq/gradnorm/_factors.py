@@ -68,7 +68,7 @@ def sq_norm(factors: list[Factors]) -> Array:
             return leaf_sq_norm(cols)
         return jnp.sum(jax.vmap(_outer_sq_norm)(rows, cols))
     if form == "lookup":
-        return leaf_sq_norm(_looked_up_rows(factors)[0])
+        return leaf_sq_norm(_merge_all(factors)[1])
     if form == "gram":
         return _gram_sq_norm(factors)
     if len(factors) == 1:
@@ -78,13 +78,13 @@ def sq_norm(factors: list[Factors]) -> Array:
 
 def _outer_sq_norm(row: Array, col: Array) -> Array:
     """Return ‖row‖² ‖col‖² as Σ (‖row‖² col) col: the square of a small cotangent alone would vanish in float32."""
-    length = leaf_sq_norm(row)
-    col = col.astype(length.dtype)
-    return jnp.sum(length * col * col)
+    row_sq_norm = leaf_sq_norm(row)
+    col = col.astype(row_sq_norm.dtype)
+    return jnp.sum(row_sq_norm * col * col)
 
 
 def _gram_sq_norm(factors: list[Factors]) -> Array:
-    """Return ‖G‖² of uses that split their base alike: looked-up rows of G are formed, the rest is the Gram form's."""
+    """Return ‖G‖² of uses that split their base alike: form the looked-up rows, take the Gram form of all others."""
     lookups = [f for f in factors if isinstance(f.rows, OneHot)]
     layout = (lookups or factors)[0].layout
     rows, cols = [], []
@@ -95,7 +95,7 @@ def _gram_sq_norm(factors: list[Factors]) -> Array:
             cols.append(f.cols if straight else f.rows)
     if not lookups:
         return gram_sq_norm(rows, cols)
-    sums, at = _looked_up_rows(lookups)
+    at, sums = _merge_all(lookups)
     size = layout.size(layout.rows)
     for i, (row, col) in enumerate(zip(rows, cols, strict=True)):
         entries = jax.vmap(lambda r, index: r[:, jnp.minimum(index, size - 1)])(row, at)
@@ -105,21 +105,24 @@ def _gram_sq_norm(factors: list[Factors]) -> Array:
     return looked_up + gram_sq_norm(rows, cols)
 
 
-def _looked_up_rows(factors: list[Factors]) -> tuple[Array, Array]:
-    """Return the rows of G that are looked up [B, P, F], each once, and their indices [B, P].
+def _merge_all(lookups: list[Factors]) -> tuple[Array, Array]:
+    """Return `merge_lookups` of several look-ups of one table together."""
+    rows = [f.rows for f in lookups if isinstance(f.rows, OneHot)]
+    at = jnp.concatenate([row.at for row in rows], axis=1)
+    return merge_lookups(at, jnp.concatenate([f.cols for f in lookups], axis=1), rows[0].size)
 
-    Places that are left over have an index past the last row.
+
+def merge_lookups(at: Array, cols: Array, size: int) -> tuple[Array, Array]:
+    """Add the columns [B, P, F] of positions that look up the same row; return indices [B, P] and sums [B, P, F].
+
+    Each row stands once. The places that are left over have the index `size`, past the last row, and sums of zero.
     """
-    indices = jnp.concatenate([f.rows.at for f in factors if isinstance(f.rows, OneHot)], axis=1)
-    cols = jnp.concatenate([f.cols for f in factors], axis=1)
-    cols = cols.astype(at_least_float32(cols.dtype))
-    size = factors[0].layout.size(factors[0].layout.rows)
 
-    def sums(index: Array, col: Array) -> tuple[Array, Array]:
-        at, inverse = jnp.unique(index, size=index.size, fill_value=size, return_inverse=True)
-        return jnp.zeros_like(col).at[inverse.reshape(-1)].add(col), jnp.where(at < 0, size, at)
+    def merge(index: Array, col: Array) -> tuple[Array, Array]:
+        unique, inverse = jnp.unique(index, size=index.size, fill_value=size, return_inverse=True)
+        return jnp.where(unique < 0, size, unique), jnp.zeros_like(col).at[inverse.reshape(-1)].add(col)
 
-    return jax.vmap(sums)(indices, cols)
+    return jax.vmap(merge)(at, cols.astype(at_least_float32(cols.dtype)))
 
 
 def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> tuple[str, int]:

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from isouq.gradnorm import _plain
-from isouq.gradnorm._factors import Factors, Layout, OneHot, at_least_float32, dense, leaf_sq_norm, sq_norm
+from isouq.gradnorm._factors import (
+    Factors,
+    Layout,
+    OneHot,
+    at_least_float32,
+    dense,
+    leaf_sq_norm,
+    merge_lookups,
+    sq_norm,
+)
 from isouq.gradnorm._norms import backward, factors_of, received_norm
 from isouq.gradnorm._plan import Group, Plan
 from isouq.gradnorm._trace import Traced, trace
@@ -168,19 +177,11 @@ def _diagonal(factors: list[Factors], weights: Array) -> Array:
 
 
 def _merge(rows: OneHot, cols: Array) -> tuple[OneHot, Array]:
-    """The same gradient with each row looked up once: columns of equal rows are added, and zeros fill up."""
-
-    def add(at: Array, cols: Array) -> tuple[Array, Array]:
-        order = jnp.argsort(at)
-        at, cols = at[order], cols[order]
-        new = jnp.concatenate([jnp.zeros(1, bool), at[1:] != at[:-1]])
-        slot = jnp.cumsum(new)
-        return jnp.zeros_like(at).at[slot].set(at), jnp.zeros_like(cols).at[slot].add(cols)
-
+    """Return the same gradient with each row looked up once."""
     if cols.shape[1] == 1:
         return rows, cols
-    at, cols = jax.vmap(add)(rows.at, cols)
-    return OneHot(at, rows.size), cols
+    at, cols = merge_lookups(rows.at, cols, rows.size)
+    return OneHot(jnp.minimum(at, rows.size - 1), rows.size), cols  # places that are left over add zero
 
 
 def _balance(rows: Array, cols: Array) -> tuple[Array, Array]:

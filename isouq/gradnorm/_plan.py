@@ -264,7 +264,7 @@ def _has_gradient(aval: Any) -> bool:
 
 
 def _touches_ref(eqn: Any) -> bool:
-    """Whether an equation reads, writes or makes a mutable Ref, itself or in a body that is handed one."""
+    """Return whether an equation reads, writes or makes a mutable Ref, itself or in a body that is handed one."""
     return any(hasattr(v.aval, "inner_aval") for v in (*eqn.invars, *eqn.outvars))
 
 
