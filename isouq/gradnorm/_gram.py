@@ -103,8 +103,14 @@ def _gram_sums(rows: list[Array], cols: list[Array]) -> tuple[Array, Array]:
             a, b = _inner(rows[i], rows[j]), _inner(cols[i], cols[j])
             norms.append((1 if i == j else 2) * jnp.sum(a * b, axis=(1, 2)))
             if i == j:
-                diagonals.append(jnp.sum(jnp.diagonal(a, 0, 1, 2) * jnp.diagonal(b, 0, 1, 2), axis=1))
+                # not from the diagonals of a and b: then XLA could not fuse the two products with their sum
+                diagonals.append(jnp.sum(_sq_lengths(rows[i]) * _sq_lengths(cols[i]), axis=1))
     return functools.reduce(jnp.add, norms), functools.reduce(jnp.add, diagonals)
+
+
+def _sq_lengths(vectors: Array) -> Array:
+    """Return the squared lengths [B, P] of vectors [B, P, C]."""
+    return jnp.sum(jnp.square(vectors.astype(at_least_float32(vectors.dtype))), axis=2)
 
 
 def _inner(one: Array, other: Array) -> Array:
