@@ -25,7 +25,7 @@ from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._moments import moment_products, zero_moments
 
 CURVATURES = ("hessian", "ggn", "fisher")
-_AT_ONCE = 256  # products with basis vectors
+AT_ONCE = 256  # products with basis vectors, at most
 
 
 def hessian(f: Callable, params: Any) -> Array:
@@ -44,8 +44,8 @@ def _hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
 def _at_once(times: Callable, flat: Array, rows: int | None = None, data: int = 1) -> int:
     """How many products of a map to form at a time; rows: data × products that are allowed."""
     if rows is not None:
-        return min(_AT_ONCE, max(1, rows // data))
-    return steps(1, min(_AT_ONCE, flat.size), 1, bytes_of_one(lambda _, v: times(v), (), flat)).each
+        return min(AT_ONCE, max(1, rows // data))
+    return steps(1, min(AT_ONCE, flat.size), 1, bytes_of_one(lambda _, v: times(v), (), flat)).each
 
 
 def _rows(times: Callable, flat: Array, at_once: int) -> Array:
