@@ -44,7 +44,7 @@ def _batch_size(
         return 1
     if whole <= max_bytes:
         return None
-    low, high, guess = 0, size, int(size * max_bytes / whole)  # low fits, high does not
+    low, high, guess = 0, size, round(size * max_bytes / whole)  # low fits, high does not
     for _ in range(8):
         if high - low <= max(1, low // 4):
             break

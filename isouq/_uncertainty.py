@@ -299,7 +299,12 @@ def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> tuple[F
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "; for one input, give xs a leading axis: xs[None]" if () in jax.tree.leaves(shapes, _is_shape) else ""
         if type(error).__name__ in ("ModifyScopeVariableError", "InvalidRngError"):  # Flax, whose reasons these are
-            hint = "; dropout and batch normalisation must be off: from_linen(module, variables, train=False) or alike"
+            hint = (
+                "; dropout and batch normalisation must be off: from_linen(module, variables, train=False) or alike; "
+                "a collection of your own that the call writes: mutable=[its name]"
+            )
+        if reason.startswith(("No `deterministic`", "No `use_running_average`")):  # of Flax's NNX
+            hint = "; call module.eval() before models.from_nnx(module)"
         raise ValueError(f"predict(params, x) failed on one example of shape {shapes}: {reason}{hint}") from error
     return frozen, _num_classes(frozen.outputs, kind)
 

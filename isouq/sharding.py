@@ -134,7 +134,12 @@ def input_mesh(devices: Mesh | Sequence[jax.Device] | None) -> Mesh:
 
 
 def _auto(mesh: Mesh) -> Mesh:
-    """Axes that XLA partitions over; those of jax.make_mesh are Explicit, and would ask every model for types."""
+    """Axes that XLA partitions over; those of jax.make_mesh are Explicit, and would ask every model for types.
+
+    A mesh that `jax.set_mesh` made the current one stays as it is: all arrays are asked for its types then.
+    """
+    if jax.sharding.get_abstract_mesh() == mesh.abstract_mesh:
+        return mesh
     return Mesh(mesh.devices, mesh.axis_names)
 
 

@@ -114,9 +114,7 @@ def product(log_density: Any, params: Any, curvature: str, batch_size: int, rows
     return times
 
 
-def _hessian_products(
-    log_density: Any, params: Any, batch_size: int, rows: int | None
-) -> tuple[Array, Callable, int]:
+def _hessian_products(log_density: Any, params: Any, batch_size: int, rows: int | None) -> tuple[Array, Callable, int]:
     """The flat parameters, the map v ↦ C v, and how many products to form at a time."""
     flat = ravel_pytree(params)[0]
     times = product(log_density, params, "hessian", batch_size, rows)
@@ -202,7 +200,7 @@ def _of_form(structure: str, log_density: Any, params: Any, curvature: str) -> C
     return functools.partial(f, at)
 
 
-_OF_ONE_ROW = {
+_OF_ONE_ROW: dict[str, Callable] = {
     "dense": _gradient_of_row,
     **{name: functools.partial(_of_form, name) for name in _FORMS},
 }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from isouq.text.continuations import read
 from isouq.text.language_model import LanguageModel
@@ -78,64 +78,85 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def naive_entropy(log_p: Float[np.ndarray, " n"], lengths: Int[np.ndarray, " n"] | None = None) -> float:
+def naive_entropy(log_p: Any, lengths: Any = None) -> float:
     """The Monte Carlo estimate −(1/n) Σ log p(s_i | x) of the entropy of the answers to one question.
 
     log_p: log p of n sampled answers, all tokens together. lengths: tokens of each, to divide by (the length-normalised
-    variant of Malinin & Gales 2021, arXiv 2002.07650).
+    variant of Malinin & Gales 2021, arXiv 2002.07650). Both array-like `[n]`.
+
+    Raises:
+        ValueError: no answer, NaN, +∞ or a log p above 0, lengths of another shape or below 1.
     """
-    _check_log_p(log_p)
-    if lengths is not None and np.any(lengths < 1):
-        raise ValueError(f"lengths holds {int(np.min(lengths))}; expected at least 1 token an answer")
-    return float(-np.mean(log_p if lengths is None else log_p / lengths))
+    log_p = _log_probabilities(log_p)
+    if lengths is None:
+        return float(-np.mean(log_p))
+    lengths = _whole_numbers("lengths", lengths, log_p.size)
+    if np.any(lengths < 1):
+        raise ValueError(f"lengths holds {np.min(lengths)}; expected at least 1 token an answer")
+    return float(-np.mean(log_p / lengths))
 
 
-def semantic_entropy(cluster: Int[np.ndarray, " n"], log_p: Float[np.ndarray, " n"]) -> float:
+def semantic_entropy(cluster: Any, log_p: Any) -> float:
     """The entropy −Σ_c P(c) log P(c) over meanings, P(c) ∝ Σ_{i in c} p(s_i | x), of the samples of one question.
 
     Args:
         cluster: the meaning of each of n samples, from `clusters_by_similarity` or `clusters_by_entailment`.
         log_p: their log p; Farquhar et al. divide it by the number of tokens. Equal samples count as often as drawn.
+            Both array-like `[n]`.
 
     Returns:
         Nats, from 0 (one meaning) to the logarithm of the number of meanings.
 
     Raises:
-        ValueError: NaN or +∞ in log_p, or no sample of a probability above 0.
+        ValueError: NaN, +∞ or a number above 0 in log_p, no sample of a probability above 0, or clusters that are
+            not n whole numbers.
     """
-    _check_log_p(log_p)
+    log_p = _log_probabilities(log_p)
+    cluster = _whole_numbers("cluster", cluster, log_p.size)
     top = float(np.max(log_p))
     if top == -np.inf:
         raise ValueError("log_p is -inf for every sample; expected one with a probability above 0")
     return _entropy(np.bincount(_numbers(cluster), weights=np.exp(log_p - top)))
 
 
-def semantic_entropy_discrete(cluster: Int[np.ndarray, " n"]) -> float:
+def semantic_entropy_discrete(cluster: Any) -> float:
     """As `semantic_entropy` with P(c) the share of the samples: needs no likelihoods. Nats."""
-    if not len(cluster):
-        raise ValueError("cluster is empty; expected at least one sample")
+    cluster = _whole_numbers("cluster", cluster)
     return _entropy(np.bincount(_numbers(cluster)).astype(float))
 
 
-def clusters_by_similarity(vectors: Float[np.ndarray, "n D"], threshold: float) -> Int[np.ndarray, " n"]:
+def clusters_by_similarity(vectors: Any, threshold: float) -> Int[np.ndarray, " n"]:
     """Numbers of meanings 0, 1, …, by the cosine between the samples' vectors.
 
     In the order of the samples, as Kuhn et al. do with entailment: a sample joins the first cluster whose first member
     it matches (cosine at least `threshold`), else it begins one. A vector of zeros matches nothing.
+    vectors: array-like `[n, D]`, finite.
     """
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine, from -1 to 1")
-    norms = np.linalg.norm(np.asarray(vectors, np.float64), axis=1, keepdims=True)
+    vectors = np.asarray(vectors, np.float64)
+    if vectors.ndim != 2 or not vectors.size:
+        raise ValueError(f"vectors has shape {vectors.shape}; expected [samples, D], at least one sample")
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise ValueError(f"vectors holds NaN or infinity in row {row}; remove that sample first")
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(norms > 0, norms, 1)
     return _greedy((unit @ unit.T >= threshold) & (norms > 0) & (norms.T > 0))
 
 
-def clusters_by_entailment(entails: Bool[np.ndarray, "n n"]) -> Int[np.ndarray, " n"]:
+def clusters_by_entailment(entails: Any) -> Int[np.ndarray, " n"]:
     """Numbers of meanings 0, 1, …: a sample joins the first cluster whose first member it entails and is entailed by.
 
-    entails: whether sample i entails sample j, from `Entailment.matrix`. Source: Kuhn et al., Algorithm 1.
+    entails: whether sample i entails sample j, array-like `[n, n]` of booleans, from `Entailment.matrix`.
+    Source: Kuhn et al., Algorithm 1.
     """
-    return _greedy(entails & entails.T)
+    entails = np.asarray(entails)
+    if entails.ndim != 2 or entails.shape[0] != entails.shape[1]:
+        raise ValueError(f"entails has shape {entails.shape}; expected [samples, samples]")
+    if entails.dtype != bool and entails.size:
+        raise ValueError(f"entails holds {entails.dtype}; expected booleans, such as scores > 0.5")
+    return _greedy(entails & entails.T if entails.size else entails)
 
 
 def _greedy(same: Any) -> np.ndarray:
@@ -150,11 +171,31 @@ def _greedy(same: Any) -> np.ndarray:
     return np.array(numbers, int)
 
 
-def _check_log_p(log_p: np.ndarray) -> None:
-    if not len(log_p):
+def _log_probabilities(log_p: Any) -> np.ndarray:
+    """Return log_p as float64 `[n]`; raise unless it holds logarithms of probabilities."""
+    log_p = np.asarray(log_p, np.float64)
+    if log_p.ndim != 1:
+        raise ValueError(f"log_p has shape {log_p.shape}; expected one number a sample")
+    if not log_p.size:
         raise ValueError("log_p is empty; expected at least one sample")
     if np.any(np.isnan(log_p) | (log_p == np.inf)):
         raise ValueError("log_p holds NaN or +inf; expected logarithms of probabilities")
+    if log_p.max() > 1e-3:  # rounding aside
+        raise ValueError(f"log_p holds {log_p.max():.3g}; expected logarithms of probabilities, which are at most 0")
+    return log_p
+
+
+def _whole_numbers(name: str, values: Any, size: int | None = None) -> np.ndarray:
+    """Return the values as integers `[n]`; raise unless they are whole and as many as `size`."""
+    values = np.asarray(values)
+    if values.ndim != 1 or not values.size:
+        what = "is empty" if not values.size else f"has shape {values.shape}"
+        raise ValueError(f"{name} {what}; expected one whole number a sample, at least one sample")
+    if size is not None and values.size != size:
+        raise ValueError(f"{name} has {values.size} values for {size} samples; expected one each")
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} holds {values.dtype}; expected whole numbers")
+    return values
 
 
 def _numbers(cluster: np.ndarray) -> np.ndarray:

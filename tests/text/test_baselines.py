@@ -143,3 +143,35 @@ def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_lists_give_what_arrays_give():
+    log_p, clusters, lengths = [-1.0, -2.0, -0.5], [0, 0, 1], [3, 5, 2]
+    assert naive_entropy(log_p) == naive_entropy(np.array(log_p))
+    assert naive_entropy(log_p, lengths) == naive_entropy(np.array(log_p), np.array(lengths))
+    assert semantic_entropy(clusters, log_p) == semantic_entropy(np.array(clusters), np.array(log_p))
+    assert semantic_entropy_discrete(tuple(clusters)) == semantic_entropy_discrete(np.array(clusters))
+    assert clusters_by_similarity([[1.0, 0], [0.9, 0.1]], 0.9).tolist() == [0, 0]
+    assert clusters_by_entailment([[True, False], [True, True]]).tolist() == [0, 1]
+
+
+REFUSED = {
+    "an infinite log p": (lambda: naive_entropy([-1.0, float("inf")]), r"NaN or \+inf"),
+    "a log p above 0": (lambda: naive_entropy([-1.0, 0.5]), "log_p holds 0.5; .* at most 0"),
+    "no samples": (lambda: naive_entropy([]), "log_p is empty"),
+    "lengths too few": (lambda: naive_entropy([-1.0, -2.0], [1]), "lengths has 1 values for 2 samples"),
+    "a length of 0": (lambda: naive_entropy([-1.0, -2.0], [1, 0]), "lengths holds 0"),
+    "clusters too few": (lambda: semantic_entropy([0, 1], [-1.0, -2.0, -3.0]), "cluster has 2 values for 3 samples"),
+    "clusters that are no numbers": (lambda: semantic_entropy_discrete([0.5, 1.0]), "cluster holds float64"),
+    "a vector with NaN": (lambda: clusters_by_similarity([[1.0, 0], [np.nan, 0]], 0.9), "infinity in row 1"),
+    "one vector alone": (lambda: clusters_by_similarity([1.0, 0], 0.9), r"vectors has shape \(2,\)"),
+    "scores of entailment": (lambda: clusters_by_entailment([[1.0, 0.9], [0.8, 1.0]]), "such as scores > 0.5"),
+    "an oblong matrix": (lambda: clusters_by_entailment([[True, True]]), r"entails has shape \(1, 2\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_values_that_mean_nothing_are_refused(name):
+    call, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        call()
