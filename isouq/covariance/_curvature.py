@@ -235,9 +235,8 @@ def _row_outputs(log_density: Any, theta: Any, x: Any, y: Array, curvature: str)
         return outputs * jnp.where(y == 1, jax.nn.sigmoid(-fixed), -jax.nn.sigmoid(fixed))
     likeliest = jnp.argmax(fixed)
     log_p = jax.nn.log_softmax(fixed)
-    p = jnp.exp(log_p).at[likeliest].set(0.0)  # its own difference is 0
-    differences = outputs - outputs[likeliest]
-    mean = jnp.sum(p * differences)
+    differences = jnp.where(jnp.arange(outputs.size) == likeliest, 0, outputs - outputs[likeliest])
+    mean = jnp.sum(jnp.exp(log_p) * differences)
     if curvature == "fisher":
         return (differences[y] - mean)[None]
     return jnp.exp(log_p / 2) * (differences - mean)

@@ -108,7 +108,9 @@ def laplace(
     what = (structure, log_density, params, curvature, rank)
     _limits.check_machine(*what)
     # the sd under prior and damping together, one number a leaf
-    scales = jax.tree.map(lambda s: 1 / jnp.sqrt(1 / jnp.square(s) + damping), log_density.scales)
+    scales = jax.tree.map(
+        lambda s: jnp.asarray(1 / np.sqrt(1 / np.float64(s) ** 2 + damping), s.dtype), log_density.scales
+    )
     batch_size = _BATCH_SIZE if batch_size is None else batch_size
     try:
         return _build(*what, scales, key, batch_size, max_bytes)
@@ -133,6 +135,8 @@ def _build(
     flat_scales = _flat(scales, params)
     depth = _limits.depth(rank)
     by_lanczos = structure == "low_rank" and depth < flat_scales.size
+    program: Any
+    args: tuple[Any, ...]
     if by_lanczos:
         start = jax.random.normal(jax.random.key(0) if key is None else key, flat_scales.shape, flat_scales.dtype)
         program, args = _krylov, (log_density, params, flat_scales, start, curvature, depth)
@@ -177,14 +181,25 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
     size = _checks.inputs(draws, "draws", "draw")
     if size < 2:
         raise ValueError("draws has one row; a covariance needs at least two draws")
-    draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, _dtype(leaf)), draws)
-    centred = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0, keepdims=True), draws)
     if structure == "diagonal":
-        return Diagonal(jax.tree.map(lambda leaf: jnp.mean(jnp.square(leaf), axis=0), centred))
+        variances = jax.tree.map(lambda leaf: np.mean(np.square(_centre(leaf)), axis=0), draws)
+        return Diagonal(jax.tree.map(_as_leaf, variances, draws))
     if structure == "low_rank":
-        return LowRank(jax.tree.map(lambda leaf: leaf / np.sqrt(size), centred))
-    flat = np.asarray(jax.vmap(lambda draw: ravel_pytree(draw)[0])(centred), np.float64)
-    return Dense.from_covariance(flat.T @ flat / size)
+        return LowRank(jax.tree.map(lambda leaf: _as_leaf(_centre(leaf) / np.sqrt(size), leaf), draws))
+    flat = np.concatenate([_centre(leaf).reshape(size, -1) for leaf in jax.tree.leaves(draws)], axis=1)
+    covariance = Dense.from_covariance(flat.T @ flat / size)
+    dtype = functools.reduce(jnp.promote_types, map(_dtype, jax.tree.leaves(draws)))
+    return dataclasses.replace(covariance, factor=covariance.factor.astype(dtype))
+
+
+def _centre(leaf: Any) -> np.ndarray:
+    """Draws minus their mean in float64: a mean in float32 loses digits where the level is far above the spread."""
+    leaf = np.asarray(leaf, np.float64)
+    return leaf - leaf.mean(axis=0, keepdims=True)
+
+
+def _as_leaf(array: np.ndarray, like: Any) -> jax.Array:
+    return jnp.asarray(array, _dtype(like))
 
 
 def _flat(scales: Any, params: Any) -> Any:
@@ -221,8 +236,8 @@ def _share(values: Any, curvature: str) -> float:
 def _diagonal(entries: Any, scales: Any, params: Any, curvature: str) -> Diagonal:
     _check_finite(entries)
     wide = _flat(scales, params)
-    in_units = entries * jnp.square(wide)
-    variances = jnp.square(wide) / (1 + jnp.maximum(in_units, 0))
+    in_units = entries * wide * wide
+    variances = 1 / (jnp.maximum(entries, 0) + 1 / wide / wide)
     return Diagonal(ravel_pytree(_wide_enough(params))[1](variances), _share(in_units, curvature))
 
 

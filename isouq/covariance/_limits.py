@@ -1,7 +1,8 @@
-"""What the structures of `laplace` take of memory: refused before they are tried, kept to `max_bytes`, and said after."""
+"""What the structures of `laplace` take of memory: refused if too much, kept to `max_bytes`, said when it ran out."""
 
 import math
 import os
+import sys
 from typing import Any
 
 import jax
@@ -47,12 +48,22 @@ def check_machine(structure: str, log_density: Any, params: Any, curvature: str,
         )
 
 
-def machine_bytes() -> float:
-    """Bytes of memory of this machine; infinity where the system does not say."""
+def check_matrix(params: Any) -> None:
+    """Raises where a matrix of all parameters is larger than the machine."""
+    size, machine = _size(params), machine_bytes()
+    if 8 * size**2 > machine:  # in float32, and its transpose
+        raise ValueError(
+            f"a matrix of {size:,} parameters needs {8 * size**2:,} bytes and this machine has {machine:,}; "
+            "use isouq.laplace with another structure, or bind some parameters inside log_density"
+        )
+
+
+def machine_bytes() -> int:
+    """Bytes of memory of this machine; `sys.maxsize` where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return math.inf
+        return sys.maxsize
 
 
 def rows_within(
