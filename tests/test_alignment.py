@@ -142,7 +142,7 @@ def test_wrong_draws_are_told():
 def test_a_common_level_of_the_weights_hides_no_unit():
     """Units' products are squares of the level; their differences are squares of the spread."""
     _, target = network((6,))
-    target = jax.tree.map(lambda leaf: leaf + np.float32(1e3), target)
+    target = jax.tree.map(lambda leaf: leaf + np.float32(1e4), target)
     rng = np.random.default_rng(9)
     draws = np.stack([flat(scrambled(target, rng)) for _ in range(8)])
     draws += rng.normal(size=draws.shape).astype(np.float32) * 0.01

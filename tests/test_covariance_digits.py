@@ -21,14 +21,14 @@ def logistic(params, x):
     return (x @ params["w"]).reshape(())
 
 
-def saturated(kind, margin, level, curvature, ys):
+def saturated(kind, margin, curvature, ys):
     """C of a linear model in float32, and by hand in float64 from log-probabilities."""
     x = np.array([[1.0, -0.5], [0.5, 1.0]])
     logits = np.array([0.0, -margin, -margin - 1])
     if kind == "binary":
         w = np.linalg.solve(x, np.array([margin, margin]))[:, None]
     else:
-        w = np.linalg.solve(x, np.stack([level + logits, level + logits[[1, 0, 2]]]))
+        w = np.linalg.solve(x, np.stack([logits, logits[[1, 0, 2]]]))
     params = {"w": jnp.asarray(w, jnp.float32)}
     predict = logistic if kind == "binary" else linear
     density = LogDensity.of(predict, params, jnp.asarray(x, jnp.float32), jnp.asarray(ys), kind)
@@ -49,19 +49,14 @@ def saturated(kind, margin, level, curvature, ys):
 @pytest.mark.parametrize("curvature", ["ggn", "fisher"])
 @pytest.mark.parametrize("margin", [3.0, 20.0, 40.0])
 def test_a_saturated_output_has_its_small_curvature(kind, curvature, margin):
-    got, want = saturated(kind, margin, 0.0, curvature, [1, 0] if kind == "binary" else [0, 1])
-    np.testing.assert_allclose(got, want, rtol=1e-4)
-
-
-def test_a_common_level_of_the_logits_changes_nothing():
-    got, want = saturated("multiclass", 3.0, 64.0, "ggn", [0, 1])
+    got, want = saturated(kind, margin, curvature, [1, 0] if kind == "binary" else [0, 1])
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
 @pytest.mark.parametrize("structure", ["dense", "diagonal", "low_rank"])
 def test_draws_far_from_zero(structure):
     rng = np.random.default_rng(0)
-    draws = {"w": (1e4 + rng.normal(size=(3001, 3))).astype(np.float32)}
+    draws = {"w": (1e6 + rng.normal(size=(3001, 3))).astype(np.float32)}
     want = np.cov(draws["w"].astype(np.float64).T, ddof=0)
     if structure == "diagonal":
         want = np.diag(np.diag(want))
