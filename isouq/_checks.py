@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from isouq.gradnorm._leaves import describe, is_array_like, is_foreign, is_inexact, is_sparse
+
 KINDS = ("binary", "multiclass", "regression")
 
 
@@ -80,7 +82,7 @@ def inexact_leaves(name: str, params: Any) -> None:
                 hint = "pass its data as a parameter, put the matrix together inside predict"
             elif callable(leaf):
                 hint += "; of an Equinox model: params, static = eqx.partition(model, eqx.is_inexact_array)"
-            elif not _is_array_like(leaf) or is_foreign(leaf):
+            elif not is_array_like(leaf) or is_foreign(leaf):
                 hint = "of JAX, or of NumPy in native byte order, such as numpy.asarray(leaf, float)"
             where = f"{name}{jax.tree_util.keystr(path)}"
             raise ValueError(f"{where} is {describe(leaf)}; expected a floating array ({hint})")
@@ -106,45 +108,6 @@ def float_leaves(name: str, params: Any) -> None:
         if jnp.finfo(dtype).bits < 16:
             where = f"{name}{jax.tree_util.keystr(path)}"
             raise ValueError(f"{where} is {dtype}; expected 16 bits or more: astype(jax.numpy.float32)")
-
-
-_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
-
-
-def is_inexact(leaf: Any) -> bool:
-    """True of a real or complex floating array or number that JAX takes."""
-    if is_sparse(leaf) or is_foreign(leaf) or not _is_array_like(leaf):
-        return False
-    return jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact)
-
-
-def _is_array_like(leaf: Any) -> bool:
-    return isinstance(leaf, _NUMBERS) or hasattr(leaf, "__jax_array__")
-
-
-def is_sparse(node: Any) -> bool:
-    """True of a sparse matrix of JAX or SciPy, told without importing either."""
-    return type(node).__module__.startswith(("jax.experimental.sparse", "scipy.sparse"))
-
-
-def is_foreign(leaf: Any) -> bool:
-    """True of a NumPy array that JAX does not take: of objects, text, dates, or in another machine's byte order."""
-    if not isinstance(leaf, (np.ndarray, np.generic)):
-        return False
-    try:
-        jax.dtypes.result_type(leaf)
-    except TypeError:
-        return True
-    return not leaf.dtype.isnative
-
-
-def describe(leaf: Any) -> str:
-    """What a leaf is, for a message: its dtype or its type."""
-    if is_sparse(leaf):
-        return f"a sparse {type(leaf).__name__}"
-    if is_foreign(leaf):
-        return f"an array of {leaf.dtype}"
-    return str(leaf.dtype) if isinstance(leaf, (jax.Array, np.ndarray, np.generic)) else type(leaf).__name__
 
 
 def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
@@ -176,7 +139,7 @@ def _numeric(name: str, leaf: Any) -> None:
         raise ValueError(f"{name} is {describe(leaf)}; expected a dense array: {name}.todense()")
     if isinstance(leaf, jax.Array):  # traced ones too
         return
-    if not _is_array_like(leaf) or is_foreign(leaf):
+    if not is_array_like(leaf) or is_foreign(leaf):
         given = describe(leaf) if is_foreign(leaf) else f"a {type(leaf).__name__}"
         raise ValueError(
             f"{name} holds {given}; expected JAX or NumPy arrays of numbers, such as numpy.asarray({name}, float)"

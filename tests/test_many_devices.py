@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import spread
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 import isouq
 from isouq import _files, sharding
@@ -205,3 +205,18 @@ def test_devices_that_are_none():
     data, params = np.zeros((3, 2), np.float32), spread.one(spread.network(np.float32)[0])
     with pytest.raises(ValueError, match=r"devices was given under jax\.jit"):
         jax.jit(lambda xs: isouq.uncertainty(spread.predict, params, xs, "binary", devices=jax.devices()))(data)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto])
+def test_arrays_are_placed_on_the_mesh_that_is_current(axes):
+    def predict(params, x):
+        return (np.tanh(1.0) * x @ params["a"]) @ params["b"]
+
+    params = {"a": np.ones((6, 8), np.float32), "b": np.arange(32, dtype=np.float32).reshape(8, 4) / 32}
+    xs = np.linspace(-1, 1, 18, dtype=np.float32).reshape(3, 6)
+    want = isouq.uncertainty(predict, params, xs, "multiclass").epistemic
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(axes,))
+    with jax.set_mesh(mesh):
+        placed = sharding.replicate(params, mesh), sharding.shard_inputs(xs, mesh)
+        got = isouq.uncertainty(predict, *placed, "multiclass").epistemic
+    np.testing.assert_allclose(sharding.gather(got)[:3], want, rtol=1e-5)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isouq import _checks
+from isouq.gradnorm._leaves import describe, is_foreign, is_inexact, is_sparse
 from isouq.gradnorm._plan import Plan, plan
 
 ArgNums = SupportsIndex | Sequence[SupportsIndex]
@@ -98,17 +98,16 @@ def _as_array(leaf: Any) -> Any:
 
 
 def _check_leaves(params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_checks.is_sparse):
-        if not _checks.is_inexact(leaf):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_sparse):
+        if not is_inexact(leaf):
             at = f" at {jax.tree_util.keystr(path)}" if path else ""
             hint = "bind the rest in the function, or choose other argnums"
-            if _checks.is_sparse(leaf):
+            if is_sparse(leaf):
                 hint = "differentiate its data, put the matrix together in the function"
-            elif _checks.is_foreign(leaf):
+            elif is_foreign(leaf):
                 hint = "in JAX's dtypes and native byte order, such as numpy.asarray(leaf, float)"
             raise TypeError(
-                f"the argument to differentiate holds {_checks.describe(leaf)}{at}; expected floating arrays only "
-                f"({hint})"
+                f"the argument to differentiate holds {describe(leaf)}{at}; expected floating arrays only ({hint})"
             )
 
 
