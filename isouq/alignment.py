@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
-_SIMILARITIES_AT_A_TIME = 2**24  # numbers: 64 MB in float32
+_SIMILARITIES_AT_A_TIME = 2**23  # numbers: 64 MB in float64
 
 
 class _Layer(NamedTuple):
@@ -78,10 +78,12 @@ def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.n
     """
     width = len(units)
     block = max(1, _SIMILARITIES_AT_A_TIME // width**2)
-    wanted = goal[compared]
+    wanted = goal[compared].astype(
+        np.float64
+    )  # the units' common level is squared, and must not hide their differences
     for start in range(0, len(flat), block):
         rows = flat[start : start + block]
-        similar = np.einsum("if,bjf->bij", wanted, rows[:, compared], optimize=True)  # v_i · u_j
+        similar = np.einsum("if,bjf->bij", wanted, rows[:, compared].astype(np.float64), optimize=True)  # v_i · u_j
         order = np.stack([linear_sum_assignment(np.abs(one), maximize=True)[1] for one in similar])[:, :, None]
         signs = np.where(np.take_along_axis(similar, order, axis=2) < 0, -1, 1).astype(flat.dtype)
         rows[:, units] = signs * np.take_along_axis(rows[:, units], order, axis=1)

@@ -137,3 +137,13 @@ def test_wrong_draws_are_told():
         align_hidden_units(np.ones((2, 8)), target)
     with pytest.raises(ValueError, match="NaN or infinity"):
         align_hidden_units(np.full((2, 9), np.nan), target)
+
+
+def test_a_common_level_of_the_weights_hides_no_unit():
+    """Units' products are squares of the level; their differences are squares of the spread."""
+    _, target = network((6,))
+    target = jax.tree.map(lambda leaf: leaf + np.float32(1e4), target)
+    rng = np.random.default_rng(9)
+    draws = np.stack([flat(scrambled(target, rng)) for _ in range(8)])
+    draws += rng.normal(size=draws.shape).astype(np.float32) * 0.01
+    np.testing.assert_allclose(align_hidden_units(draws, target), np.tile(flat(target), (8, 1)), rtol=0, atol=0.1)

@@ -54,9 +54,14 @@ def examples():
     return jax.random.randint(jax.random.key(2), (4, 4), 0, 50), normal(3, 4, 5, 5, 2)
 
 
-def factors(seed, leaf):
+def sides(leaf):
     last = leaf.shape[-1] if leaf.ndim else 1
-    return normal(seed, leaf.size // last, 4), normal(seed + 1, last, 3)
+    return leaf.size // last if last else 0, last
+
+
+def factors(seed, leaf):
+    lead, last = sides(leaf)
+    return normal(seed, lead, 4), normal(seed + 1, last, 3)
 
 
 def covariances(params, seed=20):
@@ -67,6 +72,13 @@ def covariances(params, seed=20):
         "turned": isouq.Kronecker(
             jax.tree.map(lambda leaf: factors(seed, leaf), params),
             jax.tree.map(lambda leaf: jnp.abs(normal(seed + leaf.size, 4, 3)), params),
+        ),
+        "diagonal factors": isouq.Kronecker(
+            jax.tree.map(lambda leaf: tuple(normal(seed, n) for n in sides(leaf)), params)
+        ),
+        "one diagonal factor": isouq.Kronecker(
+            jax.tree.map(lambda leaf: (normal(seed, sides(leaf)[0]), factors(seed, leaf)[1]), params),
+            jax.tree.map(lambda leaf: jnp.abs(normal(seed + leaf.size, sides(leaf)[0], 3)), params),
         ),
         "LowRank": isouq.LowRank(jax.tree.map(lambda leaf: normal(seed, 5, *leaf.shape), params), 0.3),
         "narrowed": isouq.LowRank(

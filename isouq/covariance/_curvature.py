@@ -26,7 +26,7 @@ from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._moments import moment_products, zero_moments
 
 CURVATURES = ("hessian", "ggn", "fisher")
-_AT_ONCE = 256  # products with basis vectors
+AT_ONCE = 256  # products with basis vectors, at most
 
 
 def hessian(f: Callable, params: Any) -> Array:
@@ -45,8 +45,8 @@ def _hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
 def _at_once(times: Callable, flat: Array, rows: int | None = None, data: int = 1) -> int:
     """How many products of a map to form at a time; rows: data × products that are allowed."""
     if rows is not None:
-        return min(_AT_ONCE, max(1, rows // data))
-    return steps(1, min(_AT_ONCE, flat.size), 1, bytes_of_one(lambda _, v: times(v), (), flat)).each
+        return min(AT_ONCE, max(1, rows // data))
+    return steps(1, min(AT_ONCE, flat.size), 1, bytes_of_one(lambda _, v: times(v), (), flat)).each
 
 
 def _rows(times: Callable, flat: Array, at_once: int) -> Array:
@@ -236,9 +236,8 @@ def _row_outputs(log_density: Any, theta: Any, x: Any, y: Array, curvature: str)
         return outputs * jnp.where(y == 1, jax.nn.sigmoid(-fixed), -jax.nn.sigmoid(fixed))
     likeliest = jnp.argmax(fixed)
     log_p = jax.nn.log_softmax(fixed)
-    p = jnp.exp(log_p).at[likeliest].set(0.0)  # its own difference is 0
-    differences = outputs - outputs[likeliest]
-    mean = jnp.sum(p * differences)
+    differences = jnp.where(jnp.arange(outputs.size) == likeliest, 0, outputs - outputs[likeliest])
+    mean = jnp.sum(jnp.exp(log_p) * differences)
     if curvature == "fisher":
         return (differences[y] - mean)[None]
     return jnp.exp(log_p / 2) * (differences - mean)

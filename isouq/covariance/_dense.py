@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from isouq import _checks
 from isouq._frozen import freeze
 from isouq.covariance._curvature import hessian
+from isouq.covariance._limits import check_matrix
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +54,7 @@ class Dense:
 
     def quadratic(self, grads: Any) -> Float[Array, " batch"]:
         """gᵀΣg for each gradient of the batch, O(batch · P²)."""
+        _checks.real_leaves("grads", grads, " with a covariance other than Identity")
         grads = jax.tree.map(lambda g: g.astype(self.factor.dtype), grads)
         flat = jax.vmap(lambda grad: ravel_pytree(grad)[0])(grads)
         if flat.shape[1] != self.factor.shape[0]:
@@ -67,8 +69,13 @@ class Dense:
 def negative_hessian(log_density: Callable, params: Any) -> Float[Array, "params params"]:
     """H = −∇² log p(θ|D) at θ, dense `[P, P]`, rows in the order of `ravel_pytree(params)`.
 
-    Cost: P forward-over-reverse products, memory of 256 at a time. For models up to a few thousand parameters.
+    Raises:
+        ValueError: a matrix of more bytes than the machine has.
+
+    Cost: P forward-over-reverse products, as many at a time as fit in 256 MiB. For models up to a few thousand
+    parameters.
     """
+    check_matrix(params)
     return _negative_hessian(freeze(log_density, params, name="log_density"), params)
 
 

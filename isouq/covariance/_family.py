@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from isouq import _checks
 from isouq.gradnorm import Form
 from isouq.gradnorm._forms import quadratic
 
@@ -32,6 +33,8 @@ class StructuredCovariance:
 
     def quadratic(self, grads: Any) -> Float[Array, " batch"]:
         """gᵀΣg for each gradient of the batch, leaves `[batch, ...]`; the form is applied to the gradient itself."""
+        if not isinstance(self, Identity):
+            _checks.real_leaves("grads", grads, " with a covariance other than Identity")
         forms = self.forms(jax.tree.map(lambda g: g[0], grads))
 
         return jax.vmap(lambda grad: quadratic(grad, forms))(grads)
@@ -40,7 +43,7 @@ class StructuredCovariance:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Identity(StructuredCovariance):
-    """Σ = scale · I, so that gᵀΣg = scale · ‖g‖². The paper's U_E has scale 1."""
+    """Σ = scale · I, so that gᵀΣg = scale · ‖g‖², over real and imaginary parts. The paper's U_E has scale 1."""
 
     scale: Any = 1.0  # a float or a scalar array; Any, for JAX rebuilds pytrees around placeholders
 
@@ -117,7 +120,8 @@ class LowRank(StructuredCovariance):
     scale: a number, or a pytree of numbers like the parameters, one a leaf. weights `[K]`: 1 by default (then
     u_k is scaled: for an eigenpair, √eigenvalue · eigenvector); of any sign, as long as Σ stays a covariance:
     a posterior that the data narrowed in K directions has negative ones, and gᵀΣg is then a difference, with
-    rounding of about 10⁻⁷ · scale · ‖g‖² in float32. Costs K multiplications a parameter, as K forward passes.
+    rounding of about 2 · 10⁻⁷ · scale · ‖g‖² in float32; what rounding makes negative is 0. Costs K multiplications a
+    parameter, as K forward passes.
     """
 
     directions: Any

@@ -12,13 +12,14 @@ from matfree import decomp
 
 from isouq import _checks
 from isouq._frozen import first_row, freeze
-from isouq.covariance import _curvature
+from isouq.covariance import _curvature, _limits
 from isouq.covariance._curvature import CURVATURES
 from isouq.covariance._dense import Dense
 from isouq.covariance._family import Diagonal, Kronecker, LowRank
 
 # of a low-rank form: the relative error that cancellation may bring where g lies in the stiffest direction
 _MAX_ROUNDING = 0.1
+_BATCH_SIZE = 128
 STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
 
 
@@ -31,7 +32,8 @@ def laplace(
     damping: float = 0.0,
     rank: int = 20,
     key: Any = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
 ) -> Dense | Diagonal | Kronecker | LowRank:
     """The Laplace approximation Σ = (C + Λ + damping · I)⁻¹ around params, in one of four structures.
 
@@ -48,7 +50,11 @@ def laplace(
         damping: added to the precision (units: 1/parameter²); 0 is the posterior itself.
         rank: number of eigenpairs, for "low_rank".
         key: JAX key of Lanczos' start, for "low_rank"; `jax.random.key(0)` by default.
-        batch_size: data at a time; bounds memory, changes no number beyond rounding.
+        batch_size: data at a time at most, 128 by default; fewer are taken where they would take more than 256 MiB,
+            and of one datum fewer outputs at a time. Bounds memory, changes no number beyond rounding.
+        max_bytes: memory that laplace may take beside log_density and params, its result included, in bytes: the
+            compiled programs' own account, and the host's decompositions. As many data and outputs at a time as
+            fit are used (a few compilations). Not together with batch_size.
 
     Returns:
         A covariance for `isouq.uncertainty(..., covariance=...)`. An indefinite C (a Hessian away from a mode of the
@@ -75,7 +81,10 @@ def laplace(
         raise ValueError("laplace was called under jit or vmap; build the covariance outside and pass it in")
     _checks.one_of("curvature", curvature, CURVATURES)
     _checks.one_of("structure", structure, STRUCTURES)
-    _checks.positive_int("batch_size", batch_size)
+    if batch_size is not None:
+        _checks.positive_int("batch_size", batch_size)
+        if max_bytes is not None:
+            raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
     _checks.positive_int("rank", rank)
     if damping != 0:
         _checks.positive("damping", damping)
@@ -94,21 +103,61 @@ def laplace(
     _checks.finite("params", params)
     predict = freeze(log_density.predict, params, first_row(log_density.xs))
     log_density = dataclasses.replace(log_density, predict=predict)
+    if structure == "kronecker" and curvature == "hessian":
+        raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'fisher'")
+    what = (structure, log_density, params, curvature, rank)
+    _limits.check_machine(*what)
     # the sd under prior and damping together, one number a leaf
-    scales = jax.tree.map(lambda s: 1 / jnp.sqrt(1 / jnp.square(s) + damping), log_density.scales)
-    if structure == "kronecker":
-        if curvature == "hessian":
-            raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'fisher'")
-        return _kronecker(_curvature.kronecker(log_density, params, curvature, batch_size), scales, params)
-    if structure == "diagonal":
-        entries = _curvature.diagonal(log_density, params, curvature, batch_size)
-        return _diagonal(entries, scales, params, curvature)
+    scales = jax.tree.map(
+        lambda s: jnp.asarray(1 / np.sqrt(1 / np.float64(s) ** 2 + damping), s.dtype), log_density.scales
+    )
+    batch_size = _BATCH_SIZE if batch_size is None else batch_size
+    try:
+        return _build(*what, scales, key, batch_size, max_bytes)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if _limits.is_out_of_memory(error):
+            raise _limits.out_of_memory(*what, batch_size) from error
+        raise
+
+
+def _build(
+    structure: str,
+    log_density: Any,
+    params: Any,
+    curvature: str,
+    rank: int,
+    scales: Any,
+    key: Any,
+    batch_size: int,
+    max_bytes: int | None,
+) -> Dense | Diagonal | Kronecker | LowRank:
+    """The structure, by programs that keep to batch_size or to max_bytes."""
     flat_scales = _flat(scales, params)
-    if structure == "low_rank" and 3 * rank + 10 < flat_scales.size:
+    depth = _limits.depth(rank)
+    by_lanczos = structure == "low_rank" and depth < flat_scales.size
+    program: Any
+    args: tuple[Any, ...]
+    if by_lanczos:
         start = jax.random.normal(jax.random.key(0) if key is None else key, flat_scales.shape, flat_scales.dtype)
-        values, vectors = _leading(log_density, params, flat_scales, start, curvature, 3 * rank + 10, batch_size)
+        program, args = _krylov, (log_density, params, flat_scales, start, curvature, depth)
+    else:
+        programs = {"diagonal": _curvature.diagonal, "kronecker": _curvature.kronecker}
+        program, args = programs.get(structure, _curvature.dense), (log_density, params, curvature)
+    if max_bytes is not None:
+        batch_size = log_density.ys.shape[0]
+        what = (structure, log_density, params, curvature, rank)
+        rows = _limits.rows_within(max_bytes, lambda rows: program.lower(*args, batch_size, rows), *what)
+    else:
+        rows = None
+    curvatures = program(*args, batch_size, rows)
+    if structure == "kronecker":
+        return _kronecker(curvatures, scales, params)
+    if structure == "diagonal":
+        return _diagonal(curvatures, scales, params, curvature)
+    if by_lanczos:
+        values, vectors = _leading(curvatures, log_density, params, flat_scales, curvature, batch_size, rows)
         return _low_rank(values, vectors, flat_scales, scales, params, rank)
-    matrix = np.asarray(_curvature.dense(log_density, params, curvature, batch_size), np.float64)
+    matrix = np.asarray(curvatures, np.float64)
     _check_finite(matrix)
     wide = np.asarray(flat_scales, np.float64)
     values, vectors = np.linalg.eigh(wide[:, None] * (matrix + matrix.T) / 2 * wide)
@@ -132,14 +181,25 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
     size = _checks.inputs(draws, "draws", "draw")
     if size < 2:
         raise ValueError("draws has one row; a covariance needs at least two draws")
-    draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, _dtype(leaf)), draws)
-    centred = jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0, keepdims=True), draws)
     if structure == "diagonal":
-        return Diagonal(jax.tree.map(lambda leaf: jnp.mean(jnp.square(leaf), axis=0), centred))
+        variances = jax.tree.map(lambda leaf: np.mean(np.square(_centre(leaf)), axis=0), draws)
+        return Diagonal(jax.tree.map(_as_leaf, variances, draws))
     if structure == "low_rank":
-        return LowRank(jax.tree.map(lambda leaf: leaf / np.sqrt(size), centred))
-    flat = np.asarray(jax.vmap(lambda draw: ravel_pytree(draw)[0])(centred), np.float64)
-    return Dense.from_covariance(flat.T @ flat / size)
+        return LowRank(jax.tree.map(lambda leaf: _as_leaf(_centre(leaf) / np.sqrt(size), leaf), draws))
+    flat = np.concatenate([_centre(leaf).reshape(size, -1) for leaf in jax.tree.leaves(draws)], axis=1)
+    covariance = Dense.from_covariance(flat.T @ flat / size)
+    dtype = functools.reduce(jnp.promote_types, map(_dtype, jax.tree.leaves(draws)))
+    return dataclasses.replace(covariance, factor=covariance.factor.astype(dtype))
+
+
+def _centre(leaf: Any) -> np.ndarray:
+    """Draws minus their mean in float64: a mean in float32 loses digits where the level is far above the spread."""
+    leaf = np.asarray(leaf, np.float64)
+    return leaf - leaf.mean(axis=0, keepdims=True)
+
+
+def _as_leaf(array: np.ndarray, like: Any) -> jax.Array:
+    return jnp.asarray(array, _dtype(like))
 
 
 def _flat(scales: Any, params: Any) -> Any:
@@ -176,8 +236,8 @@ def _share(values: Any, curvature: str) -> float:
 def _diagonal(entries: Any, scales: Any, params: Any, curvature: str) -> Diagonal:
     _check_finite(entries)
     wide = _flat(scales, params)
-    in_units = entries * jnp.square(wide)
-    variances = jnp.square(wide) / (1 + jnp.maximum(in_units, 0))
+    in_units = entries * wide * wide
+    variances = 1 / (jnp.maximum(entries, 0) + 1 / wide / wide)
     return Diagonal(ravel_pytree(_wide_enough(params))[1](variances), _share(in_units, curvature))
 
 
@@ -204,33 +264,48 @@ def _eigh(factor: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _leading(
-    log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int, batch_size: int
+    basis: Any, log_density: Any, params: Any, wide: Any, curvature: str, batch_size: int, rows: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ritz values and vectors `[P, depth]` of C in units of the prior, from a Krylov space of `depth` steps.
+    """Ritz values and vectors `[P, depth]` of C in units of the prior, from a basis of a Krylov space.
 
     In float32 Lanczos' vectors lose their orthogonality once the space is exhausted, and spurious copies of
     eigenvectors would be subtracted twice: so they are made orthonormal in float64, and C is projected on them anew.
     """
-    basis = np.asarray(_krylov(log_density, params, wide, start, curvature, depth, batch_size), np.float64)
+    basis = np.asarray(basis, np.float64)
     basis = np.linalg.qr(basis[np.isfinite(basis).all(axis=1)].T)[0]
-    images = _products(log_density, params, wide, jnp.asarray(basis.T, wide.dtype), curvature, batch_size)
+    images = _products(log_density, params, wide, jnp.asarray(basis.T, wide.dtype), curvature, batch_size, rows)
     _check_finite(images)
     projected = basis.T @ np.asarray(images, np.float64).T
     values, vectors = np.linalg.eigh((projected + projected.T) / 2)
     return values, basis @ vectors
 
 
-@functools.partial(jax.jit, static_argnames=("curvature", "depth", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("curvature", "depth", "batch_size", "rows"))
 def _krylov(
-    log_density: Any, params: Any, wide: Any, start: Any, curvature: str, depth: int, batch_size: int
+    log_density: Any,
+    params: Any,
+    wide: Any,
+    start: Any,
+    curvature: str,
+    depth: int,
+    batch_size: int,
+    rows: int | None = None,
 ) -> jax.Array:
-    times = _curvature.product(log_density, params, curvature, batch_size)
+    times = _curvature.product(log_density, params, curvature, batch_size, rows)
     return decomp.tridiag_sym(depth, custom_vjp=False)(lambda v: wide * times(wide * v), start).Q_tall
 
 
-@functools.partial(jax.jit, static_argnames=("curvature", "batch_size"))
-def _products(log_density: Any, params: Any, wide: Any, vectors: Any, curvature: str, batch_size: int) -> jax.Array:
-    times = _curvature.product(log_density, params, curvature, batch_size)
+@functools.partial(jax.jit, static_argnames=("curvature", "batch_size", "rows"))
+def _products(
+    log_density: Any,
+    params: Any,
+    wide: Any,
+    vectors: Any,
+    curvature: str,
+    batch_size: int,
+    rows: int | None = None,
+) -> jax.Array:
+    times = _curvature.product(log_density, params, curvature, batch_size, rows)
     return jax.lax.map(lambda v: wide * times(wide * v), vectors)
 
 

@@ -95,7 +95,9 @@ def _combine(terms: list[tuple[Array, Array | None]], forms: list[Form]) -> Arra
     if not projections:
         return total
     squares = jnp.square(functools.reduce(jnp.add, projections))
-    return total + jnp.sum(squares if forms[0].weights is None else forms[0].weights * squares)
+    if forms[0].weights is None:
+        return total + jnp.sum(squares)
+    return jnp.maximum(total + jnp.sum(forms[0].weights * squares), 0)  # a difference, where weights are negative
 
 
 def _of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
