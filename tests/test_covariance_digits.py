@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twins import dense, flat
+from twins import dense
 
 import isouq
 from isouq.covariance import _curvature, from_draws, laplace

@@ -66,13 +66,20 @@ def laplace(
     Raises:
         ValueError: an unknown curvature or structure, "kronecker" of a Hessian (it has no such factors), a log
             density that is not a `LogDensity`, params that do not fit it, a curvature that is not finite, "low_rank" of
-            data that outweigh the prior about 10⁶ times (float32 cannot subtract so closely).
+            data that outweigh the prior about 10⁶ times (float32 cannot subtract so closely), a structure that takes
+            more memory than this machine has or than max_bytes; the message says which would fit.
+        MemoryError: memory ran out; the message says what took it and what would fit.
 
     Cost in gradients of the log likelihood (R = 1 for "fisher", the number of outputs for "ggn"): Hessian, dense or
-    diagonal, 2P; the others R; "low_rank" 4 (3 · rank + 10). Memory: dense 4·P² bytes and O(P³) time in float64 on the
-    host; diagonal P; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. A batch
-    adds its R · P rows ("dense" and "diagonal"), a dense or diagonal Hessian 256 products with the batch at a time.
-    "low_rank" scores as a difference: see `LowRank` for its rounding.
+    diagonal, 2P; the others R; "low_rank" 4 (3 · rank + 10). Memory: dense 40·P² bytes and O(P³) time in float64 on the
+    host; diagonal 4·P numbers; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. A
+    step adds at most about 256 MiB, or what one output of one datum takes: for "diagonal" and "kronecker" its
+    activations and the gradients of those weights alone that are used several times, in a way no rule knows or, for
+    "diagonal", at several positions; for "dense" its gradient. "low_rank" scores as a difference: see `LowRank`.
+
+    The factor of an axis that is looked up (the words of an embedding) is diagonal, and kept as a vector: time and
+    memory grow with the vocabulary. So is, as an approximation, every factor of more than 8,192 rows: its diagonal
+    alone is kept.
 
     Sources: MacKay (1992); Martens and Grosse (2015) and Ritter et al. (2018) for KFAC; Eschenhagen et al., arXiv
     2311.00636, for shared weights; Daxberger et al., arXiv 2106.14806, for the family.
