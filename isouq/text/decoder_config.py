@@ -74,7 +74,7 @@ def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
     hidden_size = whole(config, "hidden_size")
     # A config.json leaves out what equals its family's default: Qwen 3's heads are wider than hidden / heads.
     head_dim = whole(config, "head_dim", 128 if family == "qwen3" else hidden_size // num_heads, least=2)
-    turned = rope.from_config(config, head_dim)
+    turned = rope.from_config(config, head_dim, family)
     return DecoderConfig(
         family=family,
         vocab_size=whole(config, "vocab_size"),

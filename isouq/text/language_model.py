@@ -54,8 +54,10 @@ class LanguageModel:
     def logits(self, ids: Int[Array | np.ndarray, " T"]) -> Float[Array, "T V"]:
         """Logits of the token after each position of one sequence.
 
-        Raises ValueError for no token or one that is not in the model's vocabulary.
+        Raises ValueError for no token, one that is not in the model's vocabulary, and more than the context holds.
         """
+        if len(ids) > self.config.context_length:
+            raise ValueError(f"ids has {len(ids)} tokens; the model's context is {self.config.context_length}")
         if not _checks.is_traced(ids) and not (len(ids) and 0 <= np.min(ids) <= np.max(ids) < self.config.vocab_size):
             raise ValueError(f"ids is {ids!r:.60}; expected token ids from 0 to {self.config.vocab_size - 1}")
         return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
