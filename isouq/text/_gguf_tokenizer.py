@@ -73,13 +73,12 @@ _SPECIAL_KEYS = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")  # by name, where the file names none
 # What llama.cpp takes for a SentencePiece vocabulary where a key is missing.
 _SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
 
 
-def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], tuple[int, ...]]:
-    """`(backend, special tokens by name, ids that end a generation)` of a GGUF file.
+def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], list[int]]:
+    """`(backend, special tokens by name, ids that the file says end a generation)` of a GGUF file.
 
     metadata: the file's keys and Python values. Raises ValueError on another kind of vocabulary, an
     unknown pre-tokenizer, or a key that is missing or contradicts the vocabulary.
@@ -118,10 +117,7 @@ def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], tuple[int, 
         special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", add_bos) else None,
         special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", False) else None,
     )
-    ends = [ids[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in ids]
-    if "eot_token_id" not in ids:
-        ends += [i for i, token in enumerate(tokens) if types[i] == CONTROL and token in _ENDS_OF_TURN]
-    return backend, special, tuple(dict.fromkeys(ends))
+    return backend, special, [ids[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in ids]
 
 
 def _rules(pre: str) -> _Rules:

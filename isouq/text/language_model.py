@@ -1,7 +1,7 @@
 """A pretrained causal language model, by name."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -91,8 +91,16 @@ def load(
 
 
 def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
-    """The DecoderConfig of an opened checkpoint; errors name the file."""
-    return checkpoint.read_config(opened, decoder_config.from_config)
+    """The DecoderConfig of an opened checkpoint; errors name the file.
+
+    As in transformers, embeddings that the file says are tied are not where it holds an output layer that differs.
+    """
+    config = checkpoint.read_config(opened, decoder_config.from_config)
+    pair = "model.embed_tokens.weight", "lm_head.weight"
+    both = config.tied and all(name in opened.shapes for name in pair)
+    if both and not np.array_equal(*(opened.read(name) for name in pair)):
+        return replace(config, tied=False)
+    return config
 
 
 def read_tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:
