@@ -73,6 +73,7 @@ _SPECIAL_KEYS = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # What llama.cpp takes for a SentencePiece vocabulary where a key is missing.
 _SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
 
@@ -96,7 +97,7 @@ def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], list[int]]:
     if len(types) != len(tokens):
         raise ValueError(f"tokenizer.ggml.token_type has {len(types)} values; expected {len(tokens)}, one a token")
     ids = {} if model == "gpt2" else dict(_SENTENCEPIECE_IDS)
-    for key in (*_SPECIAL_KEYS.values(), "eot_token_id", "eom_token_id"):
+    for key in (*_SPECIAL_KEYS.values(), *_END_KEYS[1:]):
         if metadata.get(f"tokenizer.ggml.{key}") is not None:
             ids[key] = int(metadata[f"tokenizer.ggml.{key}"])
     for key, value in ids.items():
@@ -117,7 +118,7 @@ def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], list[int]]:
         special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", add_bos) else None,
         special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", False) else None,
     )
-    return backend, special, [ids[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in ids]
+    return backend, special, [ids[key] for key in _END_KEYS if key in ids]
 
 
 def _rules(pre: str) -> _Rules:
