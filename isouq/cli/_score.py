@@ -212,7 +212,9 @@ def _option_variables(options: Score) -> dict[str, Any]:
     try:
         variables = _rows.strict_object(options.chat_template_kwargs.encode())
     except ValueError as error:
-        raise ValueError(f"--chat-template-kwargs is {error}; expected such as '{{\"enable_thinking\": false}}'") from None
+        raise ValueError(
+            f"--chat-template-kwargs: {error}; expected an object such as '{{\"enable_thinking\": false}}'"
+        ) from None
     if "messages" in variables:
         raise ValueError("--chat-template-kwargs has messages; expected other variables of the chat template")
     return variables

@@ -38,9 +38,7 @@ def encode_prompt(model: Any, prompt: Any, chat_template_kwargs: Mapping[str, An
     return ids
 
 
-def encode_pair(
-    model: Any, prompt: Any, answer: Any, chat_template_kwargs: Mapping[str, Any] | None = None
-) -> Row:
+def encode_pair(model: Any, prompt: Any, answer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> Row:
     """The Row of a prompt and an answer, text or token ids.
 
     Prompt and answer are tokenised together, as the model would read them: where a token spans the seam (or a merge
@@ -69,9 +67,7 @@ def encode_pair(
     return Row(np.asarray(ids, np.int32), first)
 
 
-def encode_pairs(
-    model: Any, pairs: Sequence[Any], chat_template_kwargs: Mapping[str, Any] | None = None
-) -> list[Row]:
+def encode_pairs(model: Any, pairs: Sequence[Any], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[Row]:
     """The Row of every (prompt, answer); a ValueError has the number of the pair."""
     if not len(pairs):
         raise ValueError("pairs is empty; expected at least one (prompt, answer)")

@@ -59,7 +59,9 @@ class Tokenizer:
         """
         backend, special, ends = _gguf_tokenizer.build(metadata)
         key = "tokenizer.chat_template"
-        templates = {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
+        templates = {
+            name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")
+        }
         templates |= {"default": metadata[key]} if key in metadata else {}
         return cls._of(backend, special_tokens=special, ids={"eos": ends}, templates=templates)
 
@@ -171,9 +173,7 @@ class Tokenizer:
             found.append(half.decode(raw, final=position == len(ids) - 1))
         return found
 
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
         """Write the text of a conversation by the model's chat template.
 
         messages: `[{"role": "user", "content": "Hello"}, ...]`. add_generation_prompt: whether the text

@@ -6,15 +6,11 @@ import gguf
 import numpy as np
 import pytest
 from damage import one_line, opens_or_says_why
+from twins_text import permute
 
 from isouq.text.checkpoint import open_checkpoint
 
 HIDDEN, HEADS, KV, INNER, VOCAB = 32, 4, 2, 64, 48
-
-
-def permute(value, heads):
-    """llama.cpp's order of the rows of q and k, as its converter writes it."""
-    return value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def llama_tensors(rng):
