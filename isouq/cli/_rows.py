@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from isouq.text.prompts import Prompt
 
-
 FIELDS = ("prompt", "answer", "chat_template_kwargs")  # what is read; all other fields are only copied
 
 

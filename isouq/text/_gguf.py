@@ -180,7 +180,7 @@ class GGUFCheckpoint:
             return {"rope_type": "frequencies", "factors": self._factors("rope_freqs.weight")}
         attention = self._metadata("rope.scaling.attn_factor")
         if "rope_factors_long.weight" in self._header.tensors:
-            scaling = {
+            scaling: dict[str, Any] = {
                 "rope_type": "longrope",
                 "long_factor": self._factors("rope_factors_long.weight"),
                 "short_factor": self._factors("rope_factors_short.weight"),

@@ -98,7 +98,7 @@ def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
     config = checkpoint.read_config(opened, decoder_config.from_config)
     pair = "model.embed_tokens.weight", "lm_head.weight"
     both = config.tied and all(name in opened.shapes for name in pair)
-    if both and not np.array_equal(*(opened.read(name) for name in pair)):
+    if both and not np.array_equal(opened.read(pair[0]), opened.read(pair[1])):
         return replace(config, tied=False)
     return config
 

@@ -18,8 +18,8 @@ class Row(NamedTuple):
 def encode_prompt(model: Any, prompt: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
     """Token ids of a `Prompt`: text, or messages `{"role", "content"}` for the chat template and its variables.
 
-    Raises ValueError for another type, for variables that are none, for an empty prompt (there must be a token that the first answer token
-    follows), and for one that fills the context.
+    Raises ValueError for another type, for variables that are none, for an empty prompt (there must be a token that
+    the first answer token follows), and for one that fills the context.
     """
     if not isinstance(prompt, Sequence):
         raise ValueError(
@@ -76,7 +76,7 @@ def encode_pairs(model: Any, pairs: Sequence[Any], chat_template_kwargs: Mapping
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
         try:
-            rows.append(encode_pair(model, *pair, chat_template_kwargs))
+            rows.append(encode_pair(model, pair[0], pair[1], chat_template_kwargs))
         except ValueError as error:
             raise ValueError(f"pair {i}: {error}") from None
     return rows

@@ -197,7 +197,7 @@ def test_variables_reach_the_template_everywhere(model):
 @pytest.mark.parametrize("given", [{"messages": []}, [1], {1: 2}, "enable_thinking"])
 def test_variables_are_checked(model, given):
     encode_prompt = inspect.unwrap(prompts.encode_prompt)  # without the tests' own check of types
-    with pytest.raises(ValueError, match="chat_template_kwargs is .*; expected a dictionary such as"):
+    with pytest.raises(ValueError, match=r"chat_template_kwargs is .*; expected a dictionary such as"):
         encode_prompt(model, TALK, given)
     with pytest.raises(ValueError, match="variable 'tools' holds a object; expected text, numbers"):
         model.tokenizer.chat(TALK, tools=[object()])
@@ -229,7 +229,7 @@ def test_named_templates_equal_transformers(folder, tmp_path, place):
     ):
         wanted = theirs.apply_chat_template(TALK, add_generation_prompt=True, tokenize=False, **variables)
         assert ours.chat(TALK, **variables) == wanted
-    with pytest.raises(ValueError, match="no chat template 'other'; give chat_template as one of .*rag"):
+    with pytest.raises(ValueError, match=r"no chat template 'other'; give chat_template as one of .*rag"):
         ours.chat(TALK, chat_template="other")
 
 
