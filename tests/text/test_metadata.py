@@ -9,7 +9,7 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from twins_text import build, copy, edit, random_ids, rewrite, torch_logits, write_gguf, write_model, write_tokenizer
 
-from isouq.text import generate, load, prompts, read, score
+from isouq.text import encoder_config, generate, load, prompts, read, score
 from isouq.text.architectures import DECODERS
 from isouq.text.decoder_config import from_config
 from isouq.text.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ ORIGINAL = "original_max_position_embeddings"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random Llama of one layer; its tokenizer writes BOS, and so does its chat template."""
-    path = write_model(tmp_path_factory.mktemp("llama"), bos=True, num_hidden_layers=1, model_type="llama")
+    path = write_model(tmp_path_factory.mktemp("llama"), bos=True, num_hidden_layers=1)
     write_tokenizer(path, True, SWITCH)
     return path
 
@@ -249,6 +249,24 @@ def test_a_model_type_without_architectures(family, names):
         from_config(config | {"model_type": "mamba"})
     with pytest.raises(ValueError, match="code of its own"):
         from_config(config | {"auto_map": {"AutoModel": "x.X"}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "family", "head"),
+    [
+        ("bert", {}, "bert", ""),
+        ("bert", {"id2label": {"0": "no", "1": "yes"}}, "bert", "tanh"),
+        ("xlm-roberta", {}, "roberta", ""),
+        ("roberta", {"num_labels": 3}, "roberta", "tanh"),
+    ],
+)
+def test_an_encoders_model_type_without_architectures(kind, more, family, head):
+    config = dict(
+        vocab_size=9, hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=16, model_type=kind,
+    )  # fmt: skip
+    found = encoder_config.from_config(config | more)
+    assert (found.family, found.head) == (family, head)
 
 
 @pytest.mark.parametrize("tied", [True, False])
