@@ -7,21 +7,52 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.run import locks
 from experiments.run.errors import RunError
 from isouq import _files
 
 
+class Number(NamedTuple):
+    """A statistic of an experiment, one line of summary.csv.
+
+    group: what it is about, as "rings, width 32, unit σ=1". statistic: its name, as "epistemic_pearson". mean, low, high:
+    the mean over accepted posteriors and its 95 % interval; NaN (an empty field) where there is none. n: how many
+    values the mean is over. accepted: how many posteriors of the group were accepted.
+    """
+
+    group: str
+    statistic: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """All numbers of an experiment. rows: table.csv, one row a posterior or question. summary: summary.csv.
+
+    files: further text files by name. details: what report and figures of this experiment read besides, already computed.
+    """
+
+    rows: list[dict[str, Any]]
+    summary: list[Number]
+    files: dict[str, str] = field(default_factory=dict)
+    details: Any = None
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """What an experiment hands back: one row a cell or question, a Markdown summary, named figures, further files."""
+    """What an experiment writes: one row a cell or question, a Markdown summary, named figures, files, numbers."""
 
     rows: list[dict[str, Any]]
     summary: str
     figures: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
+    numbers: list[Number] = field(default_factory=list)
 
     def noting(self, note: str) -> "Outputs":
         """The same with a sentence under the summary's title."""
@@ -49,6 +80,9 @@ def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) ->
     paths = [folder / "table.csv", folder / "summary.md"]
     _files.replace_text(paths[0], table_csv(outputs.rows))
     _files.replace_text(paths[1], outputs.summary)
+    if outputs.numbers:
+        paths.append(folder / "summary.csv")
+        _files.replace_text(paths[-1], table_csv([number._asdict() for number in outputs.numbers]))
     for name, text in outputs.files.items():
         paths.append(folder / name)
         _files.replace_text(paths[-1], text)
