@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.provenance import in_words, provenance
-from experiments import ledger, locks
+from experiments.run import ledger, locks
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ("scaling", "--preset", "smoke", "--seeds", "4")

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import plots
 from benchmarks.provenance import in_words, provenance
-from experiments.cell import Result
+from experiments.synthetic.cell import Result
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (100, 1000, 10_000)
@@ -68,8 +68,8 @@ def measure(cells: int, seconds: float, workers: int, out: str) -> dict[str, flo
 
     from rich.console import Console
 
-    from experiments.executors import Settings
-    from experiments.runner import run_cells
+    from experiments.run.executors import Settings
+    from experiments.run.runner import run_cells
 
     todo = [Nothing(seed, seconds) for seed in range(cells)]
     how = Settings("processes", workers) if workers > 1 else Settings("local")

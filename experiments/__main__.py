@@ -7,7 +7,7 @@ def main() -> int:
     """`status` is answered without importing what an experiment needs."""
     try:
         if sys.argv[1:2] == ["status"]:
-            from experiments.status import main as status
+            from experiments.run.status import main as status
 
             return status(sys.argv[2:])
         from experiments.command import main as command

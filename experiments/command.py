@@ -4,19 +4,21 @@ import argparse
 import shlex
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
-from experiments import EXPERIMENTS, SYNTHETIC
-from experiments._prompts import STYLES
-from experiments.errors import RunError
-from experiments.executors import EXECUTORS, Settings
-from experiments.outputs import writable, write_outputs
-from experiments.plan import Plan
-from experiments.progress import console
-from experiments.provenance import of_run
-from experiments.runner import finished_cells, run_cells
+from experiments.answers.prompts import STYLES
+from experiments.answers.registry import EXPERIMENTS as ANSWERS
+from experiments.domains.registry import EXPERIMENTS as DOMAINS
+from experiments.report.outputs import writable, write_outputs
+from experiments.run.errors import RunError
+from experiments.run.executors import EXECUTORS, Settings
+from experiments.run.plan import Plan
+from experiments.run.progress import console
+from experiments.run.provenance import of_run
+from experiments.run.runner import finished_cells, run_cells
+from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 
+EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
 PRESETS = ("smoke", "quick", "paper")
 
 
@@ -142,7 +144,7 @@ HOW = {
 
 
 def _taking(option: str) -> str:
-    return ", ".join(name for name, extra in EXPERIMENTS.items() if option in extra)
+    return ", ".join(name for name, experiment in EXPERIMENTS.items() if option in experiment.options)
 
 
 def _of(option: str) -> str:
@@ -172,15 +174,14 @@ def main(arguments: list[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "experiments", *arguments])
     out = options.out or Path("out") / options.preset
     for option in OPTIONS:
-        if getattr(options, option) and not any(option in EXPERIMENTS[name] for name in names):
+        if getattr(options, option) and not any(option in EXPERIMENTS[name].options for name in names):
             parser.error(f"--{option} means nothing to {options.name}")
     try:
         writable(out)
-        modules = {name: import_module(f"experiments.{name}") for name in names}
         jobs = {}
-        for name, module in modules.items():
-            extra = {option: getattr(options, option) for option in EXPERIMENTS[name]}
-            jobs[name] = module.cells(options.preset, options.seeds, **extra)
+        for name in names:
+            extra = {option: getattr(options, option) for option in EXPERIMENTS[name].options}
+            jobs[name] = EXPERIMENTS[name].jobs(options.preset, options.seeds, **extra)
         started = time.monotonic()
         cells = [cell for job in jobs.values() for cell in job]
         if options.finished:
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not mine:
                 empty.append(name)
                 continue
-            outputs = modules[name].summarise(mine, options.preset)
+            outputs = EXPERIMENTS[name].summarise(mine, options.preset)
             if len(mine) < len(job):
                 outputs = outputs.noting(
                     f"Made from {len(mine)} of the preset's {len(job)} cells; the others were not run."

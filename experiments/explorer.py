@@ -23,14 +23,15 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from experiments import decomposition, report
-from experiments.cell import AnyCell, Cell, Result
-from experiments.errors import RunError
-from experiments.executors import Settings
-from experiments.outputs import writable
-from experiments.progress import console
 from experiments.publish import ROOT
-from experiments.runner import finished_cells, run_cells
+from experiments.report import tables as report
+from experiments.report.outputs import writable
+from experiments.run.errors import RunError
+from experiments.run.executors import Settings
+from experiments.run.progress import console
+from experiments.run.runner import finished_cells, run_cells
+from experiments.synthetic import decomposition
+from experiments.synthetic.cell import AnyCell, Cell, Result
 from isouq import _files, problems, stats
 from isouq.posterior.verdict import Verdict
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from experiments import EXPERIMENTS, report
+from experiments.command import EXPERIMENTS
+from experiments.report import tables as report
 from isouq.stats import bootstrap_mean
 
 ROOT = Path(__file__).resolve().parent.parent

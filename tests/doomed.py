@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.cell import Result
+from experiments.synthetic.cell import Result
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import isouq
-from experiments import command, runner, study
-from experiments.cell import Cell
+from experiments import command
+from experiments.run import runner
+from experiments.synthetic import study
+from experiments.synthetic.cell import Cell
 from isouq import models, posterior, problems, stats
 from isouq._frozen import freeze
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _correctness as correctness
-from experiments._prompts import STOP, answer_prompt, answer_text
-from experiments._tiny_model import CONFIG, TINY, tiny_model
-from experiments.questions import load_questions
+from experiments.answers import correctness
+from experiments.answers.prompts import STOP, answer_prompt, answer_text
+from experiments.answers.questions import load_questions
+from experiments.answers.tiny_model import CONFIG, TINY, tiny_model
 from isouq.text import LanguageModel, generate, score
 
 # aliases

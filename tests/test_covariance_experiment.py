@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _proxies, covariance
-from experiments.cell import Cell
-from experiments.study import run_cell
-from experiments.subject import setting
+from experiments.synthetic import covariance
+from experiments.synthetic.cell import Cell
+from experiments.synthetic.measure import proxies as _proxies
+from experiments.synthetic.study import run_cell
+from experiments.synthetic.subject import setting
 from isouq import problems
 from isouq.posterior import fit_map
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments import decomposition, scaling, validation
-from experiments.cell import Cell, Result
-from experiments.decomposition import SIGMAS, STATISTICS, VERSIONS
-from experiments.subject import FACTS, setting, subject
+from experiments.synthetic import decomposition, scaling, validation
+from experiments.synthetic.cell import Cell, Result
+from experiments.synthetic.decomposition import SIGMAS, STATISTICS, VERSIONS
+from experiments.synthetic.subject import FACTS, setting, subject
 from isouq import models, problems, stats
 from isouq.alignment import align_hidden_units
 from isouq.posterior import Margins, probabilities

@@ -12,8 +12,7 @@ import pytest
 
 from benchmarks.__main__ import arguments
 from docs._site import cards, gallery, house, links, mathematics, places, tutorials
-from experiments import EXPERIMENTS
-from experiments.command import _parser
+from experiments.command import EXPERIMENTS, _parser
 from isouq.cli import options
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +117,7 @@ def test_every_command_is_one_that_the_tools_take(command):
         elif module == "experiments":
             found = _parser().parse_args(rest)
             asked = [o for o in ("widths", "data", "encoder", "questions") if getattr(found, o)]
-            assert all(option in EXPERIMENTS[found.name] for option in asked)
+            assert all(option in EXPERIMENTS[found.name].options for option in asked)
         elif module == "benchmarks":
             arguments(rest)
         elif module != "venv":

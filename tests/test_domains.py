@@ -12,12 +12,16 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import isouq
-from experiments import _blocks, _domain_numbers, _domain_report, command, domains, texts
-from experiments._tiny_encoder import write_tiny
-from experiments.cell import Result
-from experiments.errors import RunError
-from experiments.store import Store
-from experiments.text_cell import COVARIANCES, DomainCell
+from experiments import command
+from experiments.domains import blocks as _blocks
+from experiments.domains import domains, texts
+from experiments.domains import numbers as _domain_numbers
+from experiments.domains import report as _domain_report
+from experiments.domains.cell import COVARIANCES, DomainCell
+from experiments.domains.tiny_encoder import write_tiny
+from experiments.run.errors import RunError
+from experiments.run.store import Store
+from experiments.synthetic.cell import Result
 from isouq._uncertainty import margin
 from isouq.covariance import laplace
 from isouq.posterior import LogDensity

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from doomed import Toy
 
-from experiments import executors, ledger
-from experiments.errors import RunError
-from experiments.executors import Settings, processes
-from experiments.store import Store
+from experiments.run import executors, ledger
+from experiments.run.errors import RunError
+from experiments.run.executors import Settings, processes
+from experiments.run.store import Store
 
 ROOT = Path(__file__).parents[1]
 MIXED = [Toy("well", 0), Toy("fatal"), Toy("sick"), Toy("once"), Toy("well", 1), Toy("well", 2)]

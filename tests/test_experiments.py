@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,16 @@ import pytest
 from rich.console import Console
 
 from benchmarks.kills import untimed
-from experiments import command, maps, report, scaling, study, validation
-from experiments.cell import STUDIES, Cell, Result
-from experiments.errors import RunError
-from experiments.executors import Settings
-from experiments.outputs import table_csv
-from experiments.runner import run_cells
-from experiments.store import Store
-from experiments.subject import FACTS
+from experiments import command
+from experiments.report import tables as report
+from experiments.report.outputs import table_csv
+from experiments.run.errors import RunError
+from experiments.run.executors import Settings
+from experiments.run.runner import run_cells
+from experiments.run.store import Store
+from experiments.synthetic import maps, scaling, study, validation
+from experiments.synthetic.cell import STUDIES, Cell, Result
+from experiments.synthetic.subject import FACTS
 from isouq import problems
 from isouq.stats import Interval
 
@@ -39,8 +40,7 @@ EXPERIMENTS = tuple(command.SYNTHETIC)
 
 def smoke_cells(*names):
     """The distinct cells of a smoke run, one seed."""
-    modules = [import_module(f"experiments.{name}") for name in names]
-    return list(dict.fromkeys(cell for module in modules for cell in module.cells("smoke", 1)))
+    return list(dict.fromkeys(cell for name in names for cell in command.EXPERIMENTS[name].jobs("smoke", 1)))
 
 
 CELLS = len(smoke_cells(*EXPERIMENTS))
@@ -606,7 +606,7 @@ def test_a_failed_save_leaves_the_old_result(stored, cells, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.store.np.savez_compressed", fail)
+    monkeypatch.setattr("experiments.run.store.np.savez_compressed", fail)
     with pytest.raises(OSError, match="No space"):
         stored.save(cells[0], fake(cells[0], value=0.1))
     assert stored.load(cells[0]).numbers["epistemic_pearson"] == 0.5

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import compare
-from experiments import EXPERIMENTS, publish, validation
+from experiments import publish
+from experiments.command import EXPERIMENTS
+from experiments.synthetic import validation
 
 
 def rows(name):

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _qa_scores, command, qa
-from experiments._prompts import answer_prompt
-from experiments._tiny_model import tiny_model
-from experiments.errors import RunError
-from experiments.qa_cell import STUDIES, QaCell
+from experiments import command
+from experiments.answers import qa
+from experiments.answers.cell import STUDIES, QaCell
+from experiments.answers.measure import scores as _qa_scores
+from experiments.answers.prompts import answer_prompt
+from experiments.answers.tiny_model import tiny_model
+from experiments.run.errors import RunError
 from isouq.text import score
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,9 +9,20 @@ import qa_rows
 from scipy.optimize import minimize
 from scipy.stats import false_discovery_control, spearmanr
 
-from experiments import _qa_analysis, _qa_numbers
-from experiments._qa_numbers import areas, draws, fit_logistic, predict_logistic
-from experiments._qa_table import BASELINES, FEATURES, MAIN, PASSES, SCORES, finite, groups, paper, short_names
+from experiments.answers.numbers import analysis as _qa_analysis
+from experiments.answers.numbers import statistics as _qa_numbers
+from experiments.answers.numbers.statistics import areas, draws, fit_logistic, predict_logistic
+from experiments.answers.numbers.table import (
+    BASELINES,
+    FEATURES,
+    MAIN,
+    PASSES,
+    SCORES,
+    finite,
+    groups,
+    paper,
+    short_names,
+)
 from isouq import stats
 
 

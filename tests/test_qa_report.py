@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import qa_rows
 
-from experiments import _qa_analysis, _qa_numbers
-from experiments._qa_report import report
+from experiments.answers.numbers import analysis as _qa_analysis
+from experiments.answers.numbers import statistics as _qa_numbers
+from experiments.answers.report.qa import report
 from isouq import plots
 from isouq.stats import Interval
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from experiments import questions
-from experiments._correctness import alias_match, normalise, rouge_difference, state
-from experiments._prompts import STYLES, answer_prompt
-from experiments.questions import Question, load_questions
+from experiments.answers import questions
+from experiments.answers.correctness import alias_match, normalise, rouge_difference, state
+from experiments.answers.prompts import STYLES, answer_prompt
+from experiments.answers.questions import Question, load_questions
 
 OFFICIAL = ["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source"]
 

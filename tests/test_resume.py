@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _finetune, _qa_answers, _qa_scores, qa, trace
-from experiments._finetune import fit
-from experiments._tiny_model import tiny_model
-from experiments.partial import Partial
-from experiments.qa_cell import QaCell
+from experiments.answers import qa, trace
+from experiments.answers.cell import QaCell
+from experiments.answers.measure import answers as _qa_answers
+from experiments.answers.measure import scores as _qa_scores
+from experiments.answers.tiny_model import tiny_model
+from experiments.domains import finetune as _finetune
+from experiments.domains.finetune import fit
+from experiments.run.partial import Partial
 
 
 class Killed(BaseException):

@@ -15,16 +15,16 @@ import pytest
 from doomed import Toy
 from rich.console import Console
 
-from experiments import clock, ledger, locks, status
-from experiments.cell import Cell
-from experiments.errors import RunError
-from experiments.executors import Settings
-from experiments.plan import Plan, Planned, read, write
-from experiments.qa_cell import QaCell
-from experiments.runner import run_cells
-from experiments.store import Store
-from experiments.text_cell import DomainCell
-from experiments.work import MAX_DEATHS, work
+from experiments.answers.cell import QaCell
+from experiments.domains.cell import DomainCell
+from experiments.run import clock, ledger, locks, status
+from experiments.run.errors import RunError
+from experiments.run.executors import Settings
+from experiments.run.plan import Plan, Planned, read, write
+from experiments.run.runner import run_cells
+from experiments.run.store import Store
+from experiments.run.work import MAX_DEATHS, work
+from experiments.synthetic.cell import Cell
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +49,7 @@ def run_locally(cells, out):
 def dead_holder(path, checkpoint=None):
     """A process that claims, and is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from experiments import locks\n"
+        "import sys, time; from pathlib import Path; from experiments.run import locks\n"
         f"claim = locks.claim(Path({str(path)!r}), 'x', {checkpoint and Path(checkpoint)!r})\n"
         "print(claim.holder.deaths, flush=True); time.sleep(600)"
     ).replace("PosixPath", "Path")
@@ -103,7 +103,7 @@ def test_whoever_waits_gets_a_claim_that_has_a_name(tmp_path):
     path = tmp_path / "a.lock"
     claim = locks.claim(path, "first")
     code = (
-        "from pathlib import Path; from experiments import locks\n"
+        "from pathlib import Path; from experiments.run import locks\n"
         f"path = Path({str(path)!r}); print('ready', flush=True)\n"
         "print(locks.claim(path, 'second', wait=True).path.exists(), locks.claim(path, 'third'))"
     )
@@ -251,8 +251,8 @@ from pathlib import Path
 sys.path.insert(0, "tests")
 from doomed import Toy
 from rich.console import Console
-from experiments.executors import Settings
-from experiments.runner import run_cells
+from experiments.run.executors import Settings
+from experiments.run.runner import run_cells
 print("ready", flush=True)
 sys.stdin.readline()
 cells = [Toy("slow", seed) for seed in range(4)] + [Toy("slow", seed, "after") for seed in range(4)]
@@ -353,7 +353,9 @@ def test_ten_thousand_finished_cells_are_listed_quickly(tmp_path, store, capsys)
 
 
 def test_status_needs_no_jax():
-    code = "import sys, experiments.status; print([name for name in ('jax', 'numpy', 'rich') if name in sys.modules])"
+    code = (
+        "import sys, experiments.run.status; print([name for name in ('jax', 'numpy', 'rich') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

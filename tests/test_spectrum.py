@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments import decomposition, spectrum
-from experiments._lanczos import dense_spectrum, lanczos_spectrum
-from experiments._prediction import PREDICTORS, relations
-from experiments.cell import Cell, Result
-from experiments.decomposition import gradients
-from experiments.subject import FACTS, evaluation_inputs, setting, subject
+from experiments.synthetic import decomposition, spectrum
+from experiments.synthetic.cell import Cell, Result
+from experiments.synthetic.decomposition import gradients
+from experiments.synthetic.measure.lanczos import dense_spectrum, lanczos_spectrum
+from experiments.synthetic.numbers.prediction import PREDICTORS, relations
+from experiments.synthetic.subject import FACTS, evaluation_inputs, setting, subject
 from isouq import problems
 from isouq.covariance import negative_hessian
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import qa_rows
 
-from experiments import _trace_numbers, _trace_report, trace
-from experiments._qa_numbers import fit_logistic
-from experiments._qa_table import groups
-from experiments.cell import Result
-from experiments.qa_cell import QaCell
-from experiments.questions import Question
+from experiments.answers import trace
+from experiments.answers.cell import QaCell
+from experiments.answers.numbers import trace as _trace_numbers
+from experiments.answers.numbers.statistics import fit_logistic
+from experiments.answers.numbers.table import groups
+from experiments.answers.questions import Question
+from experiments.answers.report import trace as _trace_report
+from experiments.synthetic.cell import Result
 from isouq import plots, stats
 from isouq.text.trace import Trace, features
 
@@ -150,7 +152,7 @@ def test_figures_of_odd_traces():
 
 
 def test_cells_share_the_answers_and_scores_of_qa():
-    from experiments import qa
+    from experiments.answers import qa
 
     mine = trace.cells("smoke")
     assert {cell.study for cell in mine} == {"scores", "judged", "trace"}
@@ -159,7 +161,7 @@ def test_cells_share_the_answers_and_scores_of_qa():
 
 
 def test_a_block_is_traced_and_checked_both_ways():
-    from experiments._tiny_model import TINY, tiny_model
+    from experiments.answers.tiny_model import TINY, tiny_model
 
     model = tiny_model()
     ids = model.tokenizer.encode(" Mercury")

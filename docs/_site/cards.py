@@ -1,8 +1,9 @@
 """The lab cards: what each experiment asks, its commands, times, hardware, and the numbers to expect."""
 
-import ast
+import inspect
 
 from docs._site.places import ROOT, experiments, provenance
+from experiments.command import EXPERIMENTS
 
 PRESETS = ("smoke", "quick", "paper")
 ROWS = 14  # of a table, at most
@@ -21,10 +22,9 @@ def page() -> str:
 
 
 def card(name: str) -> str:
-    """One experiment's card, from the docstrings of its module and of its `cells`, and from its provenance."""
-    tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8"))
-    about = ast.get_docstring(tree) or ""
-    cells = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "cells")
+    """One experiment's card, from the docstrings of its presets and of their module, and from its provenance."""
+    jobs = EXPERIMENTS[name].jobs
+    about = inspect.getdoc(inspect.getmodule(jobs)) or ""
     paragraphs = [part for part in about.split("\n\n") if not part.startswith("Command:")]
     title, *rest = paragraphs
     commands = "\n".join(f"python -m experiments {name} --preset {preset}" for preset in PRESETS)
@@ -32,7 +32,7 @@ def card(name: str) -> str:
         f"## {name}\n\n**{_line(title)}**",
         *map(_line, rest),
         f"```sh\n{commands}\n```",
-        "Presets and times: " + " ".join(map(_line, (ast.get_docstring(cells) or "").split("\n\n"))),
+        "Presets and times: " + " ".join(map(_line, (inspect.getdoc(jobs) or "").split("\n\n"))),
         _committed(name),
     ]
     return "\n\n".join(parts) + "\n"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments import EXPERIMENTS
+from experiments.command import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 

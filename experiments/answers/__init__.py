@@ -1,0 +1,1 @@
+"""Question answering and traces with a language model."""

@@ -1,0 +1,1 @@
+"""Compute the answers and the scores of one block of questions."""

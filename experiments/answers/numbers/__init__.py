@@ -1,0 +1,1 @@
+"""Turn scores into the numbers of the tables."""

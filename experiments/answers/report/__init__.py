@@ -1,0 +1,1 @@
+"""Write the summaries of question answering and traces."""

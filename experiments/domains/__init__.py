@@ -1,0 +1,1 @@
+"""Science against sports: whose proxy data lower whose uncertainty."""

@@ -1,0 +1,1 @@
+"""Markdown tables and the files that every experiment writes."""

@@ -1,0 +1,1 @@
+"""Jobs, their store and what executes them; knows no experiment."""

@@ -1,0 +1,75 @@
+"""What a run, and a cell, need to be understood later: versions, device, commit, seeds, time."""
+
+import os
+import platform
+import subprocess
+import time
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import isouq
+from experiments.synthetic.cell import AnyCell
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
+
+
+def of_run(name: str, preset: str, command: str, started: float) -> dict[str, Any]:
+    """Versions, device, commit, command and time of a run. started: of `time.monotonic`."""
+    return {
+        "experiment": name,
+        "preset": preset,
+        "command": command,
+        **_surroundings(),
+        "cpu_count": os.cpu_count(),
+        "finished": _now(),
+        "seconds_this_run": round(time.monotonic() - started, 1),
+    }
+
+
+def of_cell(cell: AnyCell, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What is kept beside the numbers of a cell; where a cell has no seed or no sampler, None."""
+    return {
+        **_surroundings(),
+        "key": cell.key(),
+        "seed": getattr(cell, "seed", None),
+        "seconds": numbers.get("seconds"),
+        "gradient_evaluations": numbers.get("gradient_evaluations"),
+        "finished": _now(),
+    }
+
+
+@lru_cache(maxsize=1)
+def _surroundings() -> dict[str, Any]:
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {"isouq": isouq.__version__} | {package: _version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "devices": [str(device) for device in jax.devices()],
+    }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""The experiments on small problems with a sampled reference posterior."""

@@ -1,0 +1,1 @@
+"""Turn results into the rows of the tables."""
