@@ -17,8 +17,8 @@ from isouq import _files
 class Number(NamedTuple):
     """A statistic of an experiment, one line of summary.csv.
 
-    group: what it is about, as "rings, width 32, unit σ=1". statistic: its name, as "epistemic_pearson". mean, low, high:
-    the mean over accepted posteriors and its 95 % interval; NaN (an empty field) where there is none. n: how many
+    group: what it is about, as "rings, width 32, unit σ=1". statistic: its name, as "epistemic_pearson". mean, low,
+    high: the mean over accepted posteriors and its 95 % interval; NaN (an empty field) where there is none. n: how many
     values the mean is over. accepted: how many posteriors of the group were accepted.
     """
 
@@ -35,7 +35,7 @@ class Number(NamedTuple):
 class Numbers:
     """All numbers of an experiment. rows: table.csv, one row a posterior or question. summary: summary.csv.
 
-    files: further text files by name. details: what report and figures of this experiment read besides, already computed.
+    files: further text files by name. details: other computed values that report and figures read.
     """
 
     rows: list[dict[str, Any]]
