@@ -78,9 +78,8 @@ def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.n
     """
     width = len(units)
     block = max(1, _SIMILARITIES_AT_A_TIME // width**2)
-    wanted = goal[compared].astype(
-        np.float64
-    )  # the units' common level is squared, and must not hide their differences
+    # in float64, for the products square the units' common level, which must not hide their differences
+    wanted = goal[compared].astype(np.float64)
     for start in range(0, len(flat), block):
         rows = flat[start : start + block]
         similar = np.einsum("if,bjf->bij", wanted, rows[:, compared].astype(np.float64), optimize=True)  # v_i · u_j

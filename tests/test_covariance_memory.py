@@ -211,19 +211,19 @@ def test_the_diagonal_alone_is_kept_of_a_large_factor(name, monkeypatch, x64):
 @pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
 def test_max_bytes_bounds_the_program(structure):
     log_density, params = many_uses()
-    what = (structure, log_density, params, "ggn", 2)
+    request = _limits.Request(structure, log_density, params, "ggn", 2)
 
     def program(rows):
         return getattr(_curvature, structure).lower(log_density, params, "ggn", 5, rows)
 
     def needed(rows):
         analysis = program(rows).compile().memory_analysis()
-        return _limits.structure_bytes(*what) + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        return _limits.structure_bytes(request) + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
     limit = (needed(1) + needed(15)) // 2
-    rows = _limits.rows_within(limit, program, *what)
+    rows = _limits.rows_within(limit, program, request)
     assert needed(rows) <= limit < needed(15)
-    assert _limits.rows_within(needed(15), program, *what) == 15
+    assert _limits.rows_within(needed(15), program, request) == 15
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_running_out_of_memory_says_what_would_fit(structure):
 
 def test_the_words_after_memory_ran_out_follow_what_takes_most():
     log_density, params = wide()
-    by_batch = str(_limits.out_of_memory("diagonal", log_density, params, "ggn", 20, 128))
+    by_batch = str(_limits.out_of_memory(_limits.Request("diagonal", log_density, params, "ggn", 20), 128))
     assert "a step of 128 data, 10 outputs of each" in by_batch or "; batch_size=" in by_batch
-    by_size = str(_limits.out_of_memory("low_rank", log_density, params, "ggn", 20, 1))
+    by_size = str(_limits.out_of_memory(_limits.Request("low_rank", log_density, params, "ggn", 20), 1))
     assert "structure='diagonal' needs" in by_size

@@ -1,1 +1,1 @@
-"""Jobs, their store and what executes them; knows no experiment."""
+"""Jobs, their store and the executors that run them."""

@@ -67,7 +67,7 @@ def _parse(line: int, raw: bytes) -> InputRow:
 
 
 def _variables(fields: dict[str, Any]) -> dict[str, Any]:
-    """The variables for the chat template of a row; raises a ValueError where they can have no effect."""
+    """Return a row's variables for the chat template; raise ValueError where they can have no effect."""
     variables = fields.get("chat_template_kwargs")
     if variables is None:
         return {}
@@ -79,7 +79,7 @@ def _variables(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_fields(names: Iterable[str]) -> str:
-    """One line about fields that are not read, with the known field that each may be a misspelling of."""
+    """Name the fields that are not read in one line, each with the known field that it may be a misspelling of."""
     shown = []
     for name in sorted(names):
         near = difflib.get_close_matches(name.lower(), FIELDS, 1)

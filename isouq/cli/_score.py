@@ -1,5 +1,6 @@
 """`isouq score`: rows in, scores out, in windows, so that memory does not grow with the file."""
 
+import functools
 import math
 import os
 import re
@@ -100,7 +101,7 @@ def _check(options: Score) -> tuple[Path, Path]:
             re.compile(options.parameters)
         except re.error as error:
             raise ValueError(f"--parameters is {options.parameters!r}, not a regular expression: {error}") from None
-    _option_variables(options)
+    _parse_variables(options.chat_template_kwargs)
     source, out = Path(options.input), Path(options.output)
     if not source.exists():
         raise FileNotFoundError(f"--input {source} does not exist; expected a file of JSON lines")
@@ -202,15 +203,17 @@ def _settings(options: Score, row: InputRow, model: str | None) -> dict[str, Any
 
 
 def _chat_variables(options: Score, row: InputRow) -> dict[str, Any]:
-    """The variables for a row's chat template: the option's, and over them the row's own."""
-    return {} if isinstance(row.prompt, str) else _option_variables(options) | row.variables
+    """Return the variables for a row's chat template: those of the option, replaced by the row's own."""
+    return {} if isinstance(row.prompt, str) else _parse_variables(options.chat_template_kwargs) | row.variables
 
 
-def _option_variables(options: Score) -> dict[str, Any]:
-    if options.chat_template_kwargs is None:
+@functools.cache  # asked for every row
+def _parse_variables(text: str | None) -> dict[str, Any]:
+    """Return the variables that --chat-template-kwargs gives to every row; raise ValueError where it is no object."""
+    if text is None:
         return {}
     try:
-        variables = _rows.strict_object(options.chat_template_kwargs.encode())
+        variables = _rows.strict_object(text.encode())
     except ValueError as error:
         raise ValueError(
             f"--chat-template-kwargs: {error}; expected an object such as '{{\"enable_thinking\": false}}'"

@@ -112,33 +112,26 @@ def laplace(
     log_density = dataclasses.replace(log_density, predict=predict)
     if structure == "kronecker" and curvature == "hessian":
         raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'fisher'")
-    what = (structure, log_density, params, curvature, rank)
-    _limits.check_machine(*what)
+    request = _limits.Request(structure, log_density, params, curvature, rank)
+    _limits.check_machine(request)
     # the sd under prior and damping together, one number a leaf
     scales = jax.tree.map(
         lambda s: jnp.asarray(1 / np.sqrt(1 / np.float64(s) ** 2 + damping), s.dtype), log_density.scales
     )
     batch_size = _BATCH_SIZE if batch_size is None else batch_size
     try:
-        return _build(*what, scales, key, batch_size, max_bytes)
+        return _build(request, scales, key, batch_size, max_bytes)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if _limits.is_out_of_memory(error):
-            raise _limits.out_of_memory(*what, batch_size) from error
+            raise _limits.out_of_memory(request, batch_size) from error
         raise
 
 
 def _build(
-    structure: str,
-    log_density: Any,
-    params: Any,
-    curvature: str,
-    rank: int,
-    scales: Any,
-    key: Any,
-    batch_size: int,
-    max_bytes: int | None,
+    request: _limits.Request, scales: Any, key: Any, batch_size: int, max_bytes: int | None
 ) -> Dense | Diagonal | Kronecker | LowRank:
-    """The structure, by programs that keep to batch_size or to max_bytes."""
+    """Build the structure by programs that keep to batch_size or to max_bytes."""
+    structure, log_density, params, curvature, rank = request
     flat_scales = _flat(scales, params)
     depth = _limits.depth(rank)
     by_lanczos = structure == "low_rank" and depth < flat_scales.size
@@ -152,8 +145,7 @@ def _build(
         program, args = programs.get(structure, _curvature.dense), (log_density, params, curvature)
     if max_bytes is not None:
         batch_size = log_density.ys.shape[0]
-        what = (structure, log_density, params, curvature, rank)
-        rows = _limits.rows_within(max_bytes, lambda rows: program.lower(*args, batch_size, rows), *what)
+        rows = _limits.rows_within(max_bytes, lambda rows: program.lower(*args, batch_size, rows), request)
     else:
         rows = None
     curvatures = program(*args, batch_size, rows)
@@ -200,12 +192,13 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
 
 
 def _centre(leaf: Any) -> np.ndarray:
-    """Draws minus their mean in float64: a mean in float32 loses digits where the level is far above the spread."""
+    """Subtract the mean of the draws in float64: in float32 it loses digits where the level is far above the spread."""
     leaf = np.asarray(leaf, np.float64)
     return leaf - leaf.mean(axis=0, keepdims=True)
 
 
 def _as_leaf(array: np.ndarray, like: Any) -> jax.Array:
+    """Return the array in the dtype that a covariance of the leaf `like` has."""
     return jnp.asarray(array, _dtype(like))
 
 

@@ -109,7 +109,7 @@ def _add_tokens(backend: Any, config: Mapping[str, Any], special: Iterable[str])
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The chat templates by name, in files of their own or else in tokenizer_config.json."""
+    """Read the chat templates by name, from files of their own or else from tokenizer_config.json."""
     paths = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if (folder / "chat_template.jinja").is_file():
         paths["default"] = folder / "chat_template.jinja"
@@ -136,7 +136,7 @@ def _content(token: Any) -> str | None:
 
 
 def _ids(files: Iterable[Path], key: str) -> list[int]:
-    """The ids of all files under `key`, which write one number, a list, null, or −1 for none."""
+    """Collect the ids of all files under `key`; a file has one number, a list, null, or −1 for none."""
     ids = []
     for path in files:
         value = _json(path).get(key)

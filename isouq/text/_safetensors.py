@@ -77,7 +77,7 @@ class SafetensorsCheckpoint:
 
 
 def usual_names(names: Iterable[str]) -> dict[str, str]:
-    """The names of a decoder's tensors as a `...ForCausalLM` saves them, each with the name in the file.
+    """Map the names of a decoder's tensors, as a `...ForCausalLM` saves them, to the names in the file.
 
     A bare body has no `model.` before its tensors, and a part of a larger model has more: what stands before
     `embed_tokens.weight` becomes `model.`, and what stands before `lm_head.weight` goes. Others keep their names.

@@ -91,9 +91,10 @@ def load(
 
 
 def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
-    """The DecoderConfig of an opened checkpoint; errors name the file.
+    """Read the DecoderConfig of an opened checkpoint; errors name the file.
 
-    As in transformers, embeddings that the file says are tied are not where it holds an output layer that differs.
+    As in transformers, embeddings that the file declares tied count as untied where it holds an output layer that
+    differs from them.
     """
     config = checkpoint.read_config(opened, decoder_config.from_config)
     pair = "model.embed_tokens.weight", "lm_head.weight"

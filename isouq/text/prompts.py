@@ -16,10 +16,11 @@ class Row(NamedTuple):
 
 
 def encode_prompt(model: Any, prompt: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
-    """Token ids of a `Prompt`: text, or messages `{"role", "content"}` for the chat template and its variables.
+    """Return the token ids of a `Prompt`: text, or messages `{"role", "content"}` for the chat template.
 
-    Raises ValueError for another type, for variables that are none, for an empty prompt (there must be a token that
-    the first answer token follows), and for one that fills the context.
+    chat_template_kwargs: variables for that template. Raises ValueError for another type of prompt, for variables that
+    are no dictionary, for an empty prompt (there must be a token that the first answer token follows), and for one
+    that fills the context.
     """
     if not isinstance(prompt, Sequence):
         raise ValueError(
@@ -39,7 +40,7 @@ def encode_prompt(model: Any, prompt: Any, chat_template_kwargs: Mapping[str, An
 
 
 def encode_pair(model: Any, prompt: Any, answer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> Row:
-    """The Row of a prompt and an answer, text or token ids.
+    """Return the Row of a prompt and an answer, text or token ids.
 
     Prompt and answer are tokenised together, as the model would read them: where a token spans the seam (or a merge
     changes the prompt's last token) it counts as the answer's first.
@@ -68,7 +69,7 @@ def encode_pair(model: Any, prompt: Any, answer: Any, chat_template_kwargs: Mapp
 
 
 def encode_pairs(model: Any, pairs: Sequence[Any], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[Row]:
-    """The Row of every (prompt, answer); a ValueError has the number of the pair."""
+    """Return the Row of every (prompt, answer); a ValueError has the number of the pair."""
     if not len(pairs):
         raise ValueError("pairs is empty; expected at least one (prompt, answer)")
     rows = []
@@ -83,7 +84,7 @@ def encode_pairs(model: Any, pairs: Sequence[Any], chat_template_kwargs: Mapping
 
 
 def _variables(chat_template_kwargs: Any) -> dict[str, Any]:
-    """The variables for a chat template, checked: the messages are not among them."""
+    """Check the variables for a chat template, and return them; the messages may not be among them."""
     given = {} if chat_template_kwargs is None else chat_template_kwargs
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given) or "messages" in given:
         raise ValueError(

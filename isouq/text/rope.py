@@ -120,18 +120,18 @@ def from_config(config: dict[str, Any], head_dim: int, family: str = "llama") ->
 
 
 def _parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The one dictionary that says how positions are turned, in whichever place and form the file has it."""
+    """Return the one dictionary that says how positions are turned, wherever the file has it."""
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(config.get(key) or {}, dict):
             raise ValueError(f"{key} is {config[key]!r:.60}; expected a dictionary")
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-    new, old = _of_every_layer(new, config), _of_every_layer(old, config)
+    new, old = _common_to_layers(new, config), _common_to_layers(old, config)
     outer = ("rope_theta", "partial_rotary_factor")
     return {key: new[key] for key in outer if key in new} | old if old else new
 
 
-def _of_every_layer(given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The dictionary itself or, where it has one for each type of layer, that of all types in use.
+def _common_to_layers(given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return the dictionary itself or, where it holds one for each type of layer, the one of all types in use.
 
     Raises ValueError where types in use differ.
     """
@@ -150,6 +150,7 @@ def _of_every_layer(given: dict[str, Any], config: dict[str, Any]) -> dict[str, 
 
 
 def _details(kind: str, given: dict[str, Any], dim: int, original: int, context: int) -> dict[str, Any]:
+    """Read the fields of Rope that belong to its kind alone; raise KeyError for a number that is missing."""
     if kind in ("linear", "dynamic"):
         return {"factor": number(given, "factor")}
     if kind == "frequencies":

@@ -140,7 +140,7 @@ class Tokenizer:
 
     @property
     def _frame(self) -> list[int]:
-        """The special tokens that are added to every text."""
+        """The ids of the special tokens that are added to every text."""
         return self.backend.encode("", add_special_tokens=True).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -197,6 +197,7 @@ class Tokenizer:
         return self.encode(self.chat(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
     def _template(self, name: Any, tools: Any) -> str:
+        """Choose the chat template: the named one, a text that is one itself, "tool_use" for tools, or the default."""
         name = "tool_use" if name is None and tools is not None and "tool_use" in self.templates else name
         template = self.templates.get("default" if name is None else name)
         if template is not None:
@@ -210,7 +211,7 @@ class Tokenizer:
 
 
 def _distinct(*ids: int | None) -> tuple[int, ...]:
-    """The ids that are not None, each once, in their order."""
+    """Return the ids that are not None, each once, in their order."""
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
