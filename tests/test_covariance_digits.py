@@ -129,3 +129,51 @@ def test_complex_gradients_are_for_the_identity(name):
     }[name]
     with pytest.raises(ValueError, match=r"grads\['w'\] is complex64; expected a real array with a covariance other"):
         covariance.quadratic(grads)
+
+
+def softmax_over_positions(params, x):
+    a = jax.nn.softmax(x @ params["w"], axis=0)
+    return jnp.tanh(a * (x - x.mean(0, keepdims=True))).mean(0)[:3]
+
+
+def normalised_over_positions(params, x):
+    h = x @ params["w"]
+    return jnp.tanh((h - h.mean(0)[None]) / jnp.sqrt(h.var(0) + 1e-5)[None] * jnp.arange(1.0, 7.0)[:, None]).mean(0)[:3]
+
+
+def signed_uses(params, x):
+    return jnp.tanh(x[0] @ params["w"] - x[1] @ params["w"])[:3]
+
+
+@pytest.mark.parametrize("variances", [False, True])
+@pytest.mark.parametrize(
+    "f", [softmax_over_positions, normalised_over_positions, signed_uses], ids=lambda f: f.__name__
+)
+def test_a_kronecker_form_of_positions_that_cancel_is_as_exact_as_that_of_gradients(f, variances):
+    """XLA rounds a cotangent otherwise where it is multiplied by a factor first: a sum of zero is none any more."""
+    rng = np.random.default_rng(0)
+    turns = [jnp.asarray(np.linalg.qr(rng.normal(size=(24, 24)))[0], jnp.float32) for _ in range(2)]
+    v = {"w": jnp.asarray(np.exp(rng.normal(size=(24, 24))), jnp.float32)} if variances else None
+    covariance = isouq.Kronecker({"w": tuple(turns)}, v)
+    params = {"w": (rng.normal(size=(24, 24)) / 5).astype(np.float32)}
+    for level in (1.0, 100.0, 1e4):
+        xs = (level + rng.normal(size=(4, 6, 24))).astype(np.float32)
+        got = isouq.uncertainty(f, params, xs, "multiclass", covariance=covariance)
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float64), (params, xs, covariance))
+            want = isouq.uncertainty(f, *wide[:2], "multiclass", got.target, wide[2], engine="vmap").epistemic
+        np.testing.assert_allclose(got.epistemic, want, rtol=max(1e-5, 1e-6 * level))
+
+
+def test_a_map_over_covariances_is_one_by_one():
+    rng = np.random.default_rng(1)
+    params = {"w": (rng.normal(size=(4, 3))).astype(np.float32)}
+    xs = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    factors = {"w": (rng.normal(size=(3, 4, 4)).astype(np.float32), rng.normal(size=(3, 3, 3)).astype(np.float32))}
+
+    def score(covariance):
+        return isouq.uncertainty(lambda p, x: jnp.tanh(x @ p["w"]).mean(0), params, xs, "multiclass", 1, covariance)
+
+    mapped = jax.vmap(lambda pair: score(isouq.Kronecker(pair)).epistemic)(factors)
+    alone = [score(isouq.Kronecker(jax.tree.map(lambda leaf: leaf[i], factors))).epistemic for i in range(3)]  # noqa: B023
+    np.testing.assert_allclose(mapped, alone, rtol=1e-5)
