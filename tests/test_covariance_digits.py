@@ -149,7 +149,7 @@ def signed_uses(params, x):
 @pytest.mark.parametrize(
     "f", [softmax_over_positions, normalised_over_positions, signed_uses], ids=lambda f: f.__name__
 )
-def test_a_kronecker_form_of_positions_that_cancel_is_as_exact_as_that_of_gradients(f, variances):
+def test_a_kronecker_form_of_positions_that_cancel_is_as_exact_as_that_of_gradients(f, variances, optimised):
     """XLA rounds a cotangent otherwise where it is multiplied by a factor first: a sum of zero is none any more."""
     rng = np.random.default_rng(0)
     turns = [jnp.asarray(np.linalg.qr(rng.normal(size=(24, 24)))[0], jnp.float32) for _ in range(2)]
@@ -158,11 +158,15 @@ def test_a_kronecker_form_of_positions_that_cancel_is_as_exact_as_that_of_gradie
     params = {"w": (rng.normal(size=(24, 24)) / 5).astype(np.float32)}
     for level in (1.0, 100.0, 1e4):
         xs = (level + rng.normal(size=(4, 6, 24))).astype(np.float32)
-        got = isouq.uncertainty(f, params, xs, "multiclass", covariance=covariance)
+        got, plain = (
+            isouq.uncertainty(f, params, xs, "multiclass", 1, covariance, engine=engine).epistemic
+            for engine in ("jaxpr", "vmap")
+        )
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float64), (params, xs, covariance))
-            want = isouq.uncertainty(f, *wide[:2], "multiclass", got.target, wide[2], engine="vmap").epistemic
-        np.testing.assert_allclose(got.epistemic, want, rtol=max(1e-5, 1e-6 * level))
+            want = isouq.uncertainty(f, *wide[:2], "multiclass", 1, wide[2], engine="vmap").epistemic
+        error, allowed = (np.max(np.abs(np.asarray(a) / np.asarray(want) - 1)) for a in (got, plain))
+        assert error <= 10 * max(allowed, level * 1e-7, 1e-6), f"level {level}: {error}, jax.grad {allowed}"
 
 
 def test_a_map_over_covariances_is_one_by_one():

@@ -218,7 +218,7 @@ def _kronecker_of_factors(rows: list[Array], cols: list[Array], shared: tuple) -
     r, s, positions = rows[0].shape[2], cols[0].shape[2], sum(row.shape[1] for row in rows)
     if variances is None and positions * (r + s) < r * s:
         return gram_sums(rows, cols)
-    g = sum(jnp.einsum("bpr,bps->brs", row, col) for row, col in zip(rows, cols, strict=True))
+    g = functools.reduce(jnp.add, [jnp.einsum("bpr,bps->brs", *pair) for pair in zip(rows, cols, strict=True)])
     weights = jnp.ones((r, s), g.dtype) if variances is None else variances
     terms = [
         jnp.sum((jnp.square(row) @ weights) * jnp.square(col), axis=(1, 2)) for row, col in zip(rows, cols, strict=True)
@@ -228,7 +228,8 @@ def _kronecker_of_factors(rows: list[Array], cols: list[Array], shared: tuple) -
 
 def _kronecker_of_product(rows: list[Array], cols: list[Array], shared: tuple) -> Array:
     """The form of one gradient that is multiplied out first."""
-    return _kronecker_of_gradient(sum(row.T @ col for row, col in zip(rows, cols, strict=True)), *shared)
+    g = functools.reduce(jnp.add, [row.T @ col for row, col in zip(rows, cols, strict=True)])
+    return _kronecker_of_gradient(g, *shared)
 
 
 def _kronecker_of_gradient(g: Array, left: Array, right: Array, variances: Array | None) -> Array:
