@@ -44,6 +44,11 @@ def noise(kind: str, value: Any) -> None:
         positive("noise", value)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_traced(tree: Any) -> bool:
     """True inside jit, vmap or grad, where values cannot be looked at."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

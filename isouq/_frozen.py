@@ -265,11 +265,13 @@ def _is_numpy(value: Any) -> bool:
 
 
 def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
-    """Return the derivative rules of a custom_jvp or custom_vjp as keys; they are new Python functions at every trace.
+    """Return derivative rules and debugging callbacks as keys; they are new Python functions at every trace.
 
     A rule that cannot be traced by itself is left to be compared by identity: compiled again, never stale. A rule that
     calls its own function, as that of `jnp.logaddexp` does, has itself for its second derivative.
     """
+    if eqn.primitive.name == "debug_callback":
+        return _callback(**eqn.params)
     if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
         return {}
     try:
@@ -285,6 +287,16 @@ def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
     except Exception:  # whatever a rule of the user's raises
         return {}
     return {} if eqn.params["symbolic_zeros"] else rules  # what such a rule does may depend on which tangents are zero
+
+
+def _callback(callback: Any, **_: Any) -> dict[str, Any]:
+    """Return the function of the user's that JAX wraps in a new one at every trace; itself, and what it is called with.
+
+    It gives nothing back, so that no number can depend on it.
+    """
+    cells = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
+    parts = tuple(_Same(cell) if callable(cell) else _value(cell) for cell in cells)
+    return {"callback": _Key((callback.__code__, parts))} if cells else {}
 
 
 def _jvp_rule(

@@ -176,9 +176,9 @@ def uncertainty(
     except NotImplementedError as error:
         if batch_size == 1:
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no rule for jax.vmap"
         raise NotImplementedError(
-            f"predict cannot be batched ({reason}); pass batch_size=1, which scores one input at a time without vmap"
+            f"predict cannot be batched ({_checks.first_line(error)}); pass batch_size=1, which scores one input at a "
+            "time without vmap"
         ) from error
 
 
@@ -279,7 +279,7 @@ def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> tuple[F
         if not callable(predict):
             raise
         shapes = jax.tree.map(lambda e: e.shape, example)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _checks.first_line(error)
         hint = "; for one input, give xs a leading axis: xs[None]" if () in jax.tree.leaves(shapes, _is_shape) else ""
         if type(error).__name__ in ("ModifyScopeVariableError", "InvalidRngError"):  # Flax, whose reasons these are
             hint = (

@@ -129,3 +129,70 @@ def test_complex_gradients_are_for_the_identity(name):
     }[name]
     with pytest.raises(ValueError, match=r"grads\['w'\] is complex64; expected a real array with a covariance other"):
         covariance.quadratic(grads)
+
+
+def read_out(params, h):
+    return jnp.tanh(h * jnp.arange(1.0, 7.0)[:, None] / 6).mean(0) @ params["v"]
+
+
+def softmax_over_positions(params, x):
+    return read_out(params, jax.nn.softmax(x @ params["w"], axis=0) * (x - x.mean(0)[None]))
+
+
+def normalised_over_positions(params, x):
+    h = x @ params["w"]
+    return read_out(params, (h - h.mean(0)[None]) / jnp.sqrt(h.var(0) + 1e-5)[None])
+
+
+def signed_uses(params, x):
+    return jnp.tanh(x[0] @ params["w"] - x[1] @ params["w"]) @ params["v"]
+
+
+def as_users_run(f, engine):
+    """Compiled without the flags of the tests, under which XLA fuses otherwise."""
+
+    def score(params, xs, covariance):
+        return isouq.uncertainty(f, params, xs, "multiclass", 1, covariance, engine=engine)
+
+    return jax.jit(score, compiler_options={"xla_cpu_use_fusion_emitters": True})
+
+
+@pytest.mark.parametrize("variances", [False, True])
+@pytest.mark.parametrize(
+    "f", [softmax_over_positions, normalised_over_positions, signed_uses], ids=lambda f: f.__name__
+)
+def test_a_kronecker_form_of_positions_that_cancel_is_as_exact_as_that_of_gradients(f, variances, optimised):
+    """XLA rounds a cotangent otherwise where it is multiplied by a factor first: a sum of zero is none any more."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (24, 24), "v": (24, 3)}
+    turns = {
+        name: tuple(jnp.asarray(np.linalg.qr(rng.normal(size=(n, n)))[0], jnp.float32) for n in shape)
+        for name, shape in shapes.items()
+    }
+    v = {name: jnp.asarray(np.exp(rng.normal(size=shape)), jnp.float32) for name, shape in shapes.items()}
+    covariance = isouq.Kronecker(turns, v if variances else None)
+    params = {name: (rng.normal(size=shape) / 5).astype(np.float32) for name, shape in shapes.items()}
+    for level in (1.0, 100.0, 1e4):
+        xs = (level + rng.normal(size=(4, 6, 24))).astype(np.float32)
+        got, plain = (
+            np.asarray(as_users_run(f, engine)(params, xs, covariance).epistemic) for engine in ("jaxpr", "vmap")
+        )
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float64), (params, xs, covariance))
+            want = isouq.uncertainty(f, *wide[:2], "multiclass", 1, wide[2], engine="vmap").epistemic
+        error, allowed = (np.max(np.abs(a / np.asarray(want) - 1)) for a in (got, plain))
+        assert error <= 10 * max(allowed, level * 1e-7, 1e-6), f"level {level}: {error}, jax.grad {allowed}"
+
+
+def test_a_map_over_covariances_is_one_by_one():
+    rng = np.random.default_rng(1)
+    params = {"w": (rng.normal(size=(4, 3))).astype(np.float32)}
+    xs = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    factors = {"w": (rng.normal(size=(3, 4, 4)).astype(np.float32), rng.normal(size=(3, 3, 3)).astype(np.float32))}
+
+    def score(covariance):
+        return isouq.uncertainty(lambda p, x: jnp.tanh(x @ p["w"]).mean(0), params, xs, "multiclass", 1, covariance)
+
+    mapped = jax.vmap(lambda pair: score(isouq.Kronecker(pair)).epistemic)(factors)
+    alone = [score(isouq.Kronecker(jax.tree.map(lambda leaf: leaf[i], factors))).epistemic for i in range(3)]  # noqa: B023
+    np.testing.assert_allclose(mapped, alone, rtol=1e-5)

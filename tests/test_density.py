@@ -125,3 +125,16 @@ def test_closed_form_with_several_features(x64):
     np.testing.assert_allclose(ravel_pytree(jax.grad(log_density)(mode))[0], 0, atol=1e-10)
     design = np.column_stack([xs, np.ones(40)])
     np.testing.assert_allclose(exact.predictive_variance(xs), np.diag(design @ exact.covariance @ design.T), rtol=1e-12)
+
+
+def test_a_predict_that_jax_cannot_batch_is_said():
+    def predict(params, x):
+        return jax.lax.ragged_dot(x, params, jnp.array([1, 1], jnp.int32)).mean(0)
+
+    params, xs, ys = jnp.ones((2, 3, 2)), jnp.ones((4, 2, 3)), np.array([0, 1, 0, 1])
+    density = LogDensity.of(predict, params, xs, ys, "multiclass")
+    for run in (density, lambda params: isouq.laplace(density, params)):
+        with pytest.raises(
+            NotImplementedError, match=r"^predict cannot be batched \(ragged_dot.*\); a log density maps"
+        ):
+            run(params)

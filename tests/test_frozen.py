@@ -191,6 +191,7 @@ SAME = {
     "checkpoint": jax.checkpoint(lambda x: jnp.sin(x) * jax.nn.relu(x)),
     "jit": lambda x: jax.jit(lambda y: jax.nn.gelu(y) * x)(x),
     "print": lambda x: (jax.debug.print("{}", x), x)[1],
+    "a debugging callback": lambda x: (jax.debug.callback(np.shape, x), x)[1],
     "random numbers": lambda x: x + jax.random.normal(jax.random.key(3), (6,)),
     "NaN": lambda x: x * float("nan"),
     "a NumPy array": lambda x: x * np.arange(6.0, dtype=np.float32),
@@ -200,6 +201,10 @@ OTHER = {
     "signs of zero": (lambda x: x * 0.0, lambda x: x * -0.0),
     "dtypes": (lambda x: x.astype(jnp.bfloat16), lambda x: x.astype(jnp.float16)),
     "operands": (lambda x: x - x[::-1], lambda x: x[::-1] - x),
+    "debugging callbacks": (
+        lambda x: (jax.debug.callback(np.shape, x), x)[1],
+        lambda x: (jax.debug.callback(np.ndim, x), x)[1],
+    ),
     "structures": (lambda x: (x, x), lambda x: [x, x]),
     "precisions": (lambda x: jnp.dot(x, x), lambda x: jnp.dot(x, x, precision="highest")),
     "branches": (

@@ -34,6 +34,12 @@ def test_numbers_are_the_quantiles_of_another_librarys_diagnostics(phi, points):
     assert np.mean(sizes > verdict.ess_bulk * 1.001) <= 0.95
 
 
+@pytest.mark.parametrize(("level", "spread"), [(0.0, 1e-24), (1e7, 3.0)])
+def test_maps_whose_squares_or_means_are_no_float32(level, spread):
+    x = (level + spread * autoregressive()).astype(np.float32)
+    assert judge(x, 0.0).halves == judge(x.astype(np.float64), 0.0).halves > 0.95
+
+
 def test_good_chains_are_accepted():
     verdict = judge(autoregressive(), 0.0)
     assert verdict.accepted

@@ -19,6 +19,7 @@ from isouq.gradnorm._factors import (
     merge_lookups,
     sq_norm,
 )
+from isouq.gradnorm._gram import gram_sums, guard
 from isouq.gradnorm._norms import backward, factors_of, received_norm
 from isouq.gradnorm._plan import Group, Plan
 from isouq.gradnorm._trace import Traced, trace
@@ -105,8 +106,7 @@ def _of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
     g = _wide(g)
     if form.kronecker is not None:
         left, right = map(_wide, form.kronecker)
-        g_turned = _turn(_turn(g.reshape(left.shape[0], right.shape[0]), right).T, left).T
-        block = leaf_sq_norm(g_turned) if form.diagonal is None else jnp.sum(form.diagonal * jnp.square(g_turned))
+        block = _kronecker_of_gradient(g.reshape(left.shape[0], right.shape[0]), left, right, form.diagonal)
     elif form.diagonal is not None:
         block = jnp.sum(_wide(form.diagonal) * jnp.square(g))
     else:
@@ -150,9 +150,7 @@ def _of_factors(factors: list[Factors], chain: tuple, form: Form, leaf: Any) -> 
     if form.diagonal is not None or form.kronecker is not None or form.directions is not None:
         factors = [Factors(_wide(rows), _wide(cols), layout) for rows, cols, layout in factors]
     if form.kronecker is not None:
-        left, right = map(_wide, form.kronecker)
-        turned = _turned(factors, left, right, lead_and_last(leaf)[0])
-        block = sq_norm(turned) if form.diagonal is None else _diagonal(turned, _wide(form.diagonal))
+        block = _kronecker(factors, form, lead_and_last(leaf)[0])
     elif form.diagonal is not None:
         block = _diagonal(factors, follow(chain, _wide(form.diagonal)))
     else:
@@ -197,6 +195,50 @@ def _balance(rows: Array, cols: Array) -> tuple[Array, Array]:
 def _project(factors: Factors, directions: Array) -> Array:
     rows, cols, layout = factors
     return jax.vmap(lambda u: jnp.sum(_times(rows, _arrange(u, layout)) * cols))(directions)
+
+
+def _kronecker(factors: list[Factors], form: Form, lead: Shape) -> Array:
+    """‖Aᵀ G B‖², or Σ v (Aᵀ G B)²; of several positions as `guard` has it, for a sum that cancels is no longer exact
+    once its terms are turned.
+    """
+    left, right = map(_wide, form.kronecker or ())
+    variances = None if form.diagonal is None else _wide(form.diagonal)
+    if any(isinstance(f.rows, OneHot) for f in factors) or sum(f.positions for f in factors) == 1:
+        turned = _turned(factors, left, right, lead)
+        return sq_norm(turned) if variances is None else _diagonal(turned, variances)
+    pairs = [(f.rows, f.cols) if f.layout.rows == lead else (f.cols, f.rows) for f in factors]
+    rows, cols = [row for row, _ in pairs], [col for _, col in pairs]
+    return jnp.sum(_guarded_kronecker(rows, cols, (left, right, variances)))
+
+
+def _kronecker_of_factors(rows: list[Array], cols: list[Array], shared: tuple) -> tuple[Array, Array]:
+    """The form [B] from rows and columns that are turned first, and what the terms of single positions add up to."""
+    left, right, variances = shared
+    rows, cols = [_turn(row, left) for row in rows], [_turn(col, right) for col in cols]
+    r, s, positions = rows[0].shape[2], cols[0].shape[2], sum(row.shape[1] for row in rows)
+    if variances is None and positions * (r + s) < r * s:
+        return gram_sums(rows, cols)
+    g = functools.reduce(jnp.add, [jnp.einsum("bpr,bps->brs", *pair) for pair in zip(rows, cols, strict=True)])
+    weights = jnp.ones((r, s), g.dtype) if variances is None else variances
+    terms = [
+        jnp.sum((jnp.square(row) @ weights) * jnp.square(col), axis=(1, 2)) for row, col in zip(rows, cols, strict=True)
+    ]
+    return jnp.sum(weights[None] * jnp.square(g), axis=(1, 2)), functools.reduce(jnp.add, terms)
+
+
+def _kronecker_of_product(rows: list[Array], cols: list[Array], shared: tuple) -> Array:
+    """The form of one gradient that is multiplied out first."""
+    g = functools.reduce(jnp.add, [row.T @ col for row, col in zip(rows, cols, strict=True)])
+    return _kronecker_of_gradient(g, *shared)
+
+
+def _kronecker_of_gradient(g: Array, left: Array, right: Array, variances: Array | None) -> Array:
+    """‖Aᵀ G B‖², or Σ v (Aᵀ G B)², of a gradient [C, F]."""
+    turned = _turn(_turn(g, right).T, left).T
+    return leaf_sq_norm(turned) if variances is None else jnp.sum(variances * jnp.square(turned))
+
+
+_guarded_kronecker = guard(_kronecker_of_factors, _kronecker_of_product)
 
 
 def _turned(factors: list[Factors], left: Array, right: Array, lead: Shape) -> list[Factors]:

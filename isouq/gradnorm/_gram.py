@@ -20,6 +20,8 @@ examples alone that need it, one at a time.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,52 +52,56 @@ def gram_sq_norm(rows: list[Array], cols: list[Array]) -> Array:
 
     Multiplications: P_i P_j (C + F) for every pair of uses, and P_i C F a use for each entry of B that cancels.
     """
-    return jnp.sum(_block_sq_norms(rows, cols))
+    return jnp.sum(_guarded_grams(rows, cols, ()))
 
 
-@jax.custom_jvp
-def _block_sq_norms(rows: list[Array], cols: list[Array]) -> Array:
-    """Return the squared norms [B]."""
-    return _guarded_sq_norms(rows, cols)
+def guard(fast: Callable, exact: Callable) -> Callable:
+    """Return a function of (rows, cols, shared) that gives `fast`'s form of each entry of B, or `exact`'s.
+
+    fast: from rows and columns [B, P, ...] of all uses, and what all entries share, to the form [B] and D [B].
+    exact: from those of one entry, without B, to the form; it multiplies the gradient out before anything else.
+    """
+
+    @custom_vmap
+    def choose(rows: list[Array], cols: list[Array], shared: Any) -> Array:
+        norms, diagonals = fast(rows, cols, shared)
+        smallest = jnp.finfo(norms.dtype).tiny / jnp.finfo(norms.dtype).eps
+        # a comparison with NaN is false, so that an overflow on the way is computed again too
+        good = (MOST_CANCELLATION * norms >= diagonals) & (norms < jnp.inf) & (diagonals > smallest)
+
+        def one(args: tuple) -> Array:
+            is_good, norm, *factors = args
+            return lax.cond(is_good, lambda *_: norm, lambda *f: exact(*f, shared).astype(norm.dtype), *factors)
+
+        return lax.cond(jnp.all(good), lambda: norms, lambda: lax.map(one, (good, norms, rows, cols)))
+
+    @choose.def_vmap
+    def _(size: int, batched: list, rows: list[Array], cols: list[Array], shared: Any) -> tuple[Array, bool]:
+        """Make the mapped axis part of the leading one."""
+
+        def whole(array: Array, is_batched: bool) -> Array:
+            return array if is_batched else jnp.broadcast_to(array[None], (size, *array.shape))
+
+        args = rows, cols, shared
+        if any(jax.tree.leaves(batched[2])):  # what is shared differs along the mapped axis
+            return lax.map(lambda one: choose(*one), jax.tree.map(whole, args, (*batched,))), True
+        rows, cols = jax.tree.map(lambda a, b: whole(a, b).reshape(-1, *a.shape[1 + b :]), args[:2], (*batched[:2],))
+        return choose(rows, cols, shared).reshape(size, -1), True
+
+    @jax.custom_jvp
+    def guarded(rows: list[Array], cols: list[Array], shared: Any) -> Array:
+        return choose(rows, cols, shared)
+
+    @guarded.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        """Return the derivative of the exact form, which does not cancel."""
+        _, tangent = jax.jvp(jax.vmap(exact, (0, 0, None)), primals, tangents)
+        return guarded(*primals), tangent
+
+    return guarded
 
 
-@_block_sq_norms.defjvp
-def _block_sq_norms_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    """Return the derivative of the product form, which does not cancel."""
-    _, tangent = jax.jvp(lambda rows, cols: jax.vmap(_product_sq_norm)(rows, cols), primals, tangents)
-    return _block_sq_norms(*primals), tangent
-
-
-@custom_vmap
-def _guarded_sq_norms(rows: list[Array], cols: list[Array]) -> Array:
-    norms, diagonals = _gram_sums(rows, cols)
-    smallest = jnp.finfo(norms.dtype).tiny / jnp.finfo(norms.dtype).eps
-    # a comparison with NaN is false, so that an overflow on the way is computed again too
-    exact = (MOST_CANCELLATION * norms >= diagonals) & (norms < jnp.inf) & (diagonals > smallest)
-
-    def one(args: tuple) -> Array:
-        is_exact, norm, *factors = args
-        return lax.cond(is_exact, lambda *_: norm, lambda *f: _product_sq_norm(*f).astype(norm.dtype), *factors)
-
-    def repaired() -> Array:
-        return lax.map(one, (exact, norms, rows, cols))
-
-    return lax.cond(jnp.all(exact), lambda: norms, repaired)
-
-
-@_guarded_sq_norms.def_vmap
-def _guarded_sq_norms_vmap(size: int, batched: list, rows: list[Array], cols: list[Array]) -> tuple[Array, bool]:
-    """Make the mapped axis part of the leading one."""
-
-    def merge(array: Array, is_batched: bool) -> Array:
-        array = array if is_batched else jnp.broadcast_to(array[None], (size, *array.shape))
-        return array.reshape(-1, *array.shape[2:])
-
-    norms = _guarded_sq_norms(*jax.tree.map(merge, [rows, cols], [*batched]))
-    return norms.reshape(size, -1), True
-
-
-def _gram_sums(rows: list[Array], cols: list[Array]) -> tuple[Array, Array]:
+def gram_sums(rows: list[Array], cols: list[Array], _: tuple = ()) -> tuple[Array, Array]:
     """Return ‖G‖² by the Gram form, and D, each [B]."""
     norms, diagonals = [], []
     for i in range(len(rows)):
@@ -119,7 +125,7 @@ def _inner(one: Array, other: Array) -> Array:
     return jnp.einsum("bpc,bqc->bpq", one, other, preferred_element_type=dtype)
 
 
-def _product_sq_norm(rows: list[Array], cols: list[Array]) -> Array:
+def _product_sq_norm(rows: list[Array], cols: list[Array], _: tuple = ()) -> Array:
     """Return ‖Σ_i rows_iᵀ cols_i‖² of rows [P_i, C] and columns [P_i, F].
 
     G is formed some rows at a time, never more than the factors hold (or `_LEAST_CHUNK` entries).
@@ -141,3 +147,6 @@ def _product_sq_norm(rows: list[Array], cols: list[Array]) -> Array:
         return leaf_sq_norm(functools.reduce(jnp.add, products))
 
     return chunk(jnp.int32(0)) if count == 1 else jnp.sum(lax.map(chunk, jnp.arange(count)))
+
+
+_guarded_grams = guard(gram_sums, _product_sq_norm)

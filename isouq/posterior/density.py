@@ -93,7 +93,13 @@ class LogDensity:
 
     def log_likelihood(self, params: Any) -> Float[Array, ""]:
         """Σᵢ log p(yᵢ | xᵢ, θ)."""
-        outputs = jax.vmap(self.predict, (None, 0))(params, self.xs)
+        try:
+            outputs = jax.vmap(self.predict, (None, 0))(params, self.xs)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"predict cannot be batched ({_checks.first_line(error)}); a log density maps it over the data by "
+                "jax.vmap, so write that operation in others, such as a gather and a product"
+            ) from error
         if self.kind == "multiclass":
             return -jnp.sum(optax.softmax_cross_entropy_with_integer_labels(outputs, self.ys))
         scalars = outputs.reshape(self.ys.shape)
@@ -114,7 +120,7 @@ def freeze_density(log_density: Callable, inits: Any) -> Frozen:
         if not callable(log_density):
             raise
         raise ValueError(
-            f"log_density failed on one start: {str(error).strip().splitlines()[0]}; inits needs a leading axis of "
+            f"log_density failed on one start: {_checks.first_line(error)}; inits needs a leading axis of "
             "starts: jax.vmap(init)(jax.random.split(key, 4))"
         ) from error
     shapes = [aval.shape for aval in jax.tree.leaves(frozen.outputs)]

@@ -86,6 +86,8 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     half = chains // 2
     first, second = maps[:half], maps[half:]
     finite = np.isfinite(maps).all()
-    halves = stats.spearman(first.var(axis=(0, 1)), second.var(axis=(0, 1))) if finite else float("nan")
+    halves = float("nan")
+    if finite:
+        halves = stats.spearman(*(half.var(axis=(0, 1), dtype=np.float64) for half in (first, second)))
     verdict = Verdict(False, rhat_bound, ess_bound, float(divergent), halves)
     return verdict._replace(accepted=not verdict.reasons())
