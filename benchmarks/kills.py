@@ -1,11 +1,11 @@
 """Kills at random moments: does a sweep that is killed again and again end as one that was not?
 
 Command: python -m benchmarks.kills            (2 CPU cores, about 20 minutes)
-The sweep is `python -m experiments scaling --preset smoke --seeds 4`: 24 jobs and the 24 references that they need. It is run once
-in peace. Then it is run in fresh folders, by `processes` and by `ray` on two local nodes, and at a random moment one of
-these gets kill -9: the driver, the driver with its whole process group, a worker, or (ray) a node with all that runs
-there. A killed driver is started again at once, while its workers may still be dying; a killed node is replaced. After
-every sweep:
+The sweep is `python -m experiments scaling --preset smoke --seeds 4`: 24 jobs and the 24 references that they need. It
+is run once in peace. Then it is run in fresh folders, by `processes` and by `ray` on two local nodes, and at a random
+moment one of these gets kill -9: the driver, the driver with its process group, a worker, or (ray) a node with all that
+runs there. A killed driver is started again at once, while its workers may still be dying; a killed node is replaced.
+After every sweep:
 
 - all numbers and arrays of all jobs, and table.csv, are byte for byte those of the peaceful run, timing aside;
 - the files of every job that was finished at a kill are still the same files: none was computed again;

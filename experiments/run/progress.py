@@ -35,16 +35,18 @@ def reporter(jobs: list[Job], console: Console, out: Path) -> Iterator[Report]:
 
 
 class _Count:
-    """How far the jobs of a run are. running: when each job under way was started."""
+    """How far the jobs of a run are. total, done: by weight. running: when each job under way was started."""
 
     def __init__(self, jobs: list[Job]) -> None:
         self.weights = {job: job.weight() for job in jobs}
         self.shares = dict.fromkeys(jobs, 0.0)
-        self.total, self.started, self.ended = sum(self.weights.values()), time.monotonic(), 0
+        self.total, self.done = sum(self.weights.values()), 0.0
+        self.started, self.ended = time.monotonic(), 0
         self.running: dict[Job, float] = {}
 
     def update(self, job: Job, share: float) -> bool:
         """Take in the share of a job; return whether a job has started or ended."""
+        self.done += self.weights[job] * (share - self.shares[job])
         self.shares[job] = share
         if share == 1.0:
             self.ended += 1
@@ -53,14 +55,11 @@ class _Count:
             self.running[job] = time.time()
         return share in (0.0, 1.0)
 
-    def done(self) -> float:
-        """Return the weight of all that is done."""
-        return sum(self.weights[job] * share for job, share in self.shares.items())
-
     def seconds_left(self) -> float | None:
         """Return the expected seconds to the end, at the pace so far; None before anything is done."""
-        done = self.done()
-        return (time.monotonic() - self.started) * (self.total - done) / done if done > 0 else None
+        if self.done <= 0:
+            return None
+        return (time.monotonic() - self.started) * max(0.0, self.total - self.done) / self.done
 
     def left(self) -> str:
         """Return the time left in words."""
@@ -98,7 +97,7 @@ def _live(count: _Count, console: Console) -> Iterator[Report]:
             if error:
                 console.print(f"{job.label()} failed: {error}", markup=False)
             description = f"{count.ended}/{total} jobs, {job.label()}"
-            bar.update(task, completed=count.done(), left=count.left(), description=description)
+            bar.update(task, completed=count.done, left=count.left(), description=description)
 
         yield show
 
