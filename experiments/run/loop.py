@@ -11,7 +11,7 @@ from experiments.run.errors import RunError
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome, Result
 from experiments.run.lock import lock
-from experiments.run.plan import Plan, PlannedJob, write_plan
+from experiments.run.plan import Plan, write_plan
 from experiments.run.progress import Report, reporter
 from experiments.run.store import Store
 from experiments.run.worker import execute
@@ -28,21 +28,19 @@ def run_jobs(
     plan: name, preset and command, for `status`; the jobs are put in here.
     """
     store = Store(out / "cells")
+    count = len(set(jobs))
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         with lock(out):
-            wanted = list(dict.fromkeys(jobs))
-            missing = [job for job in wanted if store.load(job) is None]
-            needed = [job for job in dict.fromkeys(job.needs() for job in missing) if job is not None]
-            todo = list(dict.fromkeys([*(job for job in needed if store.load(job) is None), *missing]))
+            finished = finished_results(jobs, out)
+            missing = [job for job in dict.fromkeys(jobs) if job not in finished]
+            todo = list(dict.fromkeys([*_missing_needs(missing, store), *missing]))
             store.clear(todo)
             if plan is not None:
-                listed = dict.fromkeys([*todo, *wanted])
-                write_plan(out, plan._replace(jobs=[PlannedJob(j.key(), j.label(), j.weight()) for j in listed]))
-            if len(missing) < len(wanted):
-                done = len(wanted) - len(missing)
+                write_plan(out, plan.with_jobs([*todo, *jobs]))
+            if finished:
                 console.print(
-                    f"{done} of {len(wanted)} jobs are finished already: read from {store.folder}", markup=False
+                    f"{len(finished)} of {count} jobs are finished already: read from {store.folder}", markup=False
                 )
             errors = _run_all(todo, out, store, settings, console) if todo else {}
     except OSError as error:
@@ -53,10 +51,9 @@ def run_jobs(
     failures = [f"{job.label()}: {errors[job]}" for job in missing if job in errors]
     if failures:
         lines = "\n  ".join(failures)
-        raise RunError(
-            f"{len(failures)} of {len(wanted)} jobs failed; the same command runs only them again:\n  {lines}"
-        )
-    return [_load(store, job) for job in jobs]
+        raise RunError(f"{len(failures)} of {count} jobs failed; the same command runs only them again:\n  {lines}")
+    results = finished | {job: _load(store, job) for job in missing}
+    return [results[job] for job in jobs]
 
 
 def finished_results(jobs: Sequence[Job], out: Path) -> dict[Job, Result]:
@@ -64,6 +61,12 @@ def finished_results(jobs: Sequence[Job], out: Path) -> dict[Job, Result]:
     store = Store(out / "cells")
     stored = {job: store.load(job) for job in jobs}
     return {job: result for job, result in stored.items() if result is not None}
+
+
+def _missing_needs(missing: Sequence[Job], store: Store) -> list[Job]:
+    """Return the jobs that missing ones need and that have no whole result."""
+    needs = dict.fromkeys(job.needs() for job in missing)
+    return [job for job in needs if job is not None and store.load(job) is None]
 
 
 def _run_all(todo: list[Job], out: Path, store: Store, settings: Settings, console: Console) -> dict[Job, str]:

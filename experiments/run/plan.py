@@ -4,11 +4,14 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from isouq import _files
+
+if TYPE_CHECKING:
+    from experiments.run.job import Job  # which imports NumPy; `status` reads plans without it
 
 FOLDER = "plans"
 
@@ -28,6 +31,10 @@ class Plan(NamedTuple):
     preset: str
     command: str
     jobs: list[PlannedJob]
+
+    def with_jobs(self, jobs: Iterable["Job"]) -> "Plan":
+        """Return the same plan for other jobs, each once."""
+        return self._replace(jobs=[PlannedJob(job.key(), job.label(), job.weight()) for job in dict.fromkeys(jobs)])
 
 
 def write_plan(out: Path, plan: Plan) -> None:
