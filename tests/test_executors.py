@@ -13,7 +13,8 @@ from doomed import Toy, starts_of
 from experiments.run import executors
 from experiments.run.errors import RunError
 from experiments.run.executors import processes
-from experiments.run.executors.settings import DIED, Settings
+from experiments.run.executors._attempts import DIED
+from experiments.run.executors.settings import Settings
 from experiments.run.worker import execute
 
 ROOT = Path(__file__).parents[1]

@@ -414,18 +414,6 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "validation" / "table.csv").is_file()
 
 
-def test_interrupt_in_process(tmp_path, monkeypatch, capsys):
-    def run_cell(cell, **_):
-        if cell.seed:
-            raise KeyboardInterrupt
-        return fake(cell)
-
-    monkeypatch.setattr(study, "run_cell", run_cell)
-    assert command.main(["validation", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 130
-    assert len(list((tmp_path / "cells").glob("*.json"))) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("experiments: interrupted; finished jobs are kept")
-
-
 def test_a_disk_full_of_tables_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "table.csv")
@@ -435,21 +423,6 @@ def test_a_disk_full_of_tables_is_told_in_one_line(tmp_path, monkeypatch, capsys
     assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"experiments: cannot write to {tmp_path}: No space left on device; finished jobs are kept"
-
-
-def test_a_full_disk_stops_the_run(tmp_path, monkeypatch, capsys):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    ran = []
-    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
-    monkeypatch.setattr(Store, "save", full)
-    assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(
-        r"experiments: cannot store results in .*: No space left on device; .* give the same command.*", last
-    )
-    assert len(ran) == 1
 
 
 def test_finished_cells_alone(tmp_path, monkeypatch, capsys):
@@ -508,30 +481,6 @@ def test_a_cell_is_counted_once_when_it_reports_its_own_progress(tmp_path, monke
     failed = [line for line in lines if "failed" in line]
     assert [line.partition(", seed ")[2].partition(",")[0] for line in failed] == ["3", "3"]
     assert sum(": done, " in line for line in lines) == 6
-
-
-def test_a_failed_reference_fails_its_own_cells_alone(tmp_path, monkeypatch, cells):
-    ran = []
-
-    def run_cell(cell, **_):
-        ran.append(cell)
-        if cell == cells[1].reference():
-            raise ValueError("no luck\nat all")
-        return fake(cell)
-
-    monkeypatch.setattr(study, "run_cell", run_cell)
-    both = [*cells, dataclasses.replace(cells[1], study="spectrum")]
-    with pytest.raises(RunError) as raised:
-        run_jobs(both, tmp_path, Settings("local"), quiet())
-    assert str(raised.value).splitlines() == [
-        "2 of 5 jobs failed; the same command runs only them again:",
-        "  binary/xor, unit σ=1, seed 1, agreement: the job that it needs failed: ValueError: no luck",
-        "  binary/xor, unit σ=1, seed 1, spectrum: the job that it needs failed: ValueError: no luck",
-    ]
-    assert len(ran) == 4 + 3  # neither cell was run without a reference
-    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
-    assert len(run_jobs(both, tmp_path, Settings("local"), quiet())) == 5
-    assert ran[7:] == [cells[1].reference(), cells[1], both[-1]]
 
 
 def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):

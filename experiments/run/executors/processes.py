@@ -16,7 +16,8 @@ from typing import Any
 from experiments.run._prepare import prepare
 from experiments.run.errors import first_line
 from experiments.run.executors import local
-from experiments.run.executors.settings import ATTEMPTS, DIED, Settings
+from experiments.run.executors._attempts import run_with_attempts
+from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
 
 
@@ -32,7 +33,7 @@ def start(
         return
     pools = Pools(count)
     try:
-        yield partial(pools.run, function, report)
+        yield partial(run_with_attempts, partial(pools.run, function, report))
     finally:
         pools.kill()
 
@@ -46,25 +47,6 @@ class Pools:
         self._others = set(multiprocessing.active_children())  # children of this process that are no workers
         self._pools = [self._new(share) for share in self.shares]
 
-    def run(
-        self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job]
-    ) -> Iterator[tuple[Job, Outcome]]:
-        """Yield each job with its outcome, as they end.
-
-        A job whose worker died is tried again after all others and alone: as a rule memory was short.
-        """
-        count = len(self._pools)
-        for _ in range(ATTEMPTS):
-            lost = []
-            for job, outcome in self._run_once(function, report, jobs, count):
-                if outcome is None:
-                    lost.append(job)
-                else:
-                    yield job, outcome
-            jobs, count = lost, 1
-        for job in jobs:
-            yield job, Outcome(error=DIED)
-
     def kill(self) -> None:
         """End all workers at once, whatever they are at."""
         for process in set(multiprocessing.active_children()) - self._others:
@@ -72,11 +54,14 @@ class Pools:
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
 
-    def _run_once(
-        self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job], count: int
+    def run(
+        self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job], alone: bool
     ) -> Iterator[tuple[Job, Outcome | None]]:
-        """Yield each job with its outcome, None if its worker died; `count` jobs at a time."""
-        waiting, idle = deque(jobs), list(range(count))
+        """Yield each job with its outcome, as they end; None if its worker died.
+
+        alone: one job at a time, for what has killed a worker: as a rule memory was short.
+        """
+        waiting, idle = deque(jobs), [0] if alone else list(range(len(self._pools)))
         running: dict[Future[Outcome], tuple[int, Job]] = {}
         while waiting or running:
             while waiting and idle:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run.errors import RunError, first_line
-from experiments.run.executors.settings import ATTEMPTS, DIED, Settings, worker_python_path
+from experiments.run.executors._attempts import ATTEMPTS, DIED
+from experiments.run.executors.settings import Settings, worker_python_path
 from experiments.run.job import Job, Outcome
 
 TASKS = 4000  # that Ray has at a time, if no number of workers is given

@@ -7,8 +7,6 @@ from pathlib import Path
 from isouq import _checks
 
 EXECUTORS = ("local", "processes", "ray", "slurm")
-ATTEMPTS = 3  # workers that one job may cost before it counts as failed
-DIED = f"its worker died {ATTEMPTS} times (killed, or out of memory)"
 
 
 @dataclass(frozen=True)
