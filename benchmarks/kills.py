@@ -1,15 +1,15 @@
 """Kills at random moments: does a sweep that is killed again and again end as one that was not?
 
 Command: python -m benchmarks.kills            (2 CPU cores, about 20 minutes)
-The sweep is `python -m experiments scaling --preset smoke --seeds 4`: 24 cells and their 24 references. It is run once
-in peace. Then it is run in fresh folders, by `processes` and by `ray` on two local nodes, and at a random moment one of
-these gets kill -9: the driver, a process that is at a cell, or (ray) a node with all that runs there. A killed driver
-is started again at once, while its workers may still be dying; a killed node is replaced. After every sweep:
+The sweep is `python -m experiments scaling --preset smoke --seeds 4`: 24 jobs and the 24 references that they need. It
+is run once in peace. Then it is run in fresh folders, by `processes` and by `ray` on two local nodes, and at a random
+moment one of these gets kill -9: the driver, the driver with its process group, a worker, or (ray) a node with all that
+runs there. A killed driver is started again at once, while its workers may still be dying; a killed node is replaced.
+After every sweep:
 
-- all numbers and arrays of all cells, and table.csv, are byte for byte those of the peaceful run, timing aside;
-- by the log of the folder no cell was started after it was finished, and the files of every cell that was finished at
-  a kill are still the same files;
-- nothing is left over: no temporary file, no claim, no checkpoint, no failure.
+- all numbers and arrays of all jobs, and table.csv, are byte for byte those of the peaceful run, timing aside;
+- the files of every job that was finished at a kill are still the same files: none was computed again;
+- nothing is left over: no temporary file, no checkpoint, no failure.
 
 Written to benchmarks/results/kills.csv (a row a kill) and kills.md.
 """
@@ -32,16 +32,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.provenance import in_words, provenance
-from experiments.run import ledger, locks
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ("scaling", "--preset", "smoke", "--seeds", "4")
-TARGETS = {"processes": ("driver", "worker"), "ray": ("driver", "worker", "node")}
+TARGETS = {"processes": ("driver", "group", "worker"), "ray": ("driver", "worker", "node")}
+WORKERS = ("--multiprocessing-fork", "ray::_call")  # how the command line of a worker shows it
 SHARE = 0.2  # of the kills, on Ray
 
 
 class Kill(NamedTuple):
-    """second: since the driver was started. finished: cells by then. running: cells that were under way."""
+    """second: since the driver was started. finished: jobs by then. running: workers that were alive."""
 
     executor: str
     sweep: int
@@ -68,20 +68,29 @@ def start(out: Path, extra: list[str], cache: Path) -> subprocess.Popen:
 
 
 def files(folder: Path) -> dict[str, Files]:
-    """The files of all finished cells, by name."""
-    keys = ledger.scan(folder).finished
-    found = {}
-    for key in keys:
-        for suffix in ("json", "npz"):
-            facts = (folder / f"{key}.{suffix}").stat()
-            found[f"{key}.{suffix}"] = Files(facts.st_ino, facts.st_mtime_ns)
-    return found
+    """Return the files of all finished jobs, by name."""
+    listed = {}
+    for path in folder.glob("*.json"):
+        for one in (path, path.with_suffix(".npz")):
+            facts = one.stat()
+            listed[one.name] = Files(facts.st_ino, facts.st_mtime_ns)
+    return listed
 
 
-def holders(folder: Path) -> list[locks.Holder]:
-    """Who is at a cell now."""
-    found = (locks.holder(folder / f"{key}.lock") for key in ledger.scan(folder).claimed if not key.startswith("run-"))
-    return [holder for holder in found if holder is not None]
+def workers() -> list[int]:
+    """Return the workers, by number: descendants of this process, which starts the drivers and the Ray nodes."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended in between
+            commands[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+
+    def is_descendant(process: int) -> bool:
+        while process in parents and process != os.getpid():
+            process = parents[process]
+        return process == os.getpid()
+
+    return [one for one in parents if any(mark in commands[one] for mark in WORKERS) and is_descendant(one)]
 
 
 def untimed(path: Path) -> str:
@@ -92,7 +101,7 @@ def untimed(path: Path) -> str:
 
 
 def content(out: Path) -> dict[str, Any]:
-    """All that a sweep found: the table, and every cell's numbers and bytes, timing aside."""
+    """Return all that a sweep has computed: the table, and every job's numbers and bytes, timing aside."""
     found: dict[str, Any] = {"table": untimed(out / "scaling" / "table.csv")}
     for path in sorted((out / "cells").glob("*.json")):
         numbers = json.loads(path.read_text(encoding="utf-8"))
@@ -106,18 +115,12 @@ def content(out: Path) -> dict[str, Any]:
 def check(out: Path, peaceful: dict[str, Any], seen: dict[str, Files]) -> None:
     """AssertionError says what is not as it should be."""
     found = content(out)
-    assert found.keys() == peaceful.keys(), "other cells"
+    assert found.keys() == peaceful.keys(), "other jobs"
     for name, value in peaceful.items():
         assert found[name] == value, f"{name} differs"
-    done: set[str] = set()
-    for event in ledger.events(out / "cells"):
-        assert event["event"] != "started" or event["key"] not in done, f"{event['key']} was computed twice"
-        failed = event["event"] == "failed" and "its worker died" not in event["reason"]
-        assert not failed, f"{event['key']} failed: {event.get('reason')}"
-        done |= {event["key"]} if event["event"] == "finished" else set()
     now = files(out / "cells")
-    assert all(now[name] == one for name, one in seen.items()), "a finished cell was written again"
-    left = {path.name.partition(".")[2] for path in (out / "cells").iterdir()} - {"json", "npz", "jsonl"}
+    assert all(now[name] == one for name, one in seen.items()), "a finished job was computed again"
+    left = {path.name.partition(".")[2] for path in (out / "cells").iterdir()} - {"json", "npz"}
     assert not left, f"left over: {left}"
 
 
@@ -154,26 +157,24 @@ def sweep(out: Path, number: int, executor: str, wanted: int, longest: float, di
         while driver.poll() is None or driver.returncode != 0:
             if driver.poll() is not None:
                 text = out.with_suffix(".log").read_text(errors="replace")
-                unlucky = "its worker died" in text  # the same cell was hit three times
+                unlucky = "its worker died" in text  # the same job was hit three times
                 assert driver.returncode == -signal.SIGKILL or unlucky, f"status {driver.returncode}: {text[-2000:]}"
                 driver = start(out, extra, cache)
                 began, moment = time.monotonic(), dice.uniform(0, longest)
             if len(kills) < wanted and time.monotonic() - began >= moment:
-                at = holders(out / "cells") if (out / "cells").exists() else []
-                targets = [t for t in TARGETS[executor] if t != "worker" or at]
-                target = dice.choice(targets)
-                before = files(out / "cells") if (out / "cells").exists() else {}
+                at = workers()
+                target = dice.choice([target for target in TARGETS[executor] if target != "worker" or at])
+                before = files(out / "cells")
                 kills.append(
                     Kill(executor, number, target, round(time.monotonic() - began, 2), len(before) // 2, len(at))
                 )
                 seen |= before
-                if target == "driver":
-                    driver.kill()
+                if target in ("driver", "group"):
+                    (os.kill if target == "driver" else os.killpg)(driver.pid, signal.SIGKILL)
                     driver.wait()
                 elif target == "worker":
-                    victim = dice.choice(at).pid
                     with suppress(ProcessLookupError):  # it has ended by itself
-                        os.kill(victim, signal.SIGKILL)
+                        os.kill(dice.choice(at), signal.SIGKILL)
                 else:
                     kill_node()
                 moment = time.monotonic() - began + dice.uniform(0, longest)
@@ -207,8 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
             seconds.append(time.monotonic() - began)
         peaceful = content(base / "peace0")
         assert peaceful == content(base / "peace1"), "two peaceful runs differ"
-        cells = len(peaceful) - 1
-        print(f"{cells} cells, {seconds[1]:.0f} s in peace", flush=True)
+        jobs = len(peaceful) - 1
+        print(f"{jobs} jobs, {seconds[1]:.0f} s in peace", flush=True)
         number = 0
         for name in names:
             share = SHARE if len(names) > 1 and name == names[-1] else 1 - SHARE if len(names) > 1 else 1.0
@@ -218,12 +219,12 @@ def main(arguments: list[str] | None = None) -> int:
                 new = sweep(base / f"{name}{number}", number, name, left, seconds[1] / 2, dice, cache, peaceful)
                 kills += new
                 left -= len(new)
-    _write(options.out, kills, cells, number, seconds[1], time.monotonic() - started, arguments)
+    _write(options.out, kills, jobs, number, seconds[1], time.monotonic() - started, arguments)
     return 0
 
 
 def _write(
-    out: Path, kills: list[Kill], cells: int, sweeps: int, peace: float, total: float, arguments: list[str]
+    out: Path, kills: list[Kill], jobs: int, sweeps: int, peace: float, total: float, arguments: list[str]
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "kills.csv", "w", encoding="utf-8", newline="") as file:
@@ -233,17 +234,17 @@ def _write(
     lines = [
         "# Kills at random moments", "",
         in_words(provenance(arguments)).replace("-m benchmarks", "-m benchmarks.kills"), "",
-        f"The sweep: `python -m experiments {' '.join(SWEEP)}`, {cells} cells, {peace:.0f} s in peace. {len(kills)} "
+        f"The sweep: `python -m experiments {' '.join(SWEEP)}`, {jobs} jobs, {peace:.0f} s in peace. {len(kills)} "
         f"kills in {sweeps} sweeps, {total / 60:.0f} minutes. After every sweep all numbers, arrays and the table were "
-        "byte for byte those of the peaceful run (timing aside), no cell was computed again once finished, and nothing "
+        "byte for byte those of the peaceful run (timing aside), no job was computed again once finished, and nothing "
         "was left over.",
-        "", "| executor | killed | times | cells under way |", "| --- | --- | --- | --- |",
+        "", "| executor | killed | times | workers alive |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
     for executor, targets in TARGETS.items():
         for target in targets:
-            mine = [kill for kill in kills if (kill.executor, kill.target) == (executor, target)]
-            if mine:
-                lines.append(f"| {executor} | {target} | {len(mine)} | {sum(kill.running for kill in mine)} |")
+            hits = [kill for kill in kills if (kill.executor, kill.target) == (executor, target)]
+            if hits:
+                lines.append(f"| {executor} | {target} | {len(hits)} | {sum(kill.running for kill in hits)} |")
     (out / "kills.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 

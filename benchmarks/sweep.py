@@ -1,9 +1,9 @@
-"""What the runner itself costs: time and memory of a sweep against the number of cells and workers.
+"""What the runner itself costs: time and memory of a sweep against the number of jobs and workers.
 
 Command: python -m benchmarks.sweep            (2 CPU cores, about 5 minutes)
-Cells that compute nothing show the overhead: claiming, storing (two files that are forced to the disk), the log and the
-driver. Cells that keep one core busy for a fixed time show what a second worker brings. Written to
-benchmarks/results/sweep.csv, sweep.md and sweep.png. How one cell grows with chains, draws, width and inputs is in
+Jobs that compute nothing show the overhead: storing (two files that are forced to the disk), progress and the driver.
+Jobs that keep one core busy for a fixed time show what a second worker brings. Written to
+benchmarks/results/sweep.csv, sweep.md and sweep.png. How one job grows with chains, draws, width and inputs is in
 `python -m benchmarks reference`.
 """
 
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,88 +23,88 @@ import numpy as np
 
 from benchmarks import plots
 from benchmarks.provenance import in_words, provenance
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (100, 1000, 10_000)
-BUSY = (20, 1.0)  # cells, seconds of one core each
+BUSY = (20, 1.0)  # jobs, seconds of one core each
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """A cell that keeps a core busy for so many seconds of CPU time, and finds a few numbers."""
+    """A job that keeps a core busy for so many seconds of CPU time, and returns a few numbers."""
 
     seed: int
     seconds: float = 0.0
-    study: str = "reference"
 
-    def reference(self) -> "Nothing":
-        """Itself."""
-        return replace(self, study="reference")
+    def needs(self) -> None:
+        """Return None: it reads no other job."""
 
     def key(self) -> str:
-        """Unique."""
+        """Return a unique name."""
         return f"{self.seed:08x}{int(self.seconds * 1000):08x}"
 
     def label(self) -> str:
-        """Its number."""
-        return f"cell {self.seed}"
+        """Return its number in words."""
+        return f"job {self.seed}"
 
     def weight(self) -> float:
-        """What it takes."""
+        """Return the seconds that it takes."""
         return self.seconds or 0.01
 
-    def run(self, progress: Callable[[float], None] | None, store: Any) -> Result:
-        """Busy, then done."""
-        started = time.process_time()
+    def run(self, needed: Any, checkpoint: Path | None, progress: Callable[[float], None] | None) -> Result:
+        """Be busy, then return when it was started."""
+        began, started = time.time(), time.process_time()
         while time.process_time() - started < self.seconds:
             np.linalg.norm(np.ones(1000))
-        return Result({"seed": self.seed, "seconds": self.seconds}, {"x": np.arange(100.0)})
+        return Result({"seed": self.seed, "seconds": self.seconds, "began": began}, {"x": np.arange(100.0)})
 
 
-def measure(cells: int, seconds: float, workers: int, out: str) -> dict[str, float]:
-    """In a process of its own: wall seconds of the sweep, of reading it again, and the driver's peak memory (MB)."""
+def measure(count: int, seconds: float, workers: int, out: str) -> dict[str, float]:
+    """Measure, in a process of its own, wall seconds of the sweep, of reading it again, and the driver's peak memory.
+
+    span: seconds from the first job's start to the last one's files. peak_mb: in MB.
+    """
     import resource
 
     from rich.console import Console
 
-    from experiments.run.executors import Settings
-    from experiments.run.runner import run_cells
+    from experiments.run.executors.settings import Settings
+    from experiments.run.loop import run_jobs
 
-    todo = [Nothing(seed, seconds) for seed in range(cells)]
-    how = Settings("processes", workers) if workers > 1 else Settings("local")
+    jobs = [Nothing(seed, seconds) for seed in range(count)]
+    settings = Settings("processes", workers) if workers > 1 else Settings("local")
     with open("/dev/null", "w") as quiet:
         started = time.monotonic()
-        run_cells(todo, Path(out), how, Console(file=quiet))
+        results = run_jobs(jobs, Path(out), settings, Console(file=quiet))
         ran = time.monotonic() - started
         started = time.monotonic()
-        run_cells(todo, Path(out), how, Console(file=quiet))
+        run_jobs(jobs, Path(out), settings, Console(file=quiet))
         again = time.monotonic() - started
-    log = [json.loads(line) for line in (Path(out) / "cells" / "log.jsonl").read_text().splitlines()]
-    first = min(line["time"] for line in log if line["event"] == "started")
-    span = max(line["time"] for line in log) - first
+    last = max(path.stat().st_mtime for path in (Path(out) / "cells").glob("*.json"))
+    span = last - min(result.numbers["began"] for result in results)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     return {"seconds": ran, "span": span, "again": again, "peak_mb": peak}
 
 
-def _status(out: Path, cells: int) -> float:
-    """Seconds of `python -m experiments status`, the start of Python included."""
+def _status(out: Path, count: int) -> float:
+    """Return the seconds of `python -m experiments status`, the start of Python included."""
     plan: dict[str, Any] = {"name": "sweep", "preset": "", "command": ""}
-    plan |= {"cells": [[Nothing(seed).key(), f"cell {seed}", 0.01] for seed in range(cells)]}
+    plan |= {"jobs": [[Nothing(seed).key(), f"job {seed}", 0.01] for seed in range(count)]}
     (out / "plans").mkdir(exist_ok=True)
     (out / "plans" / "sweep.json").write_text(json.dumps(plan))
     started = time.monotonic()
     command = [sys.executable, "-m", "experiments", "status", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"{cells} of {cells} cells done" in done.stdout, done.stdout
+    assert f"{count} of {count} jobs done" in done.stdout, done.stdout
     return time.monotonic() - started
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measures all and writes the table."""
+    """Measure all and write the table."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description="What the runner itself costs.")
-    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="numbers of cells")
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="numbers of jobs")
     parser.add_argument("--repeats", type=int, default=3, help="of the comparison of one worker with two")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
@@ -112,22 +112,22 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for count in map(int, options.counts.split(",")):
             out = Path(folder) / f"idle{count}"
-            row = {"cells": count, "cell_seconds": 0.0, "workers": 1, **_apart(count, 0.0, 1, out)}
+            row = {"jobs": count, "job_seconds": 0.0, "workers": 1, **_apart(count, 0.0, 1, out)}
             rows.append(row | {"status": _status(out, count)})
             print(rows[-1], flush=True)
         for repeat in range(options.repeats):
             for workers in (1, 2):
                 out = Path(folder) / f"busy{workers}.{repeat}"
-                rows.append({"cells": BUSY[0], "cell_seconds": BUSY[1], "workers": workers,
+                rows.append({"jobs": BUSY[0], "job_seconds": BUSY[1], "workers": workers,
                              **_apart(*BUSY, workers, out)})  # fmt: skip
                 print(rows[-1], flush=True)
     _write(options.out, rows, arguments)
     return 0
 
 
-def _apart(cells: int, seconds: float, workers: int, out: Path) -> dict[str, float]:
+def _apart(count: int, seconds: float, workers: int, out: Path) -> dict[str, float]:
     code = (
-        f"import json; from benchmarks.sweep import measure; print(json.dumps(measure({cells}, {seconds}, {workers}, "
+        f"import json; from benchmarks.sweep import measure; print(json.dumps(measure({count}, {seconds}, {workers}, "
     )
     command = [sys.executable, "-c", code + f"{str(out)!r})))"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -146,23 +146,23 @@ def _write(out: Path, rows: list[dict[str, Any]], arguments: list[str]) -> None:
     lines = [
         "# What the runner itself costs", "",
         in_words(provenance(arguments)).replace("-m benchmarks", "-m benchmarks.sweep"), "",
-        "| cells that compute nothing | ms a cell | reading them again, s | `status`, s | driver's peak, MB |",
+        "| jobs that compute nothing | ms a job | reading them again, s | `status`, s | driver's peak, MB |",
         "| --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for row in (row for row in rows if not row["cell_seconds"]):
-        each, again, status = 1000 * row["span"] / row["cells"], row["again"], row["status"]
-        lines.append(f"| {row['cells']:,} | {each:.1f} | {again:.2f} | {status:.2f} | {row['peak_mb']:.0f} |")
-    spans = {w: [row["span"] for row in rows if row["cell_seconds"] and row["workers"] == w] for w in (1, 2)}
+    for row in (row for row in rows if not row["job_seconds"]):
+        each, again, status = 1000 * row["span"] / row["jobs"], row["again"], row["status"]
+        lines.append(f"| {row['jobs']:,} | {each:.1f} | {again:.2f} | {status:.2f} | {row['peak_mb']:.0f} |")
+    spans = {w: [row["span"] for row in rows if row["job_seconds"] and row["workers"] == w] for w in (1, 2)}
     whole = {
-        w: np.median([row["seconds"] for row in rows if row["cell_seconds"] and row["workers"] == w]) for w in (1, 2)
+        w: np.median([row["seconds"] for row in rows if row["job_seconds"] and row["workers"] == w]) for w in (1, 2)
     }
     ratios = sorted(one / two for one, two in zip(spans[1], spans[2], strict=True))
     if ratios:
         lines += [
             "",
-            f"{BUSY[0]} cells of {BUSY[1]:g} s of one core: one worker takes {np.median(spans[1]):.1f} s, two take "
+            f"{BUSY[0]} jobs of {BUSY[1]:g} s of one core: one worker takes {np.median(spans[1]):.1f} s, two take "
             f"{np.median(spans[2]):.1f} s, a factor of {np.median(ratios):.2f} (from {ratios[0]:.2f} to "
-            f"{ratios[-1]:.2f} in {len(ratios)} runs of each), from the first cell's start to the last one's end. "
+            f"{ratios[-1]:.2f} in {len(ratios)} runs of each), from the first job's start to the last one's end. "
             f"With the start of the workers it is {whole[1]:.1f} s and {whole[2]:.1f} s.",
         ]
     (out / "sweep.md").write_text("\n".join([*lines, "", "![](sweep.png)", ""]), encoding="utf-8")
@@ -170,12 +170,12 @@ def _write(out: Path, rows: list[dict[str, Any]], arguments: list[str]) -> None:
 
 
 def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the figure: one for each number of cells, and one for each number of workers, the median of its runs."""
-    idle, busy = ([row for row in rows if bool(row["cell_seconds"]) is kind] for kind in (False, True))
-    groups = [("cells", row["cells"], "cells that compute nothing", [row]) for row in idle]
+    """Return the points of the figure: one for each number of jobs and of workers, each the median of its runs."""
+    idle, busy = ([row for row in rows if bool(row["job_seconds"]) is kind] for kind in (False, True))
+    groups = [("jobs", row["jobs"], "jobs that compute nothing", [row]) for row in idle]
     for workers in sorted({row["workers"] for row in busy}):
         some = [row for row in busy if row["workers"] == workers]
-        groups.append(("workers", workers, f"{BUSY[0]} cells of {BUSY[1]:g} s", some))
+        groups.append(("workers", workers, f"{BUSY[0]} jobs of {BUSY[1]:g} s", some))
     return [
         {"axis": axis, "value": value, "case": case, "contestant": "the runner",
          "seconds": float(np.median([row["span"] for row in some])),

@@ -1,30 +1,39 @@
-"""Cells that end as their names say, for the tests of workers, which import them from here."""
+"""Jobs that end as their names say, for the tests of workers, which import them from here.
+
+`python tests/doomed.py OUT EXECUTOR WORKERS NAME` is a driver that runs eight of them, as `python -m experiments` does.
+"""
 
 import errno
 import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
-from experiments.synthetic.cell import Result
+from experiments.run.errors import RunError
+from experiments.run.executors.settings import Settings
+from experiments.run.job import Result
+from experiments.run.loop import run_jobs
 
 
 @dataclass(frozen=True)
 class Toy:
-    """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well.
+    """A job that does as its name says; with any other name it ends well.
 
-    astray: asks for a file that is not there. quitter: exits.
-    cores: tells those of its threads.
+    fatal kills its process, once does so the first time. sick fails. slow takes half a second. large has a megabyte.
+    astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads.
+    `study` is "reference" for a job that needs no other, and anything else for one that needs that.
     """
 
     name: str
     seed: int = 0
     study: str = "reference"
 
-    def reference(self):
-        return replace(self, study="reference")
+    def needs(self):
+        return None if self.study == "reference" else replace(self, study="reference")
 
     def key(self):
         return f"{self.name}{self.seed}{self.study}".replace(".", "")
@@ -35,10 +44,13 @@ class Toy:
     def weight(self):
         return 1.0
 
-    def run(self, progress, store):
+    def run(self, needed, checkpoint, progress):
+        with open(checkpoint.with_name(f"{self.key()}.starts"), "a") as starts:
+            starts.write(f"{os.getpid()}\n")
         if self.name == "slow":
-            for share in np.arange(0, 1, 0.05):
-                progress(float(share))
+            for share in np.arange(0, 1, 0.1):
+                if progress is not None:
+                    progress(float(share))
                 time.sleep(0.05)
         if self.name == "sick":
             raise ValueError("feels unwell\ntoday")
@@ -46,12 +58,33 @@ class Toy:
             sys.exit("enough")
         if self.name == "astray":
             raise FileNotFoundError(errno.ENOENT, "No such file", "/weights.bin")
-        mark = store.folder / f"{self.key()}.been"
-        if self.name == "fatal" or (self.name == "once" and not mark.exists()):
-            mark.touch()
+        if self.name == "fatal" or (self.name == "once" and starts_of(checkpoint.parent, self) == 1):
             os._exit(1)
-        cores = {}
+        numbers = {"name": self.name, "seed": self.seed, "seconds": 0.1}
         if self.name == "cores":
             threads = (os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task"))
-            cores = {"cores": sorted({*map(tuple, threads)})}
-        return Result({"name": self.name, "seed": self.seed, "seconds": 0.1} | cores, {"x": np.arange(3.0)})
+            numbers["cores"] = sorted({*map(tuple, threads)})
+        if needed is not None:
+            numbers["read"] = needed.numbers
+        size = 2**17 if self.name == "large" else 3
+        return Result(numbers, {"x": np.random.default_rng(self.seed).normal(size=size)})
+
+
+def starts_of(folder, job):
+    """Return how often the job was started in any process."""
+    path = folder / f"{job.key()}.starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def main():
+    """Run four jobs, and the four that they need, and print how it ended."""
+    out, executor, workers, name = sys.argv[1:]
+    jobs = [Toy(name, seed, "after") for seed in range(4)]
+    try:
+        run_jobs(jobs, Path(out), Settings(executor, int(workers)), Console(stderr=True, soft_wrap=True))
+    except RunError as error:
+        sys.exit(f"experiments: {error}")
+
+
+if __name__ == "__main__":
+    main()

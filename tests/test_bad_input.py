@@ -10,7 +10,7 @@ import pytest
 
 import isouq
 from experiments import command
-from experiments.run import runner
+from experiments.run import loop
 from experiments.synthetic import study
 from experiments.synthetic.cell import Cell
 from isouq import models, posterior, problems, stats
@@ -410,8 +410,8 @@ def nothing_starts(monkeypatch):
         pytest.fail("something long was started")
 
     monkeypatch.setattr(study, "run_cell", started)
-    monkeypatch.setattr(runner, "run_cells", started)
-    monkeypatch.setattr(command, "run_cells", started)
+    monkeypatch.setattr(loop, "run_jobs", started)
+    monkeypatch.setattr(command, "run_jobs", started)
 
 
 def status_of(arguments):

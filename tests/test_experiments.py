@@ -23,11 +23,12 @@ from experiments import command
 from experiments.report import tables as report
 from experiments.report.outputs import table_csv
 from experiments.run.errors import RunError
-from experiments.run.executors import Settings
-from experiments.run.runner import run_cells
+from experiments.run.executors.settings import Settings
+from experiments.run.job import Result
+from experiments.run.loop import run_jobs
 from experiments.run.store import Store
 from experiments.synthetic import maps, scaling, study, validation
-from experiments.synthetic.cell import STUDIES, Cell, Result
+from experiments.synthetic.cell import STUDIES, Cell
 from experiments.synthetic.subject import FACTS
 from isouq import problems
 from isouq.stats import Interval
@@ -169,7 +170,7 @@ def test_standard_output_holds_the_paths_alone(first):
 @pytest.mark.slow
 def test_progress_is_plain_lines_away_from_a_terminal(first):
     lines = first[1].stderr.splitlines()
-    assert re.fullmatch(rf"{FILES} cells to run, about \d+ (s|min) on two CPU cores", lines[0])
+    assert re.fullmatch(rf"{FILES} jobs to run, about \d+ (s|min) on two CPU cores", lines[0])
     known, studies = "|".join(validation.PAPER["epistemic"]), "|".join(STUDIES)
     for position, line in enumerate(lines[1:], 1):
         assert re.fullmatch(
@@ -208,7 +209,7 @@ def test_a_second_run_computes_nothing(copy):
     done = run(SHORT, copy)
     assert {path: path.stat().st_mtime_ns for path in (copy / "cells").iterdir()} == before
     assert [path.read_bytes() for path in texts] == texts_before
-    assert done.stderr.splitlines() == [f"3 of 3 cells are finished already: read from {copy / 'cells'}"]
+    assert done.stderr.splitlines() == [f"3 of 3 jobs are finished already: read from {copy / 'cells'}"]
     assert {Path(line) for line in done.stdout.splitlines()} == set((copy / "validation").iterdir())
 
 
@@ -223,20 +224,21 @@ def test_damaged_cells_are_computed_again(copy, first, cache):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = whole.stat().st_mtime_ns
     done = run(SHORT, copy, cache)
-    assert "1 of 3 cells are finished already" in done.stderr
-    assert "3 cells to run" in done.stderr  # the reference and the two
+    assert "1 of 3 jobs are finished already" in done.stderr
+    assert "3 jobs to run" in done.stderr  # the reference and the two
     assert store.load(both.reference()) is not None
     assert whole.stat().st_mtime_ns == before
     assert tables(copy, ["validation"]) == tables(first[0], ["validation"])
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(first, tmp_path, cache):
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["driver", "group"])
+def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(kill, first, tmp_path, cache):
     driver = start(SHORT, tmp_path, cache)
     assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")) or driver.poll() is not None)
     assert driver.poll() is None, "the run ended before it could be killed"
     assert len(session_of(driver.pid)) > 1
-    os.kill(driver.pid, signal.SIGKILL)
+    kill(driver.pid, signal.SIGKILL)
     driver.wait(10)
     assert wait_for(lambda: not session_of(driver.pid), 8), "workers outlive their driver"
     driver.communicate()
@@ -244,7 +246,7 @@ def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(first, 
     total = 2 * len(smoke_cells("validation"))
     assert 0 < len(whole) < total
     done = run([*SHORT, "--executor", "local"], tmp_path, cache)
-    assert f"{total - len(whole)} cells to run" in done.stderr
+    assert f"{total - len(whole)} jobs to run" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
     assert tables(tmp_path, ["validation"]) == tables(first[0], ["validation"])
 
@@ -253,7 +255,7 @@ def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(first, 
 @pytest.mark.parametrize("moment", ["start", "first cell"])
 def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
     driver = start(SHORT, tmp_path, cache)
-    early = driver.stderr.readline()  # "6 cells to run …": the pool is about to start
+    early = driver.stderr.readline()  # "6 jobs to run …": the pool is about to start
     if moment == "first cell":
         assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")))
     else:
@@ -262,7 +264,7 @@ def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
     done = finish(driver)
     assert done.returncode == 130, early + done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith("[")]
-    assert lines == ["experiments: interrupted; finished cells are kept, the same command goes on from there"]
+    assert lines == ["experiments: interrupted; finished jobs are kept, the same command goes on from there"]
     assert done.stdout == ""
     assert wait_for(lambda: not session_of(driver.pid), 8)
 
@@ -295,7 +297,7 @@ def same_but_for_time(one, other):
 def test_studies_share_one_reference(tmp_path, sampled):
     cells = [Cell("regression/linear", study=name, **TINY) for name in ("agreement", "spectrum")]
     store = Store(tmp_path / "cells")
-    agreement, other = run_cells(cells, tmp_path, Settings("local"), quiet())
+    agreement, other = run_jobs(cells, tmp_path, Settings("local"), quiet())
     assert sampled == [cells[0].reference()]
     assert other.numbers == {**agreement.numbers, **{k: v for k, v in other.numbers.items() if k.startswith("seconds")},
                              "study": "spectrum"}  # fmt: skip
@@ -305,12 +307,13 @@ def test_studies_share_one_reference(tmp_path, sampled):
     assert agreement.numbers["exact_laplace_scale"] == pytest.approx(1, abs=0.01)
 
     (store.folder / f"{cells[0].key()}.json").unlink()  # a study run again reads what was kept
-    same_but_for_time(run_cells(cells[:1], tmp_path, Settings("local"), quiet())[0], agreement)
+    same_but_for_time(run_jobs(cells[:1], tmp_path, Settings("local"), quiet())[0], agreement)
     assert len(sampled) == 1
 
     path = store.folder / f"{cells[0].reference().key()}.npz"
     path.write_bytes(path.read_bytes()[:-100])
-    same_but_for_time(study.run_cell(cells[0], store=store), agreement)
+    (store.folder / f"{cells[0].key()}.json").unlink()
+    same_but_for_time(run_jobs(cells[:1], tmp_path, Settings("local"), quiet())[0], agreement)
     assert len(sampled) == 2
     same_but_for_time(store.load(cells[0].reference()), reference)
 
@@ -383,7 +386,7 @@ def cells():
 def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     ran = []
 
-    def run_cell(cell, problem=None, progress=None, store=None):
+    def run_cell(cell, **_):
         ran.append(cell)
         if cell == Cell("multiclass/clusters", 1, **small):
             raise RuntimeError("no luck [today]\nand a second line")
@@ -397,7 +400,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert output.out == ""
     assert len(ran) == 12  # six references, six cells
     assert len(list((tmp_path / "cells").glob("*.json"))) == 11
-    assert "1 of 6 cells failed" in output.err
+    assert "1 of 6 jobs failed" in output.err
     label = "multiclass/clusters, unit σ=1, seed 1, agreement"
     assert f"{label}: failed: RuntimeError: no luck [today], " in output.err
     assert output.err.splitlines()[-1].strip() == f"{label}: RuntimeError: no luck [today]"
@@ -411,18 +414,6 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "validation" / "table.csv").is_file()
 
 
-def test_interrupt_in_process(tmp_path, monkeypatch, capsys):
-    def run_cell(cell, **_):
-        if cell.seed:
-            raise KeyboardInterrupt
-        return fake(cell)
-
-    monkeypatch.setattr(study, "run_cell", run_cell)
-    assert command.main(["validation", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 130
-    assert len(list((tmp_path / "cells").glob("*.json"))) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("experiments: interrupted; finished cells are kept")
-
-
 def test_a_disk_full_of_tables_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "table.csv")
@@ -431,34 +422,19 @@ def test_a_disk_full_of_tables_is_told_in_one_line(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(command, "write_outputs", full)
     assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"experiments: cannot write to {tmp_path}: No space left on device; finished cells are kept"
-
-
-def test_a_full_disk_stops_the_run(tmp_path, monkeypatch, capsys):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    ran = []
-    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
-    monkeypatch.setattr(Store, "save", full)
-    assert command.main(["maps", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(
-        r"experiments: cannot store results in .*: No space left on device; .* give the same command.*", last
-    )
-    assert len(ran) == 1
+    assert last == f"experiments: cannot write to {tmp_path}: No space left on device; finished jobs are kept"
 
 
 def test_finished_cells_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "run_cell", lambda cell, **_: pytest.fail("a cell was run"))
     arguments = ["validation", "--preset", "smoke", "--finished", "--out", str(tmp_path)]
     assert command.main(arguments) == 1
-    assert "holds no finished cell of validation at preset smoke" in capsys.readouterr().err
+    assert "holds no finished job of validation at preset smoke" in capsys.readouterr().err
     cell = validation.cells("smoke")[0]
     (tmp_path / "cells").mkdir(exist_ok=True)
-    Store(tmp_path / "cells").save(cell, fake(cell))
+    Store(tmp_path / "cells").save(cell, fake(cell), None)
     assert command.main(arguments) == 0
-    assert "Made from 1 of the preset's 6 cells" in (tmp_path / "validation" / "summary.md").read_text(encoding="utf-8")
+    assert "Made from 1 of the preset's 6 jobs" in (tmp_path / "validation" / "summary.md").read_text(encoding="utf-8")
     assert len((tmp_path / "validation" / "table.csv").read_text(encoding="utf-8").splitlines()) == 2
     assert len(list((tmp_path / "cells").iterdir())) == 2
 
@@ -467,7 +443,7 @@ def test_equal_cells_are_run_once_and_results_keep_their_order(tmp_path, monkeyp
     ran = []
     monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
     asked = [cells[2], cells[0], cells[2], cells[1]]
-    results = run_cells(asked, tmp_path, Settings("local"), quiet())
+    results = run_jobs(asked, tmp_path, Settings("local"), quiet())
     assert [result.numbers["seed"] for result in results] == [2, 0, 2, 1]
     once = [cells[2], cells[0], cells[1]]
     assert ran == [*(cell.reference() for cell in once), *once]
@@ -482,9 +458,9 @@ def test_maps_shares_its_cells_with_validation():
 def test_progress_names_a_folder_as_it_is_written(tmp_path, monkeypatch, cells):
     monkeypatch.setattr(study, "run_cell", lambda cell, **_: fake(cell))
     out = tmp_path / "run[bold]"
-    run_cells(cells, out, Settings("local"), quiet())
+    run_jobs(cells, out, Settings("local"), quiet())
     screen = quiet()
-    run_cells(cells, out, Settings("local"), screen)
+    run_jobs(cells, out, Settings("local"), screen)
     assert str(out) in screen.file.getvalue()
 
 
@@ -498,37 +474,13 @@ def test_a_cell_is_counted_once_when_it_reports_its_own_progress(tmp_path, monke
 
     monkeypatch.setattr(study, "run_cell", run_cell)
     screen = quiet()
-    with pytest.raises(RunError, match="1 of 4 cells failed"):
-        run_cells(cells, tmp_path, Settings("local"), screen)
+    with pytest.raises(RunError, match="1 of 4 jobs failed"):
+        run_jobs(cells, tmp_path, Settings("local"), screen)
     lines = screen.file.getvalue().splitlines()[1:]
     assert [line.split()[0] for line in lines] == [f"[{position}/8]" for position in range(1, 9)]
     failed = [line for line in lines if "failed" in line]
     assert [line.partition(", seed ")[2].partition(",")[0] for line in failed] == ["3", "3"]
     assert sum(": done, " in line for line in lines) == 6
-
-
-def test_a_failed_reference_fails_its_own_cells_alone(tmp_path, monkeypatch, cells):
-    ran = []
-
-    def run_cell(cell, **_):
-        ran.append(cell)
-        if cell == cells[1].reference():
-            raise ValueError("no luck\nat all")
-        return fake(cell)
-
-    monkeypatch.setattr(study, "run_cell", run_cell)
-    both = [*cells, dataclasses.replace(cells[1], study="spectrum")]
-    with pytest.raises(RunError) as raised:
-        run_cells(both, tmp_path, Settings("local"), quiet())
-    assert str(raised.value).splitlines() == [
-        "2 of 5 cells failed; the same command runs only them again:",
-        "  binary/xor, unit σ=1, seed 1, agreement: its reference failed: ValueError: no luck",
-        "  binary/xor, unit σ=1, seed 1, spectrum: its reference failed: ValueError: no luck",
-    ]
-    assert len(ran) == 4 + 3  # neither cell was run without a reference
-    monkeypatch.setattr(study, "run_cell", lambda cell, **_: (ran.append(cell), fake(cell))[1])
-    assert len(run_cells(both, tmp_path, Settings("local"), quiet())) == 5
-    assert ran[7:] == [cells[1].reference(), cells[1], both[-1]]
 
 
 def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
@@ -540,12 +492,12 @@ def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
 
     monkeypatch.setattr(study, "run_cell", run_cell)
     screen = Console(file=io.StringIO(), force_terminal=True, width=160, highlight=False)
-    with pytest.raises(RunError, match="1 of 4 cells failed"):
-        run_cells(cells, tmp_path, Settings("local"), screen)
+    with pytest.raises(RunError, match="1 of 4 jobs failed"):
+        run_jobs(cells, tmp_path, Settings("local"), screen)
     text = screen.file.getvalue()
-    assert "8/8 cells" in text
+    assert "8/8 jobs" in text
     assert "seed 1, reference failed: ValueError: no luck" in text
-    assert "seed 1, agreement failed: its reference failed: ValueError: no luck" in text
+    assert "seed 1, agreement failed: the job that it needs failed: ValueError: no luck" in text
 
 
 # the store
@@ -554,7 +506,7 @@ def test_a_terminal_gets_a_bar_and_the_errors(tmp_path, monkeypatch, cells):
 @pytest.fixture
 def stored(tmp_path, cells):
     store = Store(tmp_path)
-    store.save(cells[0], fake(cells[0]))
+    store.save(cells[0], fake(cells[0]), None)
     return store
 
 
@@ -608,7 +560,7 @@ def test_a_failed_save_leaves_the_old_result(stored, cells, monkeypatch):
 
     monkeypatch.setattr("experiments.run.store.np.savez_compressed", fail)
     with pytest.raises(OSError, match="No space"):
-        stored.save(cells[0], fake(cells[0], value=0.1))
+        stored.save(cells[0], fake(cells[0], value=0.1), None)
     assert stored.load(cells[0]).numbers["epistemic_pearson"] == 0.5
     assert not list(stored.folder.glob("*.tmp"))
 

@@ -6,16 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from pathlib import Path
 
 import numpy as np
 
+from experiments.run.job import Result
 from isouq import _checks
 from isouq.posterior import PRIORS
 from isouq.posterior.reference import SAMPLERS
-
-if TYPE_CHECKING:
-    from experiments.run.store import Store
 
 # What is done with a cell, and a version that is part of every key: raise it when a change to the
 # code changes the numbers. "reference" trains and samples; every other study reads what it kept.
@@ -95,44 +93,16 @@ class Cell:
         judging = 2.2e-3 * self.chains * self.num_draws
         return (4 + gradients * (3e-5 + 7.5e-7 * width) + judging) / 2
 
-    def run(self, progress: Callable[[float], None] | None = None, store: "Store | None" = None) -> "Result":
-        """Runs the cell, and its reference first where the store has none; see `study.run_cell`."""
-        return import_module("experiments.synthetic.study").run_cell(self, progress=progress, store=store)
+    def needs(self) -> "Cell | None":
+        """Return the reference that the cell reads; None for a reference."""
+        return None if self.study == "reference" else self.reference()
 
-
-class AnyCell(Protocol):
-    """What the runner and the store ask of a cell: hashable, and equal where its key is."""
-
-    @property
-    def study(self) -> str:
-        """What is done; "reference" for a cell that other cells read."""
-        ...
-
-    def reference(self) -> "AnyCell":
-        """The cell that this one reads; itself for a reference."""
-        ...
-
-    def key(self) -> str:
-        """A hash of everything that the result depends on."""
-        ...
-
-    def label(self) -> str:
-        """How progress and errors name the cell."""
-        ...
-
-    def weight(self) -> float:
-        """Expected seconds with two cores at work."""
-        ...
-
-    def run(self, progress: Callable[[float], None] | None, store: "Store | None") -> "Result":
-        """Runs the cell, and its reference first where the store has none."""
-        ...
-
-    def __hash__(self) -> int: ...
-
-
-class Result(NamedTuple):
-    """numbers: one row of a table. arrays: maps over the evaluation inputs, and the data."""
-
-    numbers: dict[str, Any]
-    arrays: dict[str, np.ndarray]
+    def run(
+        self,
+        needed: Result | None = None,
+        checkpoint: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Result:
+        """Compute the result; see `study.run_cell`."""
+        module = import_module("experiments.synthetic.study")
+        return module.run_cell(self, reference=needed, checkpoint=checkpoint, progress=progress)

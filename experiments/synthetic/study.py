@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
-from experiments.run.store import Store
-from experiments.synthetic.cell import Cell, Result
+from experiments.run.job import Result
+from experiments.synthetic.cell import Cell
 from experiments.synthetic.subject import Subject, measure_reference, subject
 from isouq import problems
 
@@ -21,14 +22,15 @@ MEASURES = {
 def run_cell(
     cell: Cell,
     problem: problems.Problem | None = None,
+    reference: Result | None = None,
+    checkpoint: Path | None = None,
     progress: Callable[[float], None] | None = None,
-    store: Store | None = None,
 ) -> Result:
-    """Runs one cell, and its reference first where the store has none (or a damaged one).
+    """Run one cell, and its reference first where none is given.
 
-    problem: a problem of one's own; by default the one that the cell names.
-    progress: called with the share done of the sampling.
-    store: where the reference is read from and kept. The cell itself is not stored here.
+    problem: a problem of one's own; by default the one that the cell names. reference: the result of
+    `cell.reference()`. checkpoint: a file from which the sampling of a reference goes on. progress: called with the
+    share of the sampling that is done.
     """
     known = problems.PROBLEMS.get(cell.problem)
     if problem is None:
@@ -38,14 +40,10 @@ def run_cell(
             f"the problem is called {problem.name!r} and the cell's {cell.problem!r}; give your own problem a name "
             "that no built-in one has, and the cell the same"
         )
-
-    def sampled() -> Result:
-        checkpoint = None if store is None else store.checkpoint_path(cell.reference())
-        return measure_reference(cell.reference(), problem, progress, checkpoint)
-
     if cell.study == "reference":
-        return sampled()
-    reference = sampled() if store is None else store.obtain(cell.reference(), sampled)
+        return measure_reference(cell, problem, progress, checkpoint)
+    if reference is None:
+        reference = measure_reference(cell.reference(), problem, progress)
     return _measure_of(cell.study)(subject(cell, problem, reference))
 
 
