@@ -31,12 +31,12 @@ _LEAST_CHUNK = 2**18  # entries of G that the product form holds at a time, at l
 
 
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype in which norms of `dtype` gradients are accumulated."""
+    """Return the dtype in which norms of `dtype` gradients are accumulated."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def leaf_sq_norm(leaf: Array) -> Array:
-    """Σ |entry|² of one array, accumulated in float32 or better."""
+    """Return Σ |entry|² of one array, accumulated in float32 or better."""
     if jnp.iscomplexobj(leaf):
         return leaf_sq_norm(leaf.real) + leaf_sq_norm(leaf.imag)
     leaf = leaf.astype(at_least_float32(leaf.dtype))
@@ -68,19 +68,20 @@ def _block_sq_norms_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 @custom_vmap
 def _guarded_sq_norms(rows: list[Array], cols: list[Array]) -> Array:
+    """Return the squared norms [B], by the product form where the Gram form would lose digits."""
     norms, diagonals = _gram_sums(rows, cols)
     smallest = jnp.finfo(norms.dtype).tiny / jnp.finfo(norms.dtype).eps
     # a comparison with NaN is false, so that an overflow on the way is computed again too
-    exact = (MOST_CANCELLATION * norms >= diagonals) & (norms < jnp.inf) & (diagonals > smallest)
+    is_exact = (MOST_CANCELLATION * norms >= diagonals) & (norms < jnp.inf) & (diagonals > smallest)
 
-    def one(args: tuple) -> Array:
+    def repair_one(args: tuple) -> Array:
         is_exact, norm, *factors = args
         return lax.cond(is_exact, lambda *_: norm, lambda *f: _product_sq_norm(*f).astype(norm.dtype), *factors)
 
-    def repaired() -> Array:
-        return lax.map(one, (exact, norms, rows, cols))
+    def repair() -> Array:
+        return lax.map(repair_one, (is_exact, norms, rows, cols))
 
-    return lax.cond(jnp.all(exact), lambda: norms, repaired)
+    return lax.cond(jnp.all(is_exact), lambda: norms, repair)
 
 
 @_guarded_sq_norms.def_vmap
