@@ -72,6 +72,20 @@ def test_the_engine_knows_itself_alone():
         assert own(path) == under(own(path), "isouq.gradnorm"), path
 
 
+INSIDE_OF_JAXPRS = {
+    "_src", "_trace", "call_wrapped", "constvars", "ctx", "eqns", "inner_aval", "invars", "outvars", "primitive"
+}  # fmt: skip
+
+
+def test_one_file_touches_the_inside_of_jaxprs():
+    def touches(path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        return under(imported(path), "jax._src", "jax.extend", "jax.interpreters") or attributes & INSIDE_OF_JAXPRS
+
+    assert [path.name for path in PACKAGE.rglob("*.py") if touches(path)] == ["_jaxpr.py"]
+
+
 def test_statistics_and_figures_know_nobody():
     assert own(PACKAGE / "stats.py") == set()
     for path in (PACKAGE / "plots").glob("*.py"):

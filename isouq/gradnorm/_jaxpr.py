@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun, mapped_aval
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
+RULES = ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees")  # parameters that hold derivative rules
 
 
 class Body(NamedTuple):
@@ -30,6 +31,11 @@ class Body(NamedTuple):
     def outputs(self) -> list[Any]:
         """The shapes and dtypes of the outputs."""
         return [variable.aval for variable in self.jaxpr.outvars]
+
+    @property
+    def constants(self) -> list[Any]:
+        """The shapes and dtypes of the constants."""
+        return [variable.aval for variable in self.jaxpr.constvars]
 
     def __call__(self, *args: Any) -> list[Any]:
         """Return the outputs as flat arrays."""
@@ -160,3 +166,60 @@ def varying_axes(*avals: Any) -> tuple[str, ...]:
     for aval in avals:  # aval.mat.varying; aval.vma in older JAX
         axes.update(getattr(getattr(aval, "mat", aval), "varying", getattr(aval, "vma", ())))
     return tuple(sorted(axes))
+
+
+def row_aval(aval: Any) -> Any:
+    """Return the abstract value of one row of an array."""
+    return mapped_aval(aval.shape[0], 0, aval)
+
+
+def trace_of(value: Any) -> Any:
+    """Return the trace that a tracer belongs to; None for any other value."""
+    return getattr(value, "_trace", None) if isinstance(value, jax.core.Tracer) else None
+
+
+def operation(equation: Equation) -> tuple[Any, ...]:
+    """Return the primitive of an equation and the configuration that it was traced under."""
+    context = equation.source.ctx
+    names = [name for name in getattr(context, "__slots__", ()) if not name.startswith("__")]
+    return equation.source.primitive, tuple(getattr(context, name, None) for name in names)
+
+
+def has_derivative_rules(equation: Equation) -> bool:
+    """Return whether an equation is a call of a custom_jvp or custom_vjp function."""
+    return equation.name in ("custom_jvp_call", "custom_vjp_call")
+
+
+def rules_source(equation: Equation) -> str:
+    """Return where the derivative rules of a custom_jvp or custom_vjp function are defined."""
+    rule = equation.params["jvp_jaxpr_fun" if equation.name == "custom_jvp_call" else "bwd"]
+    return str(rule.debug_info.func_src_info)
+
+
+def derivative_rules(equation: Equation) -> tuple[dict[str, Any], list[Any]]:
+    """Return the traced derivative rules of a custom_jvp or custom_vjp function by parameter, and their constants."""
+    return (_jvp_rule if equation.name == "custom_jvp_call" else _vjp_rules)(equation.params)
+
+
+def _jvp_rule(params: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    count = len(params["call_jaxpr"].in_avals) - params["num_consts"]
+    rule = params["jvp_jaxpr_fun"].call_wrapped(*[False] * count)
+    return {"jvp_jaxpr_fun": tuple(rule)}, list(rule[1])
+
+
+def _vjp_rules(params: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    inputs, outputs = params["call_jaxpr"].in_avals, params["call_jaxpr"].out_avals
+    out_trees = params["out_trees"]
+    fwd, consts = params["fwd_jaxpr_thunk"].call_wrapped(*[True] * (len(inputs) - params["num_consts"]))
+    results = iter([variable.aval for variable in fwd.outvars])
+    residuals = [next(results) if index is None else inputs[index] for index in out_trees()[2]]
+    constant: list[Any] = []
+
+    def backward(*leaves: Any) -> list[Any]:
+        cotangents = params["bwd"].call_wrapped(*leaves)
+        constant[:] = [None if isinstance(c, jax.Array) else (type(c), c.aval) for c in cotangents]
+        return [c for c in cotangents if isinstance(c, jax.Array)]
+
+    bwd = jax.make_jaxpr(backward)(*residuals, *(aval.to_ct_aval() for aval in outputs))
+    rules = {"fwd_jaxpr_thunk": (fwd, consts), "bwd": (bwd, constant), "out_trees": out_trees()}
+    return rules, [*consts, *bwd.consts]
