@@ -92,7 +92,7 @@ def test_statistics_and_figures_know_nobody():
         assert own(path) == under(own(path), "isouq.stats", "isouq.plots"), path
 
 
-@pytest.mark.parametrize("name", ["covariance", "_uncertainty", "models", "problems", "_checks"])
+@pytest.mark.parametrize("name", ["covariance", "_uncertainty", "_predict", "density", "models", "problems", "_checks"])
 def test_the_estimate_does_not_know_the_posterior(name):
     for path in (PACKAGE / f"{name}.py", *(PACKAGE / name).glob("*.py")):
         assert not path.exists() or not under(own(path), "isouq.posterior", "isouq.plots")

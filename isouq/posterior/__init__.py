@@ -1,6 +1,6 @@
 """One log density; MAP, reference posterior with a verdict, and a second opinion."""
 
-from isouq.posterior.density import PRIORS, LogDensity, prior_scales
+from isouq.density import PRIORS, LogDensity, prior_scales
 from isouq.posterior.exact import linear_regression
 from isouq.posterior.map import MapFit, fit_map
 from isouq.posterior.reference import Cost, Margins, Reference, probabilities, sample_reference

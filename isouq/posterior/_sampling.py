@@ -17,10 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from isouq.density import check_starts
 from isouq.posterior import _blackjax
 from isouq.posterior._blackjax import ChainState, Trace
 from isouq.posterior._checkpoint import Checkpoint, Saved, fingerprint
-from isouq.posterior.density import check_starts
 
 _TRANSITIONS = 100  # of a block, as long as a draw has no more
 

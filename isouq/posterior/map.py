@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from isouq import _checks
+from isouq.density import freeze_density
 from isouq.gradnorm._plain import tree_sq_norm
-from isouq.posterior.density import freeze_density
 
 
 class MapFit(NamedTuple):

@@ -13,11 +13,11 @@ from scipy.special import expit
 
 from isouq import _checks
 from isouq._frozen import first_row, freeze
-from isouq._uncertainty import margin
+from isouq._predict import margin
+from isouq.density import freeze_density
 from isouq.posterior import _blackjax
 from isouq.posterior._checkpoint import Checkpoint
 from isouq.posterior._sampling import Plan, run
-from isouq.posterior.density import freeze_density
 from isouq.posterior.verdict import Verdict, judge
 
 SAMPLERS = ("hmc", "nuts")

@@ -15,7 +15,7 @@ from numpyro.infer import MCMC, NUTS, init_to_value
 
 from isouq import _checks
 from isouq._frozen import freeze
-from isouq.posterior.density import LogDensity, check_starts, freeze_density
+from isouq.density import LogDensity, check_starts, freeze_density
 from isouq.posterior.reference import Cost, Margins, Reference
 from isouq.posterior.verdict import judge
 
@@ -71,7 +71,7 @@ def sample_numpyro(
     _checks.several_chains(chains)
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     check_starts(*jax.vmap(jax.value_and_grad(freeze_density(log_density, inits)))(inits))
-    log_density, frozen = log_density.frozen(first), freeze(record, first, name="record")
+    log_density, frozen = log_density.freeze(first), freeze(record, first, name="record")
     kernel = NUTS(numpyro_model(log_density, first), init_strategy=init_to_value(values=_sites(first)))
     mcmc = MCMC(
         kernel,
