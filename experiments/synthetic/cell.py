@@ -12,7 +12,7 @@ import numpy as np
 
 from isouq import _checks
 from isouq.posterior import PRIORS
-from isouq.posterior.reference import SAMPLERS
+from isouq.posterior._sampling import SAMPLERS
 
 if TYPE_CHECKING:
     from experiments.run.store import Store
