@@ -26,7 +26,7 @@ class Interpreter:
     """The evaluation of one jaxpr and the bodies inside it.
 
     sites: the sites of the plan, by number.
-    tap: `tap(site, result, kept, input)` returns the result.
+    tap: `tap(site, result, data, input)` returns the result.
     is_sliced: `is_sliced(site, depth)` says whether the input of the site has one slice for every step of the
         enclosing scan number `depth`; otherwise all steps share it.
     inputs: the inputs of the taps; they may be differentiated.

@@ -43,8 +43,8 @@ def backward(traced: Traced, plan: Plan) -> tuple[list[Any], dict[int, Array], I
     inputs = {site.number: _zeros(site, parts[site.number]) for site in plan.sites}
     receivers = [_pair if site.collect else functools.partial(_norm, site, parts[site.number]) for site in plan.sites]
 
-    def tap(site: Site, result: Array, kept: Array, zeros: Any) -> Array:
-        return _tap(receivers[site.number], result, kept, zeros)
+    def tap(site: Site, result: Array, data: Array, zeros: Any) -> Array:
+        return _tap(receivers[site.number], result, data, zeros)
 
     def f(direct: dict[int, Any], inputs: Inputs) -> tuple[Any, list[Any]]:
         args = [direct.get(i, leaf) for i, leaf in enumerate(traced.leaves)]
@@ -76,9 +76,9 @@ def _zeros(site: Site, parts: list[Part | None]) -> Any:
     """Return the input of a site's tap, shaped like what the tap hands out."""
     if not site.collect:
         return [_vary(jnp.zeros((), at_least_float32(site.result.dtype)), site.varying[1]) for _ in parts]
-    kept = site.kept.dtype if is_float(site.kept) else jnp.float32
+    data = site.data.dtype if is_float(site.data) else jnp.float32
     return (
-        _vary(jnp.zeros((*site.steps, *site.kept.shape), kept), site.varying[0]),
+        _vary(jnp.zeros((*site.steps, *site.data.shape), data), site.varying[0]),
         _vary(jnp.zeros((*site.steps, *site.result.shape), site.result.dtype), site.varying[1]),
     )
 
@@ -88,32 +88,32 @@ def _vary(array: Array, axes: tuple[str, ...]) -> Array:
     return jax.lax.pcast(array, axes, to="varying") if axes else array
 
 
-def _norm(site: Site, parts: list[Part | None], kept: Array, cotangent: Array) -> list[Array]:
+def _norm(site: Site, parts: list[Part | None], data: Array, cotangent: Array) -> list[Array]:
     """Return the squared norms of the parts of one pair."""
     form, _ = route([site.layout], [site.positions], [site.lookup])
     if site.product_sq_norm and parts == [None] and form == "product":
-        return [site.product_sq_norm(kept, cotangent)]
-    factors = site.gather(kept, cotangent)
+        return [site.product_sq_norm(data, cotangent)]
+    factors = site.gather(data, cotangent)
     return [sq_norm([_cut(factors, part)]).astype(at_least_float32(site.result.dtype)) for part in parts]
 
 
-def _pair(kept: Array, cotangent: Array) -> tuple[Array, Array]:
+def _pair(data: Array, cotangent: Array) -> tuple[Array, Array]:
     """Return the pair, with indices as floats: a derivative of them must exist, and below 2²⁴ they are exact."""
-    return (kept if is_float(kept) else kept.astype(jnp.float32)), cotangent
+    return (data if is_float(data) else data.astype(jnp.float32)), cotangent
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(receive: Any, result: Array, kept: Array, zeros: Any) -> Array:
-    """Return the result; the derivative with respect to `zeros` is `receive(kept, cotangent)`."""
+def _tap(receive: Any, result: Array, data: Array, zeros: Any) -> Array:
+    """Return the result; the derivative with respect to `zeros` is `receive(data, cotangent)`."""
     return result
 
 
-def _tap_forward(receive: Any, result: Array, kept: Array, zeros: Any) -> tuple[Array, Array]:
-    return result, kept
+def _tap_forward(receive: Any, result: Array, data: Array, zeros: Any) -> tuple[Array, Array]:
+    return result, data
 
 
-def _tap_backward(receive: Any, kept: Array, cotangent: Array) -> tuple[Array, None, Any]:
-    return cotangent, None, receive(_unshard(kept), _unshard(cotangent))
+def _tap_backward(receive: Any, data: Array, cotangent: Array) -> tuple[Array, None, Any]:
+    return cotangent, None, receive(_unshard(data), _unshard(cotangent))
 
 
 def _unshard(array: Array) -> Array:

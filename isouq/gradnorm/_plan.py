@@ -65,7 +65,7 @@ class Nested(NamedTuple):
     bodies: list[list["Node"]]
 
 
-Node: TypeAlias = int | Nested | None  # of an equation: the number of its site, its bodies, or nothing to do
+Node: TypeAlias = int | Nested | None  # for one equation: the number of its site, its bodies, or nothing to do
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class _Analysis:
     def is_worthwhile(self, new: Site) -> bool:
         """Return whether the parameters that a site shows may be read off there and are not better differentiated."""
         view = new.view
-        if not new.kept.size or not new.result.size:
+        if not new.data.size or not new.result.size:
             return False
         if view.leaf >= len(self.shapes):
             _, axis = self.joins[view.leaf - len(self.shapes)]

@@ -154,8 +154,8 @@ def _squares(traced: Traced, plan: Plan, factors: dict[int, _Factor], key: Array
         draws[site.number] = (_normal(keys[0], factor.rows, dtype), _normal(keys[1], factor.cols, dtype))
 
     def f(switch: Array, direct: dict[int, Any]) -> list[Array]:
-        def tap(site: Site, result: Array, kept: Array, draw: tuple[Array, Array]) -> Array:
-            return _perturb(site, result, kept, switch.astype(result.dtype), *draw)
+        def tap(site: Site, result: Array, data: Array, draw: tuple[Array, Array]) -> Array:
+            return _perturb(site, result, data, switch.astype(result.dtype), *draw)
 
         args = [direct.get(i, leaf) for i, leaf in enumerate(traced.leaves)]
         interpreter = Interpreter(plan.sites, tap, lambda site, depth: site.view.loops[depth] is not None, draws)
@@ -174,17 +174,17 @@ def _normal(key: Array, shape: Shape, dtype: Any) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _perturb(site: Site, result: Array, kept: Array, switch: Array, a: Array, b: Array) -> Array:
+def _perturb(site: Site, result: Array, data: Array, switch: Array, a: Array, b: Array) -> Array:
     """Return the result; its tangent is that of a parameter that moves by A Bᵀ/√r times the tangent of the switch."""
     return result
 
 
 @_perturb.defjvp
 def _perturb_jvp(site: Site, primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    result, kept, _, a, b = primals
-    rows, _ = site.factors(kept, jnp.zeros(site.result.shape, site.result.dtype))
+    result, data, _, a, b = primals
+    rows, _ = site.factors(data, jnp.zeros(site.result.shape, site.result.dtype))
     products = jax.vmap(lambda at, table: table[at])(rows, a) if site.lookup else rows @ a
     change = products @ b.transpose(0, 2, 1) / math.sqrt(RANK)
-    from_result = jax.linear_transpose(lambda cotangent: site.factors(kept, cotangent)[1], result)
+    from_result = jax.linear_transpose(lambda cotangent: site.factors(data, cotangent)[1], result)
     (moved,) = from_result(change.astype(result.dtype))
     return result, tangents[0] + tangents[2] * moved

@@ -26,14 +26,14 @@ class Site:
     view: the operand that is the parameter. layout: axes of B, C and F. positions: P. Both belong to one step of the
         enclosing scans; see `stacked`.
     keep: function from the operands of the equation to the data that the rule needs.
-    factors: function from (kept data, cotangent of the result) to `(rows [B, P, C], cols [B, P, F])`.
+    factors: function from (data, cotangent of the result) to `(rows [B, P, C], cols [B, P, F])`.
     lookup: whether the rows are looked up by index.
     product_sq_norm: the norm by the product form with less memory, where a rule has such a way.
-    kept, result: shape and dtype of the kept data and of the result.
+    data, result: shape and dtype of the data and of the result.
     varying: the axes of the mesh along which these two differ inside shard_map.
     steps: lengths of the enclosing scans.
     number: index of the site among those of its plan.
-    collect: whether the backward pass hands out the pair (kept data, cotangent); otherwise it hands out its norm.
+    collect: whether the backward pass hands out the pair (data, cotangent); otherwise it hands out its norm.
     """
 
     view: View
@@ -43,7 +43,7 @@ class Site:
     factors: Callable
     lookup: bool = False
     product_sq_norm: Callable | None = None
-    kept: Any = None
+    data: Any = None
     result: Any = None
     varying: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     steps: Shape = ()
@@ -65,14 +65,14 @@ class Site:
     @property
     def pair_size(self) -> int:
         """Number of entries of the pairs of all steps together."""
-        return math.prod(self.steps) * (self.kept.size + self.result.size)
+        return math.prod(self.steps) * (self.data.size + self.result.size)
 
-    def gather(self, kept: Array, cotangent: Array) -> Factors:
+    def gather(self, data: Array, cotangent: Array) -> Factors:
         """Return the factors of one step's pair, or of the pairs of all steps stacked on leading axes."""
         rule, loops = self.factors, self.view.loops if self.collect else ()
         for _ in loops:
             rule = jax.vmap(rule)
-        rows, cols = rule(kept, cotangent)
+        rows, cols = rule(data, cotangent)
         over = [i for i, axis in enumerate(loops) if axis is not None]  # scans over the weight: part of B
         along = [i for i, axis in enumerate(loops) if axis is None]  # scans that reuse it: more positions
         n = len(loops)
@@ -97,9 +97,9 @@ def site(equation: Equation, operand: int, view: View, steps: Shape) -> Site | N
     match = rule(equation, operand, view) if rule and is_float(result) else None
     if match is None:
         return None
-    data = (aval for i, aval in enumerate(equation.inputs) if i != operand)
-    kept = jax.eval_shape(match.keep, *equation.inputs)
-    return replace(match, kept=kept, result=result, varying=(varying_axes(*data), varying_axes(result)), steps=steps)
+    others = (aval for i, aval in enumerate(equation.inputs) if i != operand)
+    data = jax.eval_shape(match.keep, *equation.inputs)
+    return replace(match, data=data, result=result, varying=(varying_axes(*others), varying_axes(result)), steps=steps)
 
 
 def _dot_general(equation: Equation, operand: int, view: View) -> Site | None:

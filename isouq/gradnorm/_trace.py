@@ -56,7 +56,7 @@ def trace(
     _check_leaves(params[0] if single else params)
     leaves, treedef = jax.tree.flatten(params[0] if single else params)
     leaves = [_as_array(leaf) for leaf in leaves]
-    structure: list[Any] = []  # of what f returns; the traced function itself can return arrays alone
+    structure: list[Any] = []  # the structure of what f returns: the traced function itself returns nothing but arrays
 
     def flat(*leaves: Any) -> list[Any]:
         tree = jax.tree.unflatten(treedef, leaves)

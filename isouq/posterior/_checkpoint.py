@@ -16,13 +16,13 @@ from isouq import _files
 class Saved(NamedTuple):
     """The state of a computation after some of its blocks.
 
-    For the sampler a block is one of transitions, `state` holds the state of every chain, and `kept` a `Trace`.
-    blocks: number of blocks that are finished. state: the state after them. kept: their results so far, or None.
+    For the sampler a block is one of transitions, `state` holds the state of every chain, and `results` a `Trace`.
+    blocks: number of blocks that are finished. state: the state after them. results: what they have gathered, or None.
     """
 
     blocks: int
     state: Any
-    kept: Any
+    results: Any
 
 
 def fingerprint(settings: dict[str, Any], arrays: Any) -> str:
@@ -51,13 +51,13 @@ class Checkpoint:
         self.last = time.monotonic()
         self.warned = False
 
-    def load(self, state: Any, kept: Any) -> Saved | None:
-        """Return what was saved, in the structure and dtypes of `state` and `kept`; None if there is nothing of use."""
+    def load(self, state: Any, results: Any) -> Saved | None:
+        """Return what was saved, in the structure and dtypes of `state` and `results`; None without a usable file."""
         try:
             with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["mark"]) == self.mark:
-                    kept = _unpack(stored, "kept", kept) if "kept.0" in stored else None
-                    return Saved(int(stored["blocks"]), _unpack(stored, "state", state), kept)
+                    results = _unpack(stored, "kept", results) if "kept.0" in stored else None
+                    return Saved(int(stored["blocks"]), _unpack(stored, "state", state), results)
                 reason = "belongs to another run"
         except FileNotFoundError:
             return None
@@ -85,10 +85,10 @@ class Checkpoint:
 
     def save(self, saved: Saved) -> None:
         """Replace the file."""
-        blocks, state, kept = saved
+        blocks, state, results = saved
         arrays = {"mark": np.array(self.mark), "blocks": np.array(blocks), **_pack("state", state)}
-        if kept is not None:
-            arrays |= _pack("kept", kept)
+        if results is not None:
+            arrays |= _pack("kept", results)
         try:
             _files.replace(self.path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         except OSError as error:

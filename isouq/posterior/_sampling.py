@@ -216,8 +216,8 @@ def run(
         saved = checkpoint.load(first, _abstract_trace(record, first))
         if saved is not None:
             first_block, states = saved.blocks, layout.place(saved.state)
-            if saved.kept is not None:
-                draws.add(saved.kept)
+            if saved.results is not None:
+                draws.add(saved.results)
     for block in range(first_block, warm.count + draw.count):
         after = block - warm.count
         if after < 0:
