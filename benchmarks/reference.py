@@ -93,7 +93,7 @@ def _measure(case: Case) -> dict[str, float]:
     import jax
 
     from isouq import models, problems
-    from isouq.posterior import LogDensity, Margins, sample_reference
+    from isouq.posterior import LogDensity, Margins, Sampling, sample_reference
 
     problem = problems.get("binary/xor")
     data = problem.sample(jax.random.key(0), case.points)
@@ -104,11 +104,12 @@ def _measure(case: Case) -> dict[str, float]:
     xs = jax.random.normal(jax.random.key(2), (case.inputs, 2))
     record = Margins(predict, xs, jax.numpy.ones(case.inputs, jax.numpy.int32), problem.kind)
 
+    sampling = Sampling(case.draws, case.warmup, case.leapfrog, chains_at_once=case.chains_at_once)
+
     def sample(seed: int) -> Any:
         return sample_reference(
-            log_density, inits, jax.random.key(seed), record=record, num_draws=case.draws, num_warmup=case.warmup,
-            num_leapfrog=case.leapfrog, chains_at_once=case.chains_at_once, verdict=False,
-        )  # fmt: skip
+            log_density, inits, jax.random.key(seed), sampling=sampling, record=record, verdict=False
+        )
 
     start = time.perf_counter()
     sample(0)

@@ -1,4 +1,4 @@
-"""Validation in Python, before anything is traced: what was given, what was expected, what to do."""
+"""Checks of arguments, before anything is traced: each raises one line that says what is wrong and what to do."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,20 +13,20 @@ KINDS = ("binary", "multiclass", "regression")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raises a ValueError that lists the allowed names."""
+    """Raise a ValueError that lists the allowed names."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
 
 
 def positive_int(name: str, value: Any, minimum: int = 1) -> None:
-    """Raises unless `value` is a whole number of at least `minimum`."""
+    """Raise unless `value` is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
 
 
 def positive(name: str, value: Any) -> None:
-    """Raises unless `value` is a finite positive number."""
+    """Raise unless `value` is a finite positive number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise ValueError(f"{name} is {value!r}; expected a positive number")
     if not (np.isfinite(value) and value > 0):
@@ -34,7 +34,7 @@ def positive(name: str, value: Any) -> None:
 
 
 def noise(kind: str, value: Any) -> None:
-    """Raises unless a regression has a known standard deviation of y given x, and nothing else has one."""
+    """Raise unless `value` is a standard deviation of y given x for regression, and None for the other kinds."""
     if kind != "regression":
         if value is not None:
             raise ValueError(f"noise is {value}; it belongs to regression, not to {kind}")
@@ -50,12 +50,12 @@ def first_line(error: Exception) -> str:
 
 
 def is_traced(tree: Any) -> bool:
-    """True inside jit, vmap or grad, where values cannot be looked at."""
+    """Return whether a leaf is traced by jit, vmap or grad, so that its values cannot be read."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def finite(name: str, tree: Any) -> None:
-    """Raises if any floating leaf holds NaN or infinity; silent under a trace."""
+    """Raise if any floating leaf holds NaN or infinity; under a trace nothing is checked."""
     if is_traced(tree):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -69,14 +69,14 @@ def finite(name: str, tree: Any) -> None:
 
 
 def _parts(leaf: Any) -> list[np.ndarray]:
-    """Parts of the leaf on this process, each once, in NumPy: a jnp operation would be traced inside someone's jit."""
+    """Return the parts of the leaf on this process, each once, as NumPy arrays, which no enclosing jit traces."""
     if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
         return [np.asarray(data) for data in {str(s.index): s.data for s in leaf.addressable_shards}.values()]
     return [np.asarray(leaf)]
 
 
 def inexact_leaves(name: str, params: Any) -> None:
-    """Raises unless `params` is a non-empty pytree of real or complex floating arrays."""
+    """Raise unless `params` is a non-empty pytree of real or complex floating arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_sparse)
     if not leaves:
         raise ValueError(f"{name} is an empty pytree; expected the model's parameters")
@@ -94,7 +94,7 @@ def inexact_leaves(name: str, params: Any) -> None:
 
 
 def real_leaves(name: str, params: Any, where: str = "") -> None:
-    """Raises if a leaf is complex; `where` says in the message where that is wrong."""
+    """Raise if a leaf is complex; the message adds `where`, the situation in which that is wrong."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = jax.dtypes.result_type(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -105,7 +105,7 @@ def real_leaves(name: str, params: Any, where: str = "") -> None:
 
 
 def float_leaves(name: str, params: Any) -> None:
-    """Raises unless `params` is a non-empty pytree of real floating arrays of 16 bits or more."""
+    """Raise unless `params` is a non-empty pytree of real floating arrays of 16 bits or more."""
     inexact_leaves(name, params)
     real_leaves(name, params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -116,7 +116,7 @@ def float_leaves(name: str, params: Any) -> None:
 
 
 def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
-    """The number of rows: every leaf of `xs` has the same, non-zero leading axis."""
+    """Return the number of rows; raise unless every leaf of `xs` has the same, non-zero leading axis."""
     leaves = jax.tree_util.tree_leaves_with_path(xs, is_leaf=is_sparse)
     if not leaves:
         raise ValueError(f"{name} is empty; expected an array with a leading {axis} axis")
@@ -139,7 +139,7 @@ def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
 
 
 def _numeric(name: str, leaf: Any) -> None:
-    """Raises for text, objects, sparse matrices and arrays of another library."""
+    """Raise for text, objects, sparse matrices and arrays of another library."""
     if is_sparse(leaf):
         raise ValueError(f"{name} is {describe(leaf)}; expected a dense array: {name}.todense()")
     if isinstance(leaf, jax.Array):  # traced ones too
@@ -152,7 +152,7 @@ def _numeric(name: str, leaf: Any) -> None:
 
 
 def several_chains(chains: int) -> None:
-    """Raises unless there are chains to compare."""
+    """Raise unless there are at least two chains."""
     if chains < 2:
         raise ValueError(
             f"inits has {chains} chain; expected at least 2 (4 or more for a verdict): "
@@ -161,7 +161,7 @@ def several_chains(chains: int) -> None:
 
 
 def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
-    """Raises unless (xs, ys) is a usable data set of the kind.
+    """Raise unless (xs, ys) is a usable data set of the kind.
 
     Checks equal lengths, finite values, integer labels in range and at least two classes.
     """

@@ -1,12 +1,14 @@
 """A Python function as the program that it is at this moment: what `predict` becomes before it is compiled.
 
 `freeze` traces a function at every call, so that everything it reads (globals, attributes, closures, NumPy arrays) is
-read anew. The result is a pytree: its leaves are the arrays that the function closes over, its structure the traced
-program, compared by what it computes. A function that `jax.jit` compiles for one frozen program serves every equal one.
+read anew. The result is a pytree. Its leaves are the arrays that the function closes over, and its structure is the
+traced program, which equals every other program that computes the same. What `jax.jit` compiles for one frozen program
+therefore serves every equal one.
 """
 
 import contextvars
 import dataclasses
+import itertools
 import types
 import weakref
 from collections.abc import Callable
@@ -15,7 +17,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun, mapped_aval
+
+from isouq.gradnorm._jaxpr import (
+    RULES,
+    Body,
+    ClosedJaxpr,
+    Equation,
+    Jaxpr,
+    derivative_rules,
+    has_derivative_rules,
+    operation,
+    row_aval,
+    rules_source,
+    trace_of,
+    walk,
+)
 
 
 def freeze(f: Callable, *args: Any, name: str = "predict") -> "Frozen":
@@ -24,10 +40,10 @@ def freeze(f: Callable, *args: Any, name: str = "predict") -> "Frozen":
     Args:
         f: any callable that JAX can trace. A `Frozen` is returned as it is.
         args: pytrees of arrays or of their abstract values (`jax.typeof`); only shapes, dtypes and shardings matter.
-        name: of f in messages.
+        name: what messages call f.
 
     Raises:
-        ValueError: f is no callable. What f itself raises passes through.
+        ValueError: f is not callable. What f itself raises passes through.
 
     Cost: one trace of f, about 0.4 ms and 20 µs an operation of JAX; nothing is computed.
     """
@@ -36,15 +52,15 @@ def freeze(f: Callable, *args: Any, name: str = "predict") -> "Frozen":
     if not callable(f):
         raise ValueError(f"{name} is a {type(f).__name__}; expected a function")
     leaves, in_tree = jax.tree.flatten(args)
-    seen: list[Any] = []
+    tree_and_trace: list[Any] = []
 
-    def flat(*leaves: Any) -> list[Any]:  # a new function at every call: JAX keeps the trace of one it has seen
+    def flat(*leaves: Any) -> list[Any]:  # a new function at every call, since JAX caches the trace of one it knows
         out, tree = jax.tree.flatten(f(*jax.tree.unflatten(in_tree, leaves)))
-        seen[:] = tree, leaves[0]._trace
+        tree_and_trace[:] = tree, trace_of(leaves[0])
         return out
 
     closed = jax.make_jaxpr(flat)(*leaves)
-    out_tree, trace = seen
+    out_tree, trace = tree_and_trace
     token = _TRACE.set(trace)
     try:
         program = Program(closed.jaxpr, in_tree, out_tree)
@@ -57,17 +73,12 @@ def freeze(f: Callable, *args: Any, name: str = "predict") -> "Frozen":
 
 def first_row(xs: Any) -> Any:
     """Return the abstract values of one row of `xs`, with the dtype, weak type and sharding of its leaves."""
-
-    def row(leaf: Any) -> Any:
-        aval = jax.typeof(leaf)
-        return mapped_aval(aval.shape[0], 0, aval)
-
-    return jax.tree.map(row, xs)
+    return jax.tree.map(lambda leaf: row_aval(jax.typeof(leaf)), xs)
 
 
 @jax.tree_util.register_static
 class Opaque:
-    """A callable that travels in a pytree as structure, equal to itself alone."""
+    """A callable that is part of the structure of a pytree and equals itself alone."""
 
     def __init__(self, f: Callable) -> None:
         self.f = f
@@ -77,7 +88,7 @@ class Opaque:
         return self.f(*args)
 
     def _identity(self) -> Any:
-        if isinstance(self.f, types.MethodType):  # a new object whenever it is read
+        if isinstance(self.f, types.MethodType):  # Python makes a new object whenever a method is read
             return id(self.f.__self__), id(self.f.__func__)
         return id(self.f)
 
@@ -99,8 +110,9 @@ def as_pytree(f: Callable, name: str = "predict") -> Callable:
 class Program:
     """A traced function, equal to every other that computes the same from the same kinds of arguments.
 
-    f: a function whose trace cannot be used in its place, for a derivative rule inside it holds on to values of the
-        trace; it is called itself, and equals no other.
+    jaxpr: the traced function. in_tree, out_tree: the structure of its arguments and of its value.
+    f: given where the trace cannot be used in place of the function, because a derivative rule inside it holds on to
+        values of the trace. The function itself is then called, and the program equals no other.
     """
 
     def __init__(self, jaxpr: Jaxpr, in_tree: Any, out_tree: Any, f: Callable | None = None) -> None:
@@ -117,9 +129,12 @@ class Program:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """A traced function as a pytree; calling it computes what the function computed when it was traced."""
+    """A traced function as a pytree; calling it computes what the function computed when it was traced.
 
-    consts: Any  # the arrays it closes over
+    consts: the arrays that the function closes over. program: what it computes with them.
+    """
+
+    consts: Any
     program: Any = dataclasses.field(metadata={"static": True})
 
     def __call__(self, *args: Any) -> Any:
@@ -130,26 +145,27 @@ class Frozen:
         leaves, treedef = jax.tree.flatten(args)
         if treedef != program.in_tree:
             raise TypeError(f"expected arguments of structure {program.in_tree}; got {treedef}")
-        for leaf, var in zip(leaves, program.jaxpr.invars, strict=True):
+        body = Body(program.jaxpr, self.consts)
+        for leaf, expected in zip(leaves, body.inputs, strict=True):
             aval = jax.typeof(leaf)
-            if (aval.shape, aval.dtype) != (var.aval.shape, var.aval.dtype):
-                raise TypeError(f"expected an argument of {var.aval.str_short()}; got {aval.str_short()}")
+            if (aval.shape, aval.dtype) != (expected.shape, expected.dtype):
+                raise TypeError(f"expected an argument of {expected.str_short()}; got {aval.str_short()}")
         leaves = [jnp.asarray(leaf) if isinstance(leaf, (float, int, complex, np.ndarray)) else leaf for leaf in leaves]
-        return jax.tree.unflatten(program.out_tree, jaxpr_as_fun(ClosedJaxpr(program.jaxpr, self.consts))(*leaves))
+        return jax.tree.unflatten(program.out_tree, body(*leaves))
 
     @property
     def traceable(self) -> bool:
-        """Return whether its trace serves in its place, also inside the trace of another function."""
+        """Whether the trace can be used in place of the function, also inside the trace of another function."""
         return self.program.f is None
 
     @property
     def outputs(self) -> Any:
-        """Return the abstract values that a call gives."""
-        return jax.tree.unflatten(self.program.out_tree, [var.aval for var in self.program.jaxpr.outvars])
+        """The abstract values that a call returns."""
+        return jax.tree.unflatten(self.program.out_tree, Body(self.program.jaxpr).outputs)
 
 
 class _Key:
-    """A tuple that hashes once, and compares without raising."""
+    """A tuple that is hashed once and whose comparison does not raise."""
 
     __slots__ = ("hash", "parts")
 
@@ -169,7 +185,7 @@ class _Key:
 
 
 class _Same:
-    """An object that equals itself alone; it is held, so that its identity stays its own."""
+    """A value that equals itself alone; holding it keeps its identity from being used for another object."""
 
     __slots__ = ("value",)
 
@@ -184,45 +200,38 @@ class _Same:
 
 
 class _Leak(Exception):
-    """A derivative rule closes over a value of the trace that it was defined in, and works there alone."""
+    """A derivative rule closes over a value of the trace in which it was defined, and works there alone."""
 
 
-_TRACE: contextvars.ContextVar[Any] = contextvars.ContextVar("trace", default=None)  # of the function being frozen
-_KEYS: weakref.WeakKeyDictionary[Any, _Key] = weakref.WeakKeyDictionary()  # JAX keeps the trace of an inner jit
+_TRACE: contextvars.ContextVar[Any] = contextvars.ContextVar("trace", default=None)  # the one in progress in `freeze`
+_KEYS: weakref.WeakKeyDictionary[Any, _Key] = (
+    weakref.WeakKeyDictionary()
+)  # JAX caches the trace of an inner jit, so it comes again
 
 
 def _jaxpr_key(jaxpr: Jaxpr, inside: tuple[str, ...] = ()) -> _Key:
-    """Return what tells one program from another: names of variables, functions and source lines do not.
+    """Return what distinguishes one program from another; names of variables, functions and source lines do not.
 
     inside: the derivative rules that this program is part of.
     """
     if not inside and jaxpr in _KEYS:
         return _KEYS[jaxpr]
-    numbers: dict[Any, int] = {}
+    body, numbers = Body(jaxpr), itertools.count()  # a variable is known by its number
+    equations: list[Any] = []
 
-    def bind(var: Any) -> Any:
-        numbers[var] = len(numbers)
-        return var.aval
-
-    def atom(var: Any) -> Any:
-        return (var.aval, _value(var.val)) if isinstance(var, Literal) else numbers[var]
-
-    def equation(eqn: Any) -> Any:
-        params = eqn.params | _rules(eqn, inside)
+    def visit(equation: Equation, operands: list[Any]) -> list[Any]:
+        params = equation.params | _rules(equation, inside)
         values = tuple((name, _value(params[name], inside)) for name in sorted(params))
-        return eqn.primitive, tuple(map(atom, eqn.invars)), tuple(map(bind, eqn.outvars)), values, _context(eqn.ctx)
+        primitive, context = operation(equation)
+        equations.append((primitive, tuple(operands), tuple(equation.outputs), values, tuple(map(_value, context))))
+        return [next(numbers) for _ in equation.outputs]
 
-    inputs = tuple(map(bind, jaxpr.constvars)), tuple(map(bind, jaxpr.invars))
-    key = _Key((inputs, tuple(map(equation, jaxpr.eqns)), tuple(map(atom, jaxpr.outvars))))
+    consts, args = ([next(numbers) for _ in avals] for avals in (body.constants, body.inputs))
+    outputs = walk(jaxpr, args, visit, consts, lambda literal: (literal.aval, _value(literal.val)))
+    key = _Key(((tuple(body.constants), tuple(body.inputs)), tuple(equations), tuple(outputs)))
     if not inside:
         _KEYS[jaxpr] = key
     return key
-
-
-def _context(context: Any) -> Any:
-    """Return the configuration that an equation was traced under."""
-    names = [name for name in getattr(context, "__slots__", ()) if not name.startswith("__")]
-    return tuple(_value(getattr(context, name, None)) for name in names)
 
 
 _PLAIN = frozenset({int, str, bool, type(None), bytes})
@@ -264,77 +273,38 @@ def _is_numpy(value: Any) -> bool:
     return isinstance(value, (np.ndarray, np.generic)) or type(value).__name__ == "TypedNdArray"
 
 
-def _rules(eqn: Any, inside: tuple[str, ...]) -> dict[str, Any]:
+def _rules(equation: Equation, inside: tuple[str, ...]) -> dict[str, Any]:
     """Return derivative rules and debugging callbacks as keys; they are new Python functions at every trace.
 
-    A rule that cannot be traced by itself is left to be compared by identity: compiled again, never stale. A rule that
-    calls its own function, as that of `jnp.logaddexp` does, has itself for its second derivative.
+    A rule that cannot be traced by itself is compared by identity: the program is then compiled again, never stale. A
+    rule that calls its own function, as that of `jnp.logaddexp` does, has itself for its second derivative.
     """
-    if eqn.primitive.name == "debug_callback":
-        return _callback(**eqn.params)
-    if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
+    if equation.name == "debug_callback":
+        return _callback(**equation.params)
+    if not has_derivative_rules(equation):
         return {}
     try:
-        rule = eqn.params.get("jvp_jaxpr_fun", eqn.params.get("bwd"))
-        source = str(rule.debug_info.func_src_info)
+        source = rules_source(equation)
         if source in inside:
-            same = _Key((source,))
-            return dict.fromkeys(("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd", "out_trees"), same)
-        key = _jvp_rule if eqn.primitive.name == "custom_jvp_call" else _vjp_rules
-        rules = key((*inside, source), **eqn.params)
+            return dict.fromkeys(RULES, _Key((source,)))
+        rules, consts = derivative_rules(equation)
+        trace = _TRACE.get()
+        if trace is not None and any(trace_of(c) is trace for c in consts):
+            raise _Leak
+        keys = {name: _Key(_value(rule, (*inside, source))) for name, rule in rules.items()}
     except (_Leak, jax.errors.UnexpectedTracerError):
         raise _Leak from None
-    except Exception:  # whatever a rule of the user's raises
+    except Exception:  # a rule of the user's may raise anything
         return {}
-    return {} if eqn.params["symbolic_zeros"] else rules  # what such a rule does may depend on which tangents are zero
+    # what a rule with symbolic zeros does may depend on which tangents are zero
+    return {} if equation.params["symbolic_zeros"] else keys
 
 
 def _callback(callback: Any, **_: Any) -> dict[str, Any]:
-    """Return the function of the user's that JAX wraps in a new one at every trace; itself, and what it is called with.
+    """Return the user's function that JAX wraps in a new one at every trace, as a key, with its arguments.
 
-    It gives nothing back, so that no number can depend on it.
+    A debugging callback returns nothing, so that no number can depend on it.
     """
     cells = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
     parts = tuple(_Same(cell) if callable(cell) else _value(cell) for cell in cells)
     return {"callback": _Key((callback.__code__, parts))} if cells else {}
-
-
-def _jvp_rule(
-    inside: tuple[str, ...], call_jaxpr: Any, jvp_jaxpr_fun: Any, num_consts: int, **_: Any
-) -> dict[str, Any]:
-    count = len(call_jaxpr.in_avals) - num_consts
-    rule = jvp_jaxpr_fun.call_wrapped(*[False] * count)
-    _check_consts(rule[1])
-    return {"jvp_jaxpr_fun": _Key(_value(tuple(rule), inside))}
-
-
-def _vjp_rules(
-    inside: tuple[str, ...],
-    call_jaxpr: Any,
-    fwd_jaxpr_thunk: Any,
-    bwd: Any,
-    num_consts: int,
-    out_trees: Any,
-    **_: Any,
-) -> dict[str, Any]:
-    fwd, consts = fwd_jaxpr_thunk.call_wrapped(*[True] * (len(call_jaxpr.in_avals) - num_consts))
-    outputs = iter([var.aval for var in fwd.outvars])
-    residuals = [next(outputs) if index is None else call_jaxpr.in_avals[index] for index in out_trees()[2]]
-    cotangents = [aval.to_ct_aval() for aval in call_jaxpr.out_avals]
-    constant: list[Any] = []
-
-    def backward(*leaves: Any) -> list[Any]:
-        results = bwd.call_wrapped(*leaves)
-        constant[:] = [None if isinstance(r, jax.Array) else (type(r), r.aval) for r in results]
-        return [r for r in results if isinstance(r, jax.Array)]
-
-    traced = jax.make_jaxpr(backward)(*residuals, *cotangents)
-    _check_consts([*consts, *traced.consts])
-    rules = {"fwd_jaxpr_thunk": (fwd, consts), "bwd": (traced, constant), "out_trees": out_trees()}
-    return {name: _Key(_value(rule, inside)) for name, rule in rules.items()}
-
-
-def _check_consts(consts: Any) -> None:
-    trace = _TRACE.get()
-    if trace is not None and any(isinstance(c, jax.core.Tracer) and c._trace is trace for c in consts):
-        raise _Leak

@@ -1,14 +1,14 @@
-"""Epistemic and aleatoric uncertainty of a prediction: what a user calls.
+"""Epistemic and aleatoric uncertainty of predictions: the function that a user calls.
 
-The equation. With the margin m = log p_c − log(1 − p_c) (the log-odds of class c) and
+With the margin m = log p_c − log(1 − p_c) (the log-odds of class c) and
 a = p_c(1 − p_c), the chain rule gives ∇p_c = a ∇m, hence
 
     aleatoric = a,    epistemic = gᵀΣg = a² · ∇mᵀ Σ ∇m,    g = ∇_θ p_c.
 
-Differentiating m and not p_c is exact and keeps the digits where a probability saturates: in
-float32 σ(20) is 1 and its automatic derivative 0, while a = σ(m)σ(−m) ≈ 2·10⁻⁹ is right. The product is taken as
-a · (a · ∇mᵀΣ∇m), for a² leaves float32 where the product does not, and its logarithm from
-log a = −|m| − 2 log(1 + e^−|m|), which never does.
+Differentiating m in place of p_c is exact and keeps the digits where a probability saturates: in float32 σ(20) is 1
+and its automatic derivative is 0, while a = σ(m)σ(−m) ≈ 2·10⁻⁹ is right. The product is computed as
+a · (a · ∇mᵀΣ∇m), because a² underflows in float32 where the product does not. Its logarithm is computed from
+log a = −|m| − 2 log(1 + e^−|m|), which never underflows.
 
 Source: "An Isotropic Approach to Efficient Uncertainty Quantification with Gradient Norms",
 arXiv 2603.29466; the factorisation through the margin is ours.
@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks, _memory, sharding
-from isouq._frozen import Frozen, first_row, freeze
+from isouq._predict import check_predict, check_target, margin, predicted_class
 from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
@@ -36,15 +35,14 @@ ENGINES = ("jaxpr", "vmap")
 class Uncertainty(NamedTuple):
     """The two uncertainties of n predictions; every field has shape `[n]`.
 
-    epistemic: gᵀΣg, ‖g‖² without a covariance (units: probability² per parameter²; for regression
-        output² per parameter²). Ranks inputs of one model; has no scale across models.
-    aleatoric: p_c(1 − p_c), between 0 and ¼. None for regression, where a predicted mean says
-        nothing of the noise.
+    epistemic: gᵀΣg, or ‖g‖² without a covariance (units: probability² per parameter²; for regression output² per
+        parameter²). It ranks the inputs of one model and has no scale across models.
+    aleatoric: p_c(1 − p_c), between 0 and ¼. None for regression, where a predicted mean says nothing about the noise.
     probability: p_c; for regression the predicted mean.
-    target: the class c that was differentiated; None for regression.
-    log_epistemic: the natural logarithm of epistemic, right where epistemic itself underflows to 0 (in float32 from
-        a margin of about 50 on), so that a ranking by it has no such ties; −inf where ∇m = 0 (or, in float32, where
-        ‖∇m‖² < 10⁻³⁸), and where p_c is exactly 0 or 1 because all other logits, or that of c, are −inf.
+    target: the class c whose probability was differentiated; None for regression.
+    log_epistemic: the natural logarithm of epistemic. It is right where epistemic itself underflows to 0 (in float32
+        from a margin of about 50 on), so that a ranking by it has no such ties. It is −inf where ∇m = 0 (or, in
+        float32, where ‖∇m‖² < 10⁻³⁸), and where p_c is exactly 0 or 1 because all other logits, or that of c, are −inf.
     """
 
     epistemic: Float[Array, " n"]
@@ -54,38 +52,12 @@ class Uncertainty(NamedTuple):
     log_epistemic: Float[Array, " n"]
 
 
-def margin(outputs: Array, target: Any, kind: str) -> Float[Array, ""]:
-    """The scalar of ONE prediction that is differentiated.
-
-    Binary (`outputs` a logit `[]` or `[1]` of class 1) and multiclass (`[classes]`): the log-odds
-    log p_c − log(1 − p_c) of class c = `target`. Regression (`[]` or `[1]`): the predicted mean.
-    """
-    if kind == "multiclass":
-        others = jnp.where(jnp.arange(outputs.shape[-1]) == target, -jnp.inf, outputs)
-        known = (target >= 0) & (target < outputs.shape[-1])  # under jit a label cannot be checked: NaN, not a guess
-        certain = jnp.all(others == -jnp.inf)  # all other classes are masked: a constant, whose gradient is 0, not NaN
-        odds = outputs[target] - jax.nn.logsumexp(jnp.where(certain, 0, others))
-        return jnp.where(known, jnp.where(certain, jnp.where(jnp.isnan(odds), odds, jnp.inf), odds), jnp.nan)
-    scalar = outputs.reshape(())
-    if kind == "regression":
-        return scalar
-    return jnp.where(target == 1, scalar, -scalar)
-
-
-def predicted_class(outputs: Array, kind: str) -> Int[Array, ""] | None:
-    """Argmax of the class probabilities of ONE prediction (a binary tie at logit 0 is class 0)."""
-    if kind == "multiclass":
-        return jnp.argmax(outputs, axis=-1).astype(jnp.int32)
-    if kind == "binary":
-        return (outputs.reshape(()) > 0).astype(jnp.int32)
-    return None
-
-
 def uncertainty(
     predict: Callable,
     params: Any,
     xs: Any,
     kind: str,
+    *,
     target: Any = None,
     covariance: Any = None,
     batch_size: int | None = None,
@@ -93,46 +65,47 @@ def uncertainty(
     engine: str = "jaxpr",
     devices: Any = None,
 ) -> Uncertainty:
-    """Epistemic gᵀΣg and aleatoric p(1 − p) uncertainty of every prediction, exactly.
+    """Return the epistemic uncertainty gᵀΣg and the aleatoric uncertainty p(1 − p) of every prediction, exactly.
 
     Args:
         predict: `predict(params, x) -> outputs` of ONE example: logits `[classes]` (multiclass),
-            a logit `[]` of class 1 (binary), a mean `[]` (regression). Any callable of JAX code, traced anew at every
-            call: whatever it reads from outside is what it is now.
-        params: any pytree of floating arrays; the gradient is taken with respect to all of it. A complex one counts as
-            its real and imaginary parts (without a covariance, or with `Identity`).
+            a logit `[]` of class 1 (binary), a mean `[]` (regression). Any callable of JAX code. It is traced anew at
+            every call, so that it reads the present values of globals and attributes.
+        params: any pytree of floating arrays; the gradient is taken with respect to all of it. A complex array counts
+            as its real and imaginary parts (without a covariance, or with `Identity`).
         xs: inputs with a leading axis n (an array or a pytree of arrays).
         kind: "binary", "multiclass" or "regression".
         target: class labels `[n]`, or one label for all; by default the predicted class of each.
         covariance: Σ of the parameters (see `isouq.covariance`); None is the identity, the paper's
             isotropic choice.
-        batch_size: inputs scored at a time; bounds memory to that of batch_size inputs. By default all
-            at once. Changes no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict
-            with a primitive that cannot be batched, such as `jax.lax.ragged_dot`.
-        max_bytes: memory that scoring may take beside params, xs and the result, in bytes; the largest
-            batch_size that the compiled program says it can keep to is found (a few compilations, once per
-            shape) and used. Not under `jax.jit`, and not together with batch_size.
+        batch_size: number of inputs that are scored at a time, which bounds the memory; by default all. It changes
+            no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict with a primitive that
+            cannot be batched, such as `jax.lax.ragged_dot`.
+        max_bytes: memory that scoring may take beside params, xs and the result, in bytes. The largest batch_size
+            whose compiled program keeps to it is used, after a few compilations for each shape. It cannot be given
+            under `jax.jit`, nor together with batch_size.
         engine: "jaxpr" reads the norms off a backward pass (see `isouq.grad_sq_norm`); "vmap" forms every
             gradient, as a check.
-        devices: a list of devices that share the inputs, such as `jax.local_devices()`; each gets a copy of params,
-            and batch_size and max_bytes hold for each. By default the arrays stay where they are: one device, or
-            those of `isouq.sharding`. Several GPUs share the time; the cores of one CPU device do so by themselves.
+        devices: a list of devices that share the inputs, such as `jax.local_devices()`. Each gets a copy of params,
+            and batch_size and max_bytes apply to each. By default the arrays stay where they are: on one device, or
+            where `isouq.sharding` put them. The cores of one CPU device share the work without this.
 
     Returns:
         `Uncertainty(epistemic, aleatoric, probability, target, log_epistemic)`, each `[n]`; float32 for bfloat16
         parameters, else the dtype of the outputs.
 
     Raises:
-        ValueError: a wrong shape, NaN in params or xs, an unknown kind or label; one line that says what to do.
-            An input whose outputs are NaN gets NaN and stops nothing. A max_bytes that not even one
-            input fits in: the message says what is needed and what would fit.
+        ValueError: a wrong shape, NaN in params or xs, an unknown kind or label, or a max_bytes that is too small for
+            one input. The message is one line that says what to do. An input whose outputs are NaN is no error: its
+            uncertainties are NaN.
 
-    Cost: one forward and one backward pass an input, mostly less than a training step; memory batch_size ×
-    activations (`isouq.explain` shows more). With "vmap", a `Dense` covariance or one of your own:
-    batch_size × (parameters + activations). Compiles once for a shape and for what predict computes: an equal
-    function, such as a new lambda around the same code, uses the program again, with other arrays too; another
-    Python number is another program. Beside that a call traces predict, below 2 ms for a small MLP and about 20 µs
-    an operation. In a hot loop compile the call, which freezes predict as `jax.jit` does; 0.1 ms a call remain:
+    Cost: one forward and one backward pass for each input, mostly less than a training step, and the memory of
+    batch_size × activations (`isouq.explain` shows more). With "vmap", with a `Dense` covariance or with one of your
+    own: batch_size × (parameters + activations). The program is compiled once for a shape and for what predict
+    computes: a function that computes the same, such as a new lambda around the same code, uses it again, with other
+    arrays too; another Python number makes another program. Each call also traces predict, in less than 2 ms for a
+    small MLP and about 20 µs for each operation. In a loop compile the call, which freezes predict as `jax.jit` does
+    and takes 0.1 ms a call:
 
     >>> score = jax.jit(functools.partial(isouq.uncertainty, predict, kind="multiclass"))  # doctest: +SKIP
     >>> score(params, xs)  # doctest: +SKIP
@@ -159,12 +132,12 @@ def uncertainty(
     predict, num_classes = check_predict(predict, params, xs, kind)
     engine = engine if predict.traceable else "vmap"
     if target is not None:
-        target = _check_target(target, size, kind, num_classes)
+        target = check_target(target, size, kind, num_classes)
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
-        mine, labels = (xs, target) if devices is None else _share((xs, target), share)
-        args = (predict, params, mine, labels, covariance, kind)
+        rows, labels = (xs, target) if devices is None else _share((xs, target), share)
+        args = (predict, params, rows, labels, covariance, kind)
         batch_size = _memory.batch_size(_estimate, args, engine, max_bytes)
     try:
         if devices is None:
@@ -194,7 +167,7 @@ def _estimate_over(
     engine: str,
     mesh: jax.sharding.Mesh,
 ) -> Uncertainty:
-    """`_estimate` of each device's inputs by itself, so that a batch never crosses devices."""
+    """Return `_estimate` of the inputs of each device by itself, so that a batch never crosses devices."""
     rows, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
     estimate = partial(_estimate, kind=kind, batch_size=batch_size, engine=engine)
     specs = (whole, whole, rows, rows, whole)
@@ -213,6 +186,8 @@ def _estimate(
     batch_size: int | None,
     engine: str,
 ) -> Uncertainty:
+    """Return the uncertainty of every row of xs; the compiled part of `uncertainty`."""
+
     def one(x: Any, label: Array | None) -> Uncertainty:
         def scalar(theta: Any) -> tuple[Array, Array | None]:
             outputs = predict(theta, x)
@@ -238,7 +213,7 @@ def _estimate(
 def _value_and_quadratic(
     scalar: Callable, params: Any, covariance: Covariance | None, engine: str
 ) -> tuple[Any, Array]:
-    """`((value, aux), gᵀΣg)` of a scalar with aux; without the gradient where engine and covariance allow."""
+    """Return `((value, aux), gᵀΣg)` of a scalar with aux; no gradient is formed where engine and covariance allow."""
     if engine == "jaxpr" and covariance is None:
         return value_and_grad_sq_norm(scalar, has_aux=True)(params)
     if engine == "jaxpr" and isinstance(covariance, StructuredCovariance):
@@ -250,13 +225,14 @@ def _value_and_quadratic(
 
 
 def _share(tree: Any, rows: int) -> Any:
-    """Shapes of the rows that one device gets."""
+    """Return the shapes of the rows that one device gets."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *jnp.shape(leaf)[1:]), jax.dtypes.result_type(leaf)), tree
     )
 
 
 def _check_covariance(covariance: Any, params: Any) -> None:
+    """Raise unless the covariance fits the parameters."""
     if covariance is None:
         return
     if isinstance(covariance, type) or not hasattr(covariance, "quadratic"):
@@ -268,75 +244,3 @@ def _check_covariance(covariance: Any, params: Any) -> None:
         _checks.real_leaves("params", params, " with a covariance other than Identity")
     if isinstance(covariance, StructuredCovariance):
         covariance.forms(params)
-
-
-def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> tuple[Frozen, int | None]:
-    """`predict` of one row of xs, frozen, and its number of classes; raises unless it fits the kind."""
-    example = first_row(xs)
-    try:
-        frozen = freeze(predict, params, example)
-    except Exception as error:
-        if not callable(predict):
-            raise
-        shapes = jax.tree.map(lambda e: e.shape, example)
-        reason = _checks.first_line(error)
-        hint = "; for one input, give xs a leading axis: xs[None]" if () in jax.tree.leaves(shapes, _is_shape) else ""
-        if type(error).__name__ in ("ModifyScopeVariableError", "InvalidRngError"):  # Flax, whose reasons these are
-            hint = (
-                "; dropout and batch normalisation must be off: from_linen(module, variables, train=False) or alike; "
-                "a collection of your own that the call writes: mutable=[its name]"
-            )
-        if reason.startswith(("No `deterministic`", "No `use_running_average`")):  # of Flax's NNX
-            hint = "; call module.eval() before models.from_nnx(module)"
-        raise ValueError(f"predict(params, x) failed on one example of shape {shapes}: {reason}{hint}") from error
-    return frozen, _num_classes(frozen.outputs, kind)
-
-
-def _num_classes(outputs: Any, kind: str) -> int | None:
-    shape, dtype = getattr(outputs, "shape", None), getattr(outputs, "dtype", jnp.float32)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"predict returned {dtype}{list(outputs.shape)} for one example; expected floating outputs "
-            "(logits or a mean, no label and no argmax)"
-        )
-    if kind == "multiclass":
-        if shape is None or len(shape) != 1 or shape[0] < 2:
-            raise ValueError(
-                f"predict returned {_describe(outputs)} for one example; multiclass expects logits "
-                "[classes] with at least two classes (predict takes ONE example, without a batch axis)"
-            )
-        return int(shape[0])
-    if shape not in ((), (1,)):
-        hint = "; for two logits use kind='multiclass'" if kind == "binary" else ""
-        raise ValueError(
-            f"predict returned {_describe(outputs)} for one example; {kind} expects a scalar [] "
-            f"(predict takes ONE example, without a batch axis){hint}"
-        )
-    return 2 if kind == "binary" else None
-
-
-def _is_shape(node: Any) -> bool:
-    return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
-
-
-def _describe(outputs: Any) -> str:
-    shape = getattr(outputs, "shape", None)
-    return f"a {type(outputs).__name__}" if shape is None else f"shape {tuple(shape)}"
-
-
-def _check_target(target: Any, size: int, kind: str, num_classes: int | None) -> Array:
-    if kind == "regression":
-        raise ValueError("target was given for regression; it names a class, so leave it out")
-    target = jnp.asarray(target)
-    if not jnp.issubdtype(target.dtype, jnp.integer):
-        raise ValueError(f"target is {target.dtype}; expected integer class labels")
-    if target.shape not in ((), (size,)):
-        raise ValueError(f"target has shape {target.shape}; expected [] or ({size},), one label an input")
-    if not _checks.is_traced(target):
-        labels = np.asarray(target)
-        if labels.min() < 0 or labels.max() >= (num_classes or 2):
-            raise ValueError(
-                f"target holds labels from {labels.min()} to {labels.max()}; expected 0 to {(num_classes or 2) - 1}, "
-                "counted from 0"
-            )
-    return jnp.broadcast_to(target, (size,)).astype(jnp.int32)

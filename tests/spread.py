@@ -21,7 +21,7 @@ DEVICES = {"one": 1, "eight": 8, "host": 2}
 KILLED_AFTER = {"one": 1, "eight": 3}  # blocks
 BLOCKS = 4  # of a run: two of warm-up, two of draws
 CHAINS = 5  # one round on eight devices, three on two
-SETTINGS = {"num_warmup": 103, "num_draws": 53, "thin": 2, "num_leapfrog": 5, "verdict": False}
+SETTINGS = {"num_warmup": 103, "num_draws": 53, "thin": 2, "num_integration_steps": 5}
 
 
 def predict(params, x):
@@ -52,15 +52,17 @@ def one(tree):
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def reference(chains=CHAINS, **options):
+def reference(chains=CHAINS, settings=SETTINGS, **options):
     """The run that every process makes."""
-    from isouq.posterior import LogDensity, Margins, sample_reference  # BlackJAX would use JAX before a host is one
+    # BlackJAX would use JAX before a host is one
+    from isouq.posterior import LogDensity, Margins, Sampling, sample_reference
 
     inits, xs = network(jnp.float32)
     inits = jax.tree.map(lambda leaf: leaf[:chains], inits)
     log_density = LogDensity.of(predict, one(inits), xs, np.int32(xs[:, 0] * xs[:, 1] > 0), "binary")
     record = Margins(predict, xs[:11], jnp.ones(11, jnp.int32), "binary")
-    return sample_reference(log_density, inits, jax.random.key(0), record=record, **(SETTINGS | options))
+    key, sampling = jax.random.key(0), Sampling(**settings)
+    return sample_reference(log_density, inits, key, sampling=sampling, record=record, verdict=False, **options)
 
 
 def numbers(reference):

@@ -1,5 +1,6 @@
 """Bad input: one line that names what was given and says what to do, before anything long starts."""
 
+import dataclasses
 import inspect
 import re
 
@@ -45,8 +46,11 @@ def chains(n=4):
 
 
 def sample(inits=None, **kwargs):
-    settings = {"num_draws": 10, "num_warmup": 10, "num_leapfrog": 2} | kwargs
-    return posterior.sample_reference(density(), chains() if inits is None else inits, KEY, **settings)
+    names = [field.name for field in dataclasses.fields(posterior.Sampling)]
+    settings = {"num_draws": 10, "num_warmup": 10, "num_integration_steps": 2}
+    settings |= {name: kwargs.pop(name) for name in names if name in kwargs}
+    sampling = posterior.Sampling(**settings)
+    return posterior.sample_reference(density(), chains() if inits is None else inits, KEY, sampling=sampling, **kwargs)
 
 
 def numpyro(inits=None, **kwargs):
@@ -312,11 +316,17 @@ CASES = {
     "no draws": (lambda: sample(num_draws=0), r"num_draws is 0; expected a whole number of at least 1"),
     "no warm-up": (lambda: sample(num_warmup=0), r"num_warmup is 0; expected a whole number of at least 10"),
     "thin zero": (lambda: sample(thin=0), r"thin is 0; expected a whole number of at least 1"),
-    "no leapfrog steps": (lambda: sample(num_leapfrog=0), r"num_leapfrog is 0; expected a whole number"),
-    "acceptance one": (lambda: sample(target_acceptance=1.0), r"target_acceptance is 1\.0; expected a number below 1"),
+    "no leapfrog steps": (
+        lambda: sample(num_integration_steps=0),
+        r"num_integration_steps is 0; expected a whole number",
+    ),
+    "acceptance one": (
+        lambda: sample(target_acceptance_rate=1.0),
+        r"target_acceptance_rate is 1\.0; expected a number below 1",
+    ),
     "acceptance zero": (
-        lambda: sample(target_acceptance=0.0),
-        r"target_acceptance is 0\.0; expected a finite number above 0",
+        lambda: sample(target_acceptance_rate=0.0),
+        r"target_acceptance_rate is 0\.0; expected a finite number above 0",
     ),
     "sampler unknown": (lambda: sample(sampler="gibbs"), r"sampler is 'gibbs'; expected one of 'hmc', 'nuts'"),
     "inits nan": (

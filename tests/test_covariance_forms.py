@@ -107,7 +107,7 @@ def test_generated_networks(widths, features, name, seed):
 
     def scores(*args):
         return [
-            isouq.uncertainty(predict, *args[:2], "multiclass", 1, args[2], engine=engine).epistemic
+            isouq.uncertainty(predict, *args[:2], "multiclass", target=1, covariance=args[2], engine=engine).epistemic
             for engine in ("jaxpr", "vmap")
         ]
 
@@ -122,7 +122,9 @@ def by_every_way(f, params, examples, kind):
     def scores(params, examples, forms):
         engines = {
             engine: {
-                name: isouq.uncertainty(f, params, examples, kind, target, forms[name], engine=engine).epistemic
+                name: isouq.uncertainty(
+                    f, params, examples, kind, target=target, covariance=forms[name], engine=engine
+                ).epistemic
                 for name in names
             }
             for engine, names in {"jaxpr": forms, "vmap": ["narrowed"]}.items()

@@ -159,7 +159,9 @@ def test_a_vocabulary_of_30_000_words(side):
     np.testing.assert_array_equal(np.delete(variances, seen, axis=0), 1.0)  # never looked up: the prior
     assert (variances[seen].min(axis=1) < 0.999).all()
     fast, slow = (
-        isouq.uncertainty(log_density.predict, params, log_density.xs, "multiclass", 1, covariance, engine=engine)
+        isouq.uncertainty(
+            log_density.predict, params, log_density.xs, "multiclass", target=1, covariance=covariance, engine=engine
+        )
         for engine in ("jaxpr", "vmap")
     )
     np.testing.assert_allclose(fast.epistemic, slow.epistemic, rtol=1e-5)

@@ -22,7 +22,7 @@ from experiments.domains.tiny_encoder import write_tiny
 from experiments.run.errors import RunError
 from experiments.run.job import Result
 from experiments.run.store import Store
-from isouq._uncertainty import margin
+from isouq._predict import margin
 from isouq.covariance import laplace
 from isouq.posterior import LogDensity
 

@@ -16,7 +16,7 @@ import isouq
 from isouq import models
 from isouq._frozen import first_row, freeze
 from isouq._uncertainty import _estimate
-from isouq.posterior import LogDensity, Margins, fit_map, sample_reference
+from isouq.posterior import LogDensity, Margins, Sampling, fit_map, sample_reference
 
 W = jax.random.normal(jax.random.key(0), (5, 3))
 XS = jax.random.normal(jax.random.key(1), (4, 5))
@@ -270,7 +270,7 @@ def test_the_rest_of_the_library_reads_predict_anew(change):
     model = Temperature()
     density = LogDensity.of(model.predict, W, XS, YS, "multiclass")
     inits = jnp.stack([W, W])
-    options = {"num_draws": 4, "num_warmup": 10, "num_leapfrog": 2, "verdict": False}
+    options = {"sampling": Sampling(4, 10, 2), "verdict": False}
 
     def answers(predict, density):
         record = Margins(predict, XS, YS, "multiclass")

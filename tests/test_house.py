@@ -72,13 +72,27 @@ def test_the_engine_knows_itself_alone():
         assert own(path) == under(own(path), "isouq.gradnorm"), path
 
 
+INSIDE_OF_JAXPRS = {
+    "_src", "_trace", "call_wrapped", "constvars", "ctx", "eqns", "inner_aval", "invars", "outvars", "primitive"
+}  # fmt: skip
+
+
+def test_one_file_touches_the_inside_of_jaxprs():
+    def touches(path):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        return under(imported(path), "jax._src", "jax.extend", "jax.interpreters") or attributes & INSIDE_OF_JAXPRS
+
+    assert [path.name for path in PACKAGE.rglob("*.py") if touches(path)] == ["_jaxpr.py"]
+
+
 def test_statistics_and_figures_know_nobody():
     assert own(PACKAGE / "stats.py") == set()
     for path in (PACKAGE / "plots").glob("*.py"):
         assert own(path) == under(own(path), "isouq.stats", "isouq.plots"), path
 
 
-@pytest.mark.parametrize("name", ["covariance", "_uncertainty", "models", "problems", "_checks"])
+@pytest.mark.parametrize("name", ["covariance", "_uncertainty", "_predict", "density", "models", "problems", "_checks"])
 def test_the_estimate_does_not_know_the_posterior(name):
     for path in (PACKAGE / f"{name}.py", *(PACKAGE / name).glob("*.py")):
         assert not path.exists() or not under(own(path), "isouq.posterior", "isouq.plots")

@@ -119,7 +119,7 @@ def test_a_checkpoint_costs_nothing_but_a_warning(two, tmp_path):
             got = spread.reference(**({"checkpoint": path, "checkpoint_seconds": 1e-9} | other))
         assert len(told) == 1
         assert "\n" not in str(told[0].message)
-        if "num_leapfrog" not in other:
+        if "settings" not in other:
             np.testing.assert_equal(spread.numbers(got), two)
 
     def stops(share):
@@ -128,7 +128,10 @@ def test_a_checkpoint_costs_nothing_but_a_warning(two, tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         spread.reference(checkpoint=path, checkpoint_seconds=1e-9, progress=stops)
     whole = path.read_bytes()
-    check(r"belongs to another run; it is now run\.npz\.unused; starting anew", num_leapfrog=4)
+    check(
+        r"belongs to another run; it is now run\.npz\.unused; starting anew",
+        settings=spread.SETTINGS | {"num_integration_steps": 4},
+    )
     assert aside.read_bytes() == whole
     foreign = io.BytesIO()
     np.savez(foreign, mark=np.array([print], object), blocks=1)
@@ -165,7 +168,7 @@ def test_blocks_hold_everything_once():
         assert filled.shape == (blocks.count, blocks.size)
         assert blocks.size <= most
         np.testing.assert_array_equal(filled[filled > 0], np.arange(1, total + 1))
-        assert blocks.done(blocks.count) == total
+        assert blocks.size_of_first(blocks.count) == total
 
 
 def test_padding_repeats_the_first_row():

@@ -1,6 +1,7 @@
 """The reference posterior: right on what is known, the same twice, compiled once, spread over devices."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from isouq._uncertainty import uncertainty
 from isouq.posterior import (
     LogDensity,
     Margins,
+    Sampling,
     _blackjax,
     _sampling,
     fit_map,
@@ -51,9 +53,10 @@ def case(name, *, seed=0, n=60, width=None, resolution=12, sigma=1.0, starts=4):
 @pytest.mark.parametrize("sampler", ["hmc", "nuts"])
 def test_a_gaussian_is_sampled_right(sampler):
     got = sample_reference(
-        gaussian, chains(), jax.random.key(0), num_draws=1000, num_warmup=200, num_leapfrog=8, sampler=sampler
+        gaussian, chains(), jax.random.key(0), sampling=Sampling(1000, 200, num_integration_steps=8, sampler=sampler)
     )
-    draws = np.stack([got.predictions["a"], got.predictions["b"]], axis=-1)
+    assert got.predictions is None
+    draws = np.stack([got.draws["a"], got.draws["b"]], axis=-1)
     assert draws.shape == (4, 1000, 2)
     a, b = np.moveaxis(draws.astype(float) - [1, -2], -1, 0)
     moments = ((a, 0.0), (b, 0.0), (a * a, 1.0), (a * b, 0.8), (b * b, 2.0))
@@ -72,9 +75,7 @@ def test_a_gaussian_is_sampled_right(sampler):
 
 def test_gold_case():
     data, log_density, fit, record = case("regression/linear", n=200, resolution=50)
-    got = sample_reference(
-        log_density, fit.params, jax.random.key(0), record=record, num_draws=1000, num_warmup=300, num_leapfrog=30
-    )
+    got = sample_reference(log_density, fit.params, jax.random.key(0), sampling=Sampling(1000, 300, 30), record=record)
     exact = linear_regression(data.xs, data.ys, noise=0.3).predictive_variance(record.xs)
     variance = got.predictions.var(axis=(0, 1))
     assert stats.pearson(exact, variance) >= 0.99
@@ -84,11 +85,12 @@ def test_gold_case():
 
 def test_same_key_same_numbers_and_the_shape_of_what_is_kept():
     _, log_density, fit, record = case("binary/xor")
-    options = {"record": record, "num_draws": 30, "num_warmup": 20, "num_leapfrog": 5, "thin": 2}
+    options = {"record": record, "sampling": Sampling(30, 20, 5, thin=2)}
     shares = []
     first = sample_reference(log_density, fit.params, jax.random.key(0), progress=shares.append, **options)
     again = sample_reference(log_density, fit.params, jax.random.key(0), **options)
     other = sample_reference(log_density, fit.params, jax.random.key(1), **options)
+    assert first.draws is None
     assert first.predictions.shape == (4, 30, 144)
     np.testing.assert_array_equal(first.predictions, again.predictions)
     assert not np.array_equal(first.predictions, other.predictions)
@@ -99,20 +101,19 @@ def test_same_key_same_numbers_and_the_shape_of_what_is_kept():
 
 
 def test_compiles_once_for_a_shape():
-    options = {"num_draws": 40, "num_warmup": 20, "num_leapfrog": 5, "verdict": False}
+    sampling = Sampling(40, 20, 5)
     _, log_density, fit, record = case("binary/xor", width=3)
-    sample_reference(log_density, fit.params, jax.random.key(0), record=record, **options)
+    sample_reference(log_density, fit.params, jax.random.key(0), sampling=sampling, record=record, verdict=False)
     programs = (_sampling._start, _sampling._warm_up, _sampling._draw)
     compiled = [program._cache_size() for program in programs]
     for seed in (1, 2):  # other data, other prior, other key, other trajectory lengths: one shape
         _, log_density, fit, record = case("binary/xor", width=3, seed=seed, sigma=1.0 + seed)
-        sample_reference(
-            log_density, fit.params, jax.random.key(seed), record=record, **(options | {"num_leapfrog": 4 + seed})
-        )
+        other = replace(sampling, num_integration_steps=4 + seed)
+        sample_reference(log_density, fit.params, jax.random.key(seed), sampling=other, record=record, verdict=False)
     # blocks and rounds are runs of the same programs: 3 chains on 2 devices take two rounds
     three = jax.tree.map(lambda leaf: leaf[:3], fit.params)
-    longer = options | {"num_draws": 120}
-    sample_reference(log_density, three, jax.random.key(0), record=record, **longer)
+    longer = replace(sampling, num_draws=120)
+    sample_reference(log_density, three, jax.random.key(0), sampling=longer, record=record, verdict=False)
     assert [program._cache_size() for program in programs] == [compiled[0], compiled[1], compiled[2] + 1]
 
 
@@ -131,7 +132,7 @@ def test_double_precision_gives_the_same_map():
             lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (log_density, fit.params, record)
         )
         got = sample_reference(
-            cast[0], cast[1], jax.random.key(0), record=cast[2], num_draws=1000, num_warmup=300, num_leapfrog=20,
+            cast[0], cast[1], jax.random.key(0), sampling=Sampling(1000, 300, 20), record=cast[2],
             map_scale=lambda m: probabilities(m, "binary"),
         )  # fmt: skip
         assert got.predictions.dtype == dtype
@@ -151,31 +152,28 @@ def test_probabilities_keep_small_digits():
 
 
 def test_thin_keeps_every_second_draw():
-    options = {"num_warmup": 10, "num_leapfrog": 3}
-    every = sample_reference(gaussian, chains(), jax.random.key(0), num_draws=40, **options)
-    second = sample_reference(gaussian, chains(), jax.random.key(0), num_draws=20, thin=2, **options)
-    assert second.predictions["a"].shape == (4, 20)
-    np.testing.assert_allclose(second.predictions["a"], every.predictions["a"][:, 1::2], rtol=1e-5)
+    every = sample_reference(gaussian, chains(), jax.random.key(0), sampling=Sampling(40, 10, 3))
+    second = sample_reference(gaussian, chains(), jax.random.key(0), sampling=Sampling(20, 10, 3, thin=2))
+    assert second.draws["a"].shape == (4, 20)
+    np.testing.assert_allclose(second.draws["a"], every.draws["a"][:, 1::2], rtol=1e-5)
     assert second.cost == every.cost
     np.testing.assert_allclose(second.divergent, every.divergent)
 
 
-def test_progress_is_told_block_by_block():
+def test_progress_is_reported_block_by_block():
     shares = []
-    got = sample_reference(
-        gaussian, chains(2), jax.random.key(0), num_draws=300, num_warmup=100, num_leapfrog=2, progress=shares.append
-    )
+    sampling = Sampling(300, 100, 2)
+    got = sample_reference(gaussian, chains(2), jax.random.key(0), sampling=sampling, progress=shares.append)
     np.testing.assert_allclose(shares, [0.25, 0.5, 0.75, 1.0])
-    a = np.asarray(got.predictions["a"])
+    a = np.asarray(got.draws["a"])
     assert not np.array_equal(a[:, :100], a[:, 100:200])  # every block has keys of its own
     assert len(np.unique(a[0])) > 200
 
 
 def test_gradients_are_those_of_one_jittered_length_in_every_chain():
-    options = {"num_draws": 30, "num_warmup": 20, "thin": 3}
     counts = []
     for leapfrog, low, high in ((1, 1, 1), (5, 3, 7), (8, 4, 12)):
-        got = sample_reference(gaussian, chains(), jax.random.key(0), num_leapfrog=leapfrog, **options)
+        got = sample_reference(gaussian, chains(), jax.random.key(0), sampling=Sampling(30, 20, leapfrog, thin=3))
         transitions = 4 * (20 + 30 * 3)
         assert got.cost.transitions == transitions
         assert transitions * low <= got.cost.gradient_evaluations <= transitions * high
@@ -197,7 +195,8 @@ def test_a_plain_function_is_compiled_once_for_a_shape():
         log_density = LogDensity.of(predict, inits[0], data.xs, data.ys, "binary", sigma=1.0 + seed)
         record = Margins(predict, data.xs, jnp.ones(40, jnp.int32), "binary")
         traces.clear()  # the check of predict's shape traces too
-        got = sample_reference(log_density, inits, jax.random.key(seed), record=record, num_draws=200, num_warmup=10)
+        sampling = Sampling(num_draws=200, num_warmup=10)
+        got = sample_reference(log_density, inits, jax.random.key(seed), sampling=sampling, record=record)
         assert got.predictions.shape == (4, 200, 40)
         return len(traces)
 
@@ -215,19 +214,20 @@ def test_chains_are_where_the_layout_puts_them_and_equal_those_of_one_device(mon
         return states[-1]
 
     monkeypatch.setattr(_sampling, "_warm_up", spy)
-    options = {"num_draws": 10, "num_warmup": 10, "num_leapfrog": 3}
-    many = sample_reference(gaussian, chains(3), jax.random.key(0), **options)
+    sampling = Sampling(10, 10, 3)
+    many = sample_reference(gaussian, chains(3), jax.random.key(0), sampling=sampling)
     assert len(states) == 2
     assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(states))
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    one = sample_reference(gaussian, chains(3), jax.random.key(0), **options)
+    one = sample_reference(gaussian, chains(3), jax.random.key(0), sampling=sampling)
     assert len(states) == 5
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(states[2:]))
-    together = sample_reference(gaussian, chains(3), jax.random.key(0), chains_at_once=3, **options)
+    at_once = replace(sampling, chains_at_once=3)
+    together = sample_reference(gaussian, chains(3), jax.random.key(0), sampling=at_once)
     assert len(states) == 6
     for name in ("a", "b"):
-        np.testing.assert_array_equal(one.predictions[name], many.predictions[name])
-        np.testing.assert_allclose(one.predictions[name], together.predictions[name], rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(one.draws[name], many.draws[name])
+        np.testing.assert_allclose(one.draws[name], together.draws[name], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(one.step_size, many.step_size)
 
 
@@ -235,18 +235,17 @@ def test_divergences_are_counted():
     def cliff(x):  # the gradient explodes at the wall, and the step size stays too large for it
         return jnp.where(jnp.abs(x) < 1, -0.5 * x**2, -1e6 * (jnp.abs(x) - 1))
 
-    got = sample_reference(
-        cliff, jnp.linspace(-0.5, 0.5, 4), jax.random.key(0), num_draws=100, num_warmup=10, target_acceptance=0.05
-    )
+    sampling = Sampling(num_draws=100, num_warmup=10, target_acceptance_rate=0.05)
+    got = sample_reference(cliff, jnp.linspace(-0.5, 0.5, 4), jax.random.key(0), sampling=sampling)
     assert 0 < got.divergent <= 1
     assert got.verdict is None
 
 
-def test_the_record_is_not_judged_when_told_not_to():
+def test_without_a_verdict_the_predictions_are_the_same():
     def record(params):
         return jnp.stack([params["a"], params["b"], params["a"] - params["b"]])
 
-    options = {"record": record, "num_draws": 20, "num_warmup": 10, "num_leapfrog": 2}
+    options = {"record": record, "sampling": Sampling(20, 10, 2)}
     quiet = sample_reference(gaussian, chains(), jax.random.key(0), verdict=False, **options)
     judged = sample_reference(gaussian, chains(), jax.random.key(0), **options)
     assert quiet.verdict is None
@@ -271,4 +270,4 @@ def test_a_start_that_is_not_finite_names_the_chain(scales, message):
 
     inits = {"w": jnp.ones((3, 2)), "s": jnp.array(scales)}
     with pytest.raises(ValueError, match=message):
-        sample_reference(log_density, inits, jax.random.key(0), num_draws=10, num_warmup=10)
+        sample_reference(log_density, inits, jax.random.key(0), sampling=Sampling(num_draws=10, num_warmup=10))

@@ -6,7 +6,7 @@ import pytest
 
 from isouq import models, problems, stats
 from isouq._uncertainty import uncertainty
-from isouq.posterior import LogDensity, Margins, fit_map, probabilities, sample_numpyro, sample_reference
+from isouq.posterior import LogDensity, Margins, Sampling, fit_map, probabilities, sample_numpyro, sample_reference
 
 
 @pytest.mark.long
@@ -22,12 +22,10 @@ def test_numpyro_and_hmc_give_the_same_map():
     target = uncertainty(predict, fit.best(), grid, "binary").target
     options = {
         "record": Margins(predict, grid, target, "binary"),
-        "num_draws": 300,
-        "num_warmup": 200,
         "map_scale": lambda margins: probabilities(margins, "binary"),
     }
-    ours = sample_reference(log_density, fit.params, jax.random.key(2), num_leapfrog=30, **options)
-    theirs = sample_numpyro(log_density, fit.params, jax.random.key(3), **options)
+    ours = sample_reference(log_density, fit.params, jax.random.key(2), sampling=Sampling(300, 200, 30), **options)
+    theirs = sample_numpyro(log_density, fit.params, jax.random.key(3), num_draws=300, num_warmup=200, **options)
     assert ours.predictions.shape == theirs.predictions.shape == (4, 300, 225)
     p = [probabilities(reference.predictions, "binary") for reference in (ours, theirs)]
     maps = [draws.var(axis=(0, 1)) for draws in p]

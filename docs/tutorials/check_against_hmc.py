@@ -44,14 +44,13 @@ u = isouq.uncertainty(predict, fit.best(), grid, problem.kind)
 
 # %%
 record = posterior.Margins(predict, grid, u.target, problem.kind)
-reference = posterior.sample_reference(
-    log_density, fit.params, jax.random.key(2), record=record, num_warmup=200, num_draws=600, num_leapfrog=20
-)
+sampling = posterior.Sampling(num_warmup=200, num_draws=600, num_integration_steps=20)
+reference = posterior.sample_reference(log_density, fit.params, jax.random.key(2), sampling=sampling, record=record)
 print(reference.verdict)
 print(f"{reference.cost.gradient_evaluations} gradients; ‖g‖² took one an input")
 
 # %% [markdown]
-# If it says "unconverged", do not compare: raise `num_draws`, then `num_leapfrog`.
+# If it says "unconverged", do not compare: raise `num_draws`, then `num_integration_steps`.
 #
 # ## Compare
 

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.run.job import Result
 from isouq import _checks
 from isouq.posterior import PRIORS
-from isouq.posterior.reference import SAMPLERS
+from isouq.posterior._sampling import SAMPLERS
 
 # What is done with a cell, and a version that is part of every key: raise it when a change to the
 # code changes the numbers. "reference" trains and samples; every other study reads what it kept.

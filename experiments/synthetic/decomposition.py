@@ -21,7 +21,7 @@ from experiments.synthetic import scaling
 from experiments.synthetic.cell import Cell, Result
 from experiments.synthetic.subject import Clock, Subject, correlations
 from isouq import plots, stats
-from isouq._uncertainty import margin
+from isouq._predict import margin
 from isouq.alignment import align_hidden_units
 from isouq.posterior import Margins, probabilities
 from isouq.stats import Interval

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from experiments.synthetic.cell import Cell, Result
 from isouq import models, problems, stats
 from isouq._uncertainty import Uncertainty, uncertainty
-from isouq.posterior import LogDensity, Margins, fit_map, judge, probabilities, sample_reference
+from isouq.posterior import LogDensity, Margins, Sampling, fit_map, judge, probabilities, sample_reference
 
 # What a study's row takes over from its reference.
 FACTS = (
@@ -121,11 +121,10 @@ def measure_reference(
     target = uncertainty(made.predict, fit.best(), xs, kind).target
     record = jax.tree_util.Partial(_margins_and_draw, Margins(made.predict, xs, target, kind))
     clock.lap("seconds_target")
+    sampling = Sampling(cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler)
     reference = sample_reference(
-        log_density, fit.params, made.chain_key, record=record,
-        num_draws=cell.num_draws, num_warmup=cell.num_warmup, thin=cell.thin,
-        num_leapfrog=cell.num_leapfrog, sampler=cell.sampler,
-        inverse_mass=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=False,
+        log_density, fit.params, made.chain_key, sampling=sampling, record=record,
+        inverse_mass_matrix=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=False,
         checkpoint=checkpoint,
     )  # fmt: skip
     clock.lap("seconds_reference")

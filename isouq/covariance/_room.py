@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from isouq.gradnorm._jaxpr import Body, Equation, bodies, walk
+
 ROOM = 2**28  # bytes that the rows of one step may take, where no max_bytes says otherwise
 
 
@@ -38,35 +40,28 @@ def bytes_of_one(f: Callable, fixed: Any, *varying: Any) -> int:
     """
     closed = jax.make_jaxpr(f)(fixed, *varying)
     depends = [False] * len(jax.tree.leaves(fixed)) + [True] * len(jax.tree.leaves(varying))
-    return _bytes(closed.jaxpr, depends)[0]
+    return _bytes(Body(closed.jaxpr), depends)[0]
 
 
-def _bytes(jaxpr: Any, depends: list[bool]) -> tuple[int, list[bool]]:
+def _bytes(body: Body, depends: list[bool]) -> tuple[int, list[bool]]:
     """Return the bytes of the equations that depend on the inputs so marked, and which outputs do."""
-    marked = {v for v, d in zip(jaxpr.invars, depends, strict=True) if d}
     total = 0
-    for eqn in jaxpr.eqns:
-        ins = [not hasattr(v, "val") and v in marked for v in eqn.invars]
-        if not any(ins):
-            continue
-        outs = [True] * len(eqn.outvars)
-        inner: list[Any] = [
-            getattr(j, "jaxpr", j)
-            for j in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
-            if _is_jaxpr(j)
-        ]
-        if len(inner) == 1 and len(inner[0].invars) == len(ins) and eqn.primitive.name not in ("scan", "while"):
-            size, outs = _bytes(inner[0], ins)
+
+    def visit(equation: Equation, operands: list[Any]) -> list[bool]:
+        nonlocal total
+        if not any(operands):
+            return [False] * len(equation.outputs)
+        inner, results = bodies(equation), [True] * len(equation.outputs)
+        if len(inner) == 1 and len(inner[0].inputs) == len(operands) and equation.name not in ("scan", "while"):
+            size, results = _bytes(inner[0], list(map(bool, operands)))  # nothing is known of a constant: None
         else:  # one step of a loop, one branch of a choice, and what they hand out
-            size = sum(nbytes(v.aval) for v in eqn.outvars)
-            size += max((_bytes(j, [True] * len(j.invars))[0] for j in inner), default=0)
+            size = sum(map(nbytes, equation.outputs))
+            size += max((_bytes(one, [True] * len(one.inputs))[0] for one in inner), default=0)
         total += size
-        marked |= {v for v, out in zip(eqn.outvars, outs, strict=True) if out}
-    return total, [not hasattr(v, "val") and v in marked for v in jaxpr.outvars]
+        return results
 
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    outputs = walk(body.jaxpr, depends, visit)
+    return total, [bool(output) for output in outputs]
 
 
 def nbytes(aval: Any) -> int:

@@ -1,4 +1,4 @@
-"""The engine: squared gradient norms without gradients. Knows JAX, knows no neural-network library."""
+"""The engine computes squared gradient norms without gradients. It needs JAX and no neural-network library."""
 
 from isouq.gradnorm._engine import grad_sq_norm, value_and_grad_sq_norm
 from isouq.gradnorm._explain import explain

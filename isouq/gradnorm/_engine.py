@@ -1,4 +1,4 @@
-"""`grad_sq_norm` and `value_and_grad_sq_norm`: the public face of the engine."""
+"""The two functions that a user of the engine calls: `grad_sq_norm` and `value_and_grad_sq_norm`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +10,22 @@ from isouq.gradnorm._norms import sq_norms
 from isouq.gradnorm._trace import ArgNums, trace
 
 
-def grad_sq_norm(f: Callable, argnums: ArgNums = 0, has_aux: bool = False, per_leaf: bool = False) -> Callable:
-    """Like `jax.grad`, but the function it returns gives ‖∂f/∂arg‖² of a scalar f. The gradient is not formed.
+def grad_sq_norm(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, per_leaf: bool = False) -> Callable:
+    """Return a function that gives ‖∂f/∂arg‖² of a scalar f. It is like `jax.grad`, but the gradient is not formed.
 
     For a layer y = xW the gradient of f is xᵀδ with δ = ∂f/∂y, and ‖xᵀδ‖² = ‖x‖²‖δ‖². The same holds with
-    more terms for many positions, lookups and convolutions, for weights used more than once or inside
-    scan, cond and checkpoint. A parameter that is used in a way no rule knows is differentiated by JAX:
-    the result is exact for every f that `jax.grad` takes. `isouq.explain(f)` says which parameter went which way.
+    more terms for many positions, look-ups and convolutions, and for weights that are used more than once or inside
+    scan, cond and checkpoint. JAX differentiates a parameter that is used in a way no rule knows, so that the result is
+    exact for every f that `jax.grad` takes. `isouq.explain(f)` says how each parameter is treated.
 
     Args:
-        f: a scalar function; any JAX code. `f(params, x)` of ONE example, to be used under `jax.vmap`.
-        argnums: which positional arguments to differentiate, as in `jax.grad`; with several the
-            squared norms add up.
-        has_aux: f returns `(value, aux)`; then so does the result, `(‖∂f/∂arg‖², aux)`.
-        per_leaf: return the squared norm of every leaf, a pytree like the argument (a tuple of them for several
-            argnums). Their sum is the squared norm.
+        f: a function of any JAX code that returns a scalar, such as `f(params, x)` of ONE example, used under
+            `jax.vmap`.
+        argnums: which positional arguments to differentiate, as in `jax.grad`; the squared norms of several are
+            added up.
+        has_aux: whether f returns `(value, aux)`; the result is then `(‖∂f/∂arg‖², aux)`.
+        per_leaf: whether to return the squared norm of every leaf, as a pytree like the argument (a tuple of pytrees
+            for several argnums). Their sum is the squared norm.
 
     Returns:
         A function of f's arguments that returns a scalar `[]`, float32 or better whatever the dtype of the
@@ -37,15 +38,15 @@ def grad_sq_norm(f: Callable, argnums: ArgNums = 0, has_aux: bool = False, per_l
     Cost: a forward and a backward pass without the products that form weight gradients, and the norms: two
     multiplications per activation for one position; for P positions of a `[C, F]` weight the cheaper of P²(C + F)
     and PCF. Memory: the activations, and one gradient for the parameters that are differentiated directly.
-    Under `jax.vmap` each example has its own; the weights are shared. f is traced, as under `jax.jit` (arrays that it
-    makes must not outlive the call, in a cache say), and outside jit that happens at every call.
+    Under `jax.vmap` each example has its own of these; the weights are shared. f is traced as under `jax.jit`, outside
+    jit at every call; arrays that it makes must not outlive the call, for instance in a cache.
 
-    Source: Goodfellow, arXiv 1510.01799 (one position); Li et al., arXiv 2110.05679 (many). As a
-    transformation of the jaxpr it is ours.
+    Source: Goodfellow, arXiv 1510.01799 (one position); Li et al., arXiv 2110.05679 (many positions). The
+    transformation of a jaxpr is ours.
 
     >>> norms = jax.jit(jax.vmap(isouq.grad_sq_norm(f), in_axes=(None, 0)))(params, xs)  # doctest: +SKIP
     """
-    with_value = value_and_grad_sq_norm(f, argnums, has_aux, per_leaf)
+    with_value = value_and_grad_sq_norm(f, argnums, has_aux=has_aux, per_leaf=per_leaf)
 
     def sq_norm(*args: Any, **kwargs: Any) -> Any:
         value, norm = with_value(*args, **kwargs)
@@ -55,11 +56,11 @@ def grad_sq_norm(f: Callable, argnums: ArgNums = 0, has_aux: bool = False, per_l
 
 
 def value_and_grad_sq_norm(
-    f: Callable, argnums: ArgNums = 0, has_aux: bool = False, per_leaf: bool = False
+    f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, per_leaf: bool = False
 ) -> Callable:
-    """Like `grad_sq_norm`, but returns `(f(...), ‖∂f/∂arg‖²)`, with has_aux `((f(...), aux), ‖∂f/∂arg‖²)`.
+    """Return a function that gives `(f(...), ‖∂f/∂arg‖²)`, with has_aux `((f(...), aux), ‖∂f/∂arg‖²)`.
 
-    The value costs nothing extra.
+    Arguments, errors and cost are those of `grad_sq_norm`; the value costs nothing extra.
     """
     if not callable(f):
         raise TypeError(f"expected a function to differentiate; got a {type(f).__name__}")

@@ -1,4 +1,4 @@
-"""`explain`: which parameter takes which way, and what it costs."""
+"""`explain` says how the norm of every parameter is computed, and what that costs."""
 
 import math
 from collections.abc import Callable
@@ -9,15 +9,16 @@ import jax
 import numpy as np
 
 from isouq.gradnorm._factors import route
-from isouq.gradnorm._plan import Group
+from isouq.gradnorm._plan import Group, Plan
 from isouq.gradnorm._trace import ArgNums, Traced, positions, trace
 
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter, for ONE example.
+    """One parameter in the table of `explain`, for ONE example.
 
-    uses: how often it meets data; None for a direct one. cost: multiplications. memory: bytes of the largest array.
+    uses: how often the parameter meets data; None for a direct one.
+    route: the way its norm is computed. cost: multiplications. memory: bytes of the largest array.
     """
 
     leaf: str
@@ -29,7 +30,7 @@ class Row:
 
 
 class Explanation(tuple[Row, ...]):
-    """Rows of the table; prints as one."""
+    """The rows of the table of `explain`; prints as that table."""
 
     __slots__ = ()
 
@@ -56,81 +57,76 @@ class Explanation(tuple[Row, ...]):
     __repr__ = __str__
 
 
-def explain(f: Callable, argnums: ArgNums = 0, has_aux: bool = False) -> Callable:
-    """How `grad_sq_norm(f)` treats every parameter: `print(isouq.explain(f)(params, x))`. Nothing is computed.
+def explain(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False) -> Callable:
+    """Explain how `grad_sq_norm(f)` treats every parameter: `print(isouq.explain(f)(params, x))`. Nothing is computed.
 
-    Columns: leaf, its shape, its uses in f, the route, and for ONE example the multiplications that its norm takes
-    beyond a forward and a backward pass to the activations, and the bytes of the largest array on the way. Routes:
+    The columns are the leaf, its shape, its uses in f, the route, and for ONE example the multiplications that its norm
+    takes beyond a forward and a backward pass to the activations, and the bytes of the largest array on the way.
+    The routes:
 
-    outer: one position, ‖x‖²‖δ‖². lookup: the rows looked up, each once. gram: ⟨XXᵀ, ΔΔᵀ⟩ over positions; where
-    the positions of an example cancel, so that float32 would lose digits, its product form instead, decided by
-    a test while the program runs (`_gram.py`). product: XᵀΔ formed site by site, its norm taken at once.
-    direct: the gradient itself, by JAX, and why: the operation no rule knows (for a bias or a scale, "add" or
-    "mul", that is no loss: its gradient is no larger than an activation).
+    outer: one position, ‖x‖²‖δ‖². lookup: the rows that are looked up, each once. gram: ⟨XXᵀ, ΔΔᵀ⟩ over positions;
+    where the positions of an example cancel and float32 would lose digits, the product form instead, which a test
+    decides while the program runs. product: XᵀΔ, formed one site at a time, and its norm.
+    direct: the gradient itself, by JAX, and the reason: the operation that no rule knows. For a bias or a scale this
+    is "add" or "mul" and costs nothing extra, since such a gradient is no larger than an activation.
+
+    Args:
+        f: a function that returns a scalar.
+        argnums: which positional arguments to differentiate.
+        has_aux: whether f returns `(value, aux)`.
 
     Returns:
         A function of f's arguments (arrays or `jax.ShapeDtypeStruct`) that returns an `Explanation`, a tuple of rows
         with these fields that prints as a table.
     """
 
-    def explained(*args: Any, **kwargs: Any) -> Explanation:
+    def explanation(*args: Any, **kwargs: Any) -> Explanation:
         numbers, single = positions(argnums, len(args))
         traced = _trace(f, args, kwargs, argnums, has_aux)
         params = [args[i] for i in numbers]
-        named = jax.tree_util.tree_leaves_with_path(params[0] if single else params)
-        rows = []
+        leaves = jax.tree_util.tree_leaves_with_path(params[0] if single else params)
         plan = traced.plan() if traced else None
-        for i, (path, leaf) in enumerate(named):
-            shape, itemsize = np.shape(leaf), max(4, np.dtype(jax.dtypes.result_type(leaf)).itemsize)
-            size = math.prod(shape)
-            if plan is None or i in plan.direct:
-                reason = plan.direct[i] if plan else "f looks at values and cannot be traced"
-                rows.append(Row(_name(path), shape, None, f"direct: {reason}", size, size * itemsize))
-                continue
-            groups = plan.groups.get(i, [])
-            routes = [_route(group) for group in groups]
-            rows.append(
-                Row(
-                    _name(path),
-                    shape,
-                    sum(len(group.sites) for group in groups),
-                    ", ".join(dict.fromkeys(name for name, _, _ in routes)) or "unused",
-                    sum(cost for _, cost, _ in routes),
-                    max((memory for _, _, memory in routes), default=0) * itemsize,
-                )
-            )
-        return Explanation(rows)
+        return Explanation(_row(plan, i, path, leaf) for i, (path, leaf) in enumerate(leaves))
 
-    return explained
+    return explanation
+
+
+def _row(plan: Plan | None, number: int, path: Any, leaf: Any) -> Row:
+    """Return the row of one parameter; without a plan all are direct."""
+    name, shape = jax.tree_util.keystr(path) or "params", np.shape(leaf)
+    size, itemsize = math.prod(shape), max(4, np.dtype(jax.dtypes.result_type(leaf)).itemsize)
+    if plan is None or number in plan.direct:
+        reason = plan.direct[number] if plan else "f looks at values and cannot be traced"
+        return Row(name, shape, None, f"direct: {reason}", size, size * itemsize)
+    groups = plan.groups.get(number, [])
+    routes, costs, memories = zip(*map(_route, groups), strict=True) if groups else (("unused",), (), (0,))
+    uses = sum(len(group.sites) for group in groups)
+    return Row(name, shape, uses, ", ".join(dict.fromkeys(routes)), sum(costs), max(memories) * itemsize)
 
 
 def _trace(f: Callable, args: Any, kwargs: Any, argnums: ArgNums, has_aux: bool) -> Traced | None:
-    """The trace of f at its arguments, or at stand-ins for those that are only described."""
+    """Return the trace of f at its arguments, with tracers in place of those that are only described by a shape."""
     leaves, treedef = jax.tree.flatten((args, kwargs))
     described = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
-    found: list[Traced | None] = []
+    traces: list[Traced | None] = []
 
-    def at(stand_ins: list[Any]) -> None:
+    def trace_at(tracers: list[Any]) -> None:
         full = leaves.copy()
-        for i, stand_in in zip(described, stand_ins, strict=True):
-            full[i] = stand_in
+        for i, tracer in zip(described, tracers, strict=True):
+            full[i] = tracer
         full_args, full_kwargs = jax.tree.unflatten(treedef, full)
-        found.append(trace(f, full_args, full_kwargs, argnums, has_aux))
+        traces.append(trace(f, full_args, full_kwargs, argnums, has_aux))
 
-    jax.eval_shape(at, [leaves[i] for i in described])  # only shapes of what it leaves in `found` are read
-    return found[0]
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path) or "params"
+    jax.eval_shape(trace_at, [leaves[i] for i in described])  # `explain` reads nothing but shapes from this trace
+    return traces[0]
 
 
 def _route(group: Group) -> tuple[str, int, int]:
-    """Route, multiplications and floats of the largest array of one group."""
+    """Return the route, the multiplications and the number of entries of the largest array of one group."""
     first = group.sites[0]
-    layouts, positions = zip(*(s.folded for s in group.sites), strict=True)
+    layouts, positions = zip(*(site.stacked for site in group.sites), strict=True)
     batch, rows, cols = map(layouts[0].size, layouts[0][:3])
-    name, cost = route([*layouts], [*positions], [s.lookup for s in group.sites])
+    name, cost = route([*layouts], [*positions], [site.lookup for site in group.sites])
     memory = {
         "outer": batch * max(rows, cols),
         "lookup": batch * sum(positions) * cols,
@@ -138,8 +134,8 @@ def _route(group: Group) -> tuple[str, int, int]:
         "product": batch * rows * cols,
     }
     reused = " of all uses together" if group.reused else ""
-    if first.collect:
-        return name + reused, cost, max(memory[name], sum(s.pair_size for s in group.sites))
+    if group.collect:
+        return name + reused, cost, max(memory[name], sum(site.pair_size for site in group.sites))
     return name, cost * math.prod(first.steps), memory[name]
 
 

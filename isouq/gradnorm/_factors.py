@@ -1,4 +1,4 @@
-"""A gradient in factors, G = Σ_p rows_p ⊗ cols_p, and what can be read off without multiplying out.
+"""A gradient in factors, G = Σ_p rows_p ⊗ cols_p, and its squared norm without multiplying out.
 
 With positions p (tokens, pixels, time steps), rows [B, P, C] and cols [B, P, F],
 
@@ -8,7 +8,7 @@ With positions p (tokens, pixels, time steps), rows [B, P, C] and cols [B, P, F]
          = Σ_b ‖rows[b]ᵀ cols[b]‖²                            product form, B·P·C·F multiplications
 
 The batch axis B is for axes that a weight shares with data (heads, groups, scanned layers).
-Goodfellow, "Efficient per-example gradient computations" (arXiv 1510.01799) for one position; Rochette et
+Sources: Goodfellow, "Efficient per-example gradient computations" (arXiv 1510.01799) for one position; Rochette et
 al. (arXiv 1912.06015) for convolutions; Li et al. (arXiv 2110.05679) for the Gram form.
 """
 
@@ -25,14 +25,14 @@ from isouq.gradnorm._views import Shape
 
 
 class OneHot(NamedTuple):
-    """Rows of an embedding lookup: one-hot vectors of length `size`, their ones at `at` [B, P]."""
+    """The rows of an embedding look-up: one-hot vectors of length `size`, with their ones at `at` [B, P]."""
 
     at: Array
     size: int
 
 
 class Layout(NamedTuple):
-    """Which axes of the base (see `View`) make up B, C and F, and the base's shape."""
+    """The axes of the base (see `View`) that make up B, C and F, and the shape of the base."""
 
     batch: Shape
     rows: Shape
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     shape: Shape
 
     def size(self, axes: Shape) -> int:
-        """Entries along these axes together."""
+        """Return the number of entries along these axes together."""
         return math.prod(self.shape[axis] for axis in axes)
 
 
@@ -53,7 +53,7 @@ class Factors(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """P."""
+        """The number of positions, P."""
         return self.cols.shape[1]
 
 
@@ -145,7 +145,7 @@ def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> t
 
 
 def dense(factors: Factors) -> Array:
-    """G in the layout of its base."""
+    """Return G in the shape of its base."""
     layout = factors.layout
     axes = (*layout.batch, *layout.rows, *layout.cols)
     array = _product(factors).reshape([layout.shape[axis] for axis in axes])
@@ -153,7 +153,7 @@ def dense(factors: Factors) -> Array:
 
 
 def window(factors: Factors, axis: int, start: int, stop: int) -> Factors:
-    """The part of G whose index along a base axis lies in [start, stop)."""
+    """Return the factors of the part of G whose index along an axis of the base lies in [start, stop)."""
     rows, cols, layout = factors
     shape = tuple(stop - start if i == axis else size for i, size in enumerate(layout.shape))
 
@@ -166,12 +166,12 @@ def window(factors: Factors, axis: int, start: int, stop: int) -> Factors:
         return array.reshape(*array.shape[:2], -1)
 
     if isinstance(rows, OneHot) or axis in layout.batch:
-        raise NotImplementedError("a window of looked-up or batch axes")  # the analysis lets none through
+        raise NotImplementedError("a window of axes that are looked up or in B")  # the analysis lets none through
     return Factors(cut(rows, layout.rows), cut(cols, layout.cols), layout._replace(shape=shape))
 
 
 def _product(factors: Factors) -> Array:
-    """G as [B, C, F]."""
+    """Return G as [B, C, F]."""
     rows, cols, _ = factors
     dtype = at_least_float32(cols.dtype)
     if isinstance(rows, OneHot):

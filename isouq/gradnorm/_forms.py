@@ -1,4 +1,4 @@
-"""Quadratic forms gᵀΣg from the factors of g, for covariances that respect the shape of the parameters."""
+"""Quadratic forms gᵀΣg from the factors of a gradient g; Σ has a block for each parameter and a low-rank part."""
 
 import functools
 from collections.abc import Callable
@@ -23,19 +23,19 @@ from isouq.gradnorm._gram import gram_sums, guard
 from isouq.gradnorm._norms import backward, factors_of, received_norm
 from isouq.gradnorm._plan import Group, Plan
 from isouq.gradnorm._trace import Traced, trace
-from isouq.gradnorm._views import Shape, follow, named, order_axes
+from isouq.gradnorm._views import Shape, base_axes, follow, order_axes
 
 
 class Form(NamedTuple):
-    """Σ for one parameter: a block Σ₀ of its own, and its rows of a low-rank U Uᵀ shared by all parameters.
+    """The covariance of one parameter: a block Σ₀, and its rows of a low-rank U Uᵀ that all parameters share.
 
     scale: Σ₀ = scale · I, where neither of the next two is given.
-    diagonal: Σ₀ = diag(diagonal), shaped like the parameter.
+    diagonal: Σ₀ = diag(diagonal); shaped like the parameter.
     kronecker: Σ₀ = A Aᵀ ⊗ B Bᵀ with A `[C, r]` on all axes but the last (flattened) and B `[F, s]` on the last. With a
         diagonal too, `[r, s]`, Σ₀ = (A ⊗ B) diag(diagonal) (A ⊗ B)ᵀ. A factor with one axis, `[C]`, is a
         diagonal matrix.
-    directions: U as `[K, *parameter]`; none if not given.
-    weights: `[K]`, of any sign, the same for all parameters: U diag(weights) Uᵀ in place of U Uᵀ.
+    directions: U as `[K, *parameter]`; without it there is no low-rank part.
+    weights: `[K]`, of any sign, the same for all parameters; the low-rank part is then U diag(weights) Uᵀ.
     """
 
     scale: Any = 1.0
@@ -45,22 +45,23 @@ class Form(NamedTuple):
     weights: Array | None = None
 
 
-def value_and_grad_quadratic(f: Callable, forms: list[Form], has_aux: bool = False) -> Callable:
-    """Like `value_and_grad_sq_norm` for the first argument, with gᵀΣg in place of ‖g‖².
+def value_and_grad_quadratic(f: Callable, forms: list[Form], *, has_aux: bool = False) -> Callable:
+    """Return a function that gives `(f(...), gᵀΣg)` with g the gradient of f with respect to its first argument.
 
     Args:
-        f: a scalar function; its first argument are the parameters.
-        forms: one `Form` for each leaf of them, in the order of `jax.tree.leaves`.
-        has_aux: f returns `(value, aux)`.
+        f: a function that returns a scalar; its first argument is the parameters.
+        forms: one `Form` for each leaf of the parameters, in the order of `jax.tree.leaves`.
+        has_aux: whether f returns `(value, aux)`; the result is then `((value, aux), gᵀΣg)`.
 
     Returns:
-        A function of f's arguments that returns `(f(...), gᵀΣg)`, float32 or better.
+        A function of the arguments of f; gᵀΣg is float32 or better.
 
     Raises:
         ValueError: the number of forms is not that of the leaves.
 
-    Cost: of one position of a `[C, F]` weight, diagonal C·F multiplications, Kronecker C² + F², K directions K·C·F. The
-    pairs at the sites of such weights are kept until the backward pass ends: twice their activations.
+    Cost, beyond a forward and a backward pass, for one position of a `[C, F]` weight: C·F multiplications for a
+    diagonal, C² + F² for a Kronecker product, K·C·F for K directions. The pairs at the sites of such weights live until
+    the backward pass ends, which takes twice the memory of their activations.
     """
 
     def value_and_quadratic(*args: Any, **kwargs: Any) -> tuple[Any, Array]:
@@ -72,11 +73,13 @@ def value_and_grad_quadratic(f: Callable, forms: list[Form], has_aux: bool = Fal
             raise ValueError(f"there are {len(forms)} forms for {len(traced.leaves)} parameters; give one for each")
         plan = _plan(traced, forms)
         (value, *aux), gradients, received = backward(traced, plan)
-        terms = [_of_gradient(gradients[i], forms[i]) for i in plan.direct]
+        terms = [_terms_of_gradient(gradients[i], forms[i]) for i in plan.direct]
         for i, groups in plan.groups.items():
             for group in groups:
-                if group.sites[0].collect:
-                    terms.append(_of_factors(factors_of(group, received), group.chain, forms[i], traced.leaves[i]))
+                if group.collect:
+                    terms.append(
+                        _terms_of_factors(factors_of(group, received), group.chain, forms[i], traced.leaves[i])
+                    )
                 else:
                     terms.append((forms[i].scale * received_norm(plan, group, received), None))
         return ((value, traced.aux(aux)) if has_aux else value), _combine(terms, forms)
@@ -85,12 +88,12 @@ def value_and_grad_quadratic(f: Callable, forms: list[Form], has_aux: bool = Fal
 
 
 def quadratic(grad: Any, forms: list[Form]) -> Array:
-    """gᵀΣg of a gradient: the slow twin of what the factors give."""
-    return _combine([_of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)], forms)
+    """Return gᵀΣg of a gradient."""
+    return _combine([_terms_of_gradient(g, form) for g, form in zip(jax.tree.leaves(grad), forms, strict=True)], forms)
 
 
 def _combine(terms: list[tuple[Array, Array | None]], forms: list[Form]) -> Array:
-    """Σ of the blocks' forms, and the weighted ‖Uᵀg‖² of the projections' sum."""
+    """Return the sum of the forms of all blocks and of the weighted ‖Uᵀg‖², where Uᵀg is the sum of the projections."""
     projections = [projection for _, projection in terms if projection is not None]
     total = _plain.add([block for block, _ in terms])
     if not projections:
@@ -98,11 +101,11 @@ def _combine(terms: list[tuple[Array, Array | None]], forms: list[Form]) -> Arra
     squares = jnp.square(functools.reduce(jnp.add, projections))
     if forms[0].weights is None:
         return total + jnp.sum(squares)
-    return jnp.maximum(total + jnp.sum(forms[0].weights * squares), 0)  # a difference, where weights are negative
+    return jnp.maximum(total + jnp.sum(forms[0].weights * squares), 0)  # negative weights make this a difference
 
 
-def _of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
-    """Block form and projections of one parameter's gradient."""
+def _terms_of_gradient(g: Array, form: Form) -> tuple[Array, Array | None]:
+    """Return the form of one parameter's block, and its projections on U, from its gradient."""
     g = _wide(g)
     if form.kronecker is not None:
         left, right = map(_wide, form.kronecker)
@@ -121,6 +124,7 @@ def _wide(array: Any) -> Any:
 
 
 def _plan(traced: Traced, forms: list[Form]) -> Plan:
+    """Return a plan that collects the pairs of all leaves whose form needs more than a norm."""
     shaped = [i for i, form in enumerate(forms) if any(field is not None for field in form[1:])]
     plan = traced.plan(collect=shaped)
     misfits = [
@@ -132,21 +136,22 @@ def _plan(traced: Traced, forms: list[Form]) -> Plan:
 
 
 def fits(group: Group, lead: Shape, last: Shape) -> bool:
-    """Whether every site of the group splits the parameter as a Kronecker form does."""
-    if group.chain or any(named(s.view.loops) for s in group.sites):
+    """Return whether every site of the group splits the parameter as a Kronecker form does."""
+    if group.chain or any(base_axes(s.view.loops) for s in group.sites):
         return False
     return all(not s.layout.batch and {s.layout.rows, s.layout.cols} == {lead, last} for s in group.sites)
 
 
 def lead_and_last(leaf: Any) -> tuple[Shape, Shape]:
-    """All axes but the last, and the last, as layouts name them: without those of size one."""
+    """Return all axes but the last, and the last, as layouts name them: without those of size one."""
     shape = jnp.shape(leaf)
     axes = tuple(axis for axis, size in enumerate(shape) if size != 1)
     lead = tuple(axis for axis in axes if axis < len(shape) - 1)
     return lead, axes[len(lead) :]
 
 
-def _of_factors(factors: list[Factors], chain: tuple, form: Form, leaf: Any) -> tuple[Array, Array | None]:
+def _terms_of_factors(factors: list[Factors], chain: tuple, form: Form, leaf: Any) -> tuple[Array, Array | None]:
+    """Return the form of one group's block, and its projections on U, from the factors of its sites."""
     if form.diagonal is not None or form.kronecker is not None or form.directions is not None:
         factors = [Factors(_wide(rows), _wide(cols), layout) for rows, cols, layout in factors]
     if form.kronecker is not None:
@@ -162,13 +167,13 @@ def _of_factors(factors: list[Factors], chain: tuple, form: Form, leaf: Any) -> 
 
 
 def _arrange(array: Array, layout: Layout) -> Array:
-    """An array shaped like the base as [B, C, F]."""
+    """Return an array shaped like the base as [B, C, F]."""
     array = order_axes(array, (*layout.batch, *layout.rows, *layout.cols))
     return array.reshape(*(layout.size(axes) for axes in layout[:3]))
 
 
 def _diagonal(factors: list[Factors], weights: Array) -> Array:
-    """Σ weights · G², entry by entry; the gradient is formed unless its squares have factors of their own."""
+    """Return Σ weights · G², entry by entry. The gradient is formed unless its squares have factors of their own."""
     (rows, cols, layout), *others = factors
     if others or (factors[0].positions > 1 and not isinstance(rows, OneHot)):
         return jnp.sum(weights * jnp.square(sum(dense(f) for f in factors)))
@@ -181,11 +186,11 @@ def _merge(rows: OneHot, cols: Array) -> tuple[OneHot, Array]:
     if cols.shape[1] == 1:
         return rows, cols
     at, cols = merge_lookups(rows.at, cols, rows.size)
-    return OneHot(jnp.minimum(at, rows.size - 1), rows.size), cols  # places that are left over add zero
+    return OneHot(jnp.minimum(at, rows.size - 1), rows.size), cols  # the places that are left over add zero
 
 
 def _balance(rows: Array, cols: Array) -> tuple[Array, Array]:
-    """The same product with factors of one size, so that their squares exist wherever that of the gradient does."""
+    """Return factors of equal size with the same product: their squares are finite wherever that of the gradient is."""
     sizes = [jnp.sqrt(jnp.max(jnp.abs(array), initial=0)) for array in (rows, cols)]
     usable = (sizes[0] > 0) & (sizes[1] > 0) & jnp.isfinite(sizes[0]) & jnp.isfinite(sizes[1])
     scale = jnp.where(usable, sizes[1] / jnp.where(usable, sizes[0], 1), 1)
@@ -193,18 +198,21 @@ def _balance(rows: Array, cols: Array) -> tuple[Array, Array]:
 
 
 def _project(factors: Factors, directions: Array) -> Array:
+    """Return the inner products of the gradient with all directions."""
     rows, cols, layout = factors
     return jax.vmap(lambda u: jnp.sum(_times(rows, _arrange(u, layout)) * cols))(directions)
 
 
 def _kronecker(factors: list[Factors], form: Form, lead: Shape) -> Array:
-    """‖Aᵀ G B‖², or Σ v (Aᵀ G B)²; of several positions as `guard` has it, for a sum that cancels is no longer exact
-    once its terms are turned.
+    """Return ‖Aᵀ G B‖², or Σ v (Aᵀ G B)².
+
+    Several positions go through `guard`: where their sum cancels, it is no longer exact once its terms are multiplied
+    by A and B.
     """
     left, right = map(_wide, form.kronecker or ())
     variances = None if form.diagonal is None else _wide(form.diagonal)
     if any(isinstance(f.rows, OneHot) for f in factors) or sum(f.positions for f in factors) == 1:
-        turned = _turned(factors, left, right, lead)
+        turned = _multiply(factors, left, right, lead)
         return sq_norm(turned) if variances is None else _diagonal(turned, variances)
     pairs = [(f.rows, f.cols) if f.layout.rows == lead else (f.cols, f.rows) for f in factors]
     rows, cols = [row for row, _ in pairs], [col for _, col in pairs]
@@ -212,9 +220,9 @@ def _kronecker(factors: list[Factors], form: Form, lead: Shape) -> Array:
 
 
 def _kronecker_of_factors(rows: list[Array], cols: list[Array], shared: tuple) -> tuple[Array, Array]:
-    """The form [B] from rows and columns that are turned first, and what the terms of single positions add up to."""
+    """Return the form [B] from rows times A and columns times B, and the sum of the forms of single positions."""
     left, right, variances = shared
-    rows, cols = [_turn(row, left) for row in rows], [_turn(col, right) for col in cols]
+    rows, cols = [_times_factor(row, left) for row in rows], [_times_factor(col, right) for col in cols]
     r, s, positions = rows[0].shape[2], cols[0].shape[2], sum(row.shape[1] for row in rows)
     if variances is None and positions * (r + s) < r * s:
         return gram_sums(rows, cols)
@@ -227,29 +235,29 @@ def _kronecker_of_factors(rows: list[Array], cols: list[Array], shared: tuple) -
 
 
 def _kronecker_of_product(rows: list[Array], cols: list[Array], shared: tuple) -> Array:
-    """The form of one gradient that is multiplied out first."""
+    """Return the form of one gradient that is multiplied out first."""
     g = functools.reduce(jnp.add, [row.T @ col for row, col in zip(rows, cols, strict=True)])
     return _kronecker_of_gradient(g, *shared)
 
 
 def _kronecker_of_gradient(g: Array, left: Array, right: Array, variances: Array | None) -> Array:
-    """‖Aᵀ G B‖², or Σ v (Aᵀ G B)², of a gradient [C, F]."""
-    turned = _turn(_turn(g, right).T, left).T
+    """Return ‖Aᵀ G B‖², or Σ v (Aᵀ G B)², of a gradient [C, F]."""
+    turned = _times_factor(_times_factor(g, right).T, left).T
     return leaf_sq_norm(turned) if variances is None else jnp.sum(variances * jnp.square(turned))
 
 
 _guarded_kronecker = guard(_kronecker_of_factors, _kronecker_of_product)
 
 
-def _turned(factors: list[Factors], left: Array, right: Array, lead: Shape) -> list[Factors]:
-    """Aᵀ G B `[r, s]`: the factors of the gradient multiplied by A and B."""
+def _multiply(factors: list[Factors], left: Array, right: Array, lead: Shape) -> list[Factors]:
+    """Return the factors of Aᵀ G B `[r, s]`."""
     turned = []
     for rows, cols, layout in factors:
         of_rows, of_cols, names = (left, right, (0, 1)) if layout.rows == lead else (right, left, (1, 0))
         new = Layout((), names[:1], names[1:], (left.shape[-1], right.shape[-1]))
-        cols = _turn(cols, of_cols)
+        cols = _times_factor(cols, of_cols)
         if not isinstance(rows, OneHot):
-            rows = _turn(rows, of_rows)
+            rows = _times_factor(rows, of_rows)
         elif of_rows.ndim == 1:  # a diagonal factor leaves one-hot rows one-hot
             cols = cols * of_rows[rows.at][..., None]
         else:
@@ -258,15 +266,15 @@ def _turned(factors: list[Factors], left: Array, right: Array, lead: Shape) -> l
     return turned
 
 
-def _turn(vectors: Array, factor: Array) -> Array:
-    """Vectors [..., C] times a factor [C, r], or [C] where it is diagonal."""
+def _times_factor(vectors: Array, factor: Array) -> Array:
+    """Return vectors [..., C] times a factor [C, r], or [C] where it is diagonal."""
     if factor.ndim == 1:
         return vectors * jnp.expand_dims(factor, tuple(range(vectors.ndim - 1)))
     return vectors @ factor
 
 
 def _times(rows: Array | OneHot, matrix: Array) -> Array:
-    """Rows [B, P, C] times a matrix [B, C, F]."""
+    """Return rows [B, P, C] times a matrix [B, C, F]."""
     if isinstance(rows, OneHot):
         return jax.vmap(lambda index, m: m[index])(rows.at, matrix)
     return jnp.einsum("bpc,bcf->bpf", rows, matrix)

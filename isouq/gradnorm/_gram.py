@@ -33,12 +33,12 @@ _LEAST_CHUNK = 2**18  # entries of G that the product form holds at a time, at l
 
 
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype in which norms of `dtype` gradients are accumulated."""
+    """Return the dtype in which norms of `dtype` gradients are accumulated."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
 def leaf_sq_norm(leaf: Array) -> Array:
-    """Σ |entry|² of one array, accumulated in float32 or better."""
+    """Return Σ |entry|² of one array, accumulated in float32 or better."""
     if jnp.iscomplexobj(leaf):
         return leaf_sq_norm(leaf.real) + leaf_sq_norm(leaf.imag)
     leaf = leaf.astype(at_least_float32(leaf.dtype))
@@ -56,10 +56,10 @@ def gram_sq_norm(rows: list[Array], cols: list[Array]) -> Array:
 
 
 def guard(fast: Callable, exact: Callable) -> Callable:
-    """Return a function of (rows, cols, shared) that gives `fast`'s form of each entry of B, or `exact`'s.
+    """Return a function of (rows, cols, shared) that computes the form of each entry of B by `fast`, or by `exact`.
 
-    fast: from rows and columns [B, P, ...] of all uses, and what all entries share, to the form [B] and D [B].
-    exact: from those of one entry, without B, to the form; it multiplies the gradient out before anything else.
+    fast: returns the form [B] and D [B] from rows and columns [B, P, ...] of all uses and what all entries share.
+    exact: returns the form of one entry, whose arrays have no axis B; it multiplies the gradient out first.
     """
 
     @custom_vmap
@@ -67,25 +67,31 @@ def guard(fast: Callable, exact: Callable) -> Callable:
         norms, diagonals = fast(rows, cols, shared)
         smallest = jnp.finfo(norms.dtype).tiny / jnp.finfo(norms.dtype).eps
         # a comparison with NaN is false, so that an overflow on the way is computed again too
-        good = (MOST_CANCELLATION * norms >= diagonals) & (norms < jnp.inf) & (diagonals > smallest)
+        is_exact = (MOST_CANCELLATION * norms >= diagonals) & (norms < jnp.inf) & (diagonals > smallest)
 
-        def one(args: tuple) -> Array:
-            is_good, norm, *factors = args
-            return lax.cond(is_good, lambda *_: norm, lambda *f: exact(*f, shared).astype(norm.dtype), *factors)
+        def repair_one(args: tuple) -> Array:
+            is_exact, norm, *factors = args
+            return lax.cond(is_exact, lambda *_: norm, lambda *f: exact(*f, shared).astype(norm.dtype), *factors)
 
-        return lax.cond(jnp.all(good), lambda: norms, lambda: lax.map(one, (good, norms, rows, cols)))
+        def repair() -> Array:
+            return lax.map(repair_one, (is_exact, norms, rows, cols))
+
+        return lax.cond(jnp.all(is_exact), lambda: norms, repair)
 
     @choose.def_vmap
     def _(size: int, batched: list, rows: list[Array], cols: list[Array], shared: Any) -> tuple[Array, bool]:
         """Make the mapped axis part of the leading one."""
 
-        def whole(array: Array, is_batched: bool) -> Array:
+        def broadcast(array: Array, is_batched: bool) -> Array:
             return array if is_batched else jnp.broadcast_to(array[None], (size, *array.shape))
+
+        def merge(array: Array, is_batched: bool) -> Array:
+            return broadcast(array, is_batched).reshape(-1, *array.shape[1 + is_batched :])
 
         args = rows, cols, shared
         if any(jax.tree.leaves(batched[2])):  # what is shared differs along the mapped axis
-            return lax.map(lambda one: choose(*one), jax.tree.map(whole, args, (*batched,))), True
-        rows, cols = jax.tree.map(lambda a, b: whole(a, b).reshape(-1, *a.shape[1 + b :]), args[:2], (*batched[:2],))
+            return lax.map(lambda one: choose(*one), jax.tree.map(broadcast, args, (*batched,))), True
+        rows, cols = jax.tree.map(merge, args[:2], (*batched[:2],))
         return choose(rows, cols, shared).reshape(size, -1), True
 
     @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""What a leaf of a pytree is: an array that JAX takes, a sparse matrix, or something else."""
+"""Tests of what a leaf of a pytree is: an array that JAX takes, a sparse matrix, or something else."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ _NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 def is_inexact(leaf: Any) -> bool:
-    """True of a real or complex floating array or number that JAX takes."""
+    """Return whether a leaf is a real or complex floating array or number that JAX takes."""
     if is_sparse(leaf) or is_foreign(leaf) or not is_array_like(leaf):
         return False
     return jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact)
 
 
 def is_array_like(leaf: Any) -> bool:
-    """True of arrays of JAX and NumPy, of Python's numbers and of objects that say how they become arrays."""
+    """Return whether a leaf is an array of JAX or NumPy, a Python number, or an object that converts itself to one."""
     return isinstance(leaf, _NUMBERS) or hasattr(leaf, "__jax_array__")
 
 
 def is_sparse(node: Any) -> bool:
-    """True of a sparse matrix of JAX or SciPy, told without importing either."""
+    """Return whether a node is a sparse matrix of JAX or SciPy; neither is imported for that."""
     return type(node).__module__.startswith(("jax.experimental.sparse", "scipy.sparse"))
 
 
 def is_foreign(leaf: Any) -> bool:
-    """True of a NumPy array that JAX does not take: of objects, text, dates, or in another machine's byte order."""
+    """Return whether a leaf is a NumPy array that JAX does not take: of objects, text, dates, or another byte order."""
     if not isinstance(leaf, (np.ndarray, np.generic)):
         return False
     try:
@@ -38,7 +38,7 @@ def is_foreign(leaf: Any) -> bool:
 
 
 def describe(leaf: Any) -> str:
-    """What a leaf is, for a message: its dtype or its type."""
+    """Return what a leaf is, for a message: its dtype or its type."""
     if is_sparse(leaf):
         return f"a sparse {type(leaf).__name__}"
     if is_foreign(leaf):

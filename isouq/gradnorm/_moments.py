@@ -1,4 +1,4 @@
-"""Second moments of the factors of a gradient: what KFAC is made of."""
+"""Second moments of the factors of a gradient, of which KFAC is made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,21 +13,21 @@ from isouq.gradnorm._norms import backward, factors_of
 from isouq.gradnorm._plan import Group, Plan
 from isouq.gradnorm._trace import Traced, trace
 
-LARGEST = 2**13  # rows of a factor that is kept as a matrix; of a larger one the diagonal is kept
+LARGEST = 2**13  # rows of the largest factor that is a whole matrix; a larger one is its diagonal
 
 Pairs = list[tuple[Array, Array]]
 
 
 def factor_moments(f: Callable) -> Callable:
-    """For a scalar f(params, ...), a function that gives the moments `(A, B)` of every leaf of params, in order.
+    """Return a function that gives the moments `(A, B)` of every leaf of params, in order, for a scalar f(params, ...).
 
     With G = Σ_p x_p δ_pᵀ `[C, F]` the gradient of a weight that is used once, A = mean_p x_p x_pᵀ `[C, C]` and
     B = Σ_p δ_p δ_pᵀ `[F, F]` over its positions p (KFAC-expand, Eschenhagen et al., arXiv 2311.00636). A vector has
     A = 1 and B = g gᵀ, exact. A matrix that is used otherwise (several times, or in a way no rule knows) has
-    A = G Gᵀ / ‖G‖² and B = Gᵀ G: the right trace, and exact for a gradient of rank one.
+    A = G Gᵀ / ‖G‖² and B = Gᵀ G, whose trace is right and which are exact for a gradient of rank one.
 
-    A moment with one axis, `[C]`, is diagonal: exactly so for the rows of a look-up, which are one-hot; by
-    approximation where it would have more than `LARGEST` rows, of which the diagonal alone is kept.
+    A moment with one axis, `[C]`, is diagonal. For the rows of a look-up, which are one-hot, that is exact; a moment
+    with more than `LARGEST` rows is approximated by its diagonal.
     """
 
     def moments(*args: Any, **kwargs: Any) -> Pairs:
@@ -37,7 +37,7 @@ def factor_moments(f: Callable) -> Callable:
 
 
 def zero_moments(f: Callable) -> Callable:
-    """For a scalar f(params, ...), a function that gives zeros of the shapes of `factor_moments`."""
+    """Return a function that gives zeros of the shapes of `factor_moments`, for a scalar f(params, ...)."""
 
     def zeros(*args: Any, **kwargs: Any) -> Pairs:
         traced = trace(f, args, kwargs, 0, False)
@@ -50,45 +50,46 @@ def zero_moments(f: Callable) -> Callable:
 
 
 def moment_products(f: Callable) -> Callable:
-    """For a scalar f(params, ...), the function Σ ⟨A, M⟩ + ⟨B, N⟩ of pairs (M, N), one a leaf, and f's arguments.
+    """Return the function Σ ⟨A, M⟩ + ⟨B, N⟩ of pairs (M, N), one for each leaf, and of the arguments of a scalar f.
 
-    It is linear in the pairs, so that its derivative by them are the moments: of a sum over a batch, their sum,
-    and no moment of a single row is ever formed.
+    It is linear in the pairs, so that its derivative with respect to them is the moments. The derivative of a sum over
+    a batch is the sum of the moments, and the moments of a single row are never formed.
     """
 
     def products(pairs: Pairs, *args: Any, **kwargs: Any) -> Array:
         traced = trace(f, args, kwargs, 0, False)
         if traced is None:
             leaves = jax.tree.leaves(jax.grad(f)(*args, **kwargs))
-            return sum(map(_of_gradient, leaves, pairs), jnp.zeros(()))
+            return sum(map(_products_of_gradient, leaves, pairs), jnp.zeros(()))
         plan = _plan(traced)
         _, gradients, received = backward(traced, plan)
         total = jnp.zeros(())
         for i, (leaf, pair) in enumerate(zip(traced.leaves, pairs, strict=True)):
             if i in plan.direct:
-                total += _of_gradient(gradients[i], pair)
+                total += _products_of_gradient(gradients[i], pair)
             elif i in plan.groups:
-                total += _of_factors(factors_of(plan.groups[i][0], received)[0], leaf, pair)
+                total += _products_of_factors(factors_of(plan.groups[i][0], received)[0], leaf, pair)
         return total
 
     return products
 
 
 def _plan(traced: Traced) -> Plan:
-    """Pairs of the leaves that are used in one product; gradients of all others."""
+    """Return a plan that collects the pairs of leaves that are used in one product, with all others direct."""
     plan = traced.plan(collect=range(len(traced.leaves)))
     others = [i for i, leaf in enumerate(traced.leaves) if not _is_one_product(plan.groups.get(i, []), leaf)]
     return traced.plan(collect=range(len(traced.leaves)), direct=others)
 
 
 def _is_one_product(groups: list[Group], leaf: Any) -> bool:
-    """Whether the leaf is a matrix that meets data once, in a product that splits it as Kronecker factors do."""
+    """Return whether the leaf is a matrix that meets data once, in a product that splits it as Kronecker factors do."""
     if jnp.ndim(leaf) < 2 or len(groups) != 1 or len(groups[0].sites) != 1:
         return False
     return fits(groups[0], *lead_and_last(leaf))
 
 
 def _zeros(leaf: Any, groups: list[Group] | None) -> tuple[Array, Array]:
+    """Return zeros of the shapes of the moments of one leaf."""
     last = jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 1
     sizes = (jnp.size(leaf) // last if last else 0, last)
     diagonal = [size > LARGEST for size in sizes]
@@ -101,19 +102,21 @@ def _zeros(leaf: Any, groups: list[Group] | None) -> tuple[Array, Array]:
     return first, second
 
 
-def _of_factors(factors: Factors, leaf: Any, pair: tuple[Array, Array]) -> Array:
+def _products_of_factors(factors: Factors, leaf: Any, pair: tuple[Array, Array]) -> Array:
+    """Return ⟨A, M⟩ + ⟨B, N⟩ of one leaf from its factors."""
     rows, cols, layout = factors
-    # the data may stand on either side of the weight; A belongs to the leading axes
+    # the data may be on either side of the weight; A belongs to the leading axes
     of_rows, of_cols = pair if layout.rows == lead_and_last(leaf)[0] else reversed(pair)
     if isinstance(rows, OneHot):
-        row = jnp.where(rows.at >= 0, rows.at, rows.size)  # −1 is out of bounds, and has no row
+        row = jnp.where(rows.at >= 0, rows.at, rows.size)  # −1 is out of bounds and has no row
         first = jnp.sum(of_rows.at[row].get(mode="fill", fill_value=0))
     else:
         first = _inner(rows, of_rows)
     return first / factors.positions + _inner(cols, of_cols)
 
 
-def _of_gradient(g: Array, pair: tuple[Array, Array]) -> Array:
+def _products_of_gradient(g: Array, pair: tuple[Array, Array]) -> Array:
+    """Return ⟨A, M⟩ + ⟨B, N⟩ of one leaf from its gradient."""
     first, second = pair
     g = g.astype(first.dtype).reshape(first.shape[0], second.shape[0])
     if g.size == 0:
@@ -122,14 +125,14 @@ def _of_gradient(g: Array, pair: tuple[Array, Array]) -> Array:
     if g.shape[0] == 1:
         return jnp.sum(first) + of_rows
     top = jnp.max(jnp.abs(g))
-    unit = g / jnp.where(top > 0, top, 1)  # its squares exist, however small the gradient is
+    unit = g / jnp.where(top > 0, top, 1)  # its squares do not underflow, however small the gradient is
     total = jnp.sum(jnp.square(unit))
-    trace_one = jnp.sum(first if first.ndim == 1 else jnp.diag(first)) / first.shape[0]  # of a zero gradient
+    trace_one = jnp.sum(first if first.ndim == 1 else jnp.diag(first)) / first.shape[0]  # where the gradient is zero
     return jnp.where(total > 0, _inner(unit.T, first) / jnp.where(total > 0, total, 1), trace_one) + of_rows
 
 
 def _inner(vectors: Array, moment: Array) -> Array:
-    """⟨Σ v vᵀ, moment⟩ over vectors [..., C] and a moment [C, C], or [C] where it is diagonal."""
+    """Return ⟨Σ v vᵀ, moment⟩ of vectors [..., C] and a moment [C, C], or [C] where it is diagonal."""
     vectors = vectors.astype(moment.dtype).reshape(-1, moment.shape[0])
     if moment.ndim == 1:
         return jnp.sum(jnp.square(vectors) @ moment)

@@ -1,4 +1,4 @@
-"""The slow twin: the gradient is formed by `jax.grad`, squared and summed."""
+"""Squared gradient norms by way of the gradient, for functions that cannot be traced and as a check."""
 
 import functools
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from isouq.gradnorm._factors import leaf_sq_norm
 
 
 def tree_sq_norm(tree: Any) -> Float[Array, ""]:
-    """Σ |entry|² over all leaves, accumulated in float32 or better."""
+    """Return Σ |entry|² over all leaves, accumulated in float32 or better."""
     return add([leaf_sq_norm(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def add(norms: list[Array]) -> Float[Array, ""]:
-    """Their sum; 0 of none."""
+    """Return the sum of some norms, 0 for none."""
     return functools.reduce(jnp.add, norms) if norms else jnp.zeros(())
 
 
 def value_and_grad_sq_norm(f: Callable, argnums: Any = 0, has_aux: bool = False, per_leaf: bool = False) -> Callable:
-    """What `isouq.value_and_grad_sq_norm` gives, by way of `jax.value_and_grad`; memory of one gradient."""
+    """Return the function of `isouq.value_and_grad_sq_norm`, made from `jax.value_and_grad`; memory of one gradient."""
     with_grad = jax.value_and_grad(f, argnums, has_aux)
 
     def value_and_sq_norm(*args: Any, **kwargs: Any) -> tuple[Any, Any]:

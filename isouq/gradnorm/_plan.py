@@ -1,37 +1,50 @@
-"""The analysis: which parameters can be read off where they meet data, and which are differentiated.
+"""The analysis: which parameters are read off where they meet data, and which are differentiated directly.
 
-One pass over the jaxpr follows every parameter as a `View`. Where it meets data in a primitive of
-`_sites.RULES`, that is a site. Where anything else happens to it, the whole parameter is *direct*:
-differentiated the ordinary way. Since a direct parameter is data to the others, the pass is repeated until
-nothing changes.
+One pass over the jaxpr follows every parameter as a `View`. The places where it meets data in a primitive of
+`_sites.RULES` are its sites. Where anything else happens to it, the whole parameter is *direct*: JAX differentiates it.
+Since a direct parameter is data to the others, the pass is repeated until nothing changes.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import jax
-import jax.numpy as jnp
-
+from isouq.gradnorm._jaxpr import (
+    Body,
+    Call,
+    Cond,
+    Equation,
+    Scan,
+    control_flow,
+    is_differentiable,
+    is_float,
+    touches_ref,
+    walk,
+)
 from isouq.gradnorm._sites import Site, site
-from isouq.gradnorm._views import Shape, View, disjoint, is_float, named, rearrange
+from isouq.gradnorm._views import Shape, View, are_disjoint, base_axes, rearrange
 
-CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
+Views: TypeAlias = list[View | None]  # what each of several variables shows; None is data
 
 
 class Part(NamedTuple):
-    """One parameter's range along an axis of a concatenation."""
+    """The range of one parameter along an axis of a concatenation."""
 
     axis: int
     start: int
     stop: int
 
 
-class Group(NamedTuple):
-    """Sites of one parameter that must be squared together, since they share entries."""
+@dataclass(frozen=True)
+class Group:
+    """Sites of one parameter that must be squared together, since they share entries.
 
-    sites: list[Site]
+    part: the range of a concatenation that the parameter is; None where the sites show the parameter itself.
+    chain: the moves from the parameter to what the sites show; see `View`.
+    """
+
+    sites: tuple[Site, ...]
     part: Part | None
     chain: tuple
 
@@ -40,237 +53,249 @@ class Group(NamedTuple):
         """Whether an entry of the parameter is met more than once: by several sites, or in a scan that sees it all."""
         return len(self.sites) > 1 or None in self.sites[0].view.loops
 
+    @property
+    def collect(self) -> bool:
+        """Whether the pairs of the sites are handed out, rather than their norms."""
+        return self.sites[0].collect
 
-class Inside(NamedTuple):
-    """A call, scan or cond with sites inside: one list of nodes for every body."""
 
-    bodies: list[list[Any]]
+class Nested(NamedTuple):
+    """The node of a call, scan or cond with sites inside: one list of nodes for each of its bodies."""
+
+    bodies: list[list["Node"]]
 
 
-@dataclass
+Node: TypeAlias = int | Nested | None  # for one equation: the number of its site, its bodies, or nothing to do
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What the walk does at every equation, and what becomes of every parameter.
+    """What is to be done at every equation of a jaxpr, and with every parameter.
 
-    nodes: for each equation None (bind it), a `Site` or an `Inside`. groups: for each parameter that is
-    read off. direct: for each that is differentiated, why.
+    nodes: one `Node` for each equation.
+    sites: all sites, each at the index that is its number.
+    groups: for each parameter that is read off, its groups of sites.
+    direct: for each parameter that is differentiated directly, the reason.
     """
 
-    nodes: list[Any]
+    nodes: list[Node]
+    sites: list[Site]
     groups: dict[int, list[Group]]
     direct: dict[int, str]
 
-    @property
-    def sites(self) -> list[Site]:
-        """All sites, each once."""
-        return list(dict.fromkeys(s for group in self._all() for s in group.sites))
-
-    def parts(self, of: Site) -> list[Part | None]:
-        """What a site stands for: the whole of its parameter (None), or parts of a concatenation."""
-        return [group.part for group in self._all() if of in group.sites]
-
-    def _all(self) -> list[Group]:
-        return [group for groups in self.groups.values() for group in groups]
+    def parts(self, site: Site) -> list[Part | None]:
+        """Return what a site stands for: its whole parameter (None), or parts of a concatenation."""
+        return [group.part for groups in self.groups.values() for group in groups if site in group.sites]
 
 
 def plan(
-    jaxpr: Any, num_leaves: int, num_outputs: int = 1, direct: Iterable[int] = (), collect: Iterable[int] = ()
+    body: Body, num_leaves: int, num_outputs: int = 1, direct: Iterable[int] = (), collect: Iterable[int] = ()
 ) -> Plan:
-    """The plan for a jaxpr whose first `num_leaves` inputs are parameters and first `num_outputs` outputs are f.
+    """Return the plan for a function whose first inputs are parameters.
 
-    Parameters in `direct` are differentiated in any case; pairs of those in `collect` are handed out in any case.
+    Args:
+        body: the traced function.
+        num_leaves: number of inputs that are parameters.
+        num_outputs: number of outputs that are values of f; the others are not differentiated.
+        direct: parameters that are differentiated directly in any case.
+        collect: parameters whose pairs are handed out in any case.
     """
-    shapes = [v.aval.shape for v in jaxpr.invars[:num_leaves]]
-    collect = frozenset(collect)
+    shapes = [aval.shape for aval in body.inputs[:num_leaves]]
     reasons = dict.fromkeys(direct, "asked for")
-    reasons |= {i: "not a real array" for i, v in enumerate(jaxpr.invars[:num_leaves]) if not is_float(v.aval)}
+    reasons |= {i: "not a real array" for i, aval in enumerate(body.inputs[:num_leaves]) if not is_float(aval)}
     reasons |= {i: "empty" for i, shape in enumerate(shapes) if math.prod(shape) == 0}
     while True:
-        analysis = _Analysis(shapes, collect, dict(reasons))
-        states = [None if i in reasons else View.of_leaf(i, shape) for i, shape in enumerate(shapes)]
-        states += [None] * (len(jaxpr.invars) - num_leaves)
-        nodes, outs = analysis.body(jaxpr, states, ())
-        analysis.escape_all(outs[:num_outputs], "is the output")
-        groups = analysis.group()
+        analysis = _Analysis(shapes, dict(reasons))
+        views = [None if i in reasons else View.of_leaf(i, shape) for i, shape in enumerate(shapes)]
+        views += [None] * (len(body.inputs) - num_leaves)
+        nodes, outputs = analysis.body(body, views, ())
+        analysis.make_direct(outputs[:num_outputs], "is the output")
+        analysis.check_groups()
         if analysis.direct == reasons:
-            return Plan(nodes, groups, reasons)
+            return analysis.plan(nodes, frozenset(collect))
         reasons = analysis.direct
+
+
+class _Use(NamedTuple):
+    """The sites of one parameter after one chain of moves, by number, before they become a `Group`."""
+
+    part: Part | None
+    numbers: list[int]
 
 
 @dataclass
 class _Analysis:
+    """One pass over a jaxpr.
+
+    shapes: of the parameters. direct: the direct parameters and the reasons, which the pass adds to.
+    sites: all sites so far. uses: for each parameter, its sites by chain. joins: parts and axis of each concatenation.
+    """
+
     shapes: list[Shape]
-    collect: frozenset[int]
     direct: dict[int, str]
-    uses: dict[int, dict[tuple, Group]] = field(default_factory=dict)  # parameter -> chain -> sites
-    joins: list[tuple[tuple[View, ...], int]] = field(default_factory=list)  # concatenations: parts, axis
+    sites: list[Site] = field(default_factory=list)
+    uses: dict[int, dict[tuple, _Use]] = field(default_factory=dict)
+    joins: list[tuple[tuple[View, ...], int]] = field(default_factory=list)
 
-    def escape(self, view: View, reason: str) -> None:
-        """What this view shows is to be differentiated the ordinary way."""
-        if view.leaf < len(self.shapes):
-            self.direct.setdefault(view.leaf, reason)
-        else:
-            for part in self.joins[view.leaf - len(self.shapes)][0]:
-                self.escape(part, reason)
+    def make_direct(self, views: Iterable[View | None], reason: str) -> None:
+        """Make the parameters that these views show direct."""
+        for view in views:
+            if view is None:
+                continue
+            if view.leaf < len(self.shapes):
+                self.direct.setdefault(view.leaf, reason)
+            else:
+                self.make_direct(self.joins[view.leaf - len(self.shapes)][0], reason)
 
-    def body(self, jaxpr: Any, states: list[View | None], steps: Shape) -> tuple[list[Any], list[View | None]]:
-        """Nodes of a jaxpr's equations, and what its outputs are views of."""
-        env: dict[Any, View] = {v: s for v, s in zip(jaxpr.invars, states, strict=True) if s is not None}
+    def body(self, body: Body, views: Views, steps: Shape) -> tuple[list[Node], Views]:
+        """Return the nodes of the equations, and what the outputs are views of.
 
-        def read(atom: Any) -> View | None:
-            return None if hasattr(atom, "val") else env.get(atom)
+        views: what the inputs are views of. steps: the lengths of the enclosing scans.
+        """
+        nodes: list[Node] = []
 
-        nodes = []
-        for eqn in jaxpr.eqns:
-            ins = [read(v) for v in eqn.invars]
-            node, outs = None, None
-            if any(view is not None for view in ins):
-                if _touches_ref(eqn):  # what is written there comes out of other equations
-                    self.escape_all(ins, f"{eqn.primitive.name} with a mutable Ref")
-                elif any(_has_gradient(v.aval) for v in eqn.outvars):
-                    node, outs = self.equation(eqn, ins, steps)
+        def visit(equation: Equation, operands: Views) -> Views:
+            node, results = None, None
+            if any(view is not None for view in operands):
+                if touches_ref(equation):  # what is written to a Ref comes out of other equations
+                    self.make_direct(operands, f"{equation.name} with a mutable Ref")
+                elif any(map(is_differentiable, equation.outputs)):
+                    node, results = self.equation(equation, operands, steps)
             nodes.append(node)
-            for v, out in zip(eqn.outvars, outs or (), strict=bool(outs)):
-                if out is not None:
-                    env[v] = out
-        return nodes, [read(v) for v in jaxpr.outvars]
+            return results or [None] * len(equation.outputs)
 
-    def equation(self, eqn: Any, ins: list[View | None], steps: Shape) -> tuple[Any, list[View | None] | None]:
-        """The node of one equation with at least one view among its inputs, and its outputs' views."""
-        name = eqn.primitive.name
-        if name in CALLS:
-            inner = eqn.params[CALLS[name]]
-            nodes, outs = self.body(getattr(inner, "jaxpr", inner), ins, steps)
-            return Inside([nodes]), outs
-        if name == "scan":
-            return self.scan(eqn, ins, steps)
-        if name == "cond" and eqn.params.get("branches_platforms") is None:
-            self.escape_all(ins[:1], name)
-            bodies = []
-            for branch in eqn.params["branches"]:
-                nodes, outs = self.body(branch.jaxpr, ins[1:], steps)
-                self.escape_all(outs, "chosen by cond")
-                bodies.append(nodes)
-            return Inside(bodies), None
+        outputs = walk(body.jaxpr, views, visit)
+        return nodes, outputs
+
+    def equation(self, equation: Equation, operands: Views, steps: Shape) -> tuple[Node, Views | None]:
+        """Return the node of an equation that has a view among its operands, and the views that its results are."""
+        name, flow = equation.name, control_flow(equation)
+        if isinstance(flow, Call):
+            nodes, results = self.body(flow.body, operands, steps)
+            return Nested([nodes]), results
+        if isinstance(flow, Cond):
+            return self.cond(flow, operands, steps), None
+        if isinstance(flow, Scan):
+            return self.scan(flow, operands, steps)
         if name == "stop_gradient":
             return None, None
         if name in ("concatenate", "stack"):
-            return None, self.concatenate(eqn, ins)
-        views = [(i, view) for i, view in enumerate(ins) if view is not None]
-        if len(views) > 1:  # two parameters meet: the smaller is data to the larger
-            self.escape(min(views, key=lambda pair: math.prod(pair[1].shape))[1], f"{name} with another parameter")
+            return None, self.concatenate(equation, operands)
+        (operand, view), *others = [(i, view) for i, view in enumerate(operands) if view is not None]
+        if others:  # two parameters meet: the smaller one is data to the larger one
+            smaller = min((view for view in operands if view is not None), key=lambda view: math.prod(view.shape))
+            self.make_direct([smaller], f"{name} with another parameter")
             return None, None
-        (operand, view), *_ = views
-        moved = rearrange(eqn, view)
+        moved = rearrange(equation, view)
         if moved is not None:
             return None, [*moved]
-        found = site(eqn, operand, view)
-        if found is None or not self.add(found, eqn, ins, steps):
-            self.escape(view, name)
+        new = site(equation, operand, view, steps)
+        if new is None or not self.is_worthwhile(new):
+            self.make_direct([view], name)
             return None, None
-        return found, None
+        return self.add(new), None
 
-    def scan(self, eqn: Any, ins: list[View | None], steps: Shape) -> tuple[Any, list[View | None]]:
-        """Constants are seen whole at every step, scanned inputs slice by slice; a carry must not change."""
-        inner, consts, carries = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"], eqn.params["num_carry"]
-        kept = [inner.outvars[i] is inner.invars[consts + i] for i in range(carries)]
-        states: list[View | None] = []
-        for i, view in enumerate(ins):
-            inside = None
+    def cond(self, cond: Cond, operands: Views, steps: Shape) -> Nested:
+        """Return the node of a cond; what its branches return is data, and so is the index of the branch."""
+        self.make_direct(operands[:1], "cond")
+        bodies = []
+        for branch in cond.branches:
+            nodes, results = self.body(branch, operands[1:], steps)
+            self.make_direct(results, "chosen by cond")
+            bodies.append(nodes)
+        return Nested(bodies)
+
+    def scan(self, scan: Scan, operands: Views, steps: Shape) -> tuple[Node, Views]:
+        """Return the node of a scan, and the views that its results are.
+
+        Every step sees its constants whole and a slice of the arrays that it runs over; a carry may not change.
+        """
+        num_whole = scan.num_consts + scan.num_carries
+        inside: Views = []
+        for i, view in enumerate(operands):
+            entered = None
             if view is not None:
-                scanned = i >= consts + carries
-                if scanned and view.leaf < len(self.shapes):
-                    inside = view.enter_scan(True)
-                elif not scanned and (i < consts or kept[i - consts]):
-                    inside = view.enter_scan(False)
-                if inside is None:
-                    self.escape(view, "scan")
-            states.append(inside)
-        nodes, outs = self.body(inner, states, (*steps, eqn.params["length"]))
-        through = [ins[consts + i] if kept[i] else None for i in range(carries)]
-        self.escape_all([out for i, out in enumerate(outs) if i >= carries or not kept[i]], "leaves a scan")
-        return Inside([nodes]), [*through, *[None] * (len(outs) - carries)]
+                if i >= num_whole and view.leaf < len(self.shapes):
+                    entered = view.enter_scan(True)
+                elif i < num_whole and (i < scan.num_consts or scan.constant_carries[i - scan.num_consts]):
+                    entered = view.enter_scan(False)
+                if entered is None:
+                    self.make_direct([view], "scan")
+            inside.append(entered)
+        nodes, outs = self.body(scan.body, inside, (*steps, scan.length))
+        constant = [*scan.constant_carries, *[False] * (len(outs) - scan.num_carries)]
+        self.make_direct([out for i, out in enumerate(outs) if not constant[i]], "leaves a scan")
+        return Nested([nodes]), [operands[scan.num_consts + i] if constant[i] else None for i in range(len(outs))]
 
-    def concatenate(self, eqn: Any, ins: list[View | None]) -> list[View | None] | None:
-        """A view of a new, joined parameter; only of plain parameters, and of nothing else."""
-        parts = [view for view in ins if view is not None]
-        plain = all(view.leaf < len(self.shapes) and not named(view.loops) for view in parts)
-        if not plain or len(parts) < len(ins):
-            self.escape_all(ins, "concatenated with data")
+    def concatenate(self, equation: Equation, operands: Views) -> Views | None:
+        """Return the view of a new, joined parameter where parameters alone are joined; else make them direct."""
+        parts = [view for view in operands if view is not None]
+        plain = all(view.leaf < len(self.shapes) and not base_axes(view.loops) for view in parts)
+        if not plain or len(parts) < len(operands):
+            self.make_direct(operands, "concatenated with data")
             return None
-        axis = eqn.params["axis" if eqn.primitive.name == "stack" else "dimension"]
-        if eqn.primitive.name == "stack":
+        axis = equation.params["axis" if equation.name == "stack" else "dimension"]
+        if equation.name == "stack":
             parts = [view.reshape((*view.sizes[:axis], 1, *view.sizes[axis:])) for view in parts]
-        key = (tuple(parts), axis)
-        if key not in self.joins:
-            self.joins.append(key)
-        joined = View.of_leaf(len(self.shapes) + self.joins.index(key), eqn.outvars[0].aval.shape)
+        join = (tuple(parts), axis)
+        if join not in self.joins:
+            self.joins.append(join)
+        joined = View.of_leaf(len(self.shapes) + self.joins.index(join), equation.outputs[0].shape)
         return [replace(joined, loops=parts[0].loops)]
 
-    def escape_all(self, views: list[View | None], reason: str) -> None:
-        """Every view among these."""
-        for view in views:
-            if view is not None:
-                self.escape(view, reason)
-
-    def add(self, found: Site, eqn: Any, ins: list[View | None], steps: Shape) -> bool:
-        """Records a site with the parameters it speaks of; False where they are better differentiated."""
-        view = found.view
-        found.steps = steps
-        found.kept = jax.eval_shape(found.keep, *(v.aval for v in eqn.invars))
-        found.result = eqn.outvars[0].aval
-        if not found.kept.size or not found.result.size:
+    def is_worthwhile(self, new: Site) -> bool:
+        """Return whether the parameters that a site shows may be read off there and are not better differentiated."""
+        view = new.view
+        if not new.data.size or not new.result.size:
             return False
-        data = [v.aval for v, view in zip(eqn.invars, ins, strict=True) if view is None]
-        found.varying = (_varying(*data), _varying(found.result))
-        if view.leaf < len(self.shapes):
-            if found.lookup and found.result.size * math.prod(steps) >= math.prod(self.shapes[view.leaf]):
-                return False  # as many rows are looked up as there are
-            if found.lookup and found.layout.size(found.layout.rows) > 2**24:
-                return False  # an index travels as a float32, see `_norms._pair`
-            self.uses.setdefault(view.leaf, {}).setdefault(view.chain, Group([], None, view.chain)).sites.append(found)
+        if view.leaf >= len(self.shapes):
+            _, axis = self.joins[view.leaf - len(self.shapes)]
+            return not (new.lookup or view.chain or axis in new.layout.batch)
+        if not new.lookup:
             return True
-        parts, axis = self.joins[view.leaf - len(self.shapes)]
-        if found.lookup or view.chain or axis in found.layout.batch:
-            return False
-        start = 0
-        for of in parts:
-            if not of.sizes[axis]:
-                continue
-            part = Part(axis, start, start + of.sizes[axis])
-            chain = (*of.chain, ("part", (view.leaf, start), named(of.labels), of.sizes))
-            self.uses.setdefault(of.leaf, {}).setdefault(chain, Group([], part, chain)).sites.append(found)
-            start = part.stop
-        return True
+        if new.result.size * math.prod(new.steps) >= math.prod(self.shapes[view.leaf]):
+            return False  # as many rows are looked up as there are
+        return new.layout.size(new.layout.rows) <= 2**24  # an index travels as a float32, see `_norms._pair`
 
-    def group(self) -> dict[int, list[Group]]:
-        """Groups of every parameter; those whose groups might overlap become direct."""
-        result = {}
-        for leaf, by_chain in self.uses.items():
-            chains = list(by_chain)
-            if any(not disjoint(a, b) for i, a in enumerate(chains) for b in chains[:i]):
+    def add(self, new: Site) -> int:
+        """Record a site with the parameters that it shows, and return its number."""
+        number, view = len(self.sites), new.view
+        self.sites.append(replace(new, number=number))
+        if view.leaf < len(self.shapes):
+            self.uses.setdefault(view.leaf, {}).setdefault(view.chain, _Use(None, [])).numbers.append(number)
+            return number
+        parts, axis = self.joins[view.leaf - len(self.shapes)]
+        start = 0
+        for shown in parts:
+            stop = start + shown.sizes[axis]
+            if stop > start:
+                chain = (*shown.chain, ("part", (view.leaf, start), base_axes(shown.labels), shown.sizes))
+                use = _Use(Part(axis, start, stop), [])
+                self.uses.setdefault(shown.leaf, {}).setdefault(chain, use).numbers.append(number)
+            start = stop
+        return number
+
+    def check_groups(self) -> None:
+        """Make direct the parameters whose groups might overlap, or whose pairs are larger than a gradient."""
+        for leaf, uses in self.uses.items():
+            chains = list(uses)
+            if any(not are_disjoint(a, b) for i, a in enumerate(chains) for b in chains[:i]):
                 self.direct.setdefault(leaf, "overlapping or differently reshaped uses")
-            for group in by_chain.values():
+            for group in self.groups(leaf):
                 if group.reused and sum(s.pair_size for s in group.sites) > math.prod(self.shapes[leaf]):
                     self.direct.setdefault(leaf, "reused at more places than it has entries")
-                for s in group.sites:
-                    s.collect = s.collect or group.reused or leaf in self.collect
-            result[leaf] = list(by_chain.values())
-        return {leaf: groups for leaf, groups in result.items() if leaf not in self.direct}
 
+    def groups(self, leaf: int) -> list[Group]:
+        """Return the groups of one parameter."""
+        return [
+            Group(tuple(self.sites[number] for number in use.numbers), use.part, chain)
+            for chain, use in self.uses[leaf].items()
+        ]
 
-def _has_gradient(aval: Any) -> bool:
-    """True for real and complex arrays."""
-    return jnp.issubdtype(getattr(aval, "dtype", bool), jnp.inexact)
-
-
-def _touches_ref(eqn: Any) -> bool:
-    """Return whether an equation reads, writes or makes a mutable Ref, itself or in a body that is handed one."""
-    return any(hasattr(v.aval, "inner_aval") for v in (*eqn.invars, *eqn.outvars))
-
-
-def _varying(*avals: Any) -> tuple[str, ...]:
-    """Inside shard_map: the axes of the mesh along which any of these differ."""
-    axes: set[str] = set()
-    for aval in avals:  # aval.mat.varying; aval.vma in older JAX
-        axes.update(getattr(getattr(aval, "mat", aval), "varying", getattr(aval, "vma", ())))
-    return tuple(sorted(axes))
+    def plan(self, nodes: list[Node], collect: frozenset[int]) -> Plan:
+        """Return the plan of a pass that has made no parameter direct."""
+        pairs = {
+            s.number for leaf in self.uses for g in self.groups(leaf) if g.reused or leaf in collect for s in g.sites
+        }
+        self.sites = [replace(s, collect=s.number in pairs) for s in self.sites]
+        return Plan(nodes, self.sites, {leaf: self.groups(leaf) for leaf in self.uses}, self.direct)

@@ -1,13 +1,13 @@
 """Where a parameter meets data: one rule for each primitive, from its operands to `Factors`.
 
-A rule looks at an equation one of whose operands is a `View` and answers with a `Site`, or None
-where it does not know the form; the parameter is then differentiated the ordinary way.
+A rule looks at an equation one of whose operands is a `View` of a parameter. It returns a `Site`, or None where it
+does not know the form; the parameter is then differentiated directly.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,20 +15,25 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from isouq.gradnorm._factors import Factors, Layout, OneHot, at_least_float32, leaf_sq_norm
-from isouq.gradnorm._views import Shape, View, is_float, named
+from isouq.gradnorm._jaxpr import Equation, is_float, varying_axes
+from isouq.gradnorm._views import Shape, View, base_axes
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Site:
-    """One use of a parameter.
+    """One use of a parameter. A rule fills in the first seven fields, `site` and the analysis the others.
 
-    view: the parameter's operand. layout: axes of B, C and F; positions: P; both of one step, see `folded`.
-    keep: from the equation's operands to the data that the rule needs.
-    factors: from (what was kept, cotangent of the result) to `(rows [B, P, C], cols [B, P, F])`.
-    lookup: rows are looked up by index. product_sq_norm: a leaner way to the product form's norm, if any.
-    kept, result: shape and dtype of what is kept of the data, and of the result.
-    varying: inside shard_map, the mesh axes along which the two differ.
-    steps: lengths of the enclosing scans. collect: hand the pair out; otherwise its norm, at once.
+    view: the operand that is the parameter. layout: axes of B, C and F. positions: P. Both belong to one step of the
+        enclosing scans; see `stacked`.
+    keep: function from the operands of the equation to the data that the rule needs.
+    factors: function from (data, cotangent of the result) to `(rows [B, P, C], cols [B, P, F])`.
+    lookup: whether the rows are looked up by index.
+    product_sq_norm: the norm by the product form with less memory, where a rule has such a way.
+    data, result: shape and dtype of the data and of the result.
+    varying: the axes of the mesh along which these two differ inside shard_map.
+    steps: lengths of the enclosing scans.
+    number: index of the site among those of its plan.
+    collect: whether the backward pass hands out the pair (data, cotangent); otherwise it hands out its norm.
     """
 
     view: View
@@ -38,32 +43,36 @@ class Site:
     factors: Callable
     lookup: bool = False
     product_sq_norm: Callable | None = None
-    kept: Any = None  # ShapeDtypeStruct of what `keep` returns, filled in by the analysis
+    data: Any = None
     result: Any = None
     varying: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     steps: Shape = ()
+    number: int = -1
     collect: bool = False
 
     @property
-    def folded(self) -> tuple[Layout, int]:
-        """Layout and positions of what `gather` gives: of pairs, scans over the weight are in B, all others in P."""
+    def stacked(self) -> tuple[Layout, int]:
+        """Layout and positions of what `gather` returns.
+
+        Where pairs are collected, the steps of scans over the weight are part of B, and those of all others of P.
+        """
         if not self.collect:
             return self.layout, self.positions
-        layout = self.layout._replace(batch=(*named(self.view.loops), *self.layout.batch))
+        layout = self.layout._replace(batch=(*base_axes(self.view.loops), *self.layout.batch))
         repeats = (n for n, axis in zip(self.steps, self.view.loops, strict=True) if axis is None)
         return layout, self.positions * math.prod(repeats)
 
     @property
     def pair_size(self) -> int:
-        """Entries of the pairs of all steps."""
-        return math.prod(self.steps) * (self.kept.size + self.result.size)
+        """Number of entries of the pairs of all steps together."""
+        return math.prod(self.steps) * (self.data.size + self.result.size)
 
-    def gather(self, kept: Array, cotangent: Array) -> Factors:
-        """`Factors` from one step's pair, or from the pairs of all steps stacked on leading axes."""
+    def gather(self, data: Array, cotangent: Array) -> Factors:
+        """Return the factors of one step's pair, or of the pairs of all steps stacked on leading axes."""
         rule, loops = self.factors, self.view.loops if self.collect else ()
         for _ in loops:
             rule = jax.vmap(rule)
-        rows, cols = rule(kept, cotangent)
+        rows, cols = rule(data, cotangent)
         over = [i for i, axis in enumerate(loops) if axis is not None]  # scans over the weight: part of B
         along = [i for i, axis in enumerate(loops) if axis is None]  # scans that reuse it: more positions
         n = len(loops)
@@ -75,24 +84,29 @@ class Site:
             p = math.prod(moved.shape[len(over) + 1 : n + 2])
             return moved.reshape(b, p, *moved.shape[n + 2 :])
 
-        layout, _ = self.folded
+        layout, _ = self.stacked
         if self.lookup:
             return Factors(OneHot(merge(rows, order[:-1]), layout.size(layout.rows)), merge(cols, order), layout)
         return Factors(merge(rows, order), merge(cols, order), layout)
 
 
-def site(eqn: Any, operand: int, view: View) -> Site | None:
-    """The site that an equation is for its operand number `operand`; None where no rule knows it."""
-    rule = RULES.get(eqn.primitive.name)
-    if rule is None or not is_float(eqn.outvars[0].aval):
+def site(equation: Equation, operand: int, view: View, steps: Shape) -> Site | None:
+    """Return the site where operand number `operand` of an equation meets the others; None where no rule knows it."""
+    rule = RULES.get(equation.name)
+    result = equation.outputs[0]
+    match = rule(equation, operand, view) if rule and is_float(result) else None
+    if match is None:
         return None
-    return rule(eqn, operand, view)
+    others = (aval for i, aval in enumerate(equation.inputs) if i != operand)
+    data = jax.eval_shape(match.keep, *equation.inputs)
+    return replace(match, data=data, result=result, varying=(varying_axes(*others), varying_axes(result)), steps=steps)
 
 
-def _dot_general(eqn: Any, operand: int, view: View) -> Site | None:
-    (contract, batch) = eqn.params["dimension_numbers"]
+def _dot_general(equation: Equation, operand: int, view: View) -> Site | None:
+    """Return the site of a matrix product: the free axes of the data are positions."""
+    (contract, batch) = equation.params["dimension_numbers"]
     of_weight, of_data = operand, 1 - operand
-    data, weight = eqn.invars[of_data].aval, eqn.invars[of_weight].aval
+    data, weight = equation.inputs[of_data], equation.inputs[of_weight]
     if not is_float(data):
         return None
     data_batch, data_contract = list(batch[of_data]), list(contract[of_data])
@@ -105,7 +119,7 @@ def _dot_general(eqn: Any, operand: int, view: View) -> Site | None:
 
     def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
         rows = x.transpose(*data_batch, *data_free, *data_contract).reshape(sizes)
-        if of_weight == 0:  # the result's axes are batch, weight's, data's
+        if of_weight == 0:  # the axes of the result are those of the batch, the weight and the data
             f = len(weight_free)
             order = (*range(b), *range(b + f, b + f + p), *range(b, b + f))
             cotangent = cotangent.transpose(order)
@@ -120,29 +134,30 @@ def _dot_general(eqn: Any, operand: int, view: View) -> Site | None:
     return Site(view, layout, sizes[1], lambda *operands: operands[of_data], factors)
 
 
-def _gather(eqn: Any, operand: int, view: View) -> Site | None:
+def _gather(equation: Equation, operand: int, view: View) -> Site | None:
+    """Return the site of a look-up of whole rows by an array of indices."""
     if operand != 0:
         return None
-    table, out = eqn.invars[0].aval, eqn.outvars[0].aval
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    table, out = equation.inputs[0], equation.outputs[0]
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     looked_up = numbers.start_index_map
     whole = all(sizes[i] == table.shape[i] for i in range(table.ndim) if i not in looked_up)
     if set(looked_up) != set(numbers.collapsed_slice_dims) or numbers.operand_batching_dims or not whole:
         return None
     extents = tuple(table.shape[i] for i in looked_up)
-    mode = eqn.params["mode"]
+    mode = equation.params["mode"]
     positions_axes = [i for i in range(out.ndim) if i not in numbers.offset_dims]
     num_positions = math.prod(out.shape[i] for i in positions_axes)
 
     def keep(_: Array, indices: Array) -> Array:
-        """Row-major index of the row that each position reads; −1 where out of bounds and dropped."""
+        """Return the row-major index of the row that each position reads; −1 where it is out of bounds and dropped."""
         indices = _signed(indices)
         limit = jnp.asarray(extents, indices.dtype) - 1
         limit = limit.reshape((1,) * (indices.ndim - 1) + (-1,))
         inside = jnp.all((indices >= 0) & (indices <= limit), axis=-1)
         clipped = jnp.clip(indices, 0, limit)
         linear = _linear_index([clipped[..., i] for i in range(len(extents))], extents)
-        if mode != lax.GatherScatterMode.CLIP:  # the transpose scatters, and a scatter drops what is out of bounds
+        if mode != lax.GatherScatterMode.CLIP:  # the transpose is a scatter, which drops what is out of bounds
             linear = jnp.where(inside, linear, -1)
         return linear.reshape(num_positions)
 
@@ -155,14 +170,14 @@ def _gather(eqn: Any, operand: int, view: View) -> Site | None:
 
 
 def _lookup(view: View, looked_up: Sequence[int], positions: int, keep: Callable, factors: Callable) -> Site:
-    """A site whose rows are one-hot along the axes looked up, with all other axes for columns."""
+    """Return a site whose rows are one-hot along the axes looked up, with all other axes for columns."""
     rest = [i for i in range(len(view.labels)) if i not in looked_up]
     layout = Layout((), view.axes(looked_up), view.axes(rest), view.shape)
     return Site(view, layout, positions, keep, factors, lookup=True)
 
 
 def _signed(indices: Array) -> Array:
-    """Indices in a type that holds every row: a table may be longer than what uint8 or int8 count."""
+    """Return indices in a type that can hold every row: a table may be longer than uint8 or int8 can count."""
     if jnp.issubdtype(indices.dtype, jnp.unsignedinteger):
         top = min(int(jnp.iinfo(indices.dtype).max), 2**31 - 1)
         return jnp.minimum(indices, jnp.asarray(top, indices.dtype)).astype(jnp.int32)
@@ -170,18 +185,18 @@ def _signed(indices: Array) -> Array:
 
 
 def _linear_index(indices: list[Array], extents: Shape) -> Array:
-    """Row-major linear index."""
+    """Return the row-major linear index."""
     linear = indices[0]
     for index, extent in zip(indices[1:], extents[1:], strict=True):
         linear = linear * extent + index
     return linear
 
 
-def _dynamic_slice(eqn: Any, operand: int, view: View) -> Site | None:
-    """`table[i]` with a traced i: a lookup of one row."""
+def _dynamic_slice(equation: Equation, operand: int, view: View) -> Site | None:
+    """Return the site of `table[i]` with a traced i: a look-up of one row."""
     if operand != 0:
         return None
-    table, sizes = eqn.invars[0].aval, eqn.params["slice_sizes"]
+    table, sizes = equation.inputs[0], equation.params["slice_sizes"]
     looked_up = [i for i in range(table.ndim) if sizes[i] != table.shape[i]]
     if not looked_up or any(sizes[i] != 1 for i in looked_up):
         return None
@@ -197,13 +212,13 @@ def _dynamic_slice(eqn: Any, operand: int, view: View) -> Site | None:
     return _lookup(view, looked_up, 1, keep, factors)
 
 
-def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
-    """Every output pixel is a position; its row is the patch of the input under the kernel."""
-    params = eqn.params
+def _convolution(equation: Equation, operand: int, view: View) -> Site | None:
+    """Return the site of a convolution: every output pixel is a position, its row the patch of the input under it."""
+    params = equation.params
     if operand != 1 or params["batch_group_count"] != 1:
         return None
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    data, kernel, out = eqn.invars[0].aval, eqn.invars[1].aval, eqn.outvars[0].aval
+    data, kernel, out = *equation.inputs, equation.outputs[0]
     num_out, num_in, *window_axes = numbers.rhs_spec
     window_shape = [kernel.shape[i] for i in window_axes]
     out_shape = [out.shape[i] for i in numbers.out_spec[2:]]
@@ -212,7 +227,7 @@ def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
     if not data.size or not out.size:
         return None
     grouped = view
-    if groups > 1:  # the kernel's outputs are (group, output in the group)
+    if groups > 1:  # the outputs of the kernel are pairs (group, output within the group)
         shape = list(kernel.shape)
         shape[num_out : num_out + 1] = [groups, kernel.shape[num_out] // groups]
         grouped = view.reshape(tuple(shape))
@@ -223,7 +238,7 @@ def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
     stride, lhs, rhs = params["window_strides"], params["lhs_dilation"], params["rhs_dilation"]
 
     def shifted(x: Array) -> list[Array]:
-        """For every entry of the kernel's window the inputs that it meets, [N, *space, C]."""
+        """Return the inputs [N, *space, C] that each entry of the kernel's window meets."""
         x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
         edges = [(low, high, dilation - 1) for (low, high), dilation in zip(params["padding"], lhs, strict=True)]
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
@@ -244,18 +259,18 @@ def _convolution(eqn: Any, operand: int, view: View) -> Site | None:
         return patches.reshape(groups, positions, -1), cols
 
     def product_sq_norm(x: Array, cotangent: Array) -> Array:
-        """‖XᵀΔ‖² one entry of the window at a time: the patches are never stacked."""
+        """Return ‖XᵀΔ‖², one entry of the window at a time, so that the patches are never stacked."""
         cols, over = channels_last(cotangent), tuple(range(len(out_shape) + 1))
         dtype = at_least_float32(cols.dtype)
         products = [lax.dot_general(v, cols, ((over, over), ((), ())), None, dtype) for v in shifted(x)]
         return sum((leaf_sq_norm(product) for product in products), jnp.zeros((), dtype))
 
-    layout = Layout(named(batch), named(rows), named(cols), grouped.shape)
+    layout = Layout(base_axes(batch), base_axes(rows), base_axes(cols), grouped.shape)
     lean = product_sq_norm if groups == 1 else None
     return Site(grouped, layout, positions, lambda x, _: x, factors, product_sq_norm=lean)
 
 
-RULES: dict[str, Callable[[Any, int, View], Site | None]] = {
+RULES: dict[str, Callable[[Equation, int, View], Site | None]] = {
     "dot_general": _dot_general,
     "gather": _gather,
     "dynamic_slice": _dynamic_slice,

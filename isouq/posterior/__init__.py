@@ -1,6 +1,7 @@
-"""One log density; MAP, reference posterior with a verdict, and a second opinion."""
+"""The log density, its maximum, samples of its posterior with a verdict, and a second sampler to check them."""
 
-from isouq.posterior.density import PRIORS, LogDensity, prior_scales
+from isouq.density import PRIORS, LogDensity, prior_scales
+from isouq.posterior._sampling import Sampling
 from isouq.posterior.exact import linear_regression
 from isouq.posterior.map import MapFit, fit_map
 from isouq.posterior.reference import Cost, Margins, Reference, probabilities, sample_reference
@@ -14,6 +15,7 @@ __all__ = [
     "MapFit",
     "Margins",
     "Reference",
+    "Sampling",
     "Verdict",
     "fit_map",
     "judge",

@@ -1,7 +1,7 @@
-"""Every call into BlackJAX stands here: its interface changes often.
+"""All calls into BlackJAX, whose interface changes often.
 
-One chain is a pure function of (log density, position, key), run in blocks of transitions; `_sampling.py` maps it
-over chains and devices. The data reach the compiled program as arguments (the log density is a pytree).
+One chain is a pure function of (log density, position, key), run in blocks of transitions. `_sampling.py` maps it over
+chains and devices. The log density is a pytree, so that its data are arguments of the compiled program.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,17 @@ MAX_NUM_DOUBLINGS = 8
 
 
 class ChainState(NamedTuple):
-    """Where a chain stands between blocks: position, log density and gradient; how its step size was adapted."""
+    """The state of a chain between blocks: position, log density and gradient, and the adaptation of its step size."""
 
     hmc: Any
     adaptation: Any
 
 
 class Trace(NamedTuple):
-    """What a block of kept draws returns; leading axis = kept draws.
+    """The results of a block of draws; the leading axis is that of the draws.
 
-    recorded: what `record` gave for each kept draw. divergences: divergent transitions behind each
-    kept draw. acceptance: their mean acceptance probability. num_steps: gradient evaluations.
+    recorded: the value of `record` for each draw. divergences: the number of divergent transitions that led to it.
+    acceptance: their mean acceptance probability. num_steps: their gradient evaluations.
     """
 
     recorded: Any
@@ -40,34 +40,38 @@ class Trace(NamedTuple):
 
 
 def _transition(sampler: str) -> Callable:
-    """(key, state, log_density, step_size, inverse_mass, num_steps) -> (state, accept, divergent, steps)."""
+    """Return the function that makes one transition.
+
+    It maps (key, state, log_density, step_size, inverse_mass_matrix, num_integration_steps) to (state, acceptance
+    probability, whether the transition diverged, gradient evaluations).
+    """
     if sampler == "nuts":
         nuts = blackjax.nuts.build_kernel()
 
-        def step(key, state, log_density, step_size, inverse_mass, num_steps):  # type: ignore[no-untyped-def]
-            state, info = nuts(key, state, log_density, step_size, inverse_mass, MAX_NUM_DOUBLINGS)
+        def step(key, state, log_density, step_size, inverse_mass_matrix, num_integration_steps):  # type: ignore[no-untyped-def]
+            state, info = nuts(key, state, log_density, step_size, inverse_mass_matrix, MAX_NUM_DOUBLINGS)
             return state, info.acceptance_rate, info.is_divergent, info.num_integration_steps
 
     else:
         hmc = blackjax.hmc.build_kernel()
 
-        def step(key, state, log_density, step_size, inverse_mass, num_steps):  # type: ignore[no-untyped-def]
-            state, info = hmc(key, state, log_density, step_size, inverse_mass, num_steps)
-            return state, info.acceptance_rate, info.is_divergent, num_steps
+        def step(key, state, log_density, step_size, inverse_mass_matrix, num_integration_steps):  # type: ignore[no-untyped-def]
+            state, info = hmc(key, state, log_density, step_size, inverse_mass_matrix, num_integration_steps)
+            return state, info.acceptance_rate, info.is_divergent, num_integration_steps
 
     return step
 
 
 def start(log_density: Callable, position: Any) -> ChainState:
-    """One chain before its warm-up."""
-    init, _, _ = dual_averaging_adaptation(0.5)  # the target plays no part in it
+    """Return the state of one chain before its warm-up."""
+    init, _, _ = dual_averaging_adaptation(0.5)  # init does not depend on the target
     state = ChainState(blackjax.hmc.init(position, log_density), init(INITIAL_STEP_SIZE))
-    # Python numbers and weak types would be another program than the arrays that a block returns
+    # with Python numbers and weak types the first block would be another program than those after it
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jax.dtypes.result_type(leaf)), state)
 
 
 def step_size(state: ChainState) -> Array:
-    """What the adaptation has come to; one per chain if the state has an axis of chains."""
+    """Return the adapted step size; one for each chain if the state has an axis of chains."""
     _, _, final = dual_averaging_adaptation(0.5)
     return final(state.adaptation)
 
@@ -76,16 +80,17 @@ def warm_up(
     sampler: str,
     log_density: Callable,
     state: ChainState,
-    inverse_mass: Float[Array, " params"],
+    inverse_mass_matrix: Float[Array, " params"],
     key: Array,
     first: Int[Array, ""],
-    num_steps: Int[Array, " block"],
+    num_integration_steps: Int[Array, " block"],
     target_acceptance: Float[Array, ""],
 ) -> ChainState:
-    """One chain's next warm-up transitions: the step size by dual averaging (Hoffman and Gelman 2014, 3.2.1).
+    """Return one chain's state after its next warm-up transitions.
 
+    The step size is adapted by dual averaging (Hoffman and Gelman 2014, section 3.2.1).
     first: number of transitions made before; transition t has the key `fold_in(key, t)`.
-    num_steps: leapfrog steps of each transition; one of 0 steps fills up a block and changes nothing.
+    num_integration_steps: leapfrog steps of each transition; one of 0 steps pads a block and changes nothing.
     """
     step = _transition(sampler)
     _, update, _ = dual_averaging_adaptation(target_acceptance)
@@ -94,44 +99,44 @@ def warm_up(
         index, steps = inputs
         size = jnp.exp(state.adaptation.log_step_size)
         moved, acceptance, _, _ = step(
-            jax.random.fold_in(key, index), state.hmc, log_density, size, inverse_mass, steps
+            jax.random.fold_in(key, index), state.hmc, log_density, size, inverse_mass_matrix, steps
         )
-        # a trajectory that left the floats has acceptance NaN: that is a rejection
+        # a trajectory that overflowed has acceptance NaN, which counts as a rejection
         new = ChainState(moved, update(state.adaptation, jnp.nan_to_num(acceptance)))
         return jax.tree.map(lambda a, b: jnp.where(steps > 0, a, b).astype(b.dtype), new, state), None
 
-    return jax.lax.scan(body, state, (first + jnp.arange(num_steps.shape[0]), num_steps))[0]
+    return jax.lax.scan(body, state, (first + jnp.arange(num_integration_steps.shape[0]), num_integration_steps))[0]
 
 
 def draw_block(
     sampler: str,
     log_density: Callable,
     state: ChainState,
-    inverse_mass: Float[Array, " params"],
+    inverse_mass_matrix: Float[Array, " params"],
     record: Callable,
     key: Array,
     first: Int[Array, ""],
-    num_steps: Int[Array, "kept thin"],
+    num_integration_steps: Int[Array, "draws thin"],
 ) -> tuple[ChainState, Trace]:
-    """One chain's next kept draws at its fixed step size; `first` and keys as in `warm_up`."""
+    """Return one chain's state after its next draws, and their trace; `first` and keys as in `warm_up`."""
     step = _transition(sampler)
     size = step_size(state)
-    index = first + jnp.arange(num_steps.size).reshape(num_steps.shape)
+    index = first + jnp.arange(num_integration_steps.size).reshape(num_integration_steps.shape)
 
     def transition(hmc: Any, inputs: tuple[Array, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
         index, steps = inputs
-        hmc, *info = step(jax.random.fold_in(key, index), hmc, log_density, size, inverse_mass, steps)
+        hmc, *info = step(jax.random.fold_in(key, index), hmc, log_density, size, inverse_mass_matrix, steps)
         return hmc, tuple(info)
 
-    def kept(hmc: Any, inputs: tuple[Array, Array]) -> tuple[Any, Trace]:
+    def draw(hmc: Any, inputs: tuple[Array, Array]) -> tuple[Any, Trace]:
         hmc, (acceptance, divergent, steps) = jax.lax.scan(transition, hmc, inputs)
         trace = Trace(record(hmc.position), jnp.sum(divergent), jnp.mean(acceptance), jnp.sum(steps))
         return hmc, trace
 
-    hmc, trace = jax.lax.scan(kept, state.hmc, (index, num_steps))
+    hmc, trace = jax.lax.scan(draw, state.hmc, (index, num_integration_steps))
     return ChainState(hmc, state.adaptation), trace
 
 
 def flat_diagonal(tree: Any, like: Any) -> Float[Array, " params"]:
-    """A pytree of scalars spread over the entries of `like`, flat as BlackJAX wants a mass matrix."""
+    """Return a pytree of scalars spread over the entries of `like`, as a flat vector: a diagonal for BlackJAX."""
     return ravel_pytree(jax.tree.map(lambda value, leaf: jnp.full(jnp.shape(leaf), value), tree, like))[0]

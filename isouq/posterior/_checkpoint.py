@@ -1,4 +1,4 @@
-"""A long computation on disk: enough to go on as if nothing had happened."""
+"""The state of a long computation in a file, from which it continues after an interruption."""
 
 import hashlib
 import json
@@ -14,18 +14,19 @@ from isouq import _files
 
 
 class Saved(NamedTuple):
-    """blocks: steps that are done. state: after them. kept: what they have gathered; None if nothing yet.
+    """The state of a computation after some of its blocks.
 
-    Of chains: blocks of transitions, the state of every chain, a `Trace` of the draws so far.
+    For the sampler a block is one of transitions, `state` holds the state of every chain, and `results` a `Trace`.
+    blocks: number of blocks that are finished. state: the state after them. results: what they have gathered, or None.
     """
 
     blocks: int
     state: Any
-    kept: Any
+    results: Any
 
 
 def fingerprint(settings: dict[str, Any], arrays: Any) -> str:
-    """SHA-256 of settings (JSON), JAX's version and device, and bytes, shapes and dtypes of all leaves of arrays."""
+    """Return the SHA-256 of settings (as JSON), JAX's version and device, and all arrays with dtypes and shapes."""
     settings = settings | {"jax": jax.__version__, "device": jax.local_devices()[0].device_kind}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for leaf in jax.tree.leaves(arrays):
@@ -38,11 +39,11 @@ def fingerprint(settings: dict[str, Any], arrays: Any) -> str:
 
 
 class Checkpoint:
-    """One file, written at most every `seconds`, read once at the start.
+    """One file, read once at the start and written at most every `seconds`.
 
-    An npz without pickle: mark, number of finished blocks, the leaves of state and of what was kept. A file that
-    cannot be used or written costs a warning of one line, never the run. One that is damaged or of another mark is
-    put aside under the name NAME.unused.
+    It is an npz without pickle that holds the mark, the number of finished blocks, and the leaves of the state and of
+    the results. The mark is the fingerprint of the run. A file that cannot be used or written gives a warning of one
+    line and never stops the run. A file that is damaged or has another mark is renamed to NAME.unused.
     """
 
     def __init__(self, path: Path, seconds: float, mark: str) -> None:
@@ -50,43 +51,44 @@ class Checkpoint:
         self.last = time.monotonic()
         self.warned = False
 
-    def load(self, state: Any, kept: Any) -> Saved | None:
-        """What was saved, in the structure and dtypes of `state` and `kept`; None if there is nothing to go on from."""
+    def load(self, state: Any, results: Any) -> Saved | None:
+        """Return what was saved, in the structure and dtypes of `state` and `results`; None without a usable file."""
         try:
             with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["mark"]) == self.mark:
-                    kept = _unpack(stored, "kept", kept) if "kept.0" in stored else None
-                    return Saved(int(stored["blocks"]), _unpack(stored, "state", state), kept)
+                    results = _unpack(stored, "kept", results) if "kept.0" in stored else None
+                    return Saved(int(stored["blocks"]), _unpack(stored, "state", state), results)
                 reason = "belongs to another run"
         except FileNotFoundError:
             return None
         except OSError as error:
             reason = f"cannot be read ({error.strerror or error})"
-        except Exception as error:  # damage shows in many ways
+        except Exception as error:  # a damaged file can raise almost anything
             reason = f"is damaged ({type(error).__name__})"
         warnings.warn(f"the checkpoint {self.path} {reason}; {self._put_aside()}starting anew", stacklevel=4)
         return None
 
     def _put_aside(self) -> str:
+        """Rename the file to NAME.unused, and return the words that say so."""
         aside = self.path.with_name(f"{self.path.name}.unused")
         try:
             if self.path.is_file():
                 self.path.replace(aside)
                 return f"it is now {aside.name}; "
         except OSError:
-            pass  # then it cannot be written over either
+            pass  # saving will warn
         return ""
 
     def due(self) -> bool:
-        """Whether it is time to save."""
+        """Return whether it is time to save."""
         return time.monotonic() - self.last >= self.seconds
 
     def save(self, saved: Saved) -> None:
-        """Replaces the file."""
-        blocks, state, kept = saved
+        """Replace the file."""
+        blocks, state, results = saved
         arrays = {"mark": np.array(self.mark), "blocks": np.array(blocks), **_pack("state", state)}
-        if kept is not None:
-            arrays |= _pack("kept", kept)
+        if results is not None:
+            arrays |= _pack("kept", results)
         try:
             _files.replace(self.path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         except OSError as error:
@@ -107,4 +109,4 @@ def _unpack(stored: Any, name: str, like: Any) -> Any:
     leaves, treedef = jax.tree.flatten(like)
     arrays = [stored[f"{name}.{i}"] for i in range(len(leaves))]
     typed = [a.view(like.dtype) if a.dtype.kind == "V" else a for a, like in zip(arrays, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, typed)  # bfloat16 comes back as bytes without a type
+    return jax.tree.unflatten(treedef, typed)  # NumPy loads bfloat16 as bytes without a type

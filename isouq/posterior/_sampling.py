@@ -1,15 +1,15 @@
-"""Chains in blocks of transitions, over devices, from a checkpoint or afresh: always the same numbers.
+"""Runs chains in blocks of transitions over devices, from a checkpoint or from the start, with the same numbers.
 
-A compiled program holds a fixed number of chains, the group: a batch of another size rounds otherwise, and chains
-that differ in the last bit part ways. Devices run one group each, in as many rounds as it takes. The key of a
-transition is that of its chain and number, so that neither blocks nor rounds show in the draws.
+A compiled program has a fixed number of chains, the group, because a batch of another size rounds differently and
+chains that differ in the last bit diverge. Each device runs one group at a time, in as many rounds as needed. The key
+of a transition depends on its chain and its number alone, so that draws depend neither on blocks nor on rounds.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,31 +17,63 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from isouq import _checks
+from isouq.density import check_starts
 from isouq.posterior import _blackjax
 from isouq.posterior._blackjax import ChainState, Trace
 from isouq.posterior._checkpoint import Checkpoint, Saved, fingerprint
-from isouq.posterior.density import check_starts
 
-_TRANSITIONS = 100  # of a block, as long as a draw has no more
+_BLOCK = 100  # transitions of a block, unless a single draw takes more
+SAMPLERS = ("hmc", "nuts")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is run; see `sample_reference`. group: chains of one program."""
+class Sampling:
+    """The settings of `sample_reference`, checked when they are made.
 
-    sampler: str
-    num_warmup: int
-    num_draws: int
-    thin: int
-    num_leapfrog: int
-    target_acceptance: float
-    chains: int
-    group: int
+    num_draws: draws of a chain.
+    num_warmup: transitions of a chain before them, in which the step size is adapted.
+    num_integration_steps: mean number of leapfrog steps of a transition. Each transition takes a random number between
+        half and one and a half of it, the same in every chain, because a fixed length resonates on Gaussian-like
+        posteriors.
+    thin: transitions for each draw.
+    target_acceptance_rate: acceptance rate that the step size is adapted to.
+    sampler: "hmc" or "nuts". NUTS takes at most 2⁸ steps a transition and ignores num_integration_steps.
+    chains_at_once: chains of one compiled program, a divisor of their number; by default 1 on a CPU and all chains
+        elsewhere. It decides the last bit of the draws; the number of devices never does. Each device runs one program
+        at a time, so that at most chains / chains_at_once devices are used.
+    """
+
+    num_draws: int = 1000
+    num_warmup: int = 500
+    num_integration_steps: int = 50
+    thin: int = 1
+    target_acceptance_rate: float = 0.8
+    sampler: str = "hmc"
+    chains_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_draws", "thin", "num_integration_steps"):
+            _checks.positive_int(name, getattr(self, name))
+        _checks.positive_int("num_warmup", self.num_warmup, 10)
+        _checks.one_of("sampler", self.sampler, SAMPLERS)
+        _checks.positive("target_acceptance_rate", self.target_acceptance_rate)
+        if self.target_acceptance_rate >= 1:
+            raise ValueError(f"target_acceptance_rate is {self.target_acceptance_rate}; expected a number below 1")
+        if self.chains_at_once is not None:
+            _checks.positive_int("chains_at_once", self.chains_at_once)
+
+    def group(self, chains: int) -> int:
+        """Return the number of chains of one compiled program; raise unless it divides the number of chains."""
+        group = self.chains_at_once or (1 if jax.default_backend() == "cpu" else chains)
+        if chains % group:
+            raise ValueError(f"chains_at_once is {group}; expected a divisor of the {chains} chains")
+        return group
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """`count` blocks of one size hold `total` things; the last block may be filled up."""
+    """A number of transitions or draws, `total`, in `count` blocks of one size; the last block may be padded."""
 
     total: int
     count: int
@@ -49,30 +81,49 @@ class Blocks:
 
     @classmethod
     def of(cls, total: int, most: int) -> "Blocks":
-        """Of size `most` at most, as even as they can be."""
+        """Return the blocks of at most `most`, as even as possible."""
         count = math.ceil(total / most)
         return cls(total, count, math.ceil(total / count))
 
-    def done(self, count: int) -> int:
-        """Things behind the first `count` blocks."""
+    def size_of_first(self, count: int) -> int:
+        """Return how many there are in the first `count` blocks."""
         return min(max(count, 0) * self.size, self.total)
 
     def fill(self, values: np.ndarray) -> np.ndarray:
-        """Values `[total, ...]` as `[count, size, ...]`, with zeros at the end."""
+        """Return values `[total, ...]` as `[count, size, ...]`, padded with zeros."""
         missing = self.count * self.size - self.total
         padded = np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
         return padded.reshape(self.count, self.size, *values.shape[1:])
 
 
+class Schedule(NamedTuple):
+    """The blocks of warm-up and of draws, and the leapfrog steps of each transition in them; 0 is padding."""
+
+    warm: Blocks
+    draw: Blocks
+    warm_lengths: np.ndarray  # [blocks, transitions]
+    draw_lengths: np.ndarray  # [blocks, draws, thin]
+
+    @classmethod
+    def of(cls, sampling: Sampling, key: Array) -> "Schedule":
+        """Return the schedule of these settings with random numbers of steps."""
+        warm = Blocks.of(sampling.num_warmup, _BLOCK)
+        draw = Blocks.of(sampling.num_draws, max(1, _BLOCK // sampling.thin))
+        total, mean = sampling.num_warmup + sampling.num_draws * sampling.thin, sampling.num_integration_steps
+        lengths = np.asarray(jax.random.randint(key, (total,), math.ceil(mean / 2), mean + mean // 2 + 1))
+        draw_lengths = lengths[sampling.num_warmup :].reshape(sampling.num_draws, sampling.thin)
+        return cls(warm, draw, warm.fill(lengths[: sampling.num_warmup]), draw.fill(draw_lengths))
+
+
 def rounds(groups: int, devices: int) -> tuple[int, int]:
-    """(rounds, devices of use) of so many groups."""
+    """Return the number of rounds for so many groups, and how many of the devices they need."""
     count = math.ceil(groups / devices)
     return count, math.ceil(groups / count)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which chain runs where: `rounds` one after the other, in each a group of chains on every device of the mesh."""
+    """Which chain runs where: in each of `rounds`, every device of the mesh runs a group of chains."""
 
     chains: int
     group: int
@@ -81,13 +132,13 @@ class Layout:
 
     @classmethod
     def of(cls, chains: int, group: int) -> "Layout":
-        """Over this process's devices, as few rounds as they allow and no device that such rounds do not need."""
+        """Return the layout over this process's devices with the fewest rounds, and the fewest devices for these."""
         devices = jax.local_devices()
         count, used = rounds(chains // group, len(devices))
         return cls(chains, group, count, Mesh(np.array(devices[:used]), ("chains",)))
 
     def place(self, tree: Any) -> list[Any]:
-        """Leaves `[chains, ...]` cut into rounds and put on the devices; a place too many repeats chain 0."""
+        """Return leaves `[chains, ...]` split into rounds and put on the devices, padded with chain 0."""
         width = self.mesh.size * self.group
         order = np.arange(self.rounds * width)
         order[order >= self.chains] = 0
@@ -95,24 +146,24 @@ class Layout:
         rows = np.split(order, self.rounds)
         return [jax.device_put(jax.tree.map(lambda leaf, r=r: leaf[r], tree), where) for r in rows]
 
-    def everywhere(self, tree: Any) -> Any:
-        """The whole tree on every device of the mesh."""
+    def replicate(self, tree: Any) -> Any:
+        """Return the tree with a copy on every device of the mesh."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def join(self, trees: Sequence[Any]) -> Any:
-        """The way back, to NumPy arrays `[chains, ...]`."""
+        """Return the leaves of all rounds as NumPy arrays `[chains, ...]`: the inverse of `place`."""
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(a) for a in leaves])[: self.chains], *trees)
 
 
-class Kept:
-    """Draws on the host, in arrays that have their last size from the first block on."""
+class Draws:
+    """The draws so far, on the host, in arrays that have room for all from the first block on."""
 
     def __init__(self, num_draws: int) -> None:
         self.num_draws, self.count = num_draws, 0
         self.trace: Any = None
 
     def add(self, trace: Trace) -> None:
-        """Draws `[chains, n, ...]` after those that are there; what is more than num_draws is dropped."""
+        """Append draws `[chains, n, ...]`; those beyond num_draws are padding and are dropped."""
         if self.trace is None:
             self.trace = jax.tree.map(
                 lambda leaf: np.empty((leaf.shape[0], self.num_draws, *leaf.shape[2:]), leaf.dtype), trace
@@ -122,75 +173,76 @@ class Kept:
             whole[:, rows] = new[:, : rows.stop - rows.start]
         self.count = rows.stop
 
-    def so_far(self) -> Any:
-        """A view of them; None before the first."""
+    def view(self) -> Any:
+        """Return a view of the draws so far; None before the first."""
         return None if self.trace is None else jax.tree.map(lambda leaf: leaf[:, : self.count], self.trace)
 
 
 def run(
-    plan: Plan,
+    sampling: Sampling,
     log_density: Callable,
     record: Callable,
     inits: Any,
-    inverse_mass: Array,
+    inverse_mass_matrix: Array,
     key: Array,
     open_checkpoint: Callable[[str], Checkpoint] | None,
     report: Callable[[float], None],
 ) -> tuple[ChainState, Trace, int]:
-    """The last state of every chain, its draws `[chains, draws, ...]`, and the leapfrog steps of a chain's warm-up.
+    """Run the chains; return their last states, their draws `[chains, draws, ...]` and the steps of a chain's warm-up.
 
-    open_checkpoint: from the fingerprint of the run to its checkpoint. report: called with the share done.
+    open_checkpoint: function from the fingerprint of the run to its checkpoint.
+    report: function that is called with the share that is done.
     """
-    layout = Layout.of(plan.chains, plan.group)
-    sampler, mesh = plan.sampler, layout.mesh
-    warm, draw = Blocks.of(plan.num_warmup, _TRANSITIONS), Blocks.of(plan.num_draws, max(1, _TRANSITIONS // plan.thin))
+    chains = jax.tree.leaves(inits)[0].shape[0]
+    group = sampling.group(chains)
+    layout = Layout.of(chains, group)
+    sampler, mesh = sampling.sampler, layout.mesh
     warm_key, draw_key, length_key = jax.random.split(key, 3)
-    warm_keys, draw_keys = (layout.place(jax.random.split(k, plan.chains)) for k in (warm_key, draw_key))
-    total = plan.num_warmup + plan.num_draws * plan.thin
-    low, high = math.ceil(plan.num_leapfrog / 2), plan.num_leapfrog + plan.num_leapfrog // 2
-    lengths = np.asarray(jax.random.randint(length_key, (total,), low, high + 1))
-    warm_lengths = warm.fill(lengths[: plan.num_warmup])
-    draw_lengths = draw.fill(lengths[plan.num_warmup :].reshape(plan.num_draws, plan.thin))
-    target = jnp.float32(plan.target_acceptance)
-    log_density, record, inverse_mass, target = layout.everywhere((log_density, record, inverse_mass, target))
+    warm_keys, draw_keys = (layout.place(jax.random.split(k, chains)) for k in (warm_key, draw_key))
+    warm, draw, warm_lengths, draw_lengths = Schedule.of(sampling, length_key)
+    total = sampling.num_warmup + sampling.num_draws * sampling.thin
+    target = jnp.float32(sampling.target_acceptance_rate)
+    log_density, record, inverse_mass_matrix, target = layout.replicate(
+        (log_density, record, inverse_mass_matrix, target)
+    )
 
     states = [_start(log_density, positions, mesh) for positions in layout.place(inits)]
     first = layout.join(states)
     check_starts(first.hmc.logdensity, first.hmc.logdensity_grad)
-    done, kept, checkpoint = 0, Kept(plan.num_draws), None
+    first_block, draws, checkpoint = 0, Draws(sampling.num_draws), None
     if open_checkpoint is not None:
-        settings = asdict(plan) | {"blackjax": _blackjax.VERSION}
-        checkpoint = open_checkpoint(fingerprint(settings, (key, inverse_mass, log_density, record, first)))
+        settings = asdict(replace(sampling, chains_at_once=group)) | {"chains": chains, "blackjax": _blackjax.VERSION}
+        checkpoint = open_checkpoint(fingerprint(settings, (key, inverse_mass_matrix, log_density, record, first)))
         saved = checkpoint.load(first, _abstract_trace(record, first))
         if saved is not None:
-            done, states = saved.blocks, layout.place(saved.state)
-            if saved.kept is not None:
-                kept.add(saved.kept)
-    for block in range(done, warm.count + draw.count):
+            first_block, states = saved.blocks, layout.place(saved.state)
+            if saved.results is not None:
+                draws.add(saved.results)
+    for block in range(first_block, warm.count + draw.count):
         after = block - warm.count
         if after < 0:
-            index, steps = np.int32(warm.done(block)), warm_lengths[block]
+            index, steps = np.int32(warm.size_of_first(block)), warm_lengths[block]
             states = [
-                _warm_up(log_density, state, inverse_mass, keys, index, steps, target, sampler, mesh)
+                _warm_up(log_density, state, inverse_mass_matrix, keys, index, steps, target, sampler, mesh)
                 for state, keys in zip(states, warm_keys, strict=True)
             ]
             jax.block_until_ready(states)
         else:
-            index, steps = np.int32(draw.done(after) * plan.thin), draw_lengths[after]
+            index, steps = np.int32(draw.size_of_first(after) * sampling.thin), draw_lengths[after]
             results = [
-                _draw(log_density, state, inverse_mass, record, keys, index, steps, sampler, mesh)
+                _draw(log_density, state, inverse_mass_matrix, record, keys, index, steps, sampler, mesh)
                 for state, keys in zip(states, draw_keys, strict=True)
             ]
             states = [state for state, _ in results]
-            kept.add(layout.join([trace for _, trace in results]))
+            draws.add(layout.join([trace for _, trace in results]))
         if checkpoint is not None and checkpoint.due():
-            checkpoint.save(Saved(block + 1, layout.join(states), kept.so_far()))
-        report((warm.done(block + 1) + draw.done(after + 1) * plan.thin) / total)
-    return layout.join(states), kept.trace, int(lengths[: plan.num_warmup].sum())
+            checkpoint.save(Saved(block + 1, layout.join(states), draws.view()))
+        report((warm.size_of_first(block + 1) + draw.size_of_first(after + 1) * sampling.thin) / total)
+    return layout.join(states), draws.trace, int(warm_lengths.sum())
 
 
 def _abstract_trace(record: Callable, state: ChainState) -> Trace:
-    """Dtypes of what is kept."""
+    """Return the dtypes of a trace."""
     first = jax.tree.map(lambda leaf: leaf[0], state.hmc.position)
     number: Any = jax.ShapeDtypeStruct((), jnp.result_type(float))
     count: Any = jax.ShapeDtypeStruct((), jnp.result_type(int))
@@ -198,7 +250,7 @@ def _abstract_trace(record: Callable, state: ChainState) -> Trace:
 
 
 def _over_chains(run: Callable, mesh: Mesh, per_chain: tuple[bool, ...]) -> Callable:
-    """`run` of one chain mapped over the chains of this device, and over the devices of the mesh."""
+    """Return `run` of one chain mapped over the chains of a device, and over the devices of the mesh."""
     axes = tuple(0 if chain else None for chain in per_chain)
     specs = tuple(PartitionSpec("chains") if chain else PartitionSpec() for chain in per_chain)
     mapped = jax.vmap(run, axes)
@@ -214,7 +266,7 @@ def _start(log_density: Callable, positions: Any, mesh: Mesh) -> ChainState:
 def _warm_up(
     log_density: Callable,
     state: ChainState,
-    mass: Array,
+    inverse_mass_matrix: Array,
     keys: Array,
     first: Array,
     lengths: Array,
@@ -224,14 +276,14 @@ def _warm_up(
 ) -> ChainState:
     run = partial(_blackjax.warm_up, sampler)
     mapped = _over_chains(run, mesh, (False, True, False, True, False, False, False))
-    return mapped(log_density, state, mass, keys, first, lengths, target)
+    return mapped(log_density, state, inverse_mass_matrix, keys, first, lengths, target)
 
 
 @partial(jax.jit, static_argnames=("sampler", "mesh"))
 def _draw(
     log_density: Callable,
     state: ChainState,
-    mass: Array,
+    inverse_mass_matrix: Array,
     record: Callable,
     keys: Array,
     first: Array,
@@ -241,4 +293,4 @@ def _draw(
 ) -> tuple[ChainState, Trace]:
     run = partial(_blackjax.draw_block, sampler)
     mapped = _over_chains(run, mesh, (False, True, False, False, True, False, False))
-    return mapped(log_density, state, mass, record, keys, first, lengths)
+    return mapped(log_density, state, inverse_mass_matrix, record, keys, first, lengths)

@@ -1,4 +1,4 @@
-"""The gold case: Bayesian linear regression has its posterior in closed form."""
+"""Bayesian linear regression, whose posterior is known in closed form."""
 
 from typing import Any, NamedTuple
 
@@ -9,21 +9,21 @@ from isouq import _checks
 
 
 class GaussianPosterior(NamedTuple):
-    """N(mean, covariance) over (weights [features], bias), the bias last."""
+    """The posterior N(mean, covariance) over the weights [features] and, last, the bias."""
 
     mean: Float[np.ndarray, " params"]
     covariance: Float[np.ndarray, "params params"]
 
     def predictive_variance(self, xs: Any) -> Float[np.ndarray, " n"]:
-        """Var_θ[xᵀw + b] for each row of xs; the noise of y is not in it."""
+        """Return Var_θ[xᵀw + b] for each row of xs, without the noise of y."""
         design = _design(xs)
         return np.einsum("ni,ij,nj->n", design, self.covariance, design)
 
 
 def linear_regression(xs: Any, ys: Any, *, noise: float | None, sigma: float = 1.0) -> GaussianPosterior:
-    """Posterior of y = xᵀw + b + N(0, noise²) with w, b ~ N(0, σ²): Σ = (ΦᵀΦ/noise² + I/σ²)⁻¹.
+    """Return the posterior of y = xᵀw + b + N(0, noise²) with w, b ~ N(0, σ²): Σ = (ΦᵀΦ/noise² + I/σ²)⁻¹.
 
-    Float64. Source: Bishop (2006), equations 3.53 and 3.54.
+    Computed in float64. Source: Bishop (2006), equations 3.53 and 3.54.
     """
     _checks.dataset(xs, ys, "regression")
     _checks.positive("noise", noise)
@@ -36,5 +36,6 @@ def linear_regression(xs: Any, ys: Any, *, noise: float | None, sigma: float = 1
 
 
 def _design(xs: Any) -> np.ndarray:
+    """Return xs with a column of ones."""
     xs = np.asarray(xs, np.float64)
     return np.concatenate([xs, np.ones((len(xs), 1))], axis=1)

@@ -1,6 +1,6 @@
-"""A second opinion on the reference: NumPyro NUTS on the same model, written as NumPyro writes it.
+"""A second opinion on the reference: NumPyro's NUTS on the same model, written in NumPyro's way.
 
-Nothing is shared with the BlackJAX path but the data, the prior's scales and `predict`.
+The two samplers share the data, the scales of the prior and `predict`, and no other code.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from numpyro.infer import MCMC, NUTS, init_to_value
 
 from isouq import _checks
 from isouq._frozen import freeze
-from isouq.posterior.density import LogDensity, check_starts, freeze_density
-from isouq.posterior.reference import Cost, Margins, Reference
+from isouq.density import LogDensity, check_starts, freeze_density
+from isouq.posterior.reference import Cost, Margins, Reference, check_inits
 from isouq.posterior.verdict import judge
 
 
 def numpyro_model(log_density: LogDensity, params: Any) -> Callable[[], None]:
-    """The NumPyro model of a log density: a Normal site for each leaf of params and the site "y".
+    """Return the NumPyro model of a log density: a Normal site for each leaf of params, and the site "y".
 
-    params: any parameters of the model, for names (the leaf's path) and shapes.
+    params: any parameters of the model; only the paths and shapes of their leaves matter here.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     scales = jax.tree.leaves(log_density.scales)
@@ -56,22 +56,20 @@ def sample_numpyro(
     num_warmup: int = 500,
     map_scale: Callable | None = None,
 ) -> Reference:
-    """NumPyro NUTS (adapted step size and diagonal mass) with the verdict of the main reference.
+    """Sample with NumPyro's NUTS, with adapted step size and diagonal mass matrix, and judge the predictions.
 
-    Arguments as in `sample_reference`; chains run vectorised, in lockstep with the deepest tree, so
-    this is for small models. A start where the log density or its gradient is not finite is a ValueError.
-    Warm-up gradients are not counted by NumPyro and not in the cost.
+    Arguments, errors and result are those of `sample_reference` and `Sampling`. The chains run vectorised, all waiting
+    for the deepest tree, so that this is for small models. NumPyro does not count the gradients of its warm-up, and
+    the cost is without them.
+
     Source: Phan, Pradhan and Jankowiak (2019).
     """
     _checks.positive_int("num_draws", num_draws)
     _checks.positive_int("num_warmup", num_warmup, 10)
-    _checks.float_leaves("inits", inits)
-    chains = _checks.inputs(inits, "inits", "chain")
-    _checks.finite("inits", inits)
-    _checks.several_chains(chains)
+    chains = check_inits(inits)
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     check_starts(*jax.vmap(jax.value_and_grad(freeze_density(log_density, inits)))(inits))
-    log_density, frozen = log_density.frozen(first), freeze(record, first, name="record")
+    log_density, frozen = log_density.freeze(first), freeze(record, first, name="record")
     kernel = NUTS(numpyro_model(log_density, first), init_strategy=init_to_value(values=_sites(first)))
     mcmc = MCMC(
         kernel,
@@ -81,7 +79,7 @@ def sample_numpyro(
         chain_method="vectorized",
         progress_bar=False,
     )
-    # NumPyro's unconstrained values are the parameters: every site is a Normal
+    # every site is a Normal, so that NumPyro's unconstrained values are the parameters themselves
     mcmc.run(key, init_params=_sites(inits), extra_fields=("diverging", "num_steps", "accept_prob"))
     samples = mcmc.get_samples(group_by_chain=True)
     draws = jax.tree.unflatten(jax.tree.structure(first), [samples[name] for name in _sites(first)])
@@ -92,8 +90,9 @@ def sample_numpyro(
     verdict = judge(predictions, divergent, maps)
     cost = Cost(int(extra["num_steps"].sum()), chains * (num_draws + num_warmup))
     step_size = jnp.ravel(mcmc.last_state.adapt_state.step_size)
-    return Reference(predictions, verdict, cost, divergent, step_size, extra["accept_prob"].mean(axis=1))
+    return Reference(None, predictions, verdict, cost, divergent, step_size, extra["accept_prob"].mean(axis=1))
 
 
 def _sites(params: Any) -> dict[str, Array]:
+    """Return the leaves by the names of their NumPyro sites."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -1,7 +1,7 @@
-"""Is a reference posterior good enough to be called a reference?
+"""The test of whether a sampled posterior is good enough to be called a reference.
 
-Judged on predictions over the evaluation inputs, never on weights: those are symmetric under
-permutation and sign, so chains in mirrored modes disagree on weights and agree on everything else.
+It looks at predictions over the evaluation inputs and never at weights. Weights are symmetric under permutation and
+sign, so that chains in mirrored modes disagree on weights and agree on everything else.
 """
 
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ _POINTS_AT_A_TIME = 256
 
 
 class Verdict(NamedTuple):
-    """The acceptance test of a reference; `accepted` is the conjunction of the four rules.
+    """The result of the acceptance test of a reference; it is accepted if all four rules hold.
 
-    R-hat and ESS are each asked of 95 % of the inputs, not necessarily the same ones.
-    rhat: rank-normalised split R-hat that 95 % of the inputs stay at or below (rule: ≤ 1.01).
-    ess_bulk: bulk effective sample size that 95 % of the inputs reach (rule: ≥ 400 in total).
+    R-hat and ESS must each hold for 95 % of the inputs, not necessarily the same ones.
+    rhat: rank-normalised split R-hat that 95 % of the inputs do not exceed (rule: ≤ 1.01).
+    ess_bulk: bulk effective sample size that 95 % of the inputs reach (rule: ≥ 400, all chains together).
     divergent: share of divergent transitions (rule: < 0.001).
     halves: Spearman correlation between the variance maps of two halves of the chains (≥ 0.95).
     """
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
     halves: float
 
     def reasons(self) -> list[str]:
-        """Which rules failed, in words; empty when accepted."""
+        """Return the rules that failed, in words; none when accepted."""
         failed = []
         if not self.rhat <= MAX_RHAT:
             failed.append(f"R-hat {self.rhat:.4f} > {MAX_RHAT}")
@@ -53,15 +53,18 @@ class Verdict(NamedTuple):
 
 
 def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
-    """The verdict on predictions `[chains, draws, points]`.
+    """Return the verdict on predictions `[chains, draws, points]`.
 
-    predictions: the scalar whose rank counts (margins or means); R-hat and ESS depend on ranks
-        only, up to the fold about the median.
-    divergent: share of divergent transitions.
-    maps: the same draws on the scale whose variance is the map (probabilities); by default the
-        predictions themselves.
-    Cost: about 2 ms a point for 4 chains of 1000 draws; memory of 256 points at a time. R-hat and ESS are
-    ArviZ's (Vehtari et al. 2021).
+    Args:
+        predictions: margins or means. R-hat and ESS depend only on their ranks, up to the fold about the median.
+        divergent: share of divergent transitions.
+        maps: the same draws on the scale whose variance is the map (probabilities); by default the predictions.
+
+    Raises:
+        ValueError: a wrong shape, or fewer than 2 chains of 4 draws.
+
+    Cost: about 2 ms a point for 4 chains of 1000 draws, and the memory of 256 points.
+    Source: R-hat and ESS are those of ArviZ (Vehtari et al. 2021).
     """
     predictions = np.asarray(predictions)
     if predictions.ndim != 3:
@@ -78,9 +81,9 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
             rhat[rows] = array_stats.rhat(block, chain_axis=0, draw_axis=1, method="rank")
             ess[rows] = array_stats.ess(block, chain_axis=0, draw_axis=1, method="bulk")
     broken = ~np.isfinite(predictions).all(axis=(0, 1))
-    # what cannot be computed (NaN, infinity, no spread) counts as the worst
+    # a point for which they cannot be computed (NaN, infinity, no spread) counts as the worst
     rhat[broken | np.isnan(rhat)], ess[broken | np.isnan(ess)] = np.inf, 0.0
-    # inverted_cdf: an input's own value, so that "95 % of the inputs are at or below" is exact
+    # inverted_cdf gives the value of an input, so that "95 % of the inputs are at or below" is exact
     rhat_bound = float(np.quantile(rhat, QUANTILE, method="inverted_cdf"))
     ess_bound = float(-np.quantile(-ess, QUANTILE, method="inverted_cdf"))
     half = chains // 2

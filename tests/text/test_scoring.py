@@ -134,7 +134,7 @@ def test_a_tied_model_counts_its_embedding_once_in_both_uses(tied):
 def test_the_first_token_is_the_next_token_of_uncertainty(model):
     prompt, answer = PAIRS[0]
     ids = jnp.asarray(model.tokenizer.encode(prompt))[None]
-    wanted = isouq.uncertainty(model.predict, model.params, ids, "multiclass", jnp.array(answer[:1]))
+    wanted = isouq.uncertainty(model.predict, model.params, ids, "multiclass", target=jnp.array(answer[:1]))
     scores = score(model, PAIRS, "first")
     np.testing.assert_allclose(scores.epistemic[0], wanted.epistemic[0], rtol=1e-4)
     np.testing.assert_allclose(scores.aleatoric[0], wanted.aleatoric[0], rtol=1e-4)

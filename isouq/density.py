@@ -1,4 +1,4 @@
-"""The log density: one definition, used by the estimate, the Laplace baseline and the reference."""
+"""The log density of a Bayesian model, which MAP training, the Laplace approximation and the samplers share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 
 from isouq import _checks
 from isouq._frozen import Frozen, as_pytree, first_row, freeze
-from isouq._uncertainty import check_predict
+from isouq._predict import check_predict
 
 PRIORS = ("unit", "fan_in")
 
 
 def prior_scales(params: Any, prior: str = "unit", sigma: float = 1.0) -> Any:
-    """The prior standard deviation of each leaf, a pytree of scalars like `params`.
+    """Return the prior standard deviation of each leaf, as a pytree of scalars like `params`.
 
     unit: every parameter ~ N(0, σ²). fan_in: weights ~ N(0, σ²/fan_in), biases ~ N(0, σ²), where a
     leaf with two or more axes is a weight and its fan_in is the product of all but the last axis.
@@ -38,16 +38,15 @@ def prior_scales(params: Any, prior: str = "unit", sigma: float = 1.0) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LogDensity:
-    """log p(θ) + Σᵢ log p(yᵢ | xᵢ, θ), normalised in y and θ, up to log p(D).
+    """The log posterior density log p(θ) + Σᵢ log p(yᵢ | xᵢ, θ), normalised in y and θ, up to log p(D).
 
-    Calling it with a pytree of parameters gives a scalar. It is itself a pytree: the data travel as
-    arguments of a compiled program and never become constants in it. It holds `predict` itself, not what
-    `predict` was when it was built: `fit_map`, `sample_reference` and `laplace` read it anew at every call.
-    Likelihood: Bernoulli(logit), Categorical(logits) or Normal(mean, noise²). Build it with
-    `LogDensity.of`, which checks everything.
+    The likelihood is Bernoulli(logit), Categorical(logits) or Normal(mean, noise²). A call with a pytree of parameters
+    returns a scalar. A log density is itself a pytree: its data are arguments of a compiled program and never constants
+    in it. `fit_map`, `sample_reference` and `laplace` trace `predict` anew at every call. Build a log density with
+    `LogDensity.of`, which checks all arguments.
     """
 
-    # Any: JAX rebuilds pytrees around placeholders
+    # the annotations are Any because JAX puts placeholders into pytrees
     predict: Any
     scales: Any
     xs: Any
@@ -68,10 +67,20 @@ class LogDensity:
         sigma: float = 1.0,
         noise: float | None = None,
     ) -> "LogDensity":
-        """The log density of `predict` on data (xs, ys) under a named prior.
+        """Return the log density of `predict` on data (xs, ys).
 
-        params: any parameters of the model; only their shapes matter here.
-        noise: standard deviation of y given x; needed for regression, refused otherwise.
+        Args:
+            predict: as in `isouq.uncertainty`.
+            params: any parameters of the model; only their shapes matter here.
+            xs: inputs with a leading axis n.
+            ys: class labels or values `[n]`.
+            kind: "binary", "multiclass" or "regression".
+            prior: name of the prior, as in `prior_scales`.
+            sigma: its scale, as in `prior_scales`.
+            noise: standard deviation of y given x; for regression it must be given, otherwise it must not.
+
+        Raises:
+            ValueError: a wrong shape, label or setting; the message says what to do.
         """
         _checks.dataset(xs, ys, kind)
         _checks.float_leaves("params", params)
@@ -82,17 +91,17 @@ class LogDensity:
         scales = prior_scales(params, prior, sigma)
         return cls(as_pytree(predict), scales, xs, labels, jnp.float32(noise or 1.0), kind)
 
-    def frozen(self, params: Any) -> "LogDensity":
-        """The same with `predict` as it is now: a program that no later change of a global or an attribute reaches."""
+    def freeze(self, params: Any) -> "LogDensity":
+        """Return the log density with `predict` as a program, which no later change of a global variable reaches."""
         return replace(self, predict=freeze(self.predict, params, first_row(self.xs)))
 
     def log_prior(self, params: Any) -> Float[Array, ""]:
-        """Σ log N(θⱼ; 0, scaleⱼ²)."""
+        """Return Σ log N(θⱼ; 0, scaleⱼ²)."""
         terms = jax.tree.map(lambda p, s: jnp.sum(norm.logpdf(p, scale=s)), params, self.scales)
         return jax.tree.reduce(jnp.add, terms)
 
     def log_likelihood(self, params: Any) -> Float[Array, ""]:
-        """Σᵢ log p(yᵢ | xᵢ, θ)."""
+        """Return Σᵢ log p(yᵢ | xᵢ, θ)."""
         try:
             outputs = jax.vmap(self.predict, (None, 0))(params, self.xs)
         except NotImplementedError as error:
@@ -108,12 +117,12 @@ class LogDensity:
         return jnp.sum(norm.logpdf(self.ys, scalars, self.noise))
 
     def __call__(self, params: Any) -> Float[Array, ""]:
-        """The sum of `log_prior` and `log_likelihood`."""
+        """Return the sum of `log_prior` and `log_likelihood`."""
         return self.log_prior(params) + self.log_likelihood(params)
 
 
 def freeze_density(log_density: Callable, inits: Any) -> Frozen:
-    """`log_density` of one row of `inits` as a program; raises unless it gives a scalar for it."""
+    """Return `log_density` as a program for one row of `inits`; raise unless it returns a scalar."""
     try:
         frozen = freeze(log_density, first_row(inits), name="log_density")
     except (TypeError, ValueError) as error:
@@ -131,7 +140,7 @@ def freeze_density(log_density: Callable, inits: Any) -> Frozen:
 
 
 def check_starts(values: Any, grads: Any) -> None:
-    """Raises unless the log density `[chains]` and its gradient, leading axis chains, are finite at every start."""
+    """Raise unless the log density `[chains]` and its gradient, leading axis chains, are finite at every start."""
     values = np.asarray(values)
     finite = [np.isfinite(np.asarray(g)).reshape(len(values), -1).all(axis=1) for g in jax.tree.leaves(grads)]
     for what, bad in (("log density", ~np.isfinite(values)), ("gradient of the log density", ~np.all(finite, axis=0))):
