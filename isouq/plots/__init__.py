@@ -5,9 +5,8 @@ from isouq.plots._covariance import covariance_agreement, pareto, proxy_maps
 from isouq.plots._decomposition import decomposition, decomposition_problems, perturbation
 from isouq.plots._domains import domain_distributions, domain_proxies, rejection
 from isouq.plots._maps import curves, map_grid, unit_range
-from isouq.plots._qa import qa_auroc, qa_correlations, qa_length, qa_rejection
 from isouq.plots._spectrum import spectrum, spectrum_agreement
-from isouq.plots._trace import trace_course, trace_tokens
+from isouq.plots._trace import trace_tokens
 
 __all__ = [
     "agreement",
@@ -21,16 +20,11 @@ __all__ = [
     "pareto",
     "perturbation",
     "proxy_maps",
-    "qa_auroc",
-    "qa_correlations",
-    "qa_length",
-    "qa_rejection",
     "rejection",
     "scaling_curves",
     "scaling_map",
     "spectrum",
     "spectrum_agreement",
-    "trace_course",
     "trace_tokens",
     "unit_range",
 ]

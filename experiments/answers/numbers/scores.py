@@ -1,16 +1,10 @@
-"""What the scores of `qa` are called and need, what the paper reports, and the questions of a model as arrays."""
+"""The scores of an answer: what they are called, what they need, and what the paper reports of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import Bool, Float
-
-Row = dict[str, Any]
+from typing import NamedTuple
 
 
 class Pass(NamedTuple):
-    """A kind of pass over a question: how many forward and backward passes over an answer, and sampled answers."""
+    """A kind of pass over a question: its forward and backward passes over an answer, and whether it samples."""
 
     label: str
     forward: int
@@ -18,7 +12,7 @@ class Pass(NamedTuple):
     sampled: bool = False
 
 
-# Named as the rows of costs are.
+# By the names of the rows that `measure.cost` gives.
 PASSES = {
     "answer": Pass("the greedy answer, which every score shares", 0, 0),
     "samples": Pass("the sampled answers", 0, 0, sampled=True),
@@ -94,7 +88,7 @@ PAPER = {
     },
 }  # fmt: skip
 
-# Other views of what is right: a column of the rows, and what the report calls it.
+# Other definitions of a right answer: the column of the rows, and what the report calls it.
 VIEWS = {
     "right_contained": "an alias stands in the answer",
     "right_similarity": "nearer to a true reference, by sentence embeddings",
@@ -102,88 +96,7 @@ VIEWS = {
 }
 
 
-class Group(NamedTuple):
-    """The questions of one model and benchmark; arrays over the n that were answered and judged.
-
-    name: the model's, without folder or organisation where that tells it from the others. wrong: the label. scores: by
-    name, finite, or NaN where a question has none. views: by name, 1 right, 0 wrong, NaN none. asked: all rows, of
-    every state. unjudged: answered, but without a label.
-    """
-
-    model: str
-    name: str
-    benchmark: str
-    asked: list[Row]
-    wrong: Bool[np.ndarray, " n"]
-    scores: dict[str, Float[np.ndarray, " n"]]
-    views: dict[str, Float[np.ndarray, " n"]]
-    unjudged: int
-
-    @property
-    def both(self) -> bool:
-        """Whether some answers are right and some wrong: an AUROC needs both."""
-        return 0 < int(self.wrong.sum()) < len(self.wrong)
-
-    def state(self, name: str) -> int:
-        """How many questions are "answered", "refused" or "empty"."""
-        return sum(row["state"] == name for row in self.asked)
-
-
-def groups(rows: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The rows of each model and benchmark, in the order of their first rows.
-
-    A refused or empty answer is neither right nor wrong: it is counted and left out of every number. Of a question
-    that stands there several times (several seeds of the samples) the first row is taken, for its greedy answer is one.
-    """
-    found: dict[tuple[str, str], dict[Any, Row]] = {}
-    for row in rows:
-        found.setdefault((row["model"], row["benchmark"]), {}).setdefault(row["index"], dict(row))
-    names = short_names(model for model, _ in found)
-    return [_group(model, names[model], benchmark, [*rows.values()]) for (model, benchmark), rows in found.items()]
-
-
-def _group(model: str, name: str, benchmark: str, asked: list[Row]) -> Group:
-    answered = [row for row in asked if row["state"] == "answered"]
-    judged = [row for row in answered if row.get("right") is not None]
-    scores = {}
-    for score in SCORES:
-        values = finite([beyond(row) if score == "beyond_mean" else row.get(score) for row in judged])
-        if np.isfinite(values).any():
-            scores[score] = values
-    views = {view: _numbers([row.get(view) for row in judged]) for view in VIEWS}
-    views = {view: values for view, values in views.items() if np.isfinite(values).any()}
-    wrong = np.array([not row["right"] for row in judged], bool)
-    return Group(model, name, benchmark, asked, wrong, scores, views, len(answered) - len(judged))
-
-
-def beyond(row: Row) -> float | None:
-    """What log ‖∇p‖² holds beyond p: with two classes ∇p = p(1 − p) ∇z of the logit z, so this is log ‖∇z‖²."""
-    epistemic, aleatoric = row.get("epistemic_mean"), row.get("aleatoric_mean")
-    if epistemic is None or aleatoric is None or not np.isfinite([epistemic, aleatoric]).all():
-        return None
-    return float(epistemic - 2 * aleatoric)
-
-
-def finite(values: Sequence[float | None]) -> Float[np.ndarray, " n"]:
-    """As floats: −∞ (the logarithm of 0) becomes the smallest finite value, +∞ the largest; NaN where there is none."""
-    found = _numbers(values)
-    known = found[np.isfinite(found)]
-    if known.size == 0:
-        return np.full(len(found), np.nan)
-    return np.where(np.isnan(found), np.nan, np.clip(found, known.min(), known.max()))
-
-
-def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else float(value) for value in values], np.float64)
-
-
 def paper(benchmark: str) -> dict[str, tuple[float, float]]:
-    """The paper's numbers of a benchmark by whatever its file is called; none for other questions."""
+    """Return the paper's numbers of a benchmark, whatever its file is called; none for other questions."""
     name = "".join(letter for letter in benchmark.lower() if letter.isalnum())
     return next((numbers for known, numbers in PAPER.items() if known in name), {})
-
-
-def short_names(models: Iterable[str]) -> dict[str, str]:
-    """Of each model the name without folder or organisation; the full one of all where two would be called the same."""
-    names = {model: model.rstrip("/").rpartition("/")[2] or model for model in models}
-    return names if len(set(names.values())) == len(names) else {model: model for model in names}
