@@ -3,6 +3,7 @@
 Every score is higher where the answer is less certain; an empty answer has none.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def score_answers(
             ("likelihoods", 0.9, lambda: likelihoods(model, pairs)),
         )
         for name, share, compute in steps:
-            columns = partial.found(name, lambda compute=compute: _plain(compute()))
+            columns = partial.found(name, functools.partial(_plain, compute))
             for j, i in enumerate(scored):
                 rows[i] |= {column: float(values[j]) for column, values in columns.items()}
             progress(share)
@@ -85,9 +86,9 @@ def _by_name(reduction: str, scores: Scores) -> dict[str, Any]:
     }
 
 
-def _plain(columns: dict[str, Any]) -> dict[str, list[float]]:
-    """Return arrays by name as JSON holds them."""
-    return {name: [float(value) for value in values] for name, values in columns.items()}
+def _plain(compute: Callable[[], dict[str, Any]]) -> dict[str, list[float]]:
+    """Return the arrays by name that `compute()` gives, as JSON holds them."""
+    return {name: [float(value) for value in values] for name, values in compute().items()}
 
 
 def likelihoods(model: LanguageModel, pairs: Sequence[Any]) -> dict[str, Any]:
@@ -117,7 +118,8 @@ def _p_true(
     fitting = [i for i in scored if _fits(model, p_true_prompt(*texts[i], chat))]
     if not fitting:
         return {}
-    values = p_true(model, *zip(*(texts[i] for i in fitting), strict=True), chat=chat)
+    asked, answers, samples = zip(*(texts[i] for i in fitting), strict=True)
+    values = p_true(model, asked, answers, samples, chat=chat)
     return {i: float(value) for i, value in zip(fitting, values, strict=True)}
 
 

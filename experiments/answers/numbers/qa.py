@@ -224,7 +224,8 @@ def _score_lines(one: Analysis) -> list[Number]:
     title, judged = one.group.title, len(one.group.wrong)
     lines = [interval_line(title, f"auroc_{name}", area, judged) for name, area in one.auroc.items()]
     for name, curve in one.curves.items():
-        lines.append(Number(title, f"aurc_{name}", *map(float, curve.aurc), judged, judged))
+        value, low, high = map(float, curve.aurc)
+        lines.append(Number(title, f"aurc_{name}", value, low, high, judged, judged))
         for share, accuracy in zip(SUREST, curve.surest, strict=True):
             lines.append(value_line(title, f"accuracy_{name}_surest_{share:g}", float(accuracy), judged, judged))
     for (a, b), rank in one.ranks.items():

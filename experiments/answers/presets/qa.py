@@ -9,6 +9,7 @@ Command: python -m experiments qa --preset paper --questions triviaqa.jsonl --qu
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from experiments.answers.block import display_name
 from experiments.answers.cell import QaCell
@@ -44,9 +45,9 @@ def jobs(
 
     Each model answers all questions before the next.
     """
-    judged = choose_judges(preset, encoder, entailment)
+    judges = choose_judges(preset, encoder, entailment)
     return [
-        replace(block, study=study, **(judged if study == "judged" else {}))
+        judges.judge(block) if study == "judged" else replace(block, study=study)
         for block in blocks(preset, seeds, questions, model, prompt, limit)
         for study in _studies(block)
     ]
@@ -58,15 +59,27 @@ def _studies(block: QaCell) -> list[str]:
     return ["reference", "scores", "judged", *choices, *["cost"] * (block.start == 0 and block.seed == 0)]
 
 
-def choose_judges(preset: str, encoder: str | None, entailment: str | None = None) -> dict[str, str]:
-    """Return the fields of the jobs that judge: the names of both models ("" for none), and the hash of local files.
+class JudgeNames(NamedTuple):
+    """The names of the sentence encoder and of the NLI encoder ("" for none), and a hash of their local files."""
+
+    encoder: str
+    entailment: str
+    digest: str
+
+    def judge(self, block: QaCell) -> QaCell:
+        """Return the job that judges the answers of a block."""
+        return replace(block, study="judged", encoder=self.encoder, entailment=self.entailment, judges=self.digest)
+
+
+def choose_judges(preset: str, encoder: str | None, entailment: str | None = None) -> JudgeNames:
+    """Return the models that judge, those of the preset by default.
 
     Raises RunError, one line, where a model is missing or of a kind that is not supported.
     """
     with told():
         first = texts.check_model(encoder or (texts.TINY if preset == "smoke" else ENCODER))
         second = texts.check_model(entailment) if entailment else ""
-        return {"encoder": first, "entailment": second, "judges": texts.digest_of("", first, second)}
+        return JudgeNames(first, second, texts.digest_of("", first, second))
 
 
 def blocks(

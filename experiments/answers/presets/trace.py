@@ -32,7 +32,7 @@ def jobs(
     """
     judges = qa.choose_judges(preset, encoder)
     return [
-        replace(block, study=study, **(judges if study == "judged" else {}))
+        judges.judge(block) if study == "judged" else replace(block, study=study)
         for block in qa.blocks(preset, seeds, questions, model, prompt, limit)
         for study in ("scores", "trace", "judged")
     ]

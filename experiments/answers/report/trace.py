@@ -64,8 +64,7 @@ def _notes(one: TraceAnalysis) -> list[str]:
     notes = []
     if min(right, wrong) < FEW:
         notes.append(
-            f"only {right} right and {wrong} wrong answers; the intervals are wider than they look, and nothing is "
-            "tested."
+            f"only {right} right and {wrong} wrong answers, so that the intervals tell little and nothing is tested."
         )
     if "classifier" not in one.group.scores:
         notes.append("no classifier; it needs two right and two wrong answers.")
