@@ -28,10 +28,13 @@ from experiments.report import tables as report
 from experiments.report.outputs import writable
 from experiments.run.errors import RunError
 from experiments.run.executors import Settings
+from experiments.run.job import AnyCell, Result
 from experiments.run.progress import console
 from experiments.run.runner import finished_cells, run_cells
-from experiments.synthetic import decomposition
-from experiments.synthetic.cell import AnyCell, Cell, Result
+from experiments.synthetic.measure.decomposition import VERSIONS
+from experiments.synthetic.numbers import decomposition
+from experiments.synthetic.numbers.scaling import FLAT, relative_range
+from experiments.synthetic.study import Cell
 from isouq import _files, problems, stats
 from isouq.posterior.verdict import Verdict
 
@@ -39,7 +42,7 @@ SEED = 0
 PAGE = Path("docs") / "explorer" / "data.js"
 ESTIMATES = ("epistemic", "laplace", "aleatoric")
 STATISTICS = ("pearson", "spearman")
-TERMS = ("whole", *(f"{term}_{version}" for version in decomposition.VERSIONS for term in decomposition.TERMS))
+TERMS = ("whole", *(f"{term}_{version}" for version in VERSIONS for term in decomposition.TERMS))
 MAPS = ("reference", "epistemic", "aleatoric_reference", "aleatoric")  # of two features
 CURVES = ("reference", "epistemic", "mean", "probability")  # of one
 FAR = 0.1  # a map run again on another machine: its r and ρ lie closer to the committed ones than this
@@ -199,8 +202,8 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
         mine = [row for row in terms if _model(row) == _model(rows[0])]
         far = 0.0 if result is None else apart(_first(rows), result)
         entries.append(_entry(rows, mine, None if result is None or far > FAR else result.arrays))
-        if result is not None and (spread := report.spread(result.arrays["epistemic"])) < report.FLAT:
-            entries[-1]["flat"] = _short(spread, 2)
+        if result is not None and (share := relative_range(result.arrays["epistemic"])) < FLAT:
+            entries[-1]["flat"] = _short(share, 2)
         if far > FAR:
             entries[-1]["apart"] = _short(far, 2)
         elif result is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.synthetic import covariance
-from experiments.synthetic.cell import Cell
+from experiments.synthetic.study import Cell
 from experiments.synthetic.measure import proxies as _proxies
 from experiments.synthetic.study import run_cell
 from experiments.synthetic.subject import setting

@@ -10,7 +10,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.synthetic import decomposition, scaling, validation
-from experiments.synthetic.cell import Cell, Result
+from experiments.run.job import Result
+from experiments.synthetic.study import Cell
 from experiments.synthetic.decomposition import SIGMAS, STATISTICS, VERSIONS
 from experiments.synthetic.subject import FACTS, setting, subject
 from isouq import models, problems, stats

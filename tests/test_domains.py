@@ -21,7 +21,7 @@ from experiments.domains.cell import COVARIANCES, DomainCell
 from experiments.domains.tiny_encoder import write_tiny
 from experiments.run.errors import RunError
 from experiments.run.store import Store
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq._uncertainty import margin
 from isouq.covariance import laplace
 from isouq.posterior import LogDensity

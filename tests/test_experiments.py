@@ -27,7 +27,9 @@ from experiments.run.executors import Settings
 from experiments.run.runner import run_cells
 from experiments.run.store import Store
 from experiments.synthetic import maps, scaling, study, validation
-from experiments.synthetic.cell import STUDIES, Cell, Result
+from experiments.run.job import Result
+from experiments.synthetic.study import Cell
+from experiments.synthetic.study import STUDIES
 from experiments.synthetic.subject import FACTS
 from isouq import problems
 from isouq.stats import Interval

@@ -8,7 +8,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments.synthetic import decomposition, spectrum
-from experiments.synthetic.cell import Cell, Result
+from experiments.run.job import Result
+from experiments.synthetic.study import Cell
 from experiments.synthetic.decomposition import gradients
 from experiments.synthetic.measure.lanczos import dense_spectrum, lanczos_spectrum
 from experiments.synthetic.numbers.prediction import PREDICTORS, relations

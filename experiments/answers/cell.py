@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.answers.prompts import STYLES
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import _checks
 
 if TYPE_CHECKING:

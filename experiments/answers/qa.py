@@ -20,14 +20,14 @@ from experiments.answers.measure import answers as _qa_answers
 from experiments.answers.measure import scores as _qa_scores
 from experiments.answers.report import qa as _qa_report
 from experiments.answers.tiny_model import TINY, tiny_model
+from experiments.clock import Clock
 from experiments.domains.domains import ENCODER, texts
 from experiments.report.outputs import Outputs
 from experiments.run.errors import told
+from experiments.run.job import Result
 from experiments.run.partial import Partial
 from experiments.run.progress import console
 from experiments.run.store import Store
-from experiments.synthetic.cell import Result
-from experiments.synthetic.subject import Clock
 from isouq.text import LanguageModel, language_model, load
 from isouq.text.entailment import load_entailment
 

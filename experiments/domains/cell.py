@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import _checks
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from experiments.clock import Clock
 from experiments.domains import blocks as _blocks
 from experiments.domains import numbers as _domain_numbers
 from experiments.domains import report as _domain_report
@@ -25,9 +26,8 @@ from experiments.domains.cell import COVARIANCES, DomainCell
 from experiments.domains.finetune import fit, logits
 from experiments.report.outputs import Outputs
 from experiments.run.errors import told
+from experiments.run.job import Result
 from experiments.run.store import Store
-from experiments.synthetic.cell import Result
-from experiments.synthetic.subject import Clock
 from isouq._memory import temporary_bytes
 from isouq._uncertainty import _estimate, uncertainty
 from isouq.covariance import Diagonal, laplace

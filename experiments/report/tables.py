@@ -9,7 +9,6 @@ from isouq.posterior.verdict import Verdict
 from isouq.stats import Interval, bootstrap_mean
 
 Row = dict[str, Any]
-FLAT = 1e-4  # of the largest value: a map with a smaller range is drawn from digits that training leaves to chance
 
 
 def reading() -> str:
@@ -56,6 +55,11 @@ def mean_sd(interval: Interval, digits: int = 2) -> str:
 def bounds(interval: Interval, digits: int = 2) -> str:
     """[low, high], or a dash below two seeds."""
     return "–" if interval.count < 2 else f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
+
+
+def with_bounds(interval: Interval) -> str:
+    """Return mean ± sd with the interval, as far as there are any."""
+    return f"{mean_sd(interval)} {bounds(interval)}" if interval.count > 1 else mean_sd(interval)
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

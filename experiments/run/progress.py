@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from experiments.run import clock
-from experiments.synthetic.cell import AnyCell
+from experiments.run.job import AnyCell
 
 Report = Callable[..., None]  # (cell, share done, error=None)
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import isouq
-from experiments.synthetic.cell import AnyCell
+from experiments.run.job import AnyCell
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
 

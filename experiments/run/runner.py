@@ -7,11 +7,11 @@ from rich.console import Console
 
 from experiments.run import executors, ledger
 from experiments.run.errors import RunError
+from experiments.run.job import AnyCell, Result
 from experiments.run.plan import Plan, Planned
 from experiments.run.plan import write as write_plan
 from experiments.run.progress import reporter
 from experiments.run.store import Store
-from experiments.synthetic.cell import AnyCell, Result
 
 
 def run_cells(

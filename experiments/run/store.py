@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.run import ledger, locks, provenance
 from experiments.run.errors import RunError
-from experiments.synthetic.cell import AnyCell, Result
+from experiments.run.job import AnyCell, Result
 from isouq import _files
 
 LARGE = 2**26  # bytes; more is a network's parameters, which take seconds to compress and hardly shrink

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.run.errors import RunError
+from experiments.run.job import AnyCell
 from experiments.run.store import Store
-from experiments.synthetic.cell import AnyCell
 
 MAX_DEATHS = 3  # workers that one cell may cost, without a new checkpoint in between, before it counts as failed
 PATIENCE = 0.5  # seconds between two looks at what other processes are at

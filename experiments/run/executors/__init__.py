@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from experiments.run.job import AnyCell
 from experiments.run.store import Store
 from experiments.run.work import Outcome, Report
-from experiments.synthetic.cell import AnyCell
 from isouq import _checks
 
 ROOT = Path(__file__).parents[3]

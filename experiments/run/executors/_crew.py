@@ -6,9 +6,9 @@ from typing import Protocol
 
 from experiments.run import ledger, locks
 from experiments.run.errors import RunError
+from experiments.run.job import AnyCell
 from experiments.run.store import Store
 from experiments.run.work import Outcome, Report, work
-from experiments.synthetic.cell import AnyCell
 
 POLL = 0.1  # seconds between two looks at the folder, at least; 20 times as long as a look takes
 SPARE = 6  # workers that may be lost for nothing, beside two for each that there is room for

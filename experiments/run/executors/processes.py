@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from experiments.run import _spawned
 from experiments.run.errors import RunError
 from experiments.run.executors import Run, Settings, _crew, local
+from experiments.run.job import AnyCell
 from experiments.run.store import Store
 from experiments.run.work import Report
-from experiments.synthetic.cell import AnyCell
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from typing import Any
 from experiments.run import locks
 from experiments.run.errors import RunError
 from experiments.run.executors import Run, Settings, _crew, project_path
+from experiments.run.job import AnyCell
 from experiments.run.store import Store
 from experiments.run.work import Report
-from experiments.synthetic.cell import AnyCell
 
 FRESH = 5.0  # seconds for which the cluster's size is taken as known
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from experiments.run.errors import RunError
 from experiments.run.executors import Run, Settings, _crew, project_path
+from experiments.run.job import AnyCell
 from experiments.run.store import Store
 from experiments.run.work import Report
-from experiments.synthetic.cell import AnyCell
 
 MINUTES = 240  # of a task, if nothing else is asked for
 TASKS = 1000  # of one array, at most: what SLURM takes without being told otherwise
