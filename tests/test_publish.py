@@ -9,7 +9,7 @@ import pytest
 from benchmarks import compare
 from experiments import publish
 from experiments.command import EXPERIMENTS
-from experiments.synthetic import validation
+from experiments.synthetic.presets import validation
 
 
 def rows(name):

@@ -33,9 +33,9 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
                     numbers.groups[model.name][f"{estimate}_{s}"],
                 )
                 for s in STATISTICS
+                if f"{estimate}_{s}" in numbers.groups[model.name]
             }
             for model, rows in numbers.details.items()
-            if f"{estimate}_pearson" in numbers.groups[model.name]
         }
         for estimate in ESTIMATES
     }
@@ -49,7 +49,8 @@ def agreement(
 ) -> Figure:
     """Draw r and ρ of each estimate on each problem: the seeds, their mean and interval, the paper's number (a star).
 
-    measured: estimate -> problem -> statistic -> its values. Seeds that were not accepted are hollow, and in no mean.
+    measured: estimate -> problem -> statistic -> its values, empty where the problem has no such estimate. Seeds that
+    were not accepted are hollow, and in no mean.
     """
     figure, axes = plt.subplots(
         2,
@@ -65,7 +66,8 @@ def agreement(
         for row, (statistic, symbol) in enumerate(TITLES.items()):
             axis = axes[row, column]
             for y, name in enumerate(names):
-                _row(axis, y, by_problem[name][statistic])
+                if statistic in by_problem[name]:
+                    _row(axis, y, by_problem[name][statistic])
                 if name in paper[estimate]:
                     axis.plot(paper[estimate][name][row], y + 0.22, marker="*", color=ORANGE, ms=9, ls="none")
             axis.set_yticks(range(len(names)), names, fontsize=8)

@@ -73,9 +73,9 @@ def _losses(numbers: Numbers) -> str:
         "## Taylor or isotropy?\n\n"
         "The loss to Taylor is 1 − corr(V, L), the loss to isotropy 1 − corr(L, I). They are paired by seed and "
         "averaged over the accepted seeds of a model; the table shows mean ± sd and a bootstrap 95 % interval over "
-        "the models that have one. A term costs more where the interval of the difference excludes 0. The models of width × prior "
-        "share one problem: their interval speaks of these models and no others. V is the whole posterior's in all "
-        "three versions: where the draws visit several modes, the loss counts as Taylor's.\n\n"
+        "the models that have one. A term costs more where the interval of the difference excludes 0. The models of "
+        "width × prior share one problem: their interval speaks of these models and no others. V is the whole "
+        "posterior's in all three versions: where the draws visit several modes, the loss counts as Taylor's.\n\n"
     )
     return text + (tables.table(header, body) if body else "No reference was accepted.\n")
 
