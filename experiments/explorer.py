@@ -27,10 +27,10 @@ from experiments.publish import ROOT
 from experiments.report import tables as report
 from experiments.report.outputs import writable
 from experiments.run.errors import RunError
-from experiments.run.executors import Settings
-from experiments.run.job import AnyCell, Result
+from experiments.run.executors.settings import Settings
+from experiments.run.job import Job, Result
+from experiments.run.loop import finished_results, run_jobs
 from experiments.run.progress import console
-from experiments.run.runner import finished_cells, run_cells
 from experiments.synthetic.measure.decomposition import VERSIONS
 from experiments.synthetic.numbers import decomposition
 from experiments.synthetic.numbers.scaling import FLAT, relative_range
@@ -189,11 +189,11 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
     """
     groups = models(results)
     cells = [cell_of(_first(rows)) for rows in groups]
-    found: dict[AnyCell, Result]
+    found: dict[Job, Result]
     if finished:
-        found = finished_cells(cells, out)
+        found = finished_results(cells, out)
     else:
-        found = dict(zip(cells, run_cells(cells, out, Settings(executor), console()), strict=True))
+        found = dict(zip(cells, run_jobs(cells, out, Settings(executor), console()), strict=True))
     gap, entries = 0.0, []
     points: dict[str, dict[str, list[Any]]] = {}
     terms = rows_of(results, "decomposition")

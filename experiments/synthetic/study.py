@@ -5,10 +5,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from experiments.run.job import Result
-from experiments.run.store import Store
 from experiments.synthetic.configuration import Configuration
 from experiments.synthetic.measure import agreement, covariance, decomposition, second_opinion, spectrum
 from experiments.synthetic.measure.reference import measure_reference
@@ -75,37 +75,43 @@ class Cell(Configuration):
         """Return the expected seconds with two cores at work, for the estimate of the time left."""
         return STUDIES[self.study].seconds(self)
 
-    def run(self, progress: Callable[[float], None] | None = None, store: Store | None = None) -> Result:
-        """Run the study, and its reference first where the store has none."""
-        return run_cell(self, progress=progress, store=store)
+    def needs(self) -> "Cell | None":
+        """Return the reference that the cell reads; None for a reference."""
+        return None if self.study == "reference" else self.reference()
+
+    def run(
+        self,
+        needed: Result | None = None,
+        checkpoint: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Result:
+        """Compute the result; see `run_cell`."""
+        return run_cell(self, reference=needed, checkpoint=checkpoint, progress=progress)
 
 
 def run_cell(
-    cell: Cell,
+    cell: Configuration,
     problem: problems.Problem | None = None,
+    reference: Result | None = None,
+    checkpoint: Path | None = None,
     progress: Callable[[float], None] | None = None,
-    store: Store | None = None,
 ) -> Result:
-    """Run one cell, and its reference first where the store has none (or a damaged one).
+    """Run one study, and its reference first where none is given.
 
-    problem: a problem of one's own; by default the one that the cell names.
-    progress: called with the share of the sampling that is done.
-    store: where the reference is read from and kept. The cell itself is not stored here.
+    problem: a problem of one's own; by default the one that the cell names. reference: the result of
+    `cell.reference()`. checkpoint: a file from which the sampling of a reference goes on. progress: called with the
+    share of the sampling that is done.
     """
     problem = _problem(cell, problem)
-    reference_cell, measure = cell.reference(), STUDIES[cell.study].measure
-
-    def sample() -> Result:
-        checkpoint = None if store is None else store.checkpoint_path(reference_cell)
-        return measure_reference(reference_cell, problem, progress, checkpoint)
-
+    measure = STUDIES[cell.study].measure
     if measure is None:
-        return sample()
-    reference = sample() if store is None else store.obtain(reference_cell, sample)
+        return measure_reference(cell, problem, progress, checkpoint)
+    if reference is None:
+        reference = measure_reference(cell.reference(), problem, progress)
     return measure(subject(cell, problem, reference))
 
 
-def _problem(cell: Cell, problem: problems.Problem | None) -> problems.Problem:
+def _problem(cell: Configuration, problem: problems.Problem | None) -> problems.Problem:
     """Return the problem of the cell; a given one must not bear the name of another."""
     if problem is None:
         return problems.get(cell.problem)
