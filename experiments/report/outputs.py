@@ -46,6 +46,14 @@ class Number(NamedTuple):
         return Interval(self.n, self.mean, self.sd, self.low, self.high)
 
 
+def by_group(numbers: Iterable[Number]) -> dict[str, dict[str, Interval]]:
+    """Return the numbers by group and statistic."""
+    groups: dict[str, dict[str, Interval]] = {}
+    for number in numbers:
+        groups.setdefault(number.group, {})[number.statistic] = number.interval
+    return groups
+
+
 def over_accepted(rows: Iterable[Mapping[str, Any]], column: str, flag: str = "accepted") -> Interval:
     """Return the mean of a column over the rows whose posterior was accepted, with its bootstrap interval.
 
@@ -71,10 +79,7 @@ class Numbers:
     @cached_property
     def groups(self) -> dict[str, dict[str, Interval]]:
         """The summary by group and statistic."""
-        groups: dict[str, dict[str, Interval]] = {}
-        for number in self.summary:
-            groups.setdefault(number.group, {})[number.statistic] = number.interval
-        return groups
+        return by_group(self.summary)
 
 
 @dataclass(frozen=True)
@@ -148,3 +153,27 @@ def summary_csv(numbers: Iterable[Number]) -> str:
 def is_timing(column: str) -> bool:
     """Return whether a column holds times, which differ from run to run."""
     return column.startswith("seconds")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table.csv with Python's types; None where a field is empty."""
+    with open(path, encoding="utf-8") as file:
+        return [{column: _value(text) for column, text in row.items()} for row in csv.DictReader(file)]
+
+
+def read_summary(path: Path) -> list[Number]:
+    """Return the numbers of a summary.csv."""
+    nan = float("nan")
+    rows = [{name: nan if value is None else value for name, value in row.items()} for row in read_rows(path)]
+    return [Number(**row) for row in rows]
+
+
+def _value(text: str) -> Any:
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

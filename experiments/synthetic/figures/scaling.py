@@ -38,7 +38,7 @@ def against_width(curves: ByPrior) -> Figure:
     for column, (statistic, label) in enumerate(TITLES.items()):
         top, bottom = axes[:, column]
         for ((prior, sigma), by_width), (colour, marker) in zip(curves.items(), SERIES, strict=False):
-            # NaN where nothing was accepted: line and band break there, nothing is drawn across
+            # A mean is NaN where nothing was accepted: line and band break there.
             ran = sorted(by_width)
             points = [by_width[w][f"epistemic_{statistic}"] for w in ran]
             top.plot(ran, [i.mean for i in points], marker=marker, color=colour, ms=4, label=f"{prior}, σ = {sigma:g}")

@@ -32,7 +32,7 @@ class Halves(NamedTuple):
     order: int = 2
 
 
-_COS, _SIN = -0.5, 3**0.5 / 2  # of 120°
+_COS, _SIN = -0.5, 3**0.5 / 2  # a rotation by 120°
 HALVES = {
     "binary/linear": Halves(0, ((-1, 0), (0, -1)), (1, 0)),
     "binary/xor": Halves(0, ((-1, 0), (0, 1)), (1, 0)),

@@ -16,7 +16,7 @@ from isouq import stats
 DENSE_LIMIT = 2000  # parameters; above it Lanczos
 _STREAM = 2  # folded into the subject's second key
 _DECADES = np.logspace(-3, 6, 28)  # three bins a decade
-HESSIAN_EDGES = np.concatenate([-_DECADES[::-1], _DECADES])  # of λ; |λ| < 10⁻³ is one bin
+HESSIAN_EDGES = np.concatenate([-_DECADES[::-1], _DECADES])  # eigenvalues λ; |λ| < 10⁻³ is one bin
 COVARIANCE_EDGES = np.logspace(-6, 3, 46)
 
 

@@ -44,7 +44,7 @@ def rows_by_model(rows: Sequence[Row]) -> dict[Model, list[Row]]:
     """Return the rows of every model: the problems in the order of the rows, then the sweep by prior, σ and width."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=_place):
-        groups.setdefault(_name(row), []).append(row)
+        groups.setdefault(model_name(row), []).append(row)
     return {_model(name, group): group for name, group in groups.items()}
 
 
@@ -65,7 +65,8 @@ def _place(row: Row) -> tuple:
     return (False,) if row["width"] is None else (True, row["prior"] != "unit", row["sigma"], row["width"])
 
 
-def _name(row: Row) -> str:
+def model_name(row: Row) -> str:
+    """Return the name of a row's model: its problem, or its prior and width in the sweep."""
     return row["problem"] if row["width"] is None else f"{row['prior']} σ = {row['sigma']:g}, width {row['width']}"
 
 

@@ -19,7 +19,7 @@ PREDICTORS = {
 }
 OUTCOMES = {"whole_pearson": "r", "whole_spearman": "ρ"}
 RESAMPLES = 1000
-DIGITS = 6  # of a share; a smaller difference is rounding, and the two shares are ties
+DIGITS = 6  # decimals: shares that differ by less are ties, for the difference is rounding
 
 
 class Relation(NamedTuple):

@@ -10,7 +10,7 @@ from experiments.run.job import Result
 from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, numbers_of, over_all, rows_by_model
 from isouq.stats import Interval, bootstrap_mean
 
-FLAT = 1e-4  # of the largest value: the smaller range of such a map is rounding, which training leaves to chance
+FLAT = 1e-4  # relative range: below it a map shows digits that training leaves to chance
 _COLUMNS = [f"{name}_{statistic}" for name in ("epistemic", "laplace", "aleatoric") for statistic in STATISTICS]
 Groups = Mapping[Model, Sequence[Row]]
 

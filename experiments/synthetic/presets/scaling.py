@@ -11,7 +11,7 @@ from experiments.synthetic.study import Cell
 
 PROBLEM = "multiclass/rings"
 CURVES = (("unit", 1.0), ("fan_in", 1.0), ("fan_in", 3.0))
-MAP_SIGMAS = (0.3, 1.0, 3.0, 10.0)  # of the fan_in prior; the other axis of the heat map
+MAP_SIGMAS = (0.3, 1.0, 3.0, 10.0)  # scales of the fan_in prior in the heat map
 
 
 def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None = None) -> list[Cell]:
