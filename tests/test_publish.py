@@ -1,6 +1,7 @@
 """What stands in the README is what results/ says, and the committed tables hold what is claimed of them."""
 
 import csv
+import importlib
 import json
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from benchmarks import compare
 from experiments import publish
-from experiments.command import EXPERIMENTS
+from experiments.command import EXPERIMENTS, SYNTHETIC
+from experiments.report.outputs import Number, read_rows, read_summary, summary_csv
+from experiments.run.job import Result
 from experiments.synthetic.presets import validation
 
 
@@ -123,6 +126,28 @@ def test_numbers_are_means_over_accepted_rows_and_a_missing_one_is_an_error(tmp_
     assert text == "0.60 [0.50, 0.70] and 1234 –"
     with pytest.raises(ValueError, match="no accepted row"):
         publish.with_numbers("{{some problem=c r}}", tmp_path)
+
+
+def test_numbers_of_a_summary_and_a_missing_one_is_an_error(tmp_path):
+    (tmp_path / "some").mkdir()
+    summary = [Number("prior σ = 1, width 2", "r", 0.6, 0.5, 0.7, 2, 2), Number("b", "r", *[float("nan")] * 3, 0, 0)]
+    (tmp_path / "some" / "summary.csv").write_text(summary_csv(summary), encoding="utf-8")
+    assert publish.with_numbers("{{some | prior σ = 1,\nwidth 2 | r}}", tmp_path) == "0.60 [0.50, 0.70]"
+    for text, message in (("{{some | c | r}}", "has no 'c'"), ("{{some | b | r}}", "has no accepted posterior")):
+        with pytest.raises(ValueError, match=message):
+            publish.with_numbers(text, tmp_path)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_a_committed_summary_follows_from_its_table(name):
+    """The numbers stage on the rows of table.csv; the few numbers that need maps stand in no committed table."""
+    folder = publish.ROOT / "results" / name
+    rows = [{k: v for k, v in row.items() if v is not None or k == "width"} for row in read_rows(folder / "table.csv")]
+    numbers = importlib.import_module(f"experiments.synthetic.numbers.{name}").numbers([Result(r, {}) for r in rows])
+    committed = {(number.group, number.statistic): number for number in read_summary(folder / "summary.csv")}
+    assert len(numbers.summary) > 30
+    for number in numbers.summary:
+        np.testing.assert_allclose(committed[number[:2]][2:], number[2:], rtol=1e-9, err_msg=str(number))
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
