@@ -15,7 +15,7 @@ MAP_SIGMAS = (0.3, 1.0, 3.0, 10.0)  # scales of the fan_in prior in the heat map
 
 
 def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None = None) -> list[Cell]:
-    """Return the jobs of a preset: every width with every prior and seed.
+    """Return the jobs of a preset.
 
     smoke: two widths, tiny chains. quick: widths 2 to 128, three priors, one seed, about 4 minutes on 2 CPU cores.
     paper: widths 2 to 1024, five priors, five seeds, about 2.5 hours.

@@ -12,9 +12,9 @@ from experiments.synthetic.study import Cell
 
 
 def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None = None) -> list[Cell]:
-    """Return the jobs of a preset, on the posteriors of `validation` and of `scaling` at the same preset.
+    """Return the jobs of a preset.
 
-    Beside the references: smoke seconds; quick about a minute; paper 6 minutes up to width 256
-    (220 of its 290 cells) on 2 CPU cores.
+    The jobs read the reference posteriors of `validation` and of `scaling` at the same preset. Beside the references,
+    on 2 CPU cores: smoke seconds; quick about a minute; paper 6 minutes up to width 256 (220 of its 290 cells).
     """
     return scaling.references(preset, seeds, widths, "spectrum")

@@ -16,7 +16,7 @@ LONG_TRAJECTORIES = ("regression/nonlinear",)  # small noise: a stiff posterior,
 
 
 def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
-    """Return the jobs of a preset: every problem with every seed.
+    """Return the jobs of a preset.
 
     smoke: three problems, tiny chains, seconds. quick: eight problems, 2 seeds, about 4 minutes on 2 CPU cores.
     paper: 5 seeds, twice the draws, and NumPyro's second opinion on two problems, about 40 minutes.
