@@ -164,7 +164,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def read_summary(path: Path) -> list[Number]:
     """Return the numbers of a summary.csv."""
     nan = float("nan")
-    rows = [{name: nan if value is None else value for name, value in row.items()} for row in read_rows(path)]
+    rows: list[dict[str, Any]] = [
+        {name: nan if value is None else value for name, value in row.items()} for row in read_rows(path)
+    ]
     return [Number(**row) for row in rows]
 
 
