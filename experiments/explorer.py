@@ -24,7 +24,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from experiments.publish import ROOT
-from experiments.report.outputs import by_group, read_rows, read_summary, writable
+from experiments.report.outputs import group_numbers, read_rows, read_summary, writable
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Result
@@ -63,7 +63,7 @@ def models(results: Path) -> list[list[Row]]:
     return [[row for row in rows if model_name(row) == name] for name in dict.fromkeys(map(model_name, rows))]
 
 
-def encoded(values: np.ndarray) -> dict[str, Any]:
+def encode(values: np.ndarray) -> dict[str, Any]:
     """Return a map in one byte a point: value = low + (high − low) · (code / 255)³, codes in base64.
 
     The cube keeps small values apart; the error is at most 0.6 % of the range.
@@ -134,7 +134,7 @@ def maps_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     grid = arrays["grid"]
     ends = {"low": _rounded(grid.min(axis=0)), "high": _rounded(grid.max(axis=0))}
     if grid.shape[1] == 2:
-        maps = {name: encoded(arrays[name]) for name in MAPS if name in arrays}
+        maps = {name: encode(arrays[name]) for name in MAPS if name in arrays}
         return {"grid": ends, "side": round(len(grid) ** 0.5), "maps": maps}
     maps = {name: _curve(arrays[name]) for name in CURVES}
     return {"grid": ends, "side": len(grid), "maps": maps}
@@ -148,7 +148,7 @@ def _rounded(values: np.ndarray) -> list[Any]:
     return np.round(np.asarray(values, np.float64), 3).tolist()
 
 
-def apart(row: Row, result: Result) -> float:
+def distance(row: Row, result: Result) -> float:
     """Return how far r and ρ of the maps lie from the committed row at most; beyond FAR the page shows no maps.
 
     It is 0 for an unconverged reference, whose maps depend on the last digit of the arithmetic.
@@ -183,7 +183,7 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
     terms = _summary(results, "decomposition")
     for rows, cell in zip(groups, cells, strict=True):
         result, name = known.get(cell), model_name(rows[0])
-        far = 0.0 if result is None else apart(_first(rows), result)
+        far = 0.0 if result is None else distance(_first(rows), result)
         arrays = None if result is None or far > FAR else result.arrays
         entries.append(_entry(rows, agreement[name], terms[name], arrays))
         if result is not None and (share := relative_range(result.arrays["epistemic"])) < FLAT:
@@ -200,7 +200,7 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
 
 
 def _summary(results: Path, name: str) -> dict[str, dict[str, Interval]]:
-    return by_group(read_summary(results / name / "summary.csv"))
+    return group_numbers(read_summary(results / name / "summary.csv"))
 
 
 def page(content: dict[str, Any]) -> str:
@@ -214,8 +214,8 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8").split("window.ISOUQ = ", 1)[1].rstrip().rstrip(";"))
 
 
-def decoded(one: dict[str, Any]) -> np.ndarray:
-    """Return the values of an `encoded` map, float64."""
+def decode(one: dict[str, Any]) -> np.ndarray:
+    """Return the values of a map from `encode`, float64."""
     codes = np.frombuffer(base64.b64decode(one["codes"]), np.uint8)
     return one["low"] + (one["high"] - one["low"]) * (codes / 255.0) ** 3
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments.command import EXPERIMENTS
 from experiments.report import tables
-from experiments.report.outputs import by_group, read_summary
+from experiments.report.outputs import group_numbers, read_summary
 from isouq.stats import Interval, bootstrap_mean
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
             shutil.copyfile(source, target)
             written.append(target)
     readme = root / "README.md"
-    readme.write_text(with_results(readme.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
+    readme.write_text(fill_results(readme.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
     written.append(readme)
     page = root / "docs" / "results.md"
     page.parent.mkdir(exist_ok=True)
@@ -68,12 +68,12 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
     written.append(page)
     for template in sorted((root / "docs").glob("*.md.in")):
         page = template.with_suffix("")
-        page.write_text(with_numbers(template.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
+        page.write_text(fill_numbers(template.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
         written.append(page)
     return written
 
 
-def with_results(readme: str, results: Path) -> str:
+def fill_results(readme: str, results: Path) -> str:
     """Return the README with its generated part written again from results/."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END, 1)[1]
@@ -85,7 +85,7 @@ def results_page(results: Path) -> str:
     return f"{_HEAD}\n{_generated(results, _SECTIONS, '#')}"
 
 
-def with_numbers(template: str, results: Path) -> str:
+def fill_numbers(template: str, results: Path) -> str:
     """Return the text with every number in double braces replaced by a mean and its interval from results/.
 
     {{experiment | group | statistic}}: a line of results/experiment/summary.csv. {{experiment/file name=value ...
@@ -107,7 +107,7 @@ def _from_summary(match: re.Match[str], results: Path) -> Interval:
     experiment, group, statistic = (" ".join(part.split()) for part in match[1].split("|"))
     path = results / experiment / "summary.csv"
     try:
-        interval = by_group(read_summary(path))[group][statistic]
+        interval = group_numbers(read_summary(path))[group][statistic]
     except KeyError as error:
         raise ValueError(f"{match[0]}: {path} has no {error}") from None
     if not interval.count:
@@ -116,7 +116,7 @@ def _from_summary(match: re.Match[str], results: Path) -> Interval:
 
 
 def _from_rows(match: re.Match[str], results: Path) -> Interval:
-    """Return a mean over rows; see `with_numbers`."""
+    """Return a mean over rows; see `fill_numbers`."""
     experiment, *conditions, column = match[1].split()
     folder, _, file_name = experiment.partition("/")
     path = results / folder / f"{file_name or 'table'}.csv"

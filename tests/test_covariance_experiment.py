@@ -8,7 +8,7 @@ import pytest
 
 from experiments.synthetic.measure import covariance
 from experiments.synthetic.measure import proxies as _proxies
-from experiments.synthetic.numbers.covariance import as_stated
+from experiments.synthetic.numbers.covariance import is_asymmetric
 from experiments.synthetic.presets import covariance as presets
 from experiments.synthetic.registry import EXPERIMENTS
 from experiments.synthetic.study import Cell, run_cell
@@ -69,7 +69,7 @@ def test_the_identity_is_symmetric_on_symmetric_data_and_both_proxies_are_not(se
     numbers, maps = _proxies._maps(made, fit_map(made.log_density, made.inits).best(), grid, halves)
     assert numbers["identity_symmetry"] >= 0.9
     for curvature in _proxies.CURVATURES:
-        assert as_stated(numbers, "", curvature)
+        assert is_asymmetric(numbers, "", curvature)
         assert numbers[f"proxy_a_{curvature}_symmetry"] < 0.5
         assert numbers[f"proxy_b_{curvature}_symmetry"] < 0.5
     np.testing.assert_allclose(maps["log_ratio"], np.log(maps["proxy_a"] / maps["proxy_b"]), rtol=1e-3, atol=1e-3)

@@ -164,11 +164,11 @@ def test_small_perturbations_are_the_squared_gradient_norm(rings):
 
 def test_wide_models_are_aligned_on_fewer_draws(rings, monkeypatch):
     monkeypatch.setattr(decomposition, "ALIGNMENT_BUDGET", 4 * 7 * 3**2)
-    some = decomposition._evenly_spaced(rings.draws, rings.theta)
+    some = decomposition._subset(rings.draws, rings.theta)
     assert some.shape[:2] == (4, 7)
     np.testing.assert_array_equal(some[:, [0, -1]], rings.draws[:, [0, -1]])
     monkeypatch.setattr(decomposition, "ALIGNMENT_BUDGET", 1)
-    assert decomposition._evenly_spaced(rings.draws, rings.theta).shape[1] == 2
+    assert decomposition._subset(rings.draws, rings.theta).shape[1] == 2
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])

@@ -8,8 +8,16 @@ import pytest
 from synthetic_rows import fake
 
 from experiments import command
-from experiments.report.outputs import over_accepted, table_csv
-from experiments.report.tables import accepted_share, bounds, mean_sd, number, table, training, unconverged
+from experiments.report.outputs import mean_over_accepted, table_csv
+from experiments.report.tables import (
+    accepted_share,
+    bounds,
+    mean_sd,
+    number,
+    reference_section,
+    table,
+    training_section,
+)
 from experiments.run.errors import RunError
 from experiments.synthetic import study
 from experiments.synthetic.numbers import scaling as scaling_numbers
@@ -146,16 +154,16 @@ def test_numbers_in_words():
 def test_unconverged_rows_are_in_no_mean(cells):
     values = (0.4, 0.6, -0.9, float("nan"))
     rows = [fake(c, accepted=i != 2, value=v).numbers for i, (c, v) in enumerate(zip(cells, values, strict=True))]
-    interval = over_accepted(rows, "epistemic_pearson")
+    interval = mean_over_accepted(rows, "epistemic_pearson")
     assert interval.count == 2
     assert interval.mean == pytest.approx(0.5)
     assert accepted_share(rows) == "3/4"
-    assert over_accepted([rows[2]], "epistemic_pearson").count == 0
+    assert mean_over_accepted([rows[2]], "epistemic_pearson").count == 0
 
 
 def test_the_end_lists_what_was_not_accepted(cells):
     rows = [fake(c, accepted=c.seed != 2).numbers for c in cells]
-    text = unconverged(rows)
+    text = reference_section(rows)
     assert "3 of 4 accepted" in text
     assert "- binary/xor, unit σ = 1, seed 2: unconverged: R-hat 1.2000 > 1.01\n" in text
     assert text.count("\n- ") == 1
@@ -163,7 +171,7 @@ def test_the_end_lists_what_was_not_accepted(cells):
 
 def test_training_lists_what_did_not_converge(cells):
     rows = [fake(c, map_converged=c.seed != 1, map_grad_norm=0.01 + c.seed % 2).numbers for c in cells]
-    text = training(rows)
+    text = training_section(rows)
     assert "3 of 4 θ* converged; largest ‖∇ log p(θ*|D)‖ 1.01" in text
     assert "- not converged: binary/xor, unit σ = 1, seed 1, 1.01\n" in text
 

@@ -46,7 +46,7 @@ class Number(NamedTuple):
         return Interval(self.n, self.mean, self.sd, self.low, self.high)
 
 
-def by_group(numbers: Iterable[Number]) -> dict[str, dict[str, Interval]]:
+def group_numbers(numbers: Iterable[Number]) -> dict[str, dict[str, Interval]]:
     """Return the numbers by group and statistic."""
     groups: dict[str, dict[str, Interval]] = {}
     for number in numbers:
@@ -54,7 +54,7 @@ def by_group(numbers: Iterable[Number]) -> dict[str, dict[str, Interval]]:
     return groups
 
 
-def over_accepted(rows: Iterable[Mapping[str, Any]], column: str, flag: str = "accepted") -> Interval:
+def mean_over_accepted(rows: Iterable[Mapping[str, Any]], column: str, flag: str = "accepted") -> Interval:
     """Return the mean of a column over the rows whose posterior was accepted, with its bootstrap interval.
 
     Undefined values (a constant map has no correlation) and missing ones are left out. flag: the column that says
@@ -79,7 +79,7 @@ class Numbers:
     @cached_property
     def groups(self) -> dict[str, dict[str, Interval]]:
         """The summary by group and statistic."""
-        return by_group(self.summary)
+        return group_numbers(self.summary)
 
 
 @dataclass(frozen=True)

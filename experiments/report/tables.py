@@ -11,7 +11,7 @@ from isouq.stats import Interval
 Row = dict[str, Any]
 
 
-def reading() -> str:
+def how_to_read() -> str:
     """Return how to read every table."""
     return (
         "Mean ± sd over the seeds whose reference posterior was accepted, and a bootstrap 95 % interval of the mean. "
@@ -44,7 +44,7 @@ def bounds(interval: Interval, digits: int = 2) -> str:
     return "–" if interval.count < 2 else f"[{number(interval.low, digits)}, {number(interval.high, digits)}]"
 
 
-def with_bounds(interval: Interval) -> str:
+def mean_sd_bounds(interval: Interval) -> str:
     """Return mean ± sd and the interval, as far as there are seeds for them."""
     return f"{mean_sd(interval)} {bounds(interval)}" if interval.count > 1 else mean_sd(interval)
 
@@ -61,7 +61,7 @@ def where(row: Row) -> str:
     return f"{row['problem']}{width}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
 
 
-def training(rows: Sequence[Row]) -> str:
+def training_section(rows: Sequence[Row]) -> str:
     """Return whether every θ* reached a maximum, and the list of those that did not."""
     worst = max(row["map_grad_norm"] for row in rows)
     late = [row for row in rows if not row["map_converged"]]
@@ -69,7 +69,7 @@ def training(rows: Sequence[Row]) -> str:
     return text + "".join(f"- not converged: {where(row)}, {row['map_grad_norm']:.3g}\n" for row in late)
 
 
-def unconverged(rows: Sequence[Row]) -> str:
+def reference_section(rows: Sequence[Row]) -> str:
     """Return every reference that was not accepted, with the rule that it broke."""
     failed = [row for row in rows if not row["accepted"]]
     text = f"## Reference posteriors\n\n{len(rows) - len(failed)} of {len(rows)} accepted.\n"

@@ -36,8 +36,8 @@ def measure(subject: Subject) -> Result:
     xs, variance = subject.xs[subject.grid], subject.variance[subject.grid]
     g = gradients(subject.setting.predict, subject.theta, xs, subject.target, subject.kind)
     identity = np.sum(g**2, axis=1)
-    draws = _evenly_spaced(subject.draws, subject.theta)
-    linearised = _linearised(g, subject.draws, align_hidden_units(draws, subject.theta))
+    draws = _subset(subject.draws, subject.theta)
+    linearised = _linearisations(g, subject.draws, align_hidden_units(draws, subject.theta))
     perturbed = _perturbations(subject, xs)
     numbers = correlations("whole", variance, identity)
     for version, values in linearised.items():
@@ -57,7 +57,7 @@ def measure(subject: Subject) -> Result:
     )
 
 
-def _linearised(g: np.ndarray, draws: np.ndarray, aligned: np.ndarray) -> dict[str, np.ndarray]:
+def _linearisations(g: np.ndarray, draws: np.ndarray, aligned: np.ndarray) -> dict[str, np.ndarray]:
     """Return L = gᵀΣg at every point for every covariance Σ of `VERSIONS`."""
     projected = projections(g, draws)
     return {
@@ -126,7 +126,7 @@ def _perturbed_margins(margins: Margins, theta: Any, directions: Array, sigma: f
     return jax.lax.map(lambda direction: margins(unravel(flat + sigma * direction)), directions)
 
 
-def _evenly_spaced(draws: np.ndarray, theta: Any) -> np.ndarray:
+def _subset(draws: np.ndarray, theta: Any) -> np.ndarray:
     """Return all draws `[chains, draws, P]`, or as many evenly spaced ones of every chain as the budget allows."""
     layers = theta["layers"]
     width = max((layers[depth]["bias"].size for depth in range(len(layers) - 1)), default=1)

@@ -7,7 +7,7 @@ from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.covariance import CLIPPED, METHODS
 from experiments.synthetic.measure.proxies import CURVATURES, DATA
-from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, numbers_of, over_all, rows_by_model
+from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, mean_over_all, numbers_of, rows_by_model
 
 PROXIES = {f"proxy_{side}_hessian": f"proxy {side.upper()}, Hessian, dense" for side in "ab"}
 _COST = [f"{method}_{what}" for method in METHODS for what in ("gradients", "bytes")]
@@ -36,7 +36,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     summary: list[Number] = []
     for model, group in groups.items():
         summary += numbers_of(model, group, [column for column in agreement if column in group[0]])
-        summary += [over_all(model, group, column) for column in (*_COST, "gradient_evaluations")]
+        summary += [mean_over_all(model, group, column) for column in (*_COST, "gradient_evaluations")]
         if model in planar:
             summary += _proxies(model, group)
     return Numbers(rows, summary, details=Details(list(groups), planar))
@@ -51,7 +51,7 @@ def proxy_columns(curvature: str) -> list[str]:
     ]
 
 
-def as_stated(row: Row, data: str, curvature: str) -> bool:
+def is_asymmetric(row: Row, data: str, curvature: str) -> bool:
     """Return whether both proxies are surer where their data lie and the log ratio changes its sign in between."""
     surer = all(row[f"{data}proxy_{side}_{curvature}_inside"] < 1 for side in "ab")
     return surer and row[f"{data}log_ratio_a_{curvature}"] < 0 < row[f"{data}log_ratio_b_{curvature}"]
@@ -60,10 +60,10 @@ def as_stated(row: Row, data: str, curvature: str) -> bool:
 def _proxies(model: Model, rows: Sequence[Row]) -> list[Number]:
     """Return the asymmetry of the proxies' maps over all seeds, for they are not compared with a reference."""
     columns = dict.fromkeys(f"{data}{c}" for data in DATA for curvature in CURVATURES for c in proxy_columns(curvature))
-    summary = [over_all(model, rows, column) for column in columns]
+    summary = [mean_over_all(model, rows, column) for column in columns]
     for data in DATA:
         for curvature in CURVATURES:
-            share = sum(as_stated(row, data, curvature) for row in rows) / len(rows)
+            share = sum(is_asymmetric(row, data, curvature) for row in rows) / len(rows)
             name = f"{data}as_stated_{curvature}"
             summary.append(Number(model.name, name, share, NAN, NAN, len(rows), model.accepted))
     return summary

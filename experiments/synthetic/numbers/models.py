@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report.outputs import Number, over_accepted
+from experiments.report.outputs import Number, mean_over_accepted
 from isouq.stats import bootstrap_mean
 
 Row = dict[str, Any]
@@ -51,10 +51,13 @@ def rows_by_model(rows: Sequence[Row]) -> dict[Model, list[Row]]:
 def numbers_of(model: Model, rows: Sequence[Row], columns: Sequence[str]) -> list[Number]:
     """Return the mean of each column over the accepted rows of a model, and the share of accepted rows."""
     share = Number(model.name, "accepted", model.accepted / model.seeds, NAN, NAN, model.seeds, model.accepted)
-    return [share, *(Number.of(model.name, column, over_accepted(rows, column), model.accepted) for column in columns)]
+    return [
+        share,
+        *(Number.of(model.name, column, mean_over_accepted(rows, column), model.accepted) for column in columns),
+    ]
 
 
-def over_all(model: Model, rows: Sequence[Row], column: str) -> Number:
+def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:
     """Return the mean of a column over all rows of a model, for a cost or a quantity that needs no reference."""
     values = [row[column] for row in rows if np.isfinite(row[column])]
     return Number.of(model.name, column, bootstrap_mean(values), model.accepted)

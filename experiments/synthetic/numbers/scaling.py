@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
-from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, numbers_of, over_all, rows_by_model
+from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, mean_over_all, numbers_of, rows_by_model
 from isouq.stats import Interval, bootstrap_mean
 
 FLAT = 1e-4  # relative range: below it a map shows digits that training leaves to chance
@@ -42,7 +42,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     by_prior: dict[tuple[str, float], list[Model]] = {}
     for model, rows in groups.items():
         by_prior.setdefault((model.prior, model.sigma), []).append(model)
-        summary += [*numbers_of(model, rows, _COLUMNS), over_all(model, rows, "gradient_evaluations")]
+        summary += [*numbers_of(model, rows, _COLUMNS), mean_over_all(model, rows, "gradient_evaluations")]
     means = {(n.group, n.statistic): n.mean for n in summary}
     shapes = {}
     for models in by_prior.values():

@@ -38,7 +38,9 @@ def numbers(results: Sequence[Result]) -> Numbers:
     for model, group in groups.items():
         summary += numbers_of(model, group, COLUMNS)
     by_outcome = _relations(rows)
-    summary += _bulk(rows) + [number for by_group in by_outcome.items() for number in _as_numbers(*by_group)]
+    summary += _bulk(rows) + [
+        number for outcome, by_group in by_outcome.items() for number in _as_numbers(outcome, by_group)
+    ]
     problems = [model for model in groups if model.width is None]
     sweep = [model for model in groups if model.width is not None]
     return Numbers(rows, summary, details=Details(problems, sweep, by_outcome))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.report.outputs import Number, Numbers, over_accepted
+from experiments.report.outputs import Number, Numbers, mean_over_accepted
 from experiments.run.errors import RunError
 from experiments.run.job import Result
 from experiments.synthetic.numbers.models import STATISTICS, Model, Row, numbers_of, rows_by_model
@@ -76,5 +76,5 @@ def _regions(model: Model, rows: Sequence[Row]) -> list[Number]:
         accepted = sum(row[flag] for row in rows)
         for statistic in STATISTICS:
             column = f"epistemic_{statistic}{region}"
-            summary.append(Number.of(model.name, column, over_accepted(rows, column, flag), accepted))
+            summary.append(Number.of(model.name, column, mean_over_accepted(rows, column, flag), accepted))
     return summary

@@ -14,12 +14,12 @@ def report(numbers: Numbers, preset: str) -> str:
     return "\n".join(
         [
             f"# Covariances, preset `{preset}`\n",
-            tables.reading(),
+            tables.how_to_read(),
             _proxies(numbers),
             *(_agreement(numbers, statistic) for statistic in STATISTICS),
             _costs(numbers),
-            tables.training(numbers.rows),
-            tables.unconverged(numbers.rows),
+            tables.training_section(numbers.rows),
+            tables.reference_section(numbers.rows),
         ]
     )
 

@@ -18,13 +18,13 @@ def report(numbers: Numbers, preset: str) -> str:
     return "\n".join(
         [
             f"# Decomposition, preset `{preset}`\n",
-            tables.reading(),
+            tables.how_to_read(),
             _correlations(numbers, models),
             _losses(numbers),
             _sizes(numbers, models),
             _perturbations(numbers, models),
-            tables.training(numbers.rows),
-            tables.unconverged(numbers.rows),
+            tables.training_section(numbers.rows),
+            tables.reference_section(numbers.rows),
         ]
     )
 
@@ -45,7 +45,7 @@ def _correlations(numbers: Numbers, models: Sequence[Model]) -> str:
         body = []
         for model in models:
             values = numbers.groups[model.name]
-            cells = [tables.with_bounds(values[f"{column}_{statistic}"]) for column in columns]
+            cells = [tables.mean_sd_bounds(values[f"{column}_{statistic}"]) for column in columns]
             body.append([model.name, model.accepted_share, *cells])
         text += f"\n### {statistic.capitalize()}'s {symbol}\n\n{tables.table(header, body)}"
     return text
@@ -62,9 +62,11 @@ def _losses(numbers: Numbers) -> str:
                 difference, larger = values[f"loss_difference_{name}"], values[f"taylor_loses_more_{name}"]
                 if not difference.count:
                     continue
-                losses = [tables.with_bounds(values[f"{term}_loss_{name}"]) for term in TERMS]
+                losses = [tables.mean_sd_bounds(values[f"{term}_loss_{name}"]) for term in TERMS]
                 share = f"{larger.mean * larger.count:.0f} of {larger.count}"
-                body.append([part, symbol, title, share, *losses, tables.with_bounds(difference), _verdict(difference)])
+                body.append(
+                    [part, symbol, title, share, *losses, tables.mean_sd_bounds(difference), _verdict(difference)]
+                )
     header = [
         "models", "", "Σ", "Taylor costs more in", "loss to Taylor", "loss to isotropy", "Taylor − isotropy",
         "costs more",
@@ -91,7 +93,7 @@ def _sizes(numbers: Numbers, models: Sequence[Model]) -> str:
     """Return mean(L) / mean(V), and how evenly Σ acts on the gradients."""
     columns = [f"{size}_{version}" for size in ("scale", "anisotropy") for version in VERSIONS]
     body = [
-        [model.name, *(tables.with_bounds(numbers.groups[model.name][column]) for column in columns)]
+        [model.name, *(tables.mean_sd_bounds(numbers.groups[model.name][column]) for column in columns)]
         for model in models
     ]
     titles = list(VERSIONS.values())
@@ -106,7 +108,7 @@ def _sizes(numbers: Numbers, models: Sequence[Model]) -> str:
 def _perturbations(numbers: Numbers, models: Sequence[Model]) -> str:
     """Return the correlations of the isotropic perturbation: one σ for all models, and the best σ of each."""
     fixed = [
-        [label, *(tables.with_bounds(numbers.groups[part][f"{column}_{s}"]) for part in PARTS for s in STATISTICS)]
+        [label, *(tables.mean_sd_bounds(numbers.groups[part][f"{column}_{s}"]) for part in PARTS for s in STATISTICS)]
         for label, column in {**PERTURBATIONS, "‖g‖²": "whole"}.items()
     ]
     over = [f"{symbol}, {part}" for part in PARTS for symbol in STATISTICS.values()]
@@ -125,7 +127,7 @@ def _perturbations(numbers: Numbers, models: Sequence[Model]) -> str:
 def _best(numbers: Numbers, model: Model, statistic: str) -> list[str]:
     """Return the best σ of a model, its correlation, and that of ‖g‖²."""
     values = numbers.groups[model.name]
-    whole, best = tables.with_bounds(values[f"whole_{statistic}"]), values.get(f"best_sigma_{statistic}")
+    whole, best = tables.mean_sd_bounds(values[f"whole_{statistic}"]), values.get(f"best_sigma_{statistic}")
     if best is None:
         return ["–", "unconverged", whole]
-    return [f"{best.mean:g}", tables.with_bounds(values[f"perturbation_{best.mean:g}_{statistic}"]), whole]
+    return [f"{best.mean:g}", tables.mean_sd_bounds(values[f"perturbation_{best.mean:g}_{statistic}"]), whole]

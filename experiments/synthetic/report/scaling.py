@@ -19,11 +19,11 @@ def report(numbers: Numbers, preset: str) -> str:
     return "\n".join(
         [
             f"# Scaling, preset `{preset}`: {PROBLEM}, one hidden layer, widths {min(widths)} to {max(widths)}\n",
-            tables.reading(),
+            tables.how_to_read(),
             f"## Is there a U?\n\n{_shapes(numbers)}{_flat(numbers, models)}",
             f"## Every model\n\n{_models(numbers, models)}",
-            tables.training(numbers.rows),
-            tables.unconverged(numbers.rows),
+            tables.training_section(numbers.rows),
+            tables.reference_section(numbers.rows),
         ]
     )
 
@@ -53,7 +53,7 @@ def _shape(groups: Mapping[str, Mapping[str, Interval]], prior: str, statistic: 
         f"{tables.number(groups[model.name][f'epistemic_{statistic}'].mean)} (width {model.width})" for model in shape
     ]
     fall, rise = groups[prior][f"fall_{statistic}"], groups[prior][f"rise_{statistic}"]
-    return [*points, _signed(fall), _signed(rise), _verdict(fall, rise)]
+    return [*points, _difference_cell(fall), _difference_cell(rise), _verdict(fall, rise)]
 
 
 def _verdict(fall: Interval, rise: Interval) -> str:
@@ -64,7 +64,7 @@ def _verdict(fall: Interval, rise: Interval) -> str:
     return "yes" if pairs >= MIN_SEEDS else f"too few seeds ({pairs})"
 
 
-def _signed(interval: Interval) -> str:
+def _difference_cell(interval: Interval) -> str:
     return "–" if interval.count == 0 else f"{interval.mean:+.2f} {tables.bounds(interval)} ({interval.count})"
 
 

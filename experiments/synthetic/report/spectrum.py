@@ -26,15 +26,15 @@ def report(numbers: Numbers, preset: str) -> str:
     problems, sweep = numbers.details.problems, numbers.details.sweep
     sections = [
         f"# Spectrum, preset `{preset}`: does the Hessian's bulk explain why ‖g‖² agrees?\n",
-        tables.reading(),
+        tables.how_to_read(),
         _explanation(),
         _models(f"{PROBLEM}, by prior and width", numbers, sweep),
         _models("The problems", numbers, problems),
         _maxima(numbers.rows),
         _bulk(numbers),
         _prediction(numbers.details.relations),
-        tables.training(numbers.rows),
-        tables.unconverged(numbers.rows),
+        tables.training_section(numbers.rows),
+        tables.reference_section(numbers.rows),
     ]
     return "\n".join(section for section in sections if section)
 

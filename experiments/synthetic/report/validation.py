@@ -18,13 +18,13 @@ def report(numbers: Numbers, preset: str) -> str:
     """Return the tables beside the paper's, the regions, the closed form and the second opinion."""
     sections = [
         f"# Validation, preset `{preset}`\n",
-        tables.reading(),
+        tables.how_to_read(),
         *(_agreement(numbers, estimate, title) for estimate, title in ESTIMATES.items()),
         _regions(numbers),
         _gold(numbers),
         _second_opinion([row for row in numbers.rows if "numpyro_scale" in row]),
-        tables.training(numbers.rows),
-        tables.unconverged(numbers.rows),
+        tables.training_section(numbers.rows),
+        tables.reference_section(numbers.rows),
     ]
     return "\n".join(section for section in sections if section)
 
