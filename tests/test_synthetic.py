@@ -20,11 +20,12 @@ from experiments.report.tables import (
 )
 from experiments.run.errors import RunError
 from experiments.synthetic import study
+from experiments.synthetic.measure.agreement import ESTIMATES
 from experiments.synthetic.numbers import scaling as scaling_numbers
 from experiments.synthetic.numbers.validation import PAPER
 from experiments.synthetic.presets import maps, scaling, validation
 from experiments.synthetic.report import scaling as scaling_report
-from experiments.synthetic.report.validation import ESTIMATES
+from experiments.synthetic.report.validation import HEADINGS
 from experiments.synthetic.study import STUDIES, Cell
 from experiments.synthetic.subject import FACTS
 from isouq import problems
@@ -234,7 +235,7 @@ def test_maps_mark_what_was_not_accepted():
 
 
 def test_the_papers_numbers():
-    assert set(PAPER) == set(ESTIMATES)
+    assert set(PAPER) == set(HEADINGS) == set(ESTIMATES)
     for by_problem in PAPER.values():
         assert set(by_problem) <= set(problems.PROBLEMS)
         assert all(-1 <= value <= 1 for pair in by_problem.values() for value in pair)

@@ -12,7 +12,7 @@ from experiments.report.palette import BLUE, GREY, ORANGE
 from experiments.run.job import Result
 from experiments.synthetic.numbers.models import STATISTICS, TITLES
 from experiments.synthetic.numbers.validation import PAPER
-from experiments.synthetic.report.validation import ESTIMATES
+from experiments.synthetic.report.validation import HEADINGS
 from isouq.stats import Interval
 
 
@@ -37,9 +37,9 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
             }
             for model, rows in numbers.details.items()
         }
-        for estimate in ESTIMATES
+        for estimate in HEADINGS
     }
-    return {"validation": agreement(measured, PAPER, ESTIMATES)}
+    return {"validation": agreement(measured, PAPER, HEADINGS)}
 
 
 def agreement(
@@ -68,7 +68,7 @@ def agreement(
             for y, name in enumerate(names):
                 if statistic in by_problem[name]:
                     _row(axis, y, by_problem[name][statistic])
-                if name in paper[estimate]:
+                if name in paper.get(estimate, {}):
                     axis.plot(paper[estimate][name][row], y + 0.22, marker="*", color=ORANGE, ms=9, ls="none")
             axis.set_yticks(range(len(names)), names, fontsize=8)
             axis.axvline(0, color=GREY, lw=0.6)

@@ -12,7 +12,8 @@ from isouq.covariance import Dense, laplace
 from isouq.posterior import linear_regression
 
 DENSE_LIMIT = 4000  # parameters: beyond it the eigenvalues of the Hessian take minutes, and Laplace is left out
-TRUTHS = {"epistemic": "reference", "laplace": "reference", "aleatoric": "aleatoric_reference"}
+# The estimates, and the map of the reference that each is compared with.
+ESTIMATES = {"epistemic": "reference", "laplace": "reference", "aleatoric": "aleatoric_reference"}
 
 
 def measure(subject: Subject) -> Result:
@@ -58,7 +59,7 @@ def _agreement(subject: Subject, maps: dict[str, np.ndarray]) -> dict[str, float
     """Return r and ρ of each estimate with its reference over the grid, and of ‖g‖² in the other regions too."""
     grid = subject.grid
     numbers: dict[str, float] = {}
-    for name, truth in TRUTHS.items():
+    for name, truth in ESTIMATES.items():
         if name in maps:
             numbers |= correlations(name, maps[name][grid], maps[truth][grid])
     for region, rows in (("data", _inside(subject.xs[grid], subject.setting.data.xs)), ("wide", subject.wide)):

@@ -7,11 +7,12 @@ import numpy as np
 
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
+from experiments.synthetic.measure.agreement import ESTIMATES
 from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, mean_over_all, numbers_of, rows_by_model
 from isouq.stats import Interval, bootstrap_mean
 
 FLAT = 1e-4  # relative range: below it a map shows digits that training leaves to chance
-_COLUMNS = [f"{name}_{statistic}" for name in ("epistemic", "laplace", "aleatoric") for statistic in STATISTICS]
+_COLUMNS = [f"{name}_{statistic}" for name in ESTIMATES for statistic in STATISTICS]
 Groups = Mapping[Model, Sequence[Row]]
 
 

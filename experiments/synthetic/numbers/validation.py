@@ -6,6 +6,7 @@ from typing import Any
 from experiments.report.outputs import Number, Numbers, mean_over_accepted
 from experiments.run.errors import RunError
 from experiments.run.job import Result
+from experiments.synthetic.measure.agreement import ESTIMATES
 from experiments.synthetic.numbers.models import STATISTICS, Model, Row, numbers_of, rows_by_model
 
 # arXiv 2603.29466, Table 1: (r, ρ) by estimate and problem.
@@ -49,7 +50,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     if not rows:
         raise RunError("no agreement cell of validation is finished: a second opinion alone makes no table")
     groups = rows_by_model(rows)
-    columns = [f"{estimate}_{statistic}" for estimate in PAPER for statistic in STATISTICS] + _EXACT
+    columns = [f"{estimate}_{statistic}" for estimate in ESTIMATES for statistic in STATISTICS] + _EXACT
     summary: list[Number] = []
     for model, group in groups.items():
         summary += numbers_of(model, group, [column for column in columns if column in group[0]])

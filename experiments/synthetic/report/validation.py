@@ -7,7 +7,7 @@ from experiments.report.outputs import Numbers
 from experiments.synthetic.numbers.models import STATISTICS, Row
 from experiments.synthetic.numbers.validation import PAPER, REGIONS
 
-ESTIMATES = {
+HEADINGS = {
     "epistemic": "Epistemic: ‖g‖² against Var_θ[p]",
     "laplace": "Laplace: gᵀH⁻¹g against Var_θ[p]",
     "aleatoric": "Aleatoric: p(1 − p) at θ* against E_θ[p(1 − p)]",
@@ -19,7 +19,7 @@ def report(numbers: Numbers, preset: str) -> str:
     sections = [
         f"# Validation, preset `{preset}`\n",
         tables.how_to_read(),
-        *(_agreement(numbers, estimate, title) for estimate, title in ESTIMATES.items()),
+        *(_agreement(numbers, estimate, title) for estimate, title in HEADINGS.items()),
         _regions(numbers),
         _gold(numbers),
         _second_opinion([row for row in numbers.rows if "numpyro_scale" in row]),
@@ -37,7 +37,7 @@ def _agreement(numbers: Numbers, estimate: str, title: str) -> str:
         if f"{estimate}_pearson" not in values:
             continue
         line = [model.name, model.accepted_share]
-        for statistic, published in zip(STATISTICS, PAPER[estimate].get(model.name, (None, None)), strict=True):
+        for statistic, published in zip(STATISTICS, PAPER.get(estimate, {}).get(model.name, (None, None)), strict=True):
             interval = values[f"{estimate}_{statistic}"]
             line += [tables.mean_sd(interval), tables.bounds(interval), tables.number(published)]
         body.append(line)
