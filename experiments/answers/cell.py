@@ -2,25 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments.answers.block import Block
 from experiments.answers.inputs import read_judges, read_model, read_questions
-from experiments.answers.measure.answers import Answered, answer
+from experiments.answers.measure.answers import answer
 from experiments.answers.measure.choices import score_choices
 from experiments.answers.measure.cost import measure_cost
 from experiments.answers.measure.judgements import judge
 from experiments.answers.measure.scores import score_answers
 from experiments.answers.measure.traces import trace_answers
+from experiments.clock import Clock
+from experiments.run.job import Result
 from experiments.run.partial import Partial
-from experiments.synthetic.cell import Result
-from experiments.synthetic.subject import Clock
 from isouq import _checks
-
-if TYPE_CHECKING:
-    from experiments.run.store import Store
 
 
 class Study(NamedTuple):
@@ -78,27 +76,28 @@ class QaCell(Block):
         """Return the expected seconds with two cores at work and a model of 135 M parameters."""
         return self.count * STUDIES[self.study].seconds
 
-    def run(self, progress: Callable[[float], None] | None = None, store: "Store | None" = None) -> Result:
-        """Run the job, and before it the one that answers where the store has no (or a damaged) result of it."""
+    def needs(self) -> "QaCell | None":
+        """Return the job that answers the questions of this one; None for that job itself."""
+        return None if self.study == "reference" else self.reference()
+
+    def run(
+        self,
+        needed: Result | None = None,
+        checkpoint: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Result:
+        """Run the study, and before it the one that answers the questions where no result of that one is given."""
         clock = Clock()
         study = STUDIES[self.study]
         whole = read_questions(self)
         questions = whole.items[self.start : self.start + self.count]
-        answered = () if self.study == "reference" else (self._answers(progress, store),)
-        partial = Partial() if store is None else Partial(store.checkpoint_path(self), self.key())
-        result = study.measure(
-            self, study.models(self), questions, *answered, progress or (lambda share: None), partial
-        )
+        answered = []
+        if self.study != "reference":
+            needed = needed or self.reference().run(progress=progress)
+            answered = [needed.numbers["questions"]]
+        models, partial = study.models(self), Partial(checkpoint, self.key())
+        result = study.measure(self, models, questions, *answered, progress or (lambda share: None), partial)
         numbers: dict[str, Any] = {**self.row(), **result.numbers}
         if self.study == "reference":
             numbers["broken"] = whole.broken if self.start == 0 else []
         return Result({**numbers, "seconds": clock.laps()["seconds"]}, result.arrays)
-
-    def _answers(self, progress: Callable[[float], None] | None, store: "Store | None") -> Sequence[Answered]:
-        """Return the questions with their answers, from the store or answered now."""
-
-        def answer_now() -> Result:
-            return self.reference().run(progress, store)
-
-        result = answer_now() if store is None else store.obtain(self.reference(), answer_now)
-        return result.numbers["questions"]

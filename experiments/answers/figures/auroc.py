@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from isouq.plots._palette import GREY, SERIES
+from experiments.report.palette import GREY, SERIES
 from isouq.stats import Interval
 
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from experiments.answers.figures.auroc import draw_auroc
 from experiments.answers.numbers.trace import COURSE, TITLES, TraceAnalysis, TraceNumbers
 from experiments.report.outputs import Numbers
-from experiments.synthetic.cell import Result
+from experiments.report.palette import BLUE, ORANGE
+from experiments.run.job import Result
 from isouq.plots import trace_tokens
-from isouq.plots._palette import BLUE, ORANGE
 from isouq.stats import Interval
 
 _THIRDS = ("early", "middle", "late")

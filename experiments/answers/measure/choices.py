@@ -10,8 +10,8 @@ from experiments.answers.block import Block
 from experiments.answers.measure.answers import Answered, Progress
 from experiments.answers.prompts import answer_prompt
 from experiments.answers.questions import Question
+from experiments.run.job import Result
 from experiments.run.partial import Partial
-from experiments.synthetic.cell import Result
 from isouq.text import LanguageModel
 from isouq.text.continuations import read
 

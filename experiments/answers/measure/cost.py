@@ -10,9 +10,9 @@ from experiments.answers.measure.answers import Answered, Progress, has_answer
 from experiments.answers.measure.scores import HEAD
 from experiments.answers.prompts import STOP, answer_prompt
 from experiments.answers.questions import Question
+from experiments.clock import Clock
+from experiments.run.job import Result
 from experiments.run.partial import Partial
-from experiments.synthetic.cell import Result
-from experiments.synthetic.subject import Clock
 from isouq._memory import temporary_bytes
 from isouq.text import LanguageModel, generate, score
 from isouq.text.baselines import p_true

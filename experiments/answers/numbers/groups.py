@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from experiments.answers.numbers.scores import SCORES, VIEWS
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 
 Row = dict[str, Any]
 

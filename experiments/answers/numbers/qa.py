@@ -12,9 +12,8 @@ from experiments.answers.numbers.analysis import SUREST, Analysis, analyse_group
 from experiments.answers.numbers.combination import paired_tests
 from experiments.answers.numbers.groups import group_rows, join_studies
 from experiments.answers.numbers.scores import PASSES, SCORES, paper
-from experiments.answers.numbers.summary import interval_line, value_line
 from experiments.report.outputs import Number, Numbers, table_csv
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import stats
 
 Row = dict[str, Any]
@@ -194,7 +193,7 @@ def _summary(details: QaNumbers) -> list[Number]:
         lines.append(Number(group.title, f"auroc_{test['score']}_less_{test['baseline']}", *ends, judged, judged))
     for name, benchmark in details.benchmarks.items():
         judged = sum(len(one.group.wrong) for one in benchmark.analyses)
-        lines += [interval_line(f"{name}, models", f"auroc_{score}", mean, judged)
+        lines += [Number.of(f"{name}, models", f"auroc_{score}", mean, judged)
                   for score, mean in benchmark.mean.items()]  # fmt: skip
     return lines
 
@@ -210,32 +209,32 @@ def _group_lines(one: Analysis) -> list[Number]:
     judged = right + wrong
     lines = []
     if judged:
-        lines += [value_line(group.title, "share_right", right / judged, judged, judged)]
-        lines += [value_line(group.title, "share_p_below_half", one.below_half, judged, judged)]
+        lines += [Number.value(group.title, "share_right", right / judged, judged, judged)]
+        lines += [Number.value(group.title, "share_p_below_half", one.below_half, judged, judged)]
     for view, (view_right, view_wrong, areas) in one.views.items():
         count = view_right + view_wrong
-        lines += [value_line(group.title, f"share_{view}", view_right / count, count, judged)]
-        lines += [interval_line(group.title, f"auroc_{score}_{view}", i, judged) for score, i in areas.items()]
-    return lines + [interval_line(group.title, name, interval, judged) for name, interval in one.choices.items()]
+        lines += [Number.value(group.title, f"share_{view}", view_right / count, count, judged)]
+        lines += [Number.of(group.title, f"auroc_{score}_{view}", i, judged) for score, i in areas.items()]
+    return lines + [Number.of(group.title, name, interval, judged) for name, interval in one.choices.items()]
 
 
 def _score_lines(one: Analysis) -> list[Number]:
     """Return the lines about the scores of a model on a benchmark."""
     title, judged = one.group.title, len(one.group.wrong)
-    lines = [interval_line(title, f"auroc_{name}", area, judged) for name, area in one.auroc.items()]
+    lines = [Number.of(title, f"auroc_{name}", area, judged) for name, area in one.auroc.items()]
     for name, curve in one.curves.items():
         value, low, high = map(float, curve.aurc)
         lines.append(Number(title, f"aurc_{name}", value, low, high, judged, judged))
         for share, accuracy in zip(SUREST, curve.surest, strict=True):
-            lines.append(value_line(title, f"accuracy_{name}_surest_{share:g}", float(accuracy), judged, judged))
+            lines.append(Number.value(title, f"accuracy_{name}_surest_{share:g}", float(accuracy), judged, judged))
     for (a, b), rank in one.ranks.items():
         lines.append(Number(title, f"spearman_{a}_{b}", *rank, judged, judged))
     for part in one.parts:
         count = part.right + part.wrong
         group = f"{title}, {part.shortest} to {part.longest} tokens"
-        lines.append(value_line(group, "share_right", part.right / count, count, count))
-        lines += [interval_line(group, f"auroc_{name}", area, count) for name, area in part.auroc.items()]
+        lines.append(Number.value(group, "share_right", part.right / count, count, count))
+        lines += [Number.of(group, f"auroc_{name}", area, count) for name, area in part.auroc.items()]
     for name, area in zip(("auroc_transfer", "auroc_transfer_divided"), one.transfer, strict=True):
         if area is not None:
-            lines.append(interval_line(title, name, area, judged))
+            lines.append(Number.of(title, name, area, judged))
     return lines

@@ -11,9 +11,8 @@ from experiments.answers.numbers.auroc import resampled_auroc
 from experiments.answers.numbers.groups import Group, group_rows, join_studies
 from experiments.answers.numbers.logistic import fit_logistic, log_odds
 from experiments.answers.numbers.scores import SCORES
-from experiments.answers.numbers.summary import interval_line, value_line
 from experiments.report.outputs import Number, Numbers, table_csv
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import stats
 from isouq.text.trace import OUR_STATISTICS, OURS, SERIES, STATISTICS
 
@@ -273,10 +272,10 @@ def _summary(one: TraceAnalysis, tests: Sequence[Row]) -> list[Number]:
     """Return the lines of summary.csv for one model on one benchmark."""
     group, judged = one.group, len(one.group.wrong)
     median, most = one.tokens
-    lines = [value_line(group.title, "share_right", group.counts[0] / judged, judged, judged)] if judged else []
-    lines += [value_line(group.title, "tokens_median", median, len(group.rows), judged)]
-    lines += [value_line(group.title, "tokens_most", float(most), len(group.rows), judged)]
-    lines += [interval_line(group.title, f"auroc_{name}", area, judged) for name, area in one.auroc.items()]
+    lines = [Number.value(group.title, "share_right", group.counts[0] / judged, judged, judged)] if judged else []
+    lines += [Number.value(group.title, "tokens_median", median, len(group.rows), judged)]
+    lines += [Number.value(group.title, "tokens_most", float(most), len(group.rows), judged)]
+    lines += [Number.of(group.title, f"auroc_{name}", area, judged) for name, area in one.auroc.items()]
     for row in tests:
         if (row["model"], row["benchmark"]) == (group.model, group.benchmark):
             ends = row["difference"], row["low"], row["high"]
@@ -284,5 +283,5 @@ def _summary(one: TraceAnalysis, tests: Sequence[Row]) -> list[Number]:
     for series, by_label in one.course.items():
         for label, thirds in by_label.items():
             for third, interval in zip(STATISTICS[:3], thirds, strict=True):
-                lines.append(interval_line(group.title, f"{series}_{third}_{label}", interval, judged))
+                lines.append(Number.of(group.title, f"{series}_{third}_{label}", interval, judged))
     return lines

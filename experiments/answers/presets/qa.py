@@ -18,7 +18,7 @@ from experiments.answers.questions import Questions
 from experiments.answers.tiny_model import TINY
 from experiments.domains import texts
 from experiments.domains.texts import ENCODER
-from experiments.run.errors import told
+from experiments.run.errors import run_errors
 from experiments.run.progress import console
 from isouq.text import language_model
 
@@ -76,7 +76,7 @@ def choose_judges(preset: str, encoder: str | None, entailment: str | None = Non
 
     Raises RunError, one line, where a model is missing or of a kind that is not supported.
     """
-    with told():
+    with run_errors():
         first = texts.check_model(encoder or (texts.TINY if preset == "smoke" else ENCODER))
         second = texts.check_model(entailment) if entailment else ""
         return JudgeNames(first, second, texts.digest_of("", first, second))
@@ -97,7 +97,7 @@ def blocks(
     """
     load_questions.cache_clear()  # a file may have changed since an earlier run of this process
     digest_of.cache_clear()
-    with told():
+    with run_errors():
         sets = _question_sets(questions or SAMPLES)
         names = _models(models or [TINY if preset == "smoke" else MODEL])
         return [
