@@ -16,7 +16,7 @@ import pytest
 
 from experiments import command
 from experiments.answers import qa
-from experiments.answers.cell import STUDIES, QaCell
+from experiments.answers.study import STUDIES, QaCell
 from experiments.answers.measure import scores as _qa_scores
 from experiments.answers.prompts import answer_prompt
 from experiments.answers.tiny_model import tiny_model

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.answers import qa, trace
-from experiments.answers.cell import QaCell
+from experiments.answers.study import QaCell
 from experiments.answers.measure import answers as _qa_answers
 from experiments.answers.measure import scores as _qa_scores
 from experiments.answers.tiny_model import tiny_model

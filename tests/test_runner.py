@@ -15,8 +15,8 @@ import pytest
 from doomed import Toy
 from rich.console import Console
 
-from experiments.answers.cell import QaCell
-from experiments.domains.cell import DomainCell
+from experiments.answers.study import QaCell
+from experiments.domains.study import DomainCell
 from experiments.run import clock, ledger, locks, status
 from experiments.run.errors import RunError
 from experiments.run.executors import Settings

@@ -7,7 +7,7 @@ import pytest
 import qa_rows
 
 from experiments.answers import trace
-from experiments.answers.cell import QaCell
+from experiments.answers.study import QaCell
 from experiments.answers.numbers import trace as _trace_numbers
 from experiments.answers.numbers.statistics import fit_logistic
 from experiments.answers.numbers.table import groups

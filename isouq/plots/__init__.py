@@ -1,6 +1,5 @@
 """Arrays in, matplotlib figures out. Nothing is shown or saved here; colours are safe for the colour-blind."""
 
-from isouq.plots._domains import domain_distributions, domain_proxies, rejection
 from isouq.plots._maps import curves, map_grid, unit_range
 from isouq.plots._palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from isouq.plots._trace import trace_tokens
@@ -12,10 +11,7 @@ __all__ = [
     "ORANGE",
     "PURPLE",
     "curves",
-    "domain_distributions",
-    "domain_proxies",
     "map_grid",
-    "rejection",
     "trace_tokens",
     "unit_range",
 ]

@@ -12,7 +12,7 @@ from experiments.answers.numbers.combination import Combination, add_combination
 from experiments.answers.numbers.groups import Group, as_floats
 from experiments.answers.numbers.logistic import fit_logistic, log_odds
 from experiments.answers.numbers.scores import CURVES, MAIN
-from experiments.domains.numbers import coverage_accuracy, risks
+from experiments.domains.statistics import coverage_accuracy, risks
 from isouq import stats
 
 COVERAGES = np.linspace(0.1, 1, 19)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from experiments.answers.block import display_name
-from experiments.answers.cell import QaCell
 from experiments.answers.inputs import digest_of, load_questions
 from experiments.answers.questions import Questions
+from experiments.answers.study import QaCell
 from experiments.answers.tiny_model import TINY
 from experiments.domains import texts
 from experiments.domains.texts import ENCODER

@@ -12,8 +12,8 @@ Command: python -m experiments trace --preset paper --questions triviaqa.jsonl -
 from collections.abc import Sequence
 from dataclasses import replace
 
-from experiments.answers.cell import QaCell
 from experiments.answers.presets import qa
+from experiments.answers.study import QaCell
 
 
 def jobs(

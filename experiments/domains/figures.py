@@ -1,6 +1,6 @@
-"""Two domains under the identity and under a proxy's covariance: distributions, number of proxies, rejection."""
+"""The figures of the experiment `domains`: Fig. 4, the number of proxies, and rejection."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,7 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from isouq.plots._palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from experiments.domains.numbers import COVARIANCES, COVERAGES, SCORES, Comparison, DomainNumbers
+from experiments.domains.report import VARIANTS
+from experiments.domains.statistics import Estimate
+from experiments.report.outputs import Numbers
+from experiments.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from experiments.run.job import Result
 from isouq.stats import Interval
 
 DOMAINS = (("science", BLUE, "o"), ("sports", ORANGE, "s"))
@@ -17,8 +22,45 @@ _PANELS = 6  # a row
 _STYLES = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (GREY, ":"), (PURPLE, "-"), ("black", "-."))
 
 
-def domain_distributions(cases: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """A row a covariance: log U by domain under I, H_A⁻¹ and H_B⁻¹; then what each changes; then the log ratio.
+def figures(_results: Sequence[Result], numbers: Numbers) -> dict[str, Any]:
+    """Return the figures that can be drawn: "domains_VARIANT", "proxies", "rejection"."""
+    details: DomainNumbers = numbers.details
+    drawn: dict[str, Any] = {}
+    for variant in VARIANTS:
+        main = [one for one in details.main if one.variant == variant]
+        if main:
+            drawn[f"domains_{variant}"] = draw_distributions(_distributions(main))
+    if details.comparisons:
+        drawn["proxies"] = draw_proxies(_by_proxies(details.comparisons))
+    if details.rejections:
+        curves = {VARIANTS[one.variant]: one.curves for one in details.rejections}
+        drawn["rejection"] = draw_rejection(curves, COVERAGES, SCORES)
+    return drawn
+
+
+def _distributions(main: Sequence[Comparison]) -> dict[str, Mapping[str, np.ndarray]]:
+    """Return the arrays of the first seed of every GGN (of every covariance where there is none) by a title."""
+    shown = [one for one in main if one.covariance.startswith("ggn")] or main
+    return {
+        f"{COVARIANCES[one.covariance]}, {one.scope},\n{one.proxies} texts a domain, seed {one.rows[0]['seed']}": (
+            one.results[0].arrays
+        )
+        for one in shown
+    }
+
+
+def _by_proxies(comparisons: Sequence[Comparison]) -> dict[str, dict[int, dict[str, Interval]]]:
+    """Return title -> number of proxies, ascending -> the means over seeds, for λ = 1."""
+    curves: dict[str, dict[int, dict[str, Interval]]] = {}
+    for one in comparisons:
+        if one.precision == 1:
+            title = f"{VARIANTS[one.variant]}\n{COVARIANCES[one.covariance]},\n{one.scope}"
+            curves.setdefault(title, {})[one.proxies] = one.means
+    return {title: dict(sorted(by_count.items())) for title, by_count in curves.items()}
+
+
+def draw_distributions(cases: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Draw a row a covariance: log U by domain under I, H_A⁻¹ and H_B⁻¹; then what each changes; then the log ratio.
 
     cases: title -> arrays `[texts]`: "identity", "a", "b" (log U), and "labels", 0 science, 1 sports.
     """
@@ -67,8 +109,8 @@ def domain_distributions(cases: Mapping[str, Mapping[str, np.ndarray]]) -> Figur
     return figure
 
 
-def domain_proxies(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]]) -> Figure:
-    """Medians of the log ratio by domain and, below, its AUROC against the number of proxy texts; six panels a row.
+def draw_proxies(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]]) -> Figure:
+    """Draw medians of the log ratio by domain and, below, its AUROC against the number of proxies; six panels a row.
 
     curves: title -> number of texts -> intervals over seeds "log_ratio_science", "log_ratio_sports", "auroc".
     """
@@ -109,12 +151,12 @@ def domain_proxies(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]]) -
     return figure
 
 
-def rejection(
-    curves: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], coverage: np.ndarray, labels: Mapping[str, str]
+def draw_rejection(
+    curves: Mapping[str, Mapping[str, Estimate]], coverage: np.ndarray, labels: Mapping[str, str]
 ) -> Figure:
-    """Accuracy of the texts that are answered against the share of texts rejected: a panel a model, a line a score.
+    """Draw the accuracy of the answered texts against the share of rejected texts: a panel a model, a line a score.
 
-    curves: title -> score -> "mean", "low", "high" `[coverages]`. labels: score -> what the legend says.
+    curves: title -> score -> accuracy with its ends, each `[coverages]`. labels: score -> what the legend says.
     """
     figure, axes = plt.subplots(
         1, len(curves), figsize=(3 + 4.2 * len(curves), 4.8), squeeze=False, layout="constrained", sharey=True
@@ -123,8 +165,8 @@ def rejection(
     for axis, (title, by_score) in zip(axes[0], curves.items(), strict=True):
         for (score, curve), (colour, style) in zip(by_score.items(), _STYLES, strict=False):
             wide = 3 if style == ":" else 1.5
-            axis.plot(rejected, curve["mean"], color=colour, ls=style, lw=wide, label=labels[score])
-            axis.fill_between(rejected, curve["low"], curve["high"], color=colour, alpha=0.08, lw=0)
+            axis.plot(rejected, curve.value, color=colour, ls=style, lw=wide, label=labels[score])
+            axis.fill_between(rejected, curve.low, curve.high, color=colour, alpha=0.08, lw=0)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("rejected, % of the texts")
         axis.grid(alpha=0.3)
@@ -138,7 +180,7 @@ def rejection(
 
 
 def _violin(axis: Any, place: float, values: np.ndarray, colour: str) -> None:
-    """A violin, or a line where all values are one; its median as a bar."""
+    """Draw a violin, or a line where all values are equal, with its median as a bar."""
     if np.ptp(values) > 0:
         parts: Any = axis.violinplot(values, [place], widths=0.36, showextrema=False)
         for body in parts["bodies"]:
@@ -147,13 +189,13 @@ def _violin(axis: Any, place: float, values: np.ndarray, colour: str) -> None:
 
 
 def _powers(axis: Any, which: str) -> None:
-    """Small numbers as multiples of a power of ten."""
+    """Write small numbers along an axis as multiples of a power of ten."""
     axis.ticklabel_format(axis=which, style="sci", scilimits=(-2, 3), useMathText=True)
     (axis.xaxis if which == "x" else axis.yaxis).get_offset_text().set_fontsize(7)
 
 
 def _limits(ratio: np.ndarray) -> tuple[float, float]:
-    """The middle 98 % of the values, and 0."""
+    """Return the ends of a range that holds the middle 98 % of the values, and 0."""
     low, high = np.quantile(ratio, [0.01, 0.99])
     low, high = min(low, 0.0), max(high, 0.0)
     pad = 0.05 * (high - low) or 1e-6
