@@ -252,8 +252,12 @@ def _summary(details: DomainNumbers) -> list[Number]:
         group = f"{case.variant}, {case.covariance}, {case.proxies} proxies, λ = {case.precision:g}"
         count, accepted = len(case.results), case.accepted
         lines += [Number.of(group, name, mean, accepted) for name, mean in case.means.items()]
-        for name in ("sign_changes", "lowered_a", "lowered_b"):
-            lines.append(Number.value(group, name, getattr(case, name) / count, count, accepted))
+        for name, seeds in (
+            ("sign_change", case.sign_changes),
+            ("lowered_a", case.lowered_a),
+            ("lowered_b", case.lowered_b),
+        ):
+            lines.append(Number.value(group, f"share_{name}", seeds / count, count, accepted))
     for rejection in details.rejections:
         lines += _rejection_lines(rejection, details.accuracies)
     if details.memory is not None:
