@@ -241,7 +241,7 @@ def test_the_smoke_run_and_again(whole, capsys):
     before = (out / "qa" / "table.csv").read_bytes()
     status, said = run(["--out", out, "--limit", "4"], capsys)
     assert status == 0
-    assert "cells are finished already" in said.err
+    assert "jobs are finished already" in said.err
     assert (out / "qa" / "table.csv").read_bytes() == before
 
 
