@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import isouq
 from experiments import command
-from experiments.domains import presets, statistics, texts
+from experiments.domains import inputs, presets, statistics, texts
 from experiments.domains.configuration import COVARIANCES
 from experiments.domains.measure import kronecker, memory
 from experiments.domains.measure.covariances import score
@@ -256,7 +256,7 @@ def head():
 def test_a_cells_score_is_its_formula_on_the_last_layer(head, covariance):
     cell, kept = replace(head[0], covariance=covariance), head[1]
     assert cell.reference() == head[0].reference()
-    corpus = texts.corpus("tiny", None, cell.digest, 12)
+    corpus = inputs.read_corpus("tiny", None, cell.digest, 12)
     tuned = Tuned.of(cell, corpus, kept)
     rows = tuned.split.test
     proxies = tuned.split.sports[:10]
@@ -356,7 +356,7 @@ def test_the_report_says_what_a_claim_lacks_and_dashes_where_nothing_is_wrong(mo
 
 
 def test_cells_of_the_presets(monkeypatch):
-    monkeypatch.setattr(texts, "check_model", lambda name: f"{name}, found")
+    monkeypatch.setattr(inputs, "check_model", lambda name: f"{name}, found")
     found = texts.load_texts(None)
     large = texts.Texts([f"text {i}" for i in range(2658)], np.arange(2658) % 2, "0")
     monkeypatch.setattr(texts, "load_texts", lambda data: large)
@@ -368,7 +368,7 @@ def test_cells_of_the_presets(monkeypatch):
         assert counts == {50, 200, 1000}
     assert {c.covariance for c in paper if c.variant == "head" and c.study == "domains"} == set(COVARIANCES)
     assert len([cell for cell in paper if cell.study == "memory"]) == 1
-    assert all(cell.encoder == f"{texts.ENCODER}, found" for cell in paper)
+    assert all(cell.encoder == f"{inputs.ENCODER}, found" for cell in paper)
     monkeypatch.setattr(texts, "load_texts", lambda data: found)
     assert {cell.proxies for cell in presets.jobs("paper") if cell.study == "domains"} == {20}  # all that there are
     assert {cell.variant for cell in presets.jobs("quick", 1)} == {"head"}

@@ -23,7 +23,7 @@ from experiments.answers.presets import qa
 from experiments.answers.prompts import answer_prompt
 from experiments.answers.study import STUDIES, QaCell
 from experiments.answers.tiny_model import tiny_model
-from experiments.domains.texts import digest_of
+from experiments.domains.inputs import digest_of
 from experiments.run.errors import RunError
 from isouq.text import language_model, score
 

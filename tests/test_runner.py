@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from doomed import Toy
+from experiments.run.runner import run_cells
+from experiments.run.work import MAX_DEATHS, work
 from rich.console import Console
 
 from experiments.answers.study import QaCell
@@ -21,9 +23,7 @@ from experiments.run import clock, ledger, locks, status
 from experiments.run.errors import RunError
 from experiments.run.executors import Settings
 from experiments.run.plan import Plan, Planned, read, write
-from experiments.run.runner import run_cells
 from experiments.run.store import Store
-from experiments.run.work import MAX_DEATHS, work
 from experiments.synthetic.study import Cell
 
 ROOT = Path(__file__).parents[1]

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from experiments.answers import questions
 from experiments.answers.block import Block
 from experiments.answers.tiny_model import TINY, tiny_model
-from experiments.domains import texts
+from experiments.domains import inputs
 from isouq.text import LanguageModel, TextEncoder, load
 from isouq.text.entailment import Entailment, load_entailment
 
 load_questions = lru_cache(maxsize=4)(questions.load_questions)
-digest_of = lru_cache(maxsize=4)(texts.digest_of)
-open_encoder = lru_cache(maxsize=1)(texts.open_encoder)
+digest_of = lru_cache(maxsize=4)(inputs.digest_of)
+open_encoder = lru_cache(maxsize=1)(inputs.open_encoder)
 open_entailment = lru_cache(maxsize=1)(load_entailment)
 
 

@@ -9,10 +9,11 @@ Command: python -m experiments domains --preset paper --data ag_news_science_spo
 from dataclasses import replace
 from typing import Any
 
-from experiments.domains import texts
+from experiments.domains import inputs, texts
 from experiments.domains.configuration import COVARIANCES
 from experiments.domains.measure.tuned import HEAD_EPOCHS
 from experiments.domains.study import DomainCell
+from experiments.domains.tiny_encoder import TINY
 from experiments.run.errors import run_errors
 
 EPOCHS = {"whole": 4, "head": HEAD_EPOCHS}  # at most: early stopping decides
@@ -30,8 +31,8 @@ def jobs(
     """
     with run_errors():
         loaded = texts.load_texts(data)
-        name = texts.check_model(encoder or (texts.TINY if preset == "smoke" else texts.ENCODER))
-        digest = texts.digest_of(loaded.digest, name)
+        name = inputs.check_model(encoder or (TINY if preset == "smoke" else inputs.ENCODER))
+        digest = inputs.digest_of(loaded.digest, name)
     available = texts.sizes(loaded.labels)["proxies"]
     base = DomainCell(name, data, digest, max_length=24 if preset == "smoke" else 64, study="reference")
     parts = {"smoke": _smoke, "quick": _quick, "paper": _paper}[preset](available)

@@ -15,7 +15,8 @@ from experiments.domains.numbers import (
     Row,
 )
 from experiments.domains.statistics import Estimate
-from experiments.domains.texts import DOMAINS, TINY
+from experiments.domains.texts import DOMAINS
+from experiments.domains.tiny_encoder import TINY
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from isouq.stats import Interval

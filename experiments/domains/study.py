@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.clock import Clock
-from experiments.domains import texts
 from experiments.domains.configuration import COVARIANCES, Configuration
+from experiments.domains.inputs import read_corpus
 from experiments.domains.measure.covariances import compare_covariances
 from experiments.domains.measure.memory import measure_memory
 from experiments.domains.measure.reference import fine_tune
@@ -95,7 +95,7 @@ class DomainCell(Configuration):
     ) -> Result:
         """Run the study, and before it the fine-tuning that it reads where no result of that one is given."""
         clock = Clock()
-        corpus = texts.corpus(self.encoder, self.data, self.digest, self.max_length)
+        corpus = read_corpus(self.encoder, self.data, self.digest, self.max_length)
         measure = STUDIES[self.study].measure
         if measure is not None:
             needed = needed or self.reference().run(progress=progress)

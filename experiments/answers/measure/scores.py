@@ -118,8 +118,8 @@ def _p_true(
     fitting = [i for i in scored if _fits(model, p_true_prompt(*texts[i], chat))]
     if not fitting:
         return {}
-    asked, answers, samples = zip(*(texts[i] for i in fitting), strict=True)
-    values = p_true(model, asked, answers, samples, chat=chat)
+    question_texts, answers, samples = zip(*(texts[i] for i in fitting), strict=True)
+    values = p_true(model, question_texts, answers, samples, chat=chat)
     return {i: float(value) for i, value in zip(fitting, values, strict=True)}
 
 

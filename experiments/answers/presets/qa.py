@@ -16,8 +16,8 @@ from experiments.answers.inputs import digest_of, load_questions
 from experiments.answers.questions import Questions
 from experiments.answers.study import QaCell
 from experiments.answers.tiny_model import TINY
-from experiments.domains import texts
-from experiments.domains.texts import ENCODER
+from experiments.domains.inputs import ENCODER, check_model
+from experiments.domains.tiny_encoder import TINY as TINY_ENCODER
 from experiments.run.errors import run_errors
 from experiments.run.progress import console
 from isouq.text import language_model
@@ -77,9 +77,9 @@ def choose_judges(preset: str, encoder: str | None, entailment: str | None = Non
     Raises RunError, one line, where a model is missing or of a kind that is not supported.
     """
     with run_errors():
-        first = texts.check_model(encoder or (texts.TINY if preset == "smoke" else ENCODER))
-        second = texts.check_model(entailment) if entailment else ""
-        return JudgeNames(first, second, texts.digest_of("", first, second))
+        first = check_model(encoder or (TINY_ENCODER if preset == "smoke" else ENCODER))
+        second = check_model(entailment) if entailment else ""
+        return JudgeNames(first, second, digest_of("", first, second))
 
 
 def blocks(
@@ -114,7 +114,7 @@ def _blocks_of(
     """Return the blocks of one model and one set of questions."""
     count = min(limit, len(questions.items))
     base = QaCell(
-        model, questions.name, questions.kind, data, texts.digest_of(questions.digest, model), 0, BLOCK, prompt=prompt,
+        model, questions.name, questions.kind, data, digest_of(questions.digest, model), 0, BLOCK, prompt=prompt,
         samples=4 if preset == "smoke" else 10,
         max_new_tokens=8 if preset == "smoke" else NEW_TOKENS[questions.kind],
     )  # fmt: skip
@@ -146,7 +146,7 @@ def _question_sets(names: Sequence[str]) -> dict[str, Questions]:
 def _models(names: Sequence[str]) -> list[str]:
     """Return the canonical names of the language models, each once."""
     by_name: dict[str, str] = {}
-    for name in dict.fromkeys(texts.check_model(name, language_model.read_config) for name in names):
+    for name in dict.fromkeys(check_model(name, language_model.read_config) for name in names):
         other = by_name.setdefault(display_name(name), name)
         if other != name:
             raise ValueError(f"{other} and {name} would both be called {display_name(name)}; rename one")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.domains import texts
+from experiments.domains.inputs import Corpus
 from experiments.domains.measure import kronecker
 from experiments.domains.measure.tuned import KIND
 from experiments.run.job import Result
@@ -19,7 +19,7 @@ BATCH = 16
 FORMS = ("identity", "diagonal", "kronecker")
 
 
-def measure_memory(corpus: texts.Corpus) -> Result:
+def measure_memory(corpus: Corpus) -> Result:
     """Return the bytes that the compiled programs state; nothing is computed.
 
     Columns FORM_jaxpr (the engine) and FORM_vmap (vmap of grad) for the quadratic forms `FORMS`.

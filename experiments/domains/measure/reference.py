@@ -13,6 +13,7 @@ from experiments.clock import Clock
 from experiments.domains import texts
 from experiments.domains.configuration import ACCURACY, Configuration
 from experiments.domains.finetune import Fit, fit, logits
+from experiments.domains.inputs import Corpus
 from experiments.domains.measure.tuned import HEAD, HEAD_PATIENCE, HEAD_RATE, KIND, log_epistemic, scored_rows
 from experiments.run.job import Result
 from isouq._uncertainty import uncertainty
@@ -25,7 +26,7 @@ Progress = Callable[[float], None]
 
 def fine_tune(
     configuration: Configuration,
-    corpus: texts.Corpus,
+    corpus: Corpus,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
 ) -> Result:
@@ -81,7 +82,7 @@ class _Step(NamedTuple):
 
 
 def _fit_head(
-    configuration: Configuration, corpus: texts.Corpus, split: texts.Split, encoder: TextEncoder, clock: Clock
+    configuration: Configuration, corpus: Corpus, split: texts.Split, encoder: TextEncoder, clock: Clock
 ) -> _Step:
     """Fit the head on the vectors of the encoder as it is; before a fit of the whole, for fewer epochs."""
     whole = configuration.variant == "whole"
@@ -98,7 +99,7 @@ def _fit_head(
 
 def _fit_whole(
     configuration: Configuration,
-    corpus: texts.Corpus,
+    corpus: Corpus,
     split: texts.Split,
     encoder: TextEncoder,
     start: _Step,

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from experiments.domains import texts
 from experiments.domains.configuration import Configuration
+from experiments.domains.inputs import Corpus
 from experiments.run.job import Result
 from isouq.text.encoder import Predict
 
@@ -35,7 +36,7 @@ class Tuned(NamedTuple):
     `scored_rows`. reference: the result of the fine-tuning.
     """
 
-    corpus: texts.Corpus
+    corpus: Corpus
     split: texts.Split
     predict: Predict
     params: Any
@@ -44,7 +45,7 @@ class Tuned(NamedTuple):
     reference: Result
 
     @classmethod
-    def of(cls, configuration: Configuration, corpus: texts.Corpus, reference: Result) -> "Tuned":
+    def of(cls, configuration: Configuration, corpus: Corpus, reference: Result) -> "Tuned":
         """Return the encoder whose parameters and vectors are those of the fine-tuning's result."""
         encoder = corpus.encoder.with_head(1, jax.random.key(0))
         flat = jnp.asarray(reference.arrays["params"])
