@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,8 @@ def test_broken_rows_are_named_and_the_rest_goes_on(llama, tmp_path, capsys):
         (b'{"prompt": "das", "answer": 3}', '"answer" is neither'),
         (b'{"prompt": "das", "answer": [1, true]}', '"answer" is neither'),
         (b'{"prompt": "das", "answer": [100000]}', "token ids below"),
+        (b'{"prompt": "das", "chat_template_kwargs": {"a": 1}}', 'needs a "prompt" of messages'),
+        (b'{"prompt": "das", "chat_template_kwargs": [1]}', "is no object of variables"),
         (b'{"prompt": "das \xff"}', "not UTF-8: byte 0xff at position 16"),
         (b'{"prompt": "das \\ud83d"}', "surrogate"),
         (b'{"prompt": "das", "x": NaN}', "NaN is no JSON number"),
@@ -337,6 +340,9 @@ def test_what_can_be_checked_is_checked_before_the_model(llama, scored, tmp_path
         (arguments(llama, source, out, "--temperature", "nan"), "--temperature is nan"),
         (arguments(llama, source, out, "--seed", "-1"), "--seed is -1"),
         (arguments(llama, source, out, "--parameters", "("), "not a regular expression"),
+        (arguments(llama, source, out, "--chat-template-kwargs", "{"), "--chat-template-kwargs: not JSON"),
+        (arguments(llama, source, out, "--chat-template-kwargs", "[1]"), "--chat-template-kwargs: a JSON object"),
+        (arguments(llama, source, out, "--chat-template-kwargs", '{"messages": 1}'), "has messages"),
         (arguments(llama, source, out, "--parameters", "nothing"), "matches none of"),
         (arguments(tmp_path / "nowhere", source, out), "does not exist"),
         (["explain", str(llama), "--prompt-tokens", "60"], "the model's context is 64"),
@@ -371,6 +377,54 @@ def test_own_fields_that_are_replaced_are_named(llama, tmp_path, capsys):
     run = arguments(llama, source, tmp_path / "out.jsonl")
     assert main(run) == main(run) == 0
     assert "fields model are replaced" in capsys.readouterr().err
+
+
+SWITCH = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}={% endif %}"
+OFF = {"enable_thinking": False}
+
+
+@pytest.fixture(scope="module")
+def switched(llama, tmp_path_factory):
+    """The model with a chat template that has a switch."""
+    folder = tmp_path_factory.mktemp("models") / "switched"
+    shutil.copytree(llama, folder)
+    settings = {"eos_token": "<end>", "chat_template": SWITCH}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_variables_reach_the_chat_template_from_the_row_and_the_option(switched, tmp_path, capsys):
+    chat = {"prompt": [{"role": "user", "content": "das"}], "answer": "x"}
+    rows = [chat, chat | {"chat_template_kwargs": OFF}, chat | {"chat_template_kwargs": {"enable_thinking": True}}]
+    source = write(tmp_path / "in.jsonl", [*rows, {"prompt": "das", "answer": "x"}])
+    plain = text.load(str(switched))
+    scores = [text.score(plain, [(chat["prompt"], "x")], chat_template_kwargs=v).epistemic[0] for v in ({}, OFF)]
+    assert scores[0] != scores[1]
+    run = arguments(switched, source, tmp_path / "out.jsonl", "--quiet")
+    assert main(run) == 0
+    assert capsys.readouterr().err == ""
+    out = read(tmp_path / "out.jsonl")
+    assert [row["chat_template_kwargs"] for row in out] == [None, OFF, {"enable_thinking": True}, None]
+    np.testing.assert_allclose([row["epistemic"] for row in out[:3]], [*scores, scores[0]], rtol=1e-5)
+    option = ("--chat-template-kwargs", json.dumps(OFF))
+    assert main([*run, *option]) == 2
+    assert "written with other options (there chat_template_kwargs is None" in capsys.readouterr().err
+    assert main([*arguments(switched, source, tmp_path / "other.jsonl", "--quiet"), *option]) == 0
+    out = read(tmp_path / "other.jsonl")
+    np.testing.assert_allclose([row["epistemic"] for row in out[:3]], [*scores[1:] * 2, scores[0]], rtol=1e-5)
+
+
+def test_fields_that_are_not_read_are_named_once(llama, tmp_path, capsys):
+    rows = [ROWS[0] | {"id": 1, "anwser": "x"}, ROWS[0] | {"id": 2, "chat_template_kwarg": OFF, "Prompt": "das"}]
+    source = write(tmp_path / "in.jsonl", rows)
+    assert main(arguments(llama, source, tmp_path / "out.jsonl", "--quiet")) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "isouq: note: fields of the input that are not read, only copied: Prompt (did you mean prompt?), "
+        "anwser (did you mean answer?), chat_template_kwarg (did you mean chat_template_kwargs?), gold, id; "
+        "read are prompt, answer, chat_template_kwargs"
+    )
+    assert read(tmp_path / "out.jsonl")[1]["id"] == 2
 
 
 def start(run, **more):

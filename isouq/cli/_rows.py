@@ -1,22 +1,30 @@
 """Rows of the input: JSON lines, each checked for itself."""
 
+import difflib
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from isouq.text.prompts import Prompt
 
+FIELDS = ("prompt", "answer", "chat_template_kwargs")  # what is read; all other fields are only copied
+
 
 class InputRow(NamedTuple):
-    """One row. line: its number, from 1. fields: all it holds. answer: text, token ids, or None to generate one."""
+    """One row.
+
+    line: its number, from 1. fields: all it holds. answer: text, token ids, or None to generate one. variables: for
+    the chat template.
+    """
 
     line: int
     fields: dict[str, Any]
     prompt: Prompt
     answer: str | list[int] | None
+    variables: dict[str, Any]
 
 
 class BadRow(NamedTuple):
@@ -55,7 +63,30 @@ def _parse(line: int, raw: bytes) -> InputRow:
         raise ValueError('"answer" is neither text nor a list of token ids')
     if answer is not None and not len(answer):
         raise ValueError('"answer" is empty; leave the field out to have one generated')
-    return InputRow(line, fields, prompt, answer)
+    return InputRow(line, fields, prompt, answer, _variables(fields))
+
+
+def _variables(fields: dict[str, Any]) -> dict[str, Any]:
+    """The variables for the chat template of a row; raises a ValueError where they can have no effect."""
+    variables = fields.get("chat_template_kwargs")
+    if variables is None:
+        return {}
+    if not isinstance(variables, dict) or "messages" in variables:
+        raise ValueError('"chat_template_kwargs" is no object of variables such as {"enable_thinking": false}')
+    if variables and isinstance(fields["prompt"], str):
+        raise ValueError('"chat_template_kwargs" needs a "prompt" of messages; this one is text, without a template')
+    return variables
+
+
+def unknown_fields(names: Iterable[str]) -> str:
+    """One line about fields that are not read, with the known field that each may be a misspelling of."""
+    shown = []
+    for name in sorted(names):
+        near = difflib.get_close_matches(name.lower(), FIELDS, 1)
+        shown.append(f"{name} (did you mean {near[0]}?)" if near else name)
+    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
+    listed = ", ".join(shown[:10]) + more
+    return f"fields of the input that are not read, only copied: {listed}; read are {', '.join(FIELDS)}"
 
 
 def strict_object(raw: bytes) -> dict[str, Any]:

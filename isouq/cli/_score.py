@@ -25,7 +25,7 @@ GROUP = 4  # batches that are answered, scored and written together: what a kill
 RESULTS = (  # the fields written here; an input's own field of such a name gives way
     "line", "answer", "generated", "num_tokens", "token_ids", "log_probability", "probability", "aleatoric",
     "epistemic", "log_aleatoric", "log_epistemic", "token_log_p", "error", "reduction", "parameters", "model", "dtype",
-    "settings",
+    "settings", "chat_template_kwargs",
 )  # fmt: skip
 
 
@@ -33,13 +33,14 @@ class Survey(NamedTuple):
     """What input and output hold before the run.
 
     total: rows of the input; bad: those that are none. failed: rows of the output with an error in them.
-    models: the models that the output names.
+    models: the models that the output names. unknown: fields of the input that are not read.
     """
 
     total: int
     bad: int
     failed: int
     models: set[str]
+    unknown: set[str]
 
 
 class Ready(NamedTuple):
@@ -61,6 +62,8 @@ def run(options: Score) -> int:
             todo = survey.total - survey.bad - before
             source = _resolve(options, survey.models)
             done = ", nothing was left to do"
+            if todo and survey.unknown:
+                screen.error(f"isouq: note: {_rows.unknown_fields(survey.unknown)}")
             if todo:
                 model = _load(options, source, screen)
                 with screen.rows(survey.total, before + survey.bad) as progress:
@@ -97,6 +100,7 @@ def _check(options: Score) -> tuple[Path, Path]:
             re.compile(options.parameters)
         except re.error as error:
             raise ValueError(f"--parameters is {options.parameters!r}, not a regular expression: {error}") from None
+    _option_variables(options)
     source, out = Path(options.input), Path(options.output)
     if not source.exists():
         raise FileNotFoundError(f"--input {source} does not exist; expected a file of JSON lines")
@@ -111,6 +115,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
     """Looks at every row, names the bad ones, and compares the others with those that the output holds."""
     total = bad = compared = failed = 0
     replaced: set[str] = set()
+    unknown: set[str] = set()
     models: set[str] = set()
     for row in _rows.read(path, output.lines):
         total += 1
@@ -120,7 +125,8 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
             if row.line in output:
                 raise ValueError(_differs(options, row.line))
             continue
-        replaced |= row.fields.keys() & set(RESULTS) - {"answer"}
+        replaced |= row.fields.keys() & set(RESULTS) - set(_rows.FIELDS)
+        unknown |= row.fields.keys() - set(RESULTS) - set(_rows.FIELDS)
         if row.line in output:
             done = output[row.line]
             _compare(options, row, done)
@@ -136,7 +142,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
     if replaced:
         names = ", ".join(sorted(replaced))
         screen.note(f"isouq: note: the input's fields {names} are replaced in the output by those of this run")
-    return Survey(total, bad, failed, models)
+    return Survey(total, bad, failed, models, unknown)
 
 
 def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
@@ -191,7 +197,27 @@ def _settings(options: Score, row: InputRow, model: str | None) -> dict[str, Any
         "dtype": options.dtype,
         "model": model,
         "settings": generated if row.answer is None else None,
+        "chat_template_kwargs": _chat_variables(options, row) or None,
     }
+
+
+def _chat_variables(options: Score, row: InputRow) -> dict[str, Any]:
+    """The variables for a row's chat template: the option's, and over them the row's own."""
+    return {} if isinstance(row.prompt, str) else _option_variables(options) | row.variables
+
+
+def _option_variables(options: Score) -> dict[str, Any]:
+    if options.chat_template_kwargs is None:
+        return {}
+    try:
+        variables = _rows.strict_object(options.chat_template_kwargs.encode())
+    except ValueError as error:
+        raise ValueError(
+            f"--chat-template-kwargs: {error}; expected an object such as '{{\"enable_thinking\": false}}'"
+        ) from None
+    if "messages" in variables:
+        raise ValueError("--chat-template-kwargs has messages; expected other variables of the chat template")
+    return variables
 
 
 def _report(options: Score, screen: Screen, line: int, reason: str) -> None:
@@ -259,9 +285,10 @@ class _Run:
         return failed
 
     def _encode(self, row: InputRow) -> Ready:
+        variables = _chat_variables(self.options, row)
         if row.answer is None:
-            return Ready(row, prompts.encode_prompt(self.model, row.prompt), None)
-        ids, first = prompts.encode_pair(self.model, row.prompt, row.answer)
+            return Ready(row, prompts.encode_prompt(self.model, row.prompt, variables), None)
+        ids, first = prompts.encode_pair(self.model, row.prompt, row.answer, variables)
         return Ready(row, ids.tolist(), first)
 
     def _group(self, group: list[Ready]) -> int:

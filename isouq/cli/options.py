@@ -19,7 +19,8 @@ class Score:
 
     Every line of --input is a JSON object with a "prompt" (text, or a list of {"role", "content"} for the chat
     template) and, if it has one, an "answer" (text that goes on from the prompt: mind the space, " Paris"; or token
-    ids). Where there is none, the model gives one. All other fields are copied to --output.
+    ids). Where there is none, the model gives one. "chat_template_kwargs" is an object of variables for the chat
+    template, such as {"enable_thinking": false}. All other fields are copied to --output, and named once.
 
     What is scored is kept at once: after Ctrl-C, a crash or a full disk the same command goes on from there. Bad rows
     are named on standard error and the rest goes on. A run that was resumed ends like one that was not, up to rounding
@@ -50,10 +51,12 @@ class Score:
     """of sampling; an answer depends on it and on its line, not on the rows beside it"""
     stop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = ()
     """texts that end a generated answer; a newline is $'\\n' in the shell"""
+    chat_template_kwargs: Annotated[str | None, tyro.conf.arg(metavar="JSON")] = None
+    """variables for the chat template of every row, as {"enable_thinking": false}; a row's own come first"""
     no_remat: bool = False
     """keep all layers' activations instead of computing them again: faster, more memory"""
     quiet: bool = False
-    """no progress, errors only"""
+    """no progress; errors and fields that are not read only"""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,16 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapp
     """The text of a conversation, equal to transformers' `apply_chat_template(..., tokenize=False)`.
 
     messages: dictionaries such as `{"role": "user", "content": "..."}`. variables: what the template
-    may use besides. Raises ValueError of one line where the messages are malformed or the template
-    refuses them, fails, or tries to leave the sandbox.
+    may use besides. Raises ValueError of one line where the messages are malformed, a variable is not plain data, or
+    the template refuses them, fails, or tries to leave the sandbox.
     """
     plain = [_plain_message(message) for message in _as_list(messages)]
+    known = {"tools": None, "documents": None}
+    for name, value in variables.items():
+        known[name] = _plain(value, f"the chat template's variable {name!r}")
     environment = _environment()
     try:
-        return environment.from_string(template).render(messages=plain, tools=None, documents=None, **variables)
+        return environment.from_string(template).render({**known, "messages": plain})
     except Exception as error:  # a template is a foreign program: it may fail in any way
         reason = one_line(error).rstrip(".")
         raise ValueError(
@@ -42,18 +45,18 @@ def _plain_message(message: Any) -> dict[str, Any]:
         raise ValueError(
             f"a message is {message!r}; expected a dictionary such as {{'role': 'user', 'content': 'Hello'}}"
         )
-    return {key: _plain(value) for key, value in message.items() if value is not None}
+    return {key: _plain(value, "a message") for key, value in message.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, where: str) -> Any:
     """The value if it is plain data: an object's methods must not reach a template."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    raise ValueError(f"a message holds a {type(value).__name__}; expected text, numbers, lists and dictionaries only")
+        return [_plain(item, where) for item in value]
+    raise ValueError(f"{where} holds a {type(value).__name__}; expected text, numbers, lists and dictionaries only")
 
 
 @cache

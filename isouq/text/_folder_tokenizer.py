@@ -18,18 +18,18 @@ def read(folder: Path) -> tuple[Any, dict[str, Any]]:
     if "added_tokens_decoder" not in config:  # an old folder: the names may stand in a file of their own
         config = config | _json(folder / "special_tokens_map.json")
     backend = _backend(folder, config)
-    named = {name: _content(value) for name, value in config.items() if name.endswith("_token")}
+    extra = config.get("extra_special_tokens")
+    entries = {**config, **(extra if isinstance(extra, Mapping) else {})}
+    named = {name: _content(value) for name, value in entries.items() if name.endswith("_token")}
     special = {name: content for name, content in named.items() if content}
     _add_tokens(backend, config, special.values())
     backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
 
-    generation = _json(folder / "generation_config.json") or _json(folder / "config.json")
+    files = folder / "generation_config.json", folder / "config.json"
     return backend, {
         "special_tokens": special,
-        "eos_ids": _ints(generation.get("eos_token_id")),
-        "bos_id": next(iter(_ints(generation.get("bos_token_id"))), None),
-        "pad_id": next(iter(_ints(generation.get("pad_token_id"))), None),
-        "chat_template": _chat_template(folder, config),
+        "ids": {name: _ids(files, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+        "templates": _templates(folder, config),
         "clean_up": _clean_up(backend, config),
     }
 
@@ -108,17 +108,18 @@ def _add_tokens(backend: Any, config: Mapping[str, Any], special: Iterable[str])
     backend.add_special_tokens([added(t, special=True, normalized=False) for t in wanted if t and t not in known])
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The default chat template: of chat_template.jinja, else of tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    return template
+def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates by name, in files of their own or else in tokenizer_config.json."""
+    paths = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        paths["default"] = folder / "chat_template.jinja"
+    if paths:
+        return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+    given = config.get("chat_template")
+    if isinstance(given, list):
+        given = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, Mapping)}
+    given = given if isinstance(given, Mapping) else {"default": given}
+    return {name: template for name, template in given.items() if isinstance(template, str)}
 
 
 def _clean_up(backend: Any, config: Mapping[str, Any]) -> bool:
@@ -134,9 +135,16 @@ def _content(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _ints(value: Any) -> tuple[int, ...]:
-    """Ids that the files write as one number, a list, or not at all."""
-    return tuple(value) if isinstance(value, list) else () if value is None else (int(value),)
+def _ids(files: Iterable[Path], key: str) -> list[int]:
+    """The ids of all files under `key`, which write one number, a list, null, or −1 for none."""
+    ids = []
+    for path in files:
+        value = _json(path).get(key)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and (isinstance(one, bool) or not isinstance(one, int)):
+                raise ValueError(f"{path} has {key} = {value!r:.60}; expected a token's id, a list of ids, or null")
+            ids += [one] if one is not None and one >= 0 else []
+    return ids
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A GGUF file under Hugging Face's names: configuration, tensor names and the order of rotary rows."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -179,18 +180,20 @@ class GGUFCheckpoint:
             return {"rope_type": "frequencies", "factors": self._factors("rope_freqs.weight")}
         attention = self._metadata("rope.scaling.attn_factor")
         if "rope_factors_long.weight" in self._header.tensors:
-            scaling = {
+            scaling: dict[str, Any] = {
                 "rope_type": "longrope",
                 "long_factor": self._factors("rope_factors_long.weight"),
                 "short_factor": self._factors("rope_factors_short.weight"),
             }
             return scaling if attention is None else scaling | {"attention_factor": attention}
-        kind = self._metadata("rope.scaling.type", "none")
+        factor = self._metadata("rope.scaling.factor") or self._metadata("rope.scale_linear")  # the latter in old files
+        kind = self._metadata("rope.scaling.type", "linear" if factor else "none")  # llama.cpp's default
+        if kind not in ("none", "linear", "yarn") or (attention not in (None, 1.0) and kind != "yarn"):
+            also = "" if attention is None else f" and attention by {attention}"
+            raise ValueError(f"{self.path} scales positions by {kind!r}{also}; expected none, linear or yarn")
         if kind == "none":
             return None
-        if kind not in ("linear", "yarn"):
-            raise ValueError(f"{self.path} scales positions by {kind!r}; expected none, linear or yarn")
-        scaling = {"rope_type": kind, "factor": self._metadata("rope.scaling.factor", 1.0)}
+        scaling = {"rope_type": kind, "factor": factor or 1.0}
         if kind == "yarn":
             keys = {
                 "original_max_position_embeddings": "original_context_length",
@@ -198,8 +201,11 @@ class GGUFCheckpoint:
                 "beta_fast": "yarn_beta_fast",
                 "beta_slow": "yarn_beta_slow",
             }
-            found = {ours: self._metadata(f"rope.scaling.{theirs}") for ours, theirs in keys.items()}
-            scaling |= {ours: value for ours, value in found.items() if value is not None}
+            values = {ours: self._metadata(f"rope.scaling.{theirs}") for ours, theirs in keys.items()}
+            scaling |= {ours: value for ours, value in values.items() if value is not None}
+            if attention is not None:  # llama.cpp multiplies by it what YaRN itself prescribes
+                usual = 1 + 0.1 * math.log(max(scaling["factor"], 1.0))
+                scaling["attention_factor"] = attention * scaling.get("attention_factor", usual)
         return scaling
 
 

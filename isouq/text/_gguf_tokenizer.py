@@ -73,13 +73,13 @@ _SPECIAL_KEYS = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")  # by name, where the file names none
+_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # What llama.cpp takes for a SentencePiece vocabulary where a key is missing.
 _SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
 
 
-def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], tuple[int, ...]]:
-    """`(backend, special tokens by name, ids that end a generation)` of a GGUF file.
+def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], list[int]]:
+    """`(backend, special tokens by name, ids that the file says end a generation)` of a GGUF file.
 
     metadata: the file's keys and Python values. Raises ValueError on another kind of vocabulary, an
     unknown pre-tokenizer, or a key that is missing or contradicts the vocabulary.
@@ -97,7 +97,7 @@ def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], tuple[int, 
     if len(types) != len(tokens):
         raise ValueError(f"tokenizer.ggml.token_type has {len(types)} values; expected {len(tokens)}, one a token")
     ids = {} if model == "gpt2" else dict(_SENTENCEPIECE_IDS)
-    for key in (*_SPECIAL_KEYS.values(), "eot_token_id", "eom_token_id"):
+    for key in (*_SPECIAL_KEYS.values(), *_END_KEYS[1:]):
         if metadata.get(f"tokenizer.ggml.{key}") is not None:
             ids[key] = int(metadata[f"tokenizer.ggml.{key}"])
     for key, value in ids.items():
@@ -118,10 +118,7 @@ def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], tuple[int, 
         special.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token", add_bos) else None,
         special.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token", False) else None,
     )
-    ends = [ids[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id") if key in ids]
-    if "eot_token_id" not in ids:
-        ends += [i for i, token in enumerate(tokens) if types[i] == CONTROL and token in _ENDS_OF_TURN]
-    return backend, special, tuple(dict.fromkeys(ends))
+    return backend, special, [ids[key] for key in _END_KEYS if key in ids]
 
 
 def _rules(pre: str) -> _Rules:

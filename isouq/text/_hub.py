@@ -19,6 +19,7 @@ FILES = (  # what a folder needs; nothing else is fetched
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "modules.json",
     "1_Pooling/config.json",
     "model.safetensors.index.json",

@@ -1,7 +1,7 @@
 """A folder with config.json and safetensors, in one file or in shards listed by an index."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,18 @@ class SafetensorsCheckpoint:
                 f"{config_path} says that the weights are quantised ({name}); "
                 "expected weights in F32, F16 or BF16 (or a GGUF file): take the unquantised model"
             )
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self.shapes: Mapping[str, tuple[int, ...]] = self._shapes
-        self._files: dict[str, Any] = {}  # tensor name -> its open file
+        self._files: dict[str, Any] = {}  # tensor name in the file -> that file, open
         for file, names in weight_files(folder).items():
             self._open(file, names)
+        self._names = usual_names(self._files)
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            usual: tuple(self._files[name].get_slice(name).get_shape()) for usual, name in self._names.items()
+        }
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored type; bfloat16 as `ml_dtypes.bfloat16`."""
-        return self._files[name].get_tensor(name)
+        stored = self._names[name]
+        return self._files[stored].get_tensor(stored)
 
     def tokenizer_parts(self) -> dict[str, Any]:
         """Where the tokenizer's files are."""
@@ -70,8 +73,27 @@ class SafetensorsCheckpoint:
                     f"{file} stores {name!r} as {view.get_dtype()}; expected one of {', '.join(READABLE)}: "
                     "take the unquantised model"
                 )
-            self._shapes[name] = tuple(view.get_shape())
             self._files[name] = opened
+
+
+def usual_names(names: Iterable[str]) -> dict[str, str]:
+    """The names of a decoder's tensors as a `...ForCausalLM` saves them, each with the name in the file.
+
+    A bare body has no `model.` before its tensors, and a part of a larger model has more: what stands before
+    `embed_tokens.weight` becomes `model.`, and what stands before `lm_head.weight` goes. Others keep their names.
+    """
+    names = list(names)
+    embedding, head = "embed_tokens.weight", "lm_head.weight"
+    bodies = [name.removesuffix(embedding) for name in names if f".{name}".endswith(f".{embedding}")]
+    if len(bodies) != 1:
+        return {name: name for name in names}
+    (body,) = bodies
+    own = tuple(f"{body}{part}." for part in ("embed_tokens", "layers", "norm"))
+    usual = {f"model.{name.removeprefix(body)}" if name.startswith(own) else name: name for name in names}
+    heads = [name for name in names if f".{name}".endswith(f".{head}")]
+    if len(heads) == 1:
+        usual = {head if name == heads[0] else key: name for key, name in usual.items()}
+    return usual
 
 
 def weight_files(folder: Path) -> dict[Path, set[str] | None]:

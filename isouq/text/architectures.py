@@ -28,18 +28,35 @@ ENCODERS = {
 }
 
 
-def architecture(config: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, str]:
-    """(name, family) of the first of a config.json's `architectures` that is known.
+# The class that a config.json without `architectures` means by its `model_type`.
+TYPES = {family: name for name, family in DECODERS.items()} | {
+    "bert": "BertModel",
+    "distilbert": "DistilBertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+}
+# The bare body of a decoder: with tied embeddings it is the whole language model.
+DECODERS |= {name.replace("ForCausalLM", "Model"): family for name, family in DECODERS.items()}
 
+
+def architecture(config: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, str]:
+    """(name, family) of the first of a config.json's `architectures` that is known, or of its `model_type`.
+
+    The latter counts where there are no architectures; an encoder then classifies if the file names its classes.
     Raises ValueError for one that is not built here, for an encoder among DECODERS and the reverse, and where the
     repository brings code of its own for it.
     """
     names = config.get("architectures")
+    given = config.get("model_type")
+    if names is None or names == []:
+        names = [TYPES[given]] if isinstance(given, str) and given in TYPES and "auto_map" not in config else []
+        if names and names[0] in ENCODERS and ("id2label" in config or "num_labels" in config):
+            names = [names[0].replace("Model", "ForSequenceClassification")]
     names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     for name in names:
         if name in known:
             return name, known[name]
-    given = names[0] if names else config.get("model_type")
+    given = names[0] if names else given
     if "auto_map" in config:
         raise ValueError(f"architecture {given!r} wants to run code of its own (auto_map), which isouq never does")
     load = "isouq.text.load" if DECODERS.keys() & names else "isouq.text.load_encoder"

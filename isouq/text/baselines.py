@@ -5,7 +5,7 @@ estimators of Farquhar et al. 2024, Nature 630, 625. All entropies are in nats a
 certain; P(True) is lower there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def p_true(
     samples: Sequence[Sequence[str]],
     batch_size: int = 8,
     chat: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Float[np.ndarray, " n"]:
     """The probability that the model gives to its answer's being true, P(A) / (P(A) + P(B)), of every answer.
 
@@ -43,6 +44,7 @@ def p_true(
             out, and without any the line is. Line breaks within a text become spaces.
         batch_size: see `read`.
         chat: whether the prompt is a user's message in the model's chat template, else plain text.
+        chat_template_kwargs: variables for that template, as in `score`.
 
     Raises:
         ValueError: lists of different lengths, or a prompt that fills the context; the message has its number.
@@ -58,11 +60,12 @@ def p_true(
     for i, (question, answer, others) in enumerate(zip(questions, answers, samples, strict=True)):
         prompt = p_true_prompt(question, answer, others, chat)
         try:
-            encode_prompt(model, prompt)
+            encode_prompt(model, prompt, chat_template_kwargs)
         except ValueError as error:
             raise ValueError(f"question {i}: {error}") from None
         pairs += [(prompt, "A" if chat else " A"), (prompt, "B" if chat else " B")]
-    log_p = np.array([reading.log_p.sum() for reading in read(model, pairs, batch_size)]).reshape(-1, 2)
+    readings = read(model, pairs, batch_size, chat_template_kwargs)
+    log_p = np.array([reading.log_p.sum() for reading in readings]).reshape(-1, 2)
     return np.exp(log_p[:, 0] - np.logaddexp(*log_p.T))
 
 

@@ -5,7 +5,7 @@ read against it.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +47,12 @@ class _Group(NamedTuple):
     members: list[int]
 
 
-def read(model: LanguageModel, pairs: Sequence[Any], batch_size: int = 8) -> list[Reading]:
+def read(
+    model: LanguageModel,
+    pairs: Sequence[Any],
+    batch_size: int = 8,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[Reading]:
     """A Reading of every (prompt, answer) pair, in order.
 
     Args:
@@ -55,6 +60,7 @@ def read(model: LanguageModel, pairs: Sequence[Any], batch_size: int = 8) -> lis
         pairs: as for `isouq.text.score`: a prompt is text or a list of messages, an answer is text or token ids.
             Pairs with equal prompts share one reading of it, wherever they stand.
         batch_size: prompts, and then answers, at a time; changes no number beyond rounding.
+        chat_template_kwargs: as in `isouq.text.score`.
 
     Raises:
         ValueError: an empty prompt or answer, or a sequence longer than the context; the message has the pair's number.
@@ -65,8 +71,9 @@ def read(model: LanguageModel, pairs: Sequence[Any], batch_size: int = 8) -> lis
     """
     pairs = list(pairs)
     _checks.positive_int("batch_size", batch_size)
-    rows = encode_pairs(model, pairs)
-    groups = _grouped(model, pairs, rows)
+    rows = encode_pairs(model, pairs, chat_template_kwargs)
+    prompts = [encode_prompt(model, prompt, chat_template_kwargs) for prompt, _ in pairs]
+    groups = _grouped(model, prompts, rows)
     readings: dict[int, Reading] = {}
     size = min(batch_size, len(groups))
     for start in range(0, len(groups), size):
@@ -78,15 +85,15 @@ def read(model: LanguageModel, pairs: Sequence[Any], batch_size: int = 8) -> lis
     return [readings[i] for i in range(len(rows))]
 
 
-def _grouped(model: LanguageModel, pairs: Sequence[Any], rows: Sequence[Row]) -> list[_Group]:
-    """The rows of these pairs by prompt, short prompts first.
+def _grouped(model: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[Row]) -> list[_Group]:
+    """The rows by their prompts' tokens, short prompts first.
 
     A prefix ends before the token whose logits predict the first answer token: it may be empty.
     """
     members: dict[Any, list[int]] = {}
-    for i, ((prompt, _), row) in enumerate(zip(pairs, rows, strict=True)):
+    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         total = max(len(row.ids), model.config.rope.original) if model.config.rope.kind in BY_LENGTH else 0
-        members.setdefault((tuple(encode_prompt(model, prompt)), total), []).append(i)
+        members.setdefault((tuple(prompt), total), []).append(i)
     groups = []
     for (prompt, total), numbers in members.items():
         shared = min(rows[i].first for i in numbers) - 1

@@ -53,7 +53,7 @@ def from_config(config: dict[str, Any]) -> DecoderConfig:
         raise ValueError(f"config lacks {error}; expected the config.json of a {family} model") from None
     if common.num_heads % common.num_kv_heads:
         raise ValueError(f"{common.num_heads} heads do not divide into {common.num_kv_heads} groups of keys")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+    if (config.get("hidden_act") or "silu") not in ("silu", "swish"):
         raise ValueError(f"hidden_act is {config['hidden_act']!r}; expected 'silu'")
     bias = bool(config.get("attention_bias", False))
     if family == "qwen2":
@@ -72,9 +72,14 @@ def from_config(config: dict[str, Any]) -> DecoderConfig:
 def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
     num_heads, num_layers = whole(config, "num_attention_heads"), whole(config, "num_hidden_layers")
     hidden_size = whole(config, "hidden_size")
-    # A config.json leaves out what equals its family's default: Qwen 3's heads are wider than hidden / heads.
-    head_dim = whole(config, "head_dim", 128 if family == "qwen3" else hidden_size // num_heads, least=2)
-    turned = rope.from_config(config, head_dim)
+    # What a config.json leaves out has its family's default; null stands for what the other numbers give.
+    head_dim, groups = hidden_size // num_heads, num_heads
+    if family == "qwen3" and "head_dim" not in config:
+        head_dim = 128
+    if family == "mistral" and "num_key_value_heads" not in config:
+        groups = 8
+    head_dim = whole(config, "head_dim", head_dim, least=2)
+    turned = rope.from_config(config, head_dim, family)
     return DecoderConfig(
         family=family,
         vocab_size=whole(config, "vocab_size"),
@@ -82,7 +87,7 @@ def _common(family: str, config: dict[str, Any]) -> DecoderConfig:
         intermediate_size=whole(config, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=whole(config, "num_key_value_heads", 8 if family == "mistral" else num_heads),
+        num_kv_heads=whole(config, "num_key_value_heads", groups),
         head_dim=head_dim,
         norm_eps=number(config, "rms_norm_eps", 1e-5 if family in ("olmo2", "phi3") else 1e-6),
         rope=turned,

@@ -6,7 +6,7 @@ Equal prompts in a batch are read once: ten samples of a question cost one readi
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +48,7 @@ def generate(
     batch_size: int = 8,
     on_batch: Callable[[int], None] | None = None,
     answers: dict[int, Answer] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
     """An answer to every prompt.
 
@@ -66,6 +67,8 @@ def generate(
         on_batch: called with the number of prompts answered so far.
         answers: by the number of the prompt, filled batch by batch. Given what an earlier call with the same arguments
             has put there, its batches are not run again: a long call can be resumed, exactly.
+        chat_template_kwargs: variables for the chat template of prompts that are messages, such as
+            `{"enable_thinking": False}`; see `Tokenizer.chat`.
 
     Raises:
         ValueError: an empty or too long prompt (the message has its number), a temperature below 0, no key to
@@ -78,7 +81,7 @@ def generate(
     rows = []
     for i, prompt in enumerate(prompts):
         try:
-            rows.append(encode_prompt(model, prompt))
+            rows.append(encode_prompt(model, prompt, chat_template_kwargs))
         except ValueError as error:
             raise ValueError(f"prompt {i}: {error}") from None
     key = jax.random.key(0) if key is None else key

@@ -1,7 +1,7 @@
 """A pretrained causal language model, by name."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -54,8 +54,10 @@ class LanguageModel:
     def logits(self, ids: Int[Array | np.ndarray, " T"]) -> Float[Array, "T V"]:
         """Logits of the token after each position of one sequence.
 
-        Raises ValueError for no token or one that is not in the model's vocabulary.
+        Raises ValueError for no token, one that is not in the model's vocabulary, and more than the context holds.
         """
+        if len(ids) > self.config.context_length:
+            raise ValueError(f"ids has {len(ids)} tokens; the model's context is {self.config.context_length}")
         if not _checks.is_traced(ids) and not (len(ids) and 0 <= np.min(ids) <= np.max(ids) < self.config.vocab_size):
             raise ValueError(f"ids is {ids!r:.60}; expected token ids from 0 to {self.config.vocab_size - 1}")
         return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
@@ -89,8 +91,16 @@ def load(
 
 
 def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
-    """The DecoderConfig of an opened checkpoint; errors name the file."""
-    return checkpoint.read_config(opened, decoder_config.from_config)
+    """The DecoderConfig of an opened checkpoint; errors name the file.
+
+    As in transformers, embeddings that the file says are tied are not where it holds an output layer that differs.
+    """
+    config = checkpoint.read_config(opened, decoder_config.from_config)
+    pair = "model.embed_tokens.weight", "lm_head.weight"
+    both = config.tied and all(name in opened.shapes for name in pair)
+    if both and not np.array_equal(opened.read(pair[0]), opened.read(pair[1])):
+        return replace(config, tied=False)
+    return config
 
 
 def read_tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:

@@ -1,6 +1,6 @@
 """From prompts and answers to token ids: one definition for scoring and for generation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,18 +15,19 @@ class Row(NamedTuple):
     first: int
 
 
-def encode_prompt(model: Any, prompt: Any) -> list[int]:
-    """Token ids of a `Prompt`: text, or messages `{"role", "content"}` for the chat template.
+def encode_prompt(model: Any, prompt: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    """Token ids of a `Prompt`: text, or messages `{"role", "content"}` for the chat template and its variables.
 
-    Raises ValueError for another type, for an empty prompt (there must be a token that the first answer token
-    follows), and for one that fills the context.
+    Raises ValueError for another type, for variables that are none, for an empty prompt (there must be a token that
+    the first answer token follows), and for one that fills the context.
     """
     if not isinstance(prompt, Sequence):
         raise ValueError(
             f'the prompt is a {type(prompt).__name__}; expected text or a list of {{"role": ..., "content": ...}}'
         )
+    variables = _variables(chat_template_kwargs)
     tokenizer = model.tokenizer
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(prompt)
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(prompt, **variables)
     if not ids:
         raise ValueError("the prompt is empty; expected at least one token")
     if len(ids) >= model.config.context_length:
@@ -37,7 +38,7 @@ def encode_prompt(model: Any, prompt: Any) -> list[int]:
     return ids
 
 
-def encode_pair(model: Any, prompt: Any, answer: Any) -> Row:
+def encode_pair(model: Any, prompt: Any, answer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> Row:
     """The Row of a prompt and an answer, text or token ids.
 
     Prompt and answer are tokenised together, as the model would read them: where a token spans the seam (or a merge
@@ -45,7 +46,7 @@ def encode_pair(model: Any, prompt: Any, answer: Any) -> Row:
 
     Raises ValueError for an empty prompt or answer and for more tokens than the context.
     """
-    start = encode_prompt(model, prompt)
+    start = encode_prompt(model, prompt, chat_template_kwargs)
     if isinstance(answer, str) and not answer:
         raise ValueError("the answer is empty; expected text or token ids")
     if not isinstance(answer, str):
@@ -53,7 +54,7 @@ def encode_pair(model: Any, prompt: Any, answer: Any) -> Row:
         first = len(start)
     else:
         plain = isinstance(prompt, str)
-        text = str(prompt) if plain else model.tokenizer.chat(prompt)
+        text = str(prompt) if plain else model.tokenizer.chat(prompt, **_variables(chat_template_kwargs))
         ids = model.tokenizer.encode(text + answer, add_special_tokens=plain)  # a template writes its own
         first = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
         if first == len(ids):
@@ -66,7 +67,7 @@ def encode_pair(model: Any, prompt: Any, answer: Any) -> Row:
     return Row(np.asarray(ids, np.int32), first)
 
 
-def encode_pairs(model: Any, pairs: Sequence[Any]) -> list[Row]:
+def encode_pairs(model: Any, pairs: Sequence[Any], chat_template_kwargs: Mapping[str, Any] | None = None) -> list[Row]:
     """The Row of every (prompt, answer); a ValueError has the number of the pair."""
     if not len(pairs):
         raise ValueError("pairs is empty; expected at least one (prompt, answer)")
@@ -75,10 +76,21 @@ def encode_pairs(model: Any, pairs: Sequence[Any]) -> list[Row]:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
         try:
-            rows.append(encode_pair(model, *pair))
+            rows.append(encode_pair(model, pair[0], pair[1], chat_template_kwargs))
         except ValueError as error:
             raise ValueError(f"pair {i}: {error}") from None
     return rows
+
+
+def _variables(chat_template_kwargs: Any) -> dict[str, Any]:
+    """The variables for a chat template, checked: the messages are not among them."""
+    given = {} if chat_template_kwargs is None else chat_template_kwargs
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given) or "messages" in given:
+        raise ValueError(
+            f'chat_template_kwargs is {given!r:.60}; expected a dictionary such as {{"enable_thinking": False}}, '
+            "of variables other than the messages"
+        )
+    return dict(given)
 
 
 def _token_ids(answer: Any, vocab_size: int) -> list[int]:

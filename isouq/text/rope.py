@@ -7,7 +7,7 @@ A pair of coordinates (i, i + d/2) of a query or key at position t is turned by 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Int
 from isouq.text._numbers import number, numbers, whole
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "frequencies")
+CONTEXTS = {"mistral": 131072, "qwen2": 32768, "qwen3": 32768, "phi3": 4096}  # where a config.json leaves it out
+ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -81,45 +83,75 @@ def turn(x: Float[Array, "T heads d"], cos: Float[Array, "T half"], sin: Float[A
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
 
 
-def from_config(config: dict[str, Any], head_dim: int) -> Rope:
-    """The Rope that a config.json describes, in the old (`rope_scaling`) or the new way (`rope_parameters`).
+def from_config(config: dict[str, Any], head_dim: int, family: str = "llama") -> Rope:
+    """Read the Rope that a config.json describes, in the old (`rope_scaling`) or the new way (`rope_parameters`).
 
-    Raises ValueError for a kind that is not known or a number that is missing.
+    The context is `max_position_embeddings` where that is the stretched length already, and the original length times
+    the factor where it is not. Without `original_max_position_embeddings` the former is the length before stretching,
+    as transformers takes it. Raises ValueError for a kind that is not known, for a number that is missing, and where
+    layers of one model are to turn differently.
     """
-    given: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        value = config.get(key) or {}
-        if not isinstance(value, dict):
-            raise ValueError(f"{key} is {value!r:.60}; expected a dictionary")
-        given |= value
+    given = _parameters(config)
     kind = given.get("rope_type", given.get("type", "default")) or "default"
-    kind = "longrope" if kind == "su" or (kind == "yarn" and config.get("model_type") == "phi3") else kind
+    kind = "longrope" if kind == "su" or (kind == "yarn" and family == "phi3") else kind
     if kind not in KINDS:
         raise ValueError(f"rope_type is {kind!r:.60}; expected one of {', '.join(KINDS)}")
     either = {**config, **{key: value for key, value in given.items() if value is not None}}
+    if config.get(ORIGINAL) is not None:  # as in transformers, the one outside counts
+        either[ORIGINAL] = config[ORIGINAL]
     part = number(either, "partial_rotary_factor", 1.0)
     dim = int(head_dim * part)
     if part > 1 or dim < 2 or dim % 2:
         raise ValueError(
             f"partial_rotary_factor {part} of a head of {head_dim} is {dim}; expected an even number within the head"
         )
-    context = whole(config, "max_position_embeddings", 2048, least=2)
-    original = whole(either, "original_max_position_embeddings", context, least=2)
-    theta = number(either, "rope_theta", 10000.0, above=1.0)
+    longest = whole(config, "max_position_embeddings", CONTEXTS.get(family, 2048), least=2)
+    unstated = 4096 if family == "phi3" and kind == "longrope" else longest  # Phi3Config's own default
+    original = whole(either, ORIGINAL, unstated, least=2)
+    rope = Rope(dim, number(either, "rope_theta", 10000.0, above=1.0), kind, longest, original)
     try:
-        details = _details(kind, given, dim, original, context)
+        rope = replace(rope, **_details(kind, given, dim, original, longest))
     except KeyError as error:
         raise ValueError(f"rope_scaling of type {kind!r} lacks {error}") from None
-    rope: dict[str, Any] = {"dim": dim, "theta": theta, "kind": kind, "context": context, "original": original}
-    return Rope(**(rope | details))
+    if kind == "llama3" and longest > original:
+        return rope  # its factor stretches wavelengths, and the length by less or more
+    context = max(longest, int(original * rope.factor))
+    return replace(rope, context=context, original=longest if kind == "dynamic" else original)
+
+
+def _parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """The one dictionary that says how positions are turned, in whichever place and form the file has it."""
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ValueError(f"{key} is {config[key]!r:.60}; expected a dictionary")
+    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    new, old = _of_every_layer(new, config), _of_every_layer(old, config)
+    outer = ("rope_theta", "partial_rotary_factor")
+    return {key: new[key] for key in outer if key in new} | old if old else new
+
+
+def _of_every_layer(given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The dictionary itself or, where it has one for each type of layer, that of all types in use.
+
+    Raises ValueError where types in use differ.
+    """
+    types = config.get("layer_types")
+    used = sorted({name for name in types if isinstance(name, str)}) if isinstance(types, list) else []
+    if not any(isinstance(value, dict) for value in given.values()):
+        return given
+    used = used or sorted(given)
+    one = given.get(used[0])
+    if not isinstance(one, dict) or any(given.get(name) != one for name in used):
+        raise ValueError(
+            f"the positions of {', '.join(used)} layers are turned in different ways; "
+            "expected one way for all layers of this family"
+        )
+    return one
 
 
 def _details(kind: str, given: dict[str, Any], dim: int, original: int, context: int) -> dict[str, Any]:
-    if kind == "linear":
+    if kind in ("linear", "dynamic"):
         return {"factor": number(given, "factor")}
-    if kind == "dynamic":
-        factor = number(given, "factor")
-        return {"factor": factor, "original": context, "context": int(context * factor)}
     if kind == "frequencies":
         return {"factors": numbers(given, "factors", dim // 2)}
     if kind == "llama3":
@@ -129,27 +161,28 @@ def _details(kind: str, given: dict[str, Any], dim: int, original: int, context:
             "low": low,
             "high": number(given, "high_freq_factor", above=low),
         }
+    if kind not in ("longrope", "yarn"):
+        return {}
     factor = number(given, "factor", context / original)
     if kind == "longrope":
         scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         return {
+            "factor": factor,
             "factors": numbers(given, "short_factor", dim // 2),
             "long_factors": numbers(given, "long_factor", dim // 2),
             "scale": number(given, "attention_factor", scale),
         }
-    if kind == "yarn":
-        scale = _mscale(factor, 1.0)
-        if given.get("mscale") and given.get("mscale_all_dim"):
-            scale = _mscale(factor, number(given, "mscale")) / _mscale(factor, number(given, "mscale_all_dim"))
-        slow = number(given, "beta_slow", 1.0)
-        return {
-            "factor": factor,
-            "scale": number(given, "attention_factor", scale),
-            "high": number(given, "beta_fast", 32.0, above=slow),
-            "low": slow,
-            "truncate": bool(given.get("truncate", True)),
-        }
-    return {}
+    scale = _mscale(factor, 1.0)
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        scale = _mscale(factor, number(given, "mscale")) / _mscale(factor, number(given, "mscale_all_dim"))
+    slow = number(given, "beta_slow", 1.0)
+    return {
+        "factor": factor,
+        "scale": number(given, "attention_factor", scale),
+        "high": number(given, "beta_fast", 32.0, above=slow),
+        "low": slow,
+        "truncate": bool(given.get("truncate", True)),
+    }
 
 
 def _mscale(factor: float, weight: float) -> float:

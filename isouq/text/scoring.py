@@ -17,7 +17,7 @@ leaves even a double at a few hundred tokens.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,6 +106,7 @@ def score(
     batch_size: int = 4,
     remat: bool = True,
     on_batch: Callable[[int], None] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Aleatoric and epistemic uncertainty of every (prompt, answer) pair, with respect to all parameters, exactly.
 
@@ -121,6 +122,8 @@ def score(
         remat: keep one layer's activations at a time and compute the others again; slower by about a
             fourth and much smaller. Changes no number beyond rounding.
         on_batch: called with the number of pairs scored so far.
+        chat_template_kwargs: variables for the chat template of prompts that are messages, such as
+            `{"enable_thinking": False}`; see `Tokenizer.chat`.
 
     Returns:
         `Scores`, in the order of the pairs.
@@ -137,7 +140,7 @@ def score(
     Source: arXiv 2603.29466 for the two uncertainties; the reductions are ours.
     """
     pairs = list(pairs)
-    rows = encode_pairs(model, pairs)
+    rows = encode_pairs(model, pairs, chat_template_kwargs)
     done: dict[int, tuple] = {}
     for indices, batch in score_rows(model, rows, reduction, parameters, batch_size, remat):
         done |= {i: (batch, j) for j, i in enumerate(indices)}

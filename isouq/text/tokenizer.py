@@ -9,6 +9,7 @@ from typing import Any
 from isouq.text import _chat, _folder_tokenizer, _gguf_tokenizer
 
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # transformers' list, in its order
+_ENDS_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>")  # llama.cpp's
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -17,7 +18,8 @@ class Tokenizer:
 
     backend: a `tokenizers.Tokenizer`. special_tokens: such as `{"bos_token": "<s>"}`, what a chat
     template may name. bos_id: the token that begins a text, or None. eos_ids: every token that ends a
-    generation. pad_id: a token that may fill up a batch: the padding token, else an end, else 0.
+    generation. pad_id: a token that may fill up a batch: the padding token, else an end, else 0. templates: chat
+    templates by name; the usual one is "default".
     """
 
     backend: Any
@@ -25,7 +27,7 @@ class Tokenizer:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int = 0
-    chat_template: str | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
     clean_up: bool = False
 
     @classmethod
@@ -56,8 +58,12 @@ class Tokenizer:
         (SmolLM, StarCoder), NFC (Qwen 2, OLMo, MPT), and whole words before merges (Llama 3).
         """
         backend, special, ends = _gguf_tokenizer.build(metadata)
-        template = metadata.get("tokenizer.chat_template")
-        return cls._of(backend, special_tokens=special, eos_ids=ends, chat_template=template)
+        key = "tokenizer.chat_template"
+        templates = {
+            name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")
+        }
+        templates |= {"default": metadata[key]} if key in metadata else {}
+        return cls._of(backend, special_tokens=special, ids={"eos": ends}, templates=templates)
 
     @classmethod
     def _of(
@@ -65,20 +71,29 @@ class Tokenizer:
         backend: Any,
         *,
         special_tokens: Mapping[str, str],
-        eos_ids: Sequence[int] = (),
-        bos_id: int | None = None,
-        pad_id: int | None = None,
-        chat_template: str | None = None,
+        ids: Mapping[str, Sequence[int]],
+        templates: Mapping[str, str],
         clean_up: bool = False,
     ) -> "Tokenizer":
-        """Fills in the ids that the named special tokens tell, and switches truncation and padding off."""
+        """Reconciles what the files of a folder, or the keys of a GGUF file, say about one tokenizer.
+
+        A token named in special_tokens comes before the ids ("bos", "eos", "pad") that other places give. What ends a
+        generation is the union of all of them and of the added tokens whose name says that they end a turn.
+        Truncation and padding are switched off.
+        """
         backend.no_truncation()
         backend.no_padding()
         named = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
-        ends = tuple(dict.fromkeys(i for i in (named.get("eos_token"), *eos_ids) if i is not None))
-        pads = [i for i in (named.get("pad_token"), pad_id, *ends, 0) if i is not None]
-        bos = named.get("bos_token")
-        return cls(backend, special_tokens, bos_id if bos is None else bos, ends, pads[0], chat_template, clean_up)
+        by_name = [i for i, t in backend.get_added_tokens_decoder().items() if t.content in _ENDS_OF_TURN]
+        ends = _distinct(named.get("eos_token"), *ids["eos"], named.get("eot_token"), named.get("eom_token"), *by_name)
+        bos = _distinct(named.get("bos_token"), *ids.get("bos", ()))
+        pads = _distinct(named.get("pad_token"), *ids.get("pad", ()), *ends, 0)
+        return cls(backend, special_tokens, bos[0] if bos else None, ends, pads[0], templates, clean_up)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that is used where no other is asked for, or None."""
+        return self.templates.get("default")
 
     @property
     def vocab_size(self) -> int:
@@ -106,7 +121,8 @@ class Tokenizer:
         """The token ids of a text of any length; empty text gives only the special tokens.
 
         Special tokens written in the text (`"<|im_start|>"`) become those tokens, as in transformers.
-        add_special_tokens: whether the ones that frame a text (BOS, `[CLS]` ... `[SEP]`) are added.
+        add_special_tokens: whether the ones that frame a text (BOS, `[CLS]` ... `[SEP]`) are added. A text that begins
+        with BOS already (a chat template may have written it) gets no second one; transformers would double it.
         Raises ValueError unless text is a string that can be written as UTF-8.
         """
         if not isinstance(text, str):
@@ -118,7 +134,14 @@ class Tokenizer:
                 f"text holds {text[error.start]!r} at position {error.start}, half of a surrogate pair; "
                 "expected Unicode text; decode the source with errors='replace'"
             ) from None
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        twice = self.bos_id is not None and ids[:2] == [self.bos_id] * 2
+        return ids[1:] if add_special_tokens and twice and self._frame[:1] == [self.bos_id] else ids
+
+    @property
+    def _frame(self) -> list[int]:
+        """The special tokens that are added to every text."""
+        return self.backend.encode("", add_special_tokens=True).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids, without special tokens by default; an id beyond the vocabulary gives nothing."""
@@ -150,22 +173,45 @@ class Tokenizer:
             found.append(half.decode(raw, final=position == len(ids) - 1))
         return found
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation as the model's chat template writes it.
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
+        """Write the text of a conversation by the model's chat template.
 
         messages: `[{"role": "user", "content": "Hello"}, ...]`. add_generation_prompt: whether the text
-        ends where the assistant's answer begins. Use `encode_chat` for the ids: the template writes BOS
-        itself where the model wants it. Special tokens in a message's content are not escaped. Raises
-        ValueError without a template, or where the template refuses the messages.
-        """
-        if self.chat_template is None:
-            raise ValueError("this model has no chat template; expected one for chat; give plain prompts instead")
-        variables = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
-        return _chat.render(self.chat_template, messages, variables)
+        ends where the assistant's answer begins. variables: what the template may read besides, such as
+        `enable_thinking=False`, `tools=[...]` or `documents=[...]`; one that it does not read has no effect. As in
+        transformers, `chat_template` among them chooses another template of the model by its name, or is the text of
+        one; without it "tool_use" serves calls with tools, where the model has it.
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
+        Use `encode_chat` for the ids: the template writes BOS itself where the model wants it. Special tokens in a
+        message's content are not escaped. Raises ValueError without a template, for a variable that is not plain
+        data, and where the template refuses the messages.
+        """
+        template = self._template(variables.pop("chat_template", None), variables.get("tools"))
+        variables = {**self.special_tokens, **variables, "add_generation_prompt": add_generation_prompt}
+        return _chat.render(template, messages, variables)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
         """The token ids of `chat`, without a second BOS: what the template writes and nothing more."""
-        return self.encode(self.chat(messages, add_generation_prompt), add_special_tokens=False)
+        return self.encode(self.chat(messages, add_generation_prompt, **variables), add_special_tokens=False)
+
+    def _template(self, name: Any, tools: Any) -> str:
+        name = "tool_use" if name is None and tools is not None and "tool_use" in self.templates else name
+        template = self.templates.get("default" if name is None else name)
+        if template is not None:
+            return template
+        if isinstance(name, str) and ("{{" in name or "{%" in name):
+            return name
+        if not self.templates:
+            raise ValueError("this model has no chat template; expected one for chat; give plain prompts instead")
+        asked = "no default chat template" if name is None else f"no chat template {name!r:.60}"
+        raise ValueError(f"this model has {asked}; give chat_template as one of {', '.join(self.templates)}")
+
+
+def _distinct(*ids: int | None) -> tuple[int, ...]:
+    """The ids that are not None, each once, in their order."""
+    return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
 def _ids(ids: Sequence[int]) -> list[int]:

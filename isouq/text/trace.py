@@ -14,7 +14,7 @@ gives it for every t. K of them leave a relative standard deviation of √(2/K) 
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ def trace(
     num_probes: int | None = None,
     key: Array | None = None,
     batch_size: int = 8,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Trace:
     """The three series along an answer, with respect to all parameters.
 
@@ -94,6 +95,7 @@ def trace(
         num_probes: K, for the stochastic way; None for the exact one.
         key: of `jax.random`, for the probes; an "rbg" key draws faster.
         batch_size: tokens whose backward passes run together; bounds memory, changes no number beyond rounding.
+        chat_template_kwargs: as in `score`.
 
     Raises:
         ValueError: an empty prompt or answer, a sequence longer than the context, probes without a key.
@@ -112,7 +114,7 @@ def trace(
     The rotary variants that depend on a sequence's length see that of prompt and answer, as in `score`; for all others
     log p and U_E of a token are what `score(..., reduction="first")` says of it after the tokens before.
     """
-    row = encode_pair(model, prompt, answer)
+    row = encode_pair(model, prompt, answer, chat_template_kwargs)
     _checks.positive_int("batch_size", batch_size)
     if num_probes is not None:
         _checks.positive_int("num_probes", num_probes)

@@ -22,6 +22,8 @@ def model(tmp_path_factory):
     folder = write_model(tmp_path_factory.mktemp("llama"), 3, 0.3, max_position_embeddings=256)
     text = (folder / "tokenizer.json").read_text().replace('"y":', '"A":').replace('"z":', '"B":')
     (folder / "tokenizer.json").write_text(text)
+    config = (folder / "tokenizer_config.json").read_text().replace("<a>{%", "<a>{{ more }}{%")
+    (folder / "tokenizer_config.json").write_text(config)
     return load(str(folder))
 
 
@@ -41,12 +43,12 @@ The possible answer is:"""
     assert "{x} %s" in str(p_true_prompt("{x} %s", "{answer}", ["{question}"]))
 
 
-@pytest.mark.parametrize("chat", [False, True])
-def test_p_true_is_the_share_of_the_two_letters(model, chat):
-    found = p_true(model, QUESTIONS, ANSWERS, SAMPLES, chat=chat)
+@pytest.mark.parametrize(("chat", "variables"), [(False, {}), (True, {}), (True, {"more": "mm"})])
+def test_p_true_is_the_share_of_the_two_letters(model, chat, variables):
+    found = p_true(model, QUESTIONS, ANSWERS, SAMPLES, chat=chat, chat_template_kwargs=variables)
     for i, p in enumerate(found):
         prompt = p_true_prompt(QUESTIONS[i], ANSWERS[i], SAMPLES[i], chat)
-        text = model.tokenizer.chat(prompt) if chat else prompt
+        text = model.tokenizer.chat(prompt, **variables) if chat else prompt
         log_p = []
         for letter in "AB":
             ids = np.array(model.tokenizer.encode(text + ("" if chat else " ") + letter), np.int32)

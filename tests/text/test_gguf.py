@@ -6,15 +6,11 @@ import gguf
 import numpy as np
 import pytest
 from damage import one_line, opens_or_says_why
+from twins_text import permute
 
 from isouq.text.checkpoint import open_checkpoint
 
 HIDDEN, HEADS, KV, INNER, VOCAB = 32, 4, 2, 64, 48
-
-
-def permute(value, heads):
-    """llama.cpp's order of the rows of q and k, as its converter writes it."""
-    return value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def llama_tensors(rng):
@@ -202,6 +198,16 @@ def test_positions_scaled_and_other_metadata(tmp_path):
     assert config["sliding_window"] == 64
     write_gguf(path, stored, change=scaled(gguf.RopeScalingType.LINEAR))
     assert open_checkpoint(path).config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    write_gguf(path, stored, change=lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0))  # an old file
+    assert open_checkpoint(path).config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+
+    def attentive(writer):
+        scaled(gguf.RopeScalingType.YARN)(writer)
+        writer.add_rope_scaling_attn_factors(0.5)
+
+    write_gguf(path, stored, change=attentive)  # times what YaRN prescribes, as in llama.cpp
+    found = open_checkpoint(path).config["rope_scaling"]["attention_factor"]
+    np.testing.assert_allclose(found, 0.5 * (1 + 0.1 * np.log(4)))
     factors = np.array([1, 1, 2, 8], np.float32)
     write_gguf(path, stored | {"rope_freqs.weight": factors})
     checkpoint = open_checkpoint(path)
@@ -232,6 +238,7 @@ def without(tensors, name):
         ("llama", None, lambda w: w.add_array("llama.attention.key_length", [8, 8]), "the same in every layer"),
         ("llama", None, lambda w: w.add_uint16("split.count", 3), "one of 3 parts"),
         ("llama", None, scaled(gguf.RopeScalingType.LONGROPE), "scales positions by 'longrope'"),
+        ("llama", None, lambda w: w.add_rope_scaling_attn_factors(1.5), "by 'none' and attention by 1.5"),
     ],
 )
 def test_a_gguf_file_that_is_not_supported(tmp_path, architecture, edit, change, said):

@@ -5,9 +5,20 @@ import importlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from twins_text import LLAMA3, LONG, LONGROPE, PARTIAL, SHORT, SMALL
+from twins_text import (
+    LLAMA3,
+    LONG,
+    LONGROPE,
+    PARTIAL,
+    SHORT,
+    SMALL,
+    build,
+    random_ids,
+    torch_log_p,
+    torch_logits,
+)
 
-from isouq.text import decoder_config, rope
+from isouq.text import decoder_config, load, rope, score
 
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
 VARIANTS = {
@@ -116,3 +127,82 @@ def test_bad_descriptions(scaling, message):
     with pytest.raises(ValueError, match=message) as error:
         read("Llama", rope_scaling=scaling)
     assert "\n" not in str(error.value)
+
+
+ORIGINAL = "original_max_position_embeddings"
+FACTORS = dict(type="longrope", short_factor=SHORT, long_factor=LONG)
+
+
+@pytest.mark.parametrize(
+    ("longest", "scaling", "more", "context"),
+    [
+        (4096, None, {}, 4096),
+        (4096, dict(type="default"), {}, 4096),
+        (4096, dict(type="linear", factor=4.0), {}, 16384),
+        (4096, dict(rope_type="linear", factor=2.5), {}, 10240),
+        (16384, dict(type="linear", factor=4.0, original_max_position_embeddings=4096), {}, 16384),
+        (16384, dict(type="linear", factor=4.0), {ORIGINAL: 4096}, 16384),
+        (4096, dict(type="dynamic", factor=4.0), {}, 16384),
+        (16384, dict(type="dynamic", factor=4.0, original_max_position_embeddings=4096), {}, 16384),
+        (4096, dict(type="yarn", factor=4.0), {}, 16384),
+        (32768, dict(type="yarn", factor=4.0, original_max_position_embeddings=32768), {}, 131072),
+        (40960, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32768), {}, 131072),  # Qwen 3
+        (131072, dict(type="yarn", factor=4.0, original_max_position_embeddings=32768), {}, 131072),
+        (131072, dict(type="yarn", factor=4.0), {ORIGINAL: 32768}, 131072),
+        (131072, dict(type="yarn", original_max_position_embeddings=32768), {}, 131072),
+        (131072, LLAMA3 | dict(factor=32.0, original_max_position_embeddings=8192), {}, 131072),  # Llama 3.2
+        (8192, LLAMA3 | dict(factor=8.0, original_max_position_embeddings=8192), {}, 65536),
+        (131072, FACTORS, {ORIGINAL: 4096}, 131072),
+        (4096, FACTORS | dict(factor=32.0), {ORIGINAL: 4096}, 131072),
+        (131072, FACTORS | dict(type="su", factor=32.0, original_max_position_embeddings=4096), {}, 131072),
+        (131072, FACTORS | dict(type="yarn", original_max_position_embeddings=4096), {"name": "Phi3"}, 131072),
+        (None, None, {}, 2048),
+        (None, None, {"name": "Mistral"}, 131072),
+        (None, dict(type="yarn", factor=4.0), {"name": "Qwen2"}, 131072),
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_the_context_is_stretched_once(key, longest, scaling, more, context):
+    more = dict(more)
+    name = more.pop("name", "Llama")
+    assert read(name, max_position_embeddings=longest, **{key: scaling}, **more).context == context
+
+
+def test_one_way_of_turning_for_each_type_of_layer():
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    other = dict(rope_type="default", rope_theta=77.0)
+    alike = dict(full_attention=YARN, sliding_attention=YARN)
+    assert read("Llama", rope_parameters=alike, layer_types=kinds) == read("Llama", rope_parameters=YARN)
+    assert read("Llama", rope_parameters=alike) == read("Llama", rope_parameters=YARN)
+    unused = dict(full_attention=YARN, sliding_attention=other)
+    full = kinds[1:] + kinds[1:2]
+    assert read("Llama", rope_parameters=unused, layer_types=full) == read("Llama", rope_parameters=YARN)
+    for layer_types in (kinds, None):
+        with pytest.raises(ValueError, match="full_attention, sliding_attention layers are turned in different ways"):
+            read("Llama", rope_parameters=unused, layer_types=layer_types)
+    with pytest.raises(ValueError, match="sliding_attention layers are turned in different ways"):
+        read("Llama", rope_parameters=dict(full_attention=YARN, sliding_attention=None), layer_types=kinds)
+
+
+def test_the_old_way_counts_where_a_file_has_both():
+    old = dict(type="linear", factor=2.0)
+    assert read("Llama", rope_scaling=old, rope_parameters=YARN | dict(rope_theta=500.0)) == read(
+        "Llama", rope_scaling=old, rope_theta=500.0
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "variant", [name for name, (family, _) in VARIANTS.items() if family == "Llama" and name != "default"]
+)
+def test_logits_beyond_the_original_context_equal_transformers(variant, tmp_path):
+    changes = dict(max_position_embeddings=16, num_hidden_layers=1, rope_parameters=dict(VARIANTS[variant][1]))
+    if variant == "llama3":
+        changes["rope_parameters"][ORIGINAL] = 16
+    theirs = build(tmp_path, "Llama", **changes)
+    ours, ids, pair = load(str(tmp_path)), random_ids(30), ("dxyz" * 5, "efg")
+    assert ours.config.context_length == 16 * VARIANTS[variant][1]["factor"]
+    row = ours.tokenizer.encode("".join(pair))  # the shorter first: transformers' dynamic never shrinks again
+    log_p = torch_log_p(theirs, row, len(row) - 3)
+    np.testing.assert_allclose(score(ours, [pair]).token_log_p[0], log_p.detach(), atol=1e-4)
+    np.testing.assert_allclose(ours.logits(ids), torch_logits(theirs, ids), atol=1e-4)
