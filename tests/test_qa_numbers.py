@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from experiments.answers.numbers.auroc import auroc_interval, resample_counts, r
 from experiments.answers.numbers.combination import fit_combination
 from experiments.answers.numbers.groups import finite, group_rows, short_names
 from experiments.answers.numbers.logistic import fit_logistic, log_odds
+from experiments.answers.numbers.qa import numbers_of_rows
 from experiments.answers.numbers.scores import BASELINES, FEATURES, MAIN, PASSES, SCORES, paper
+from experiments.report.outputs import read_rows, read_summary
 from isouq import stats
 
 
@@ -343,3 +346,15 @@ def test_models_of_one_short_name_keep_their_long_one():
     rows = [row for name in ("a/m", "b/m") for row in qa_rows.rows(n=30, model=name, right=0)]
     assert [one.name for one in group_rows(rows)] == ["a/m", "b/m"]
     assert group_rows(rows[:30])[0].title == "m, triviaqa"
+
+
+@pytest.mark.slow
+def test_the_committed_numbers_follow_from_the_committed_table():
+    folder = Path(__file__).parents[1] / "results" / "qa"
+    numbers = numbers_of_rows(read_rows(folder / "table.csv"), [])
+    for name in ("auroc.csv", "tests.csv", "correlations.csv"):
+        assert numbers.files[name] == (folder / name).read_text(encoding="utf-8"), name
+    committed = {(number.group, number.statistic): number for number in read_summary(folder / "summary.csv")}
+    assert len(committed) == len(numbers.summary)
+    for number in numbers.summary:
+        np.testing.assert_allclose(committed[number[:2]][2:], number[2:], rtol=1e-9, err_msg=str(number))
