@@ -22,8 +22,8 @@ class Number(NamedTuple):
 
     group: what it is about, as "binary/xor" or "unit σ = 1, width 32". statistic: its name, as "epistemic_pearson".
     mean, low, high, sd: the mean over the values, its 95 % interval and their standard deviation; NaN (an empty field)
-    where there is none. n: how many values the mean is over. accepted: how many posteriors of the group were accepted (of answers:
-    how many were judged).
+    where there is none. n: how many values the mean is over. accepted: how many posteriors of the group were accepted,
+    or how many answers were judged.
     """
 
     group: str
