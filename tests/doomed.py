@@ -1,22 +1,31 @@
-"""Jobs that end as their names say, for the tests of workers, which import them from here."""
+"""Jobs that end as their names say, for the tests of workers, which import them from here.
+
+`python tests/doomed.py OUT EXECUTOR WORKERS NAME` is a driver that runs eight of them, as `python -m experiments` does.
+"""
 
 import errno
 import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
+from experiments.run.errors import RunError
+from experiments.run.executors.settings import Settings
 from experiments.run.job import Result
+from experiments.run.loop import run_jobs
 
 
 @dataclass(frozen=True)
 class Toy:
-    """A job of a name: fatal kills its process, once does so the first time, sick fails, slow takes a second.
+    """A job that does as its name says; with any other name it ends well.
 
-    astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads. Any other
-    ends well. `study` is "reference" for a job that needs no other, anything else for one that needs it.
+    fatal kills its process, once does so the first time. sick fails. slow takes half a second. large has a megabyte.
+    astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads.
+    `study` is "reference" for a job that needs no other, and anything else for one that needs that.
     """
 
     name: str
@@ -39,7 +48,7 @@ class Toy:
         with open(checkpoint.with_name(f"{self.key()}.starts"), "a") as starts:
             starts.write(f"{os.getpid()}\n")
         if self.name == "slow":
-            for share in np.arange(0, 1, 0.05):
+            for share in np.arange(0, 1, 0.1):
                 if progress is not None:
                     progress(float(share))
                 time.sleep(0.05)
@@ -57,10 +66,25 @@ class Toy:
             numbers["cores"] = sorted({*map(tuple, threads)})
         if needed is not None:
             numbers["read"] = needed.numbers
-        return Result(numbers, {"x": np.arange(3.0)})
+        size = 2**17 if self.name == "large" else 3
+        return Result(numbers, {"x": np.random.default_rng(self.seed).normal(size=size)})
 
 
 def starts_of(folder, job):
     """Return how often the job was started in any process."""
     path = folder / f"{job.key()}.starts"
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def main():
+    """Run four jobs, and the four that they need, and print how it ended."""
+    out, executor, workers, name = sys.argv[1:]
+    jobs = [Toy(name, seed, "after") for seed in range(4)]
+    try:
+        run_jobs(jobs, Path(out), Settings(executor, int(workers)), Console(stderr=True, soft_wrap=True))
+    except RunError as error:
+        sys.exit(f"experiments: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,109 +1,122 @@
-"""Executors: what they make of cells that end well, fail, or kill their worker, and what they say when they cannot."""
+"""Executors: what they make of jobs that end well, fail, or kill their worker, and what they say when they cannot."""
 
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from doomed import Toy
+from doomed import Toy, starts_of
 
-from experiments.run import executors, ledger
+from experiments.run import executors
 from experiments.run.errors import RunError
-from experiments.run.executors import Settings, processes
-from experiments.run.store import Store
+from experiments.run.executors import processes
+from experiments.run.executors.settings import DIED, Settings
+from experiments.run.worker import execute
 
 ROOT = Path(__file__).parents[1]
-MIXED = [Toy("well", 0), Toy("fatal"), Toy("sick"), Toy("once"), Toy("well", 1), Toy("well", 2)]
+MIXED = [Toy("well", 0), Toy("fatal"), Toy("sick"), Toy("once"), Toy("well", 1), Toy("quitter")]
 FEW = [Toy("sick"), Toy("once"), Toy("well", 3)]
-ENDS = {
-    Toy("fatal"): "its worker died 3 times (killed, or out of memory)",
+ERRORS = {
+    Toy("fatal"): DIED,
     Toy("sick"): "ValueError: feels unwell",
+    Toy("quitter"): "SystemExit: enough",
 }
 
 
 @pytest.fixture
-def store(tmp_path):
+def folder(tmp_path):
     (tmp_path / "cells").mkdir()
-    return Store(tmp_path / "cells")
+    return tmp_path / "cells"
 
 
-def outcomes(settings, store, *lists):
-    with executors.opened(settings, 6, store, lambda *_: None) as run:
-        return [dict(run(cells)) for cells in lists]
+def outcomes(settings, folder, *lists, report=lambda *_: None):
+    function = partial(execute, folder)
+    with executors.start(settings, 6, function, folder.parent, report) as run:
+        return [dict(run(jobs)) for jobs in lists]
 
 
-def expected(cells):
-    return {cell: ENDS.get(cell) for cell in cells}
+def errors(ended):
+    return {job: outcome.error for job, outcome in ended.items()}
 
 
-def runs_of(store):
-    """How often each cell was started, and finished."""
-    events = list(ledger.events(store.folder))
-    count = {kind: [event["key"] for event in events if event["event"] == kind] for kind in ("started", "finished")}
-    return {kind: {key: keys.count(key) for key in set(keys)} for kind, keys in count.items()}
+def expected(jobs):
+    return {job: ERRORS.get(job) for job in jobs}
 
 
 @pytest.mark.slow
-def test_processes(store):
-    """Dead workers are replaced, their cells come last; the workers of the first list serve the second."""
+def test_processes(folder):
+    """Dead workers are replaced, their jobs come last; the workers of the first list serve the second."""
     more = [Toy("cores", seed) for seed in range(3, 6)]
-    with executors.opened(Settings("processes", workers=2), 6, store, lambda *_: None) as run:
-        assert dict(run(MIXED)) == expected(MIXED)
-        assert dict(run(more)) == expected(more)
-    counts = runs_of(store)
-    assert set(counts["finished"].values()) == {1}
-    assert counts["started"][Toy("fatal").key()] == 3
-    assert counts["started"][Toy("once").key()] == 2
-    assert sum(counts["started"].values()) == 3 + 2 + 1 + 6
-    shares = [[share] for share in processes.Processes(2, store.folder)._shares]
-    assert all(store.load(cell).numbers["cores"] in shares for cell in more)  # every thread, JAX's too
+    first, second = outcomes(Settings("processes", workers=2), folder, MIXED, more)
+    assert errors(first) == expected(MIXED)
+    assert list(first)[-1] == Toy("fatal")
+    assert {starts_of(folder, job) for job in MIXED} == {1, 2, 3}
+    assert starts_of(folder, Toy("fatal")) == 3
+    assert starts_of(folder, Toy("once")) == 2
+    assert {outcome.result.numbers["name"] for outcome in second.values()} == {"cores"}
+    bound = [outcome.result.numbers["cores"] for outcome in second.values()]
+    shares = [[tuple(share)] for share in processes.Pools(2).shares]
+    assert all(cores in shares for cores in bound)  # every thread, JAX's too
+    assert not [path for path in folder.iterdir() if path.suffix != ".starts"]  # workers store nothing
 
 
-def test_cores_are_divided(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_cores", lambda: list(range(7)))
-    shares = processes.Processes(3, tmp_path)._shares
+def test_cores_are_divided(monkeypatch):
+    monkeypatch.setattr(processes, "usable_cores", lambda: list(range(7)))
+    shares = processes.Pools(3).shares
     assert sorted(core for share in shares for core in share) == list(range(7))
     assert [len(share) for share in shares] == [3, 2, 2]
-    assert processes.Processes(9, tmp_path)._shares[7:] == [list(range(7))] * 2
+    assert processes.Pools(9).shares[7:] == [list(range(7))] * 2
 
 
-def test_one_worker_is_this_process(store):
-    assert outcomes(Settings("processes", workers=1), store, [Toy("well")]) == [{Toy("well"): None}]
-    assert {event["pid"] for event in ledger.events(store.folder)} == {os.getpid()}
+@pytest.mark.parametrize("settings", [Settings("processes", workers=1), Settings("local")])
+def test_one_worker_is_this_process(settings, folder):
+    reported = []
+    jobs = [Toy("slow"), Toy("quitter"), Toy("well")]
+    (ended,) = outcomes(settings, folder, jobs, report=lambda job, share: reported.append((job, share)))
+    assert errors(ended) == expected(jobs)
+    assert (folder / f"{Toy('well').key()}.starts").read_text().split() == [str(os.getpid())]
+    shares = [share for job, share in reported if job == Toy("slow")]
+    assert shares[0] == 0.0  # it starts; 1 is for whoever stores the result
+    assert shares[1:] == sorted(shares[1:])
+    assert all(0 < share < 1 for share in shares[1:])
 
 
 IN_A_PROCESS = """
 import sys; sys.path.insert(0, "tests")
 from pathlib import Path
-from test_executors import FEW, MIXED, Settings, Store, expected, outcomes, runs_of
-store = Store(Path(sys.argv[1]))
-assert outcomes({settings}, store, FEW, MIXED[:1]) == [expected(FEW), expected(MIXED[:1])]
-assert set(runs_of(store)["finished"].values()) == {{1}}
+from test_executors import FEW, MIXED, Settings, Toy, errors, expected, outcomes, starts_of
+folder = Path(sys.argv[1])
+first, second = outcomes({settings}, folder, FEW, MIXED[:1])
+assert errors(first) == expected(FEW), errors(first)
+assert errors(second) == expected(MIXED[:1]), errors(second)
+assert [starts_of(folder, job) for job in FEW] == [1, 2, 1]
 """
 
 
-def in_a_process(settings, store):
+def in_a_process(settings, folder):
     """Away from the strictness of the tests about warnings, which are other libraries'."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(ROOT / "tests")
-    command = [sys.executable, "-c", IN_A_PROCESS.format(settings=settings), store.folder]
+    command = [sys.executable, "-c", IN_A_PROCESS.format(settings=settings), folder]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="needs the extra ray, which takes minutes to download")
-def test_ray(store):
-    in_a_process(Settings("ray", workers=2), store)
+def test_ray(folder):
+    in_a_process(Settings("ray", workers=2), folder)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("submitit"), reason="needs the extra slurm")
-def test_submitit(store):
-    in_a_process(Settings("slurm", workers=2, cluster="local"), store)
-    assert not list((store.folder.parent / "slurm").glob("*.pkl"))
+def test_submitit(folder):
+    in_a_process(Settings("slurm", workers=2, cluster="local"), folder)
+    assert not list((folder.parent / "slurm").glob("*.pkl"))
+    assert not (folder.parent / "slurm" / "tasks.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -113,10 +126,10 @@ def test_submitit(store):
         (Settings("slurm"), "submitit", r"--executor slurm needs submitit; pip install 'isouq\[slurm\]'"),
     ],
 )
-def test_a_missing_extra_is_named(settings, gone, message, store, monkeypatch):
+def test_a_missing_extra_is_named(settings, gone, message, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, gone, None)
     with pytest.raises(RunError, match=message):
-        outcomes(settings, store, [])
+        outcomes(settings, folder, [])
 
 
 @pytest.mark.skipif(not find_spec("submitit"), reason="needs the extra slurm")
@@ -127,10 +140,10 @@ def test_a_missing_extra_is_named(settings, gone, message, store, monkeypatch):
         (Settings("slurm", gpus=0.5, cluster="local"), "gpus=0.5: SLURM gives whole GPUs"),
     ],
 )
-def test_what_slurm_cannot_do_is_said(settings, message, store, monkeypatch):
+def test_what_slurm_cannot_do_is_said(settings, message, folder, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RunError, match=message):
-        outcomes(settings, store, [])
+        outcomes(settings, folder, [])
 
 
 @pytest.mark.parametrize(

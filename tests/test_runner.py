@@ -1,32 +1,39 @@
-"""Claims, the store's other files, several runs in one folder, and what `status` tells of them."""
+"""The loop, its store and its lock, whatever kills them, and what `status` says of a run."""
 
-import dataclasses
 import io
 import json
 import os
+import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from doomed import Toy
-from experiments.run.runner import run_cells
-from experiments.run.work import MAX_DEATHS, work
+from doomed import Toy, starts_of
 from rich.console import Console
 
 from experiments.answers.study import QaCell
 from experiments.domains.study import DomainCell
-from experiments.run import clock, ledger, locks, status
+from experiments.run import clock, status
 from experiments.run.errors import RunError
-from experiments.run.executors import Settings
-from experiments.run.plan import Plan, Planned, read, write
+from experiments.run.executors.settings import Settings
+from experiments.run.job import Outcome
+from experiments.run.lock import holder, lock
+from experiments.run.loop import finished_results, run_jobs
+from experiments.run.plan import Plan, PlannedJob, read_plans, write_plan
+from experiments.run.progress import reporter
 from experiments.run.store import Store
+from experiments.run.worker import execute
 from experiments.synthetic.study import Cell
 
 ROOT = Path(__file__).parents[1]
+JOBS = 8  # of the driver in doomed.py
 
 
 @pytest.fixture
@@ -39,86 +46,12 @@ def quiet():
     return Console(file=io.StringIO(), soft_wrap=True, highlight=False)
 
 
-def run_locally(cells, out):
-    return run_cells(cells, out, Settings("local"), quiet())
+def run_locally(jobs, out):
+    return run_jobs(jobs, out, Settings("local"), quiet())
 
 
-# claims
-
-
-def dead_holder(path, checkpoint=None):
-    """A process that claims, and is killed."""
-    code = (
-        "import sys, time; from pathlib import Path; from experiments.run import locks\n"
-        f"claim = locks.claim(Path({str(path)!r}), 'x', {checkpoint and Path(checkpoint)!r})\n"
-        "print(claim.holder.deaths, flush=True); time.sleep(600)"
-    ).replace("PosixPath", "Path")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    deaths = int(process.stdout.readline())
-    assert locks.holder(path).pid == process.pid
-    assert locks.claim(path, "y") is None
-    process.kill()
-    process.communicate()
-    return deaths
-
-
-def test_a_claim_is_one_process_s_and_its_file_goes_with_it(tmp_path):
-    path = tmp_path / "a.lock"
-    with locks.claim(path, "first") as claim:
-        assert locks.claim(path, "second") is None
-        assert locks.holder(path) == claim.holder
-        assert claim.holder.label == "first"
-    assert not path.exists()
-    assert locks.holder(path) is None
-    claim.release()  # twice does nothing: the number of the descriptor may be another file's by now
-    locks.claim(path, "second").release()
-
-
-def test_the_death_of_a_process_frees_its_claim_and_is_counted(tmp_path):
-    path, checkpoint = tmp_path / "a.lock", tmp_path / "a.part.npz"
-    assert dead_holder(path, checkpoint) == 0
-    assert path.exists()
-    assert locks.holder(path) is None
-    assert dead_holder(path, checkpoint) == 1
-    locks.claim(path, "z", checkpoint).leave()  # a look alone is no death
-    with locks.claim(path, "z", checkpoint) as claim:
-        assert claim.holder.deaths == 2
-        claim.leave()
-    assert path.exists()
-    checkpoint.write_bytes(b"further")  # it got on before it died
-    with locks.claim(path, "z", checkpoint) as claim:
-        assert claim.holder.deaths == 0
-
-
-def test_a_claim_cut_off_as_it_was_made_means_nothing(tmp_path):
-    path = tmp_path / "a.lock"
-    for text in ("", '{"label": "x"', "[]"):
-        path.write_text(text)
-        with locks.claim(path, "x") as claim:
-            assert claim.holder.deaths == 0
-
-
-def test_whoever_waits_gets_a_claim_that_has_a_name(tmp_path):
-    """The holder unlinks the file that the other waits on: it must not take that one for the claim."""
-    path = tmp_path / "a.lock"
-    claim = locks.claim(path, "first")
-    code = (
-        "from pathlib import Path; from experiments.run import locks\n"
-        f"path = Path({str(path)!r}); print('ready', flush=True)\n"
-        "print(locks.claim(path, 'second', wait=True).path.exists(), locks.claim(path, 'third'))"
-    )
-    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    other.stdout.readline()
-    time.sleep(0.3)
-    claim.release()
-    assert other.communicate()[0].strip() == "True None"
-
-
-def test_how_far_a_cell_is_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "NOTE_SECONDS", 0.0)
-    with locks.claim(tmp_path / "a.lock", "x") as claim:
-        claim.note(0.123456)
-        assert locks.holder(tmp_path / "a.lock").share == 0.1235
+def save(store, job, needed=None):
+    store.save(job, job.run(needed, store.checkpoint_path(job), None), None)
 
 
 # the store
@@ -130,12 +63,12 @@ def test_keys_are_those_of_the_runs_before():
     assert QaCell("m", "b", "alias", None, "d", 0, 20).key() == "1d56422923e627f3"
 
 
-def test_provenance_stands_beside_the_numbers_and_not_among_them(store):
-    cell = Toy("well", 3)
-    store.save(cell, cell.run(None, store))
-    kept = json.loads((store.folder / f"{cell.key()}.json").read_text())
-    facts = kept.pop("_provenance")
-    assert store.load(cell).numbers == kept == cell.run(None, store).numbers
+def test_provenance_stands_beside_the_numbers_and_not_among_them(tmp_path, store):
+    job = Toy("well", 3)
+    (result,) = run_locally([job], tmp_path)
+    stored = json.loads((store.folder / f"{job.key()}.json").read_text())
+    facts = stored.pop("_provenance")
+    assert store.load(job).numbers == stored == result.numbers
     assert facts["seed"] == 3
     assert facts["seconds"] == 0.1
     assert facts["gradient_evaluations"] is None
@@ -144,211 +77,311 @@ def test_provenance_stands_beside_the_numbers_and_not_among_them(store):
 
 
 def test_a_result_that_may_not_be_read_is_not_computed_again(store):
-    cell = Toy("well")
-    store.save(cell, cell.run(None, store))
-    path = store.folder / f"{cell.key()}.json"
+    save(store, Toy("well"))
+    path = store.folder / f"{Toy('well').key()}.json"
     path.chmod(0)
     user = os.geteuid()
     if user == 0:  # root may read everything
         os.seteuid(65534)
     try:
         with pytest.raises(RunError, match=rf"{path}: Permission denied; ask its owner"):
-            store.load(cell)
+            store.load(Toy("well"))
     finally:
         os.seteuid(user)
 
 
-def test_a_cell_of_before_is_read(store):
+def test_a_result_of_the_first_versions_is_read(store):
     (store.folder / f"{Toy('old').key()}.json").write_text('{"seed": 1}')
     np.savez(store.folder / f"{Toy('old').key()}.npz", x=np.ones(2))
     assert store.load(Toy("old")).numbers == {"seed": 1}
 
 
-def test_what_belongs_to_an_unfinished_cell_goes_when_it_is_saved(store):
-    cell = Toy("well")
-    store.checkpoint_path(cell).write_bytes(b"half")
-    store.fail(cell, "no luck")
-    assert store.ended(cell) == (True, "no luck")
-    store.save(cell, cell.run(None, store))
-    assert sorted(path.name for path in store.folder.iterdir()) == ["log.jsonl", "well0reference.json",
-                                                                    "well0reference.npz"]  # fmt: skip
-    assert store.ended(cell) == (True, None)
+def test_what_belongs_to_an_unfinished_job_goes_when_it_is_saved(store):
+    job = Toy("well")
+    store.checkpoint_path(job).write_bytes(b"half")
+    store.save_failure(job, Outcome(error="no luck"))
+    save(store, job)
+    assert {path.suffix for path in store.folder.iterdir()} == {".json", ".npz", ".starts"}
 
 
-def test_a_sweep_takes_what_the_dead_left_and_nothing_else(store):
-    mine, other, done = (store.folder / f"{Toy(name).key()}" for name in ("mine", "other", "done"))
-    store.save(Toy("done"), Toy("done").run(None, store))
-    for path in (mine, other, done):
+def test_clearing_takes_what_the_dead_left_and_nothing_else(store):
+    under_way, done = (store.folder / Toy(name).key() for name in ("well", "done"))
+    save(store, Toy("done"))
+    for path in (under_way, done):
         path.with_suffix(".npz.host.1.tmp").write_bytes(b"x")
         path.with_suffix(".part.npz").write_bytes(b"x")
-    other.with_suffix(".lock").write_text("")
-    with store.claim(Toy("mine")):
-        store.sweep()
-        left = {path.name.partition(".")[2] for path in store.folder.glob("mine*")}
-        assert left == {"lock", "npz.host.1.tmp", "part.npz"}
-    assert {path.name.partition(".")[2] for path in store.folder.glob("other*")} == {"part.npz"}
-    assert {path.name.partition(".")[2] for path in store.folder.glob("done*")} == {"json", "npz"}
+    store.clear([])
+    assert {path.name.partition(".")[2] for path in store.folder.glob("well*")} == {"part.npz"}
+    assert {path.name.partition(".")[2] for path in store.folder.glob("done*")} == {"json", "npz", "starts"}
 
 
-def test_a_damaged_cell_is_taken_away_before_it_is_run_again(store):
-    cells = [Toy("well", seed) for seed in range(2)]
-    for cell in cells:
-        store.save(cell, cell.run(None, store))
-    path = store.folder / f"{cells[0].key()}.npz"
-    path.write_bytes(path.read_bytes()[:-20])
-    store.fail(Toy("sick"), "no luck")
-    store.retry([*cells, Toy("sick")])
-    assert [store.ended(cell)[0] for cell in (*cells, Toy("sick"))] == [False, True, False]
-
-
-def test_the_files_of_another_cell_are_not_taken(store):
-    store.save(Toy("well"), Toy("well").run(None, store))
+def test_the_files_of_another_job_are_not_taken(store):
+    save(store, Toy("well"))
     for suffix in ("json", "npz"):
         shutil.copy(store.folder / f"{Toy('well').key()}.{suffix}", store.folder / f"{Toy('other').key()}.{suffix}")
     assert store.load(Toy("well"))
     assert store.load(Toy("other")) is None
 
 
-# work
+# the loop
 
 
-def test_the_third_death_is_a_failure(store):
-    path = store.folder / f"{Toy('well').key()}.lock"
-    holder = locks.Holder("x", "host", 1, 0.0, deaths=MAX_DEATHS - 1)
-    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(holder, deaths=0))))
-    assert list(work([Toy("well")], store, lost=False)) == []  # left to whoever takes lost ones
-    path.write_text(json.dumps(dataclasses.asdict(holder)))
-    reason = "its worker died 3 times (killed, or out of memory)"
-    assert list(work([Toy("well")], store)) == [(Toy("well"), reason)]
-    assert ledger.failure(store.folder, Toy("well").key()) == reason
-    assert not path.exists()
+def test_a_job_reads_the_result_that_it_needs(tmp_path):
+    first, second = run_locally([Toy("well", 1, "after"), Toy("well", 1)], tmp_path)
+    assert first.numbers["read"] == second.numbers
 
 
-def test_a_cell_that_another_is_at_is_passed_over_or_waited_for(store):
-    cells = [Toy("well", seed) for seed in range(3)]
-    claim = store.claim(cells[0])
-    assert [cell.seed for cell, _ in work(cells, store)] == [1, 2]
-    waiting = work(cells, store, wait=True)
-    assert [next(waiting).cell.seed for _ in range(2)] == [1, 2]
-    store.save(cells[0], cells[0].run(None, store))
-    claim.release()
-    assert next(waiting) == (cells[0], None)
-    started = [event["key"] for event in ledger.events(store.folder) if event["event"] == "started"]
-    assert started == [cell.key() for cell in cells[1:]]
+def test_a_damaged_result_is_computed_again_and_what_reads_it_is_not(tmp_path, store):
+    jobs = [Toy("well", seed, "after") for seed in range(2)]
+    run_locally(jobs, tmp_path)
+    for job in (jobs[0].needs(), jobs[1]):
+        path = store.folder / f"{job.key()}.npz"
+        path.write_bytes(path.read_bytes()[:-20])
+    run_locally(jobs, tmp_path)  # the second job alone is missing, and what it needs is whole
+    assert [starts_of(store.folder, job) for job in (*jobs, *(job.needs() for job in jobs))] == [1, 2, 1, 1]
+    (store.folder / f"{jobs[0].key()}.json").unlink()
+    run_locally(jobs, tmp_path)
+    assert [starts_of(store.folder, job) for job in (*jobs, *(job.needs() for job in jobs))] == [2, 2, 2, 1]
 
 
-def test_a_failure_is_kept_with_its_place_in_the_code(tmp_path):
-    with pytest.raises(RunError, match="3 of 4 cells failed"):
-        run_locally([Toy("sick"), Toy("astray"), Toy("quitter"), Toy("well")], tmp_path)
-    kept = json.loads((tmp_path / "cells" / f"{Toy('sick').key()}.failed").read_text())
-    assert kept["reason"] == "ValueError: feels unwell"
-    assert "doomed.py" in kept["traceback"]
+def test_a_failure_is_recorded_with_its_place_in_the_code_and_tried_again(tmp_path, store):
+    jobs = [Toy("sick"), Toy("astray"), Toy("quitter"), Toy("well"), Toy("sick", 0, "after")]
+    with pytest.raises(RunError) as raised:
+        run_locally(jobs, tmp_path)
+    assert str(raised.value).splitlines() == [
+        "4 of 5 jobs failed; the same command runs only them again:",
+        "  sick 0: ValueError: feels unwell",
+        "  astray 0: FileNotFoundError: [Errno 2] No such file: '/weights.bin'",
+        "  quitter 0: SystemExit: enough",
+        "  sick 0: the job that it needs failed: ValueError: feels unwell",
+    ]
+    record = json.loads((store.folder / f"{Toy('sick').key()}.failed").read_text())
+    assert record["reason"] == "ValueError: feels unwell"
+    assert "doomed.py" in record["traceback"]
+    with pytest.raises(RunError, match="4 of 5 jobs failed"):
+        run_locally(jobs, tmp_path)
+    assert [starts_of(store.folder, job) for job in jobs] == [2, 2, 2, 1, 0]
+    assert list(finished_results(jobs, tmp_path)) == [Toy("well")]
 
 
-DRIVER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-from doomed import Toy
-from rich.console import Console
-from experiments.run.executors import Settings
-from experiments.run.runner import run_cells
-print("ready", flush=True)
-sys.stdin.readline()
-cells = [Toy("slow", seed) for seed in range(4)] + [Toy("slow", seed, "after") for seed in range(4)]
-results = run_cells(cells, Path(sys.argv[1]), Settings("local"), Console(stderr=True))
-print([result.numbers["seed"] for result in results])
-"""
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
+    error = execute(tmp_path / "elsewhere", Toy("well")).error
+    assert error == f"a worker does not see {tmp_path}/elsewhere; give an --out that all machines share"
 
 
-@pytest.mark.slow
-def test_two_drivers_share_a_folder_and_neither_does_what_the_other_did(tmp_path):
-    """One is killed on the way; the other takes over what it was at, and its share."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    drivers = [subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path], cwd=ROOT, **pipes) for _ in range(2)]
-    for driver in drivers:
-        assert driver.stdout.readline() == "ready\n"
-    for driver in drivers:
-        driver.stdin.write("go\n")
-        driver.stdin.flush()
-    while len(list((tmp_path / "cells").glob("*.json"))) < 2:
-        assert drivers[0].poll() is None
-        time.sleep(0.05)
-    drivers[1].kill()
-    drivers[1].communicate()
-    assert drivers[0].communicate()[0] == "[0, 1, 2, 3, 0, 1, 2, 3]\n"
-    events = list(ledger.events(tmp_path / "cells"))
-    finished = [event["key"] for event in events if event["event"] == "finished"]
-    assert len(finished) == len(set(finished)) == 8
-    assert len({event["pid"] for event in events}) == 2
-    for at, event in enumerate(events):
-        assert event["event"] != "started" or event["key"] not in {e["key"] for e in events[:at] if "seconds" in e}
+# the lock, a full disk, a folder that is read-only, and kills
+
+
+def drive(out, executor="processes", name="slow", **options):
+    """Start the driver in doomed.py, in a session of its own."""
+    command = [sys.executable, ROOT / "tests" / "doomed.py", out, executor, "2", name]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True, **options)  # fmt: skip
+
+
+def finish(driver):
+    """Wait for a driver that is to end well."""
+    errors = driver.communicate(timeout=120)[1]
+    assert driver.returncode == 0, errors
+
+
+def contents(out):
+    """The bytes of all arrays and the numbers of all jobs."""
+    cells = Path(out) / "cells"
+    numbers = {path.name: json.loads(path.read_text()) for path in cells.glob("*.json")}
+    for one in numbers.values():
+        one.pop("_provenance")
+    return numbers, {path.name: path.read_bytes() for path in cells.glob("*.npz")}
+
+
+def wait_for(condition, seconds=60.0):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not come to that"
+        time.sleep(0.02)
+
+
+def running(out, name):
+    """The processes that a job was started in."""
+    return {int(pid) for path in (out / "cells").glob(f"{name}*.starts") for pid in path.read_text().split()}
+
+
+def alive(process):
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory):
+    """What the driver in doomed.py makes of slow jobs when nothing disturbs it."""
+    out = tmp_path_factory.mktemp("peace")
+    run_locally([Toy("slow", seed, "after") for seed in range(4)], out)
+    return contents(out)
+
+
+def test_a_second_driver_gets_one_line_and_disturbs_nothing(tmp_path, peace):
+    first = drive(tmp_path)
+    wait_for(lambda: running(tmp_path, "slow"))
+    second = drive(tmp_path)
+    errors = second.communicate(timeout=60)[1]
+    assert second.returncode == 1
+    assert errors == (
+        f"experiments: process {first.pid} on {os.uname().nodename} is at work in {tmp_path}: wait until it ends "
+        f"(python -m experiments status --out {tmp_path}), stop it, or choose another --out\n"
+    )
+    finish(first)
+    assert contents(tmp_path) == peace
+    assert all(starts_of(tmp_path / "cells", Toy("slow", seed)) == 1 for seed in range(4))
+    with lock(tmp_path):  # given back
+        assert holder(tmp_path).process == os.getpid()
+    assert holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("victim", ["worker", "driver", "group"])
+def test_kill_9_loses_nothing_that_is_finished(tmp_path, peace, victim):
+    driver = drive(tmp_path)
+    wait_for(lambda: list((tmp_path / "cells").glob("*.json")) and len(running(tmp_path, "slow")) == 2)
+    workers = running(tmp_path, "slow")
+    whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
+    if victim == "worker":
+        os.kill(workers.pop(), signal.SIGKILL)
+        finish(driver)
+    else:
+        (os.kill if victim == "driver" else os.killpg)(driver.pid, signal.SIGKILL)
+        driver.communicate(timeout=10)
+        wait_for(lambda: not any(map(alive, workers)), 8)
+        finish(drive(tmp_path))
+    assert contents(tmp_path) == peace
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
     names = {path.name.partition(".")[2] for path in (tmp_path / "cells").iterdir()}
-    assert names == {"json", "npz", "jsonl"}
+    assert names == {"json", "npz", "starts"}
+
+
+def test_ctrl_c_ends_the_workers_and_loses_nothing_that_is_finished(tmp_path, peace):
+    driver = drive(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    wait_for(lambda: list((tmp_path / "cells").glob("*.json")) and len(running(tmp_path, "slow")) == 2)
+    os.killpg(driver.pid, signal.SIGINT)
+    errors = driver.communicate(timeout=20)[1]
+    assert errors.count("Traceback") == 1  # the driver's own; the command line says one line instead
+    assert not any(map(alive, running(tmp_path, "slow")))
+    assert holder(tmp_path) is None
+    assert 0 < len(list((tmp_path / "cells").glob("*.json"))) < JOBS
+    finish(drive(tmp_path))
+    assert contents(tmp_path) == peace
+
+
+@pytest.mark.parametrize("executor", ["local", "processes"])
+def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_path, executor):
+    run_locally([Toy("large", seed, "after") for seed in range(4)], tmp_path / "peace")
+    out = tmp_path / "full"
+    (out / "cells").mkdir(parents=True)
+    save(Store(out / "cells"), Toy("large", 3))
+    limit = 2**19  # half of what a job has to write
+    driver = drive(out, executor, "large", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    errors = driver.communicate(timeout=60)[1]
+    assert driver.returncode == 1
+    assert errors.splitlines()[-1] == (
+        f"experiments: cannot store results in {out}/cells: File too large; finished jobs are kept, make room and give "
+        "the same command again"
+    )
+    assert "Traceback" not in errors
+    assert not list((out / "cells").glob("*.tmp"))
+    assert len(contents(out)[0]) == 1
+    finish(drive(out, executor, "large"))
+    assert contents(out) == contents(tmp_path / "peace")
+    assert starts_of(out / "cells", Toy("large", 3)) == 1
+
+
+def test_a_read_only_folder_is_said_in_one_line():
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's folders are closed to other users
+        out = Path(folder)
+        out.chmod(0o555)
+        if user == 0:  # root may write everywhere
+            os.seteuid(65534)
+        try:
+            with pytest.raises(RunError, match=rf"cannot store results in {out}/cells: Permission denied; finished"):
+                run_locally([Toy("well")], out)
+        finally:
+            os.seteuid(user)
 
 
 # status
 
 
-def told(out, capsys):
+def status_of(out, capsys):
     code = status.main(["--out", str(out)])
     return code, capsys.readouterr()
 
 
-def test_status_tells_what_is_done_running_failed_and_waiting(tmp_path, store, capsys):
-    cells = [Toy("well", 0), Toy("well", 1), Toy("sick"), Toy("slow"), Toy("slow", 1)]
-    list(work(cells[:3], store))
-    write(
-        tmp_path, Plan("mine", "smoke", "python -m experiments mine", [Planned(c.key(), c.label(), 1.0) for c in cells])
-    )
-    with store.claim(Toy("slow")):
-        code, output = told(tmp_path, capsys)
+def planned(jobs):
+    return [PlannedJob(job.key(), job.label(), 1.0) for job in jobs]
+
+
+def test_status_says_what_is_done_failed_and_waiting_and_who_is_at_work(tmp_path, store, capsys):
+    jobs = [Toy("well", 0), Toy("well", 1), Toy("sick"), Toy("slow"), Toy("slow", 1)]
+    with pytest.raises(RunError):
+        run_locally(jobs[:3], tmp_path)
+    write_plan(tmp_path, Plan("rings", "smoke", "python -m experiments rings", planned(jobs)))
+    with lock(tmp_path), reporter(jobs[3:], quiet(), tmp_path) as report:
+        report(jobs[3], 0.0)
+        code, output = status_of(tmp_path, capsys)
     assert code == 0
     lines = output.out.splitlines()
-    assert lines[0].startswith("mine, preset smoke: 2 of 5 cells done, 1 running, 1 failed, 1 waiting, about 0 s left")
-    assert lines[1].startswith("  running: slow 0, for ")
-    assert lines[1].endswith(f", process {os.getpid()} on {os.uname().nodename}")
-    assert lines[2:] == ["  failed: sick 0: ValueError: feels unwell"]
-    before = sorted((path.name, path.stat().st_mtime_ns) for path in store.folder.iterdir())
-    code, output = told(tmp_path, capsys)
-    assert "1 failed, 2 waiting, nothing runs; to go on: python -m experiments mine" in output.out
-    assert sorted((path.name, path.stat().st_mtime_ns) for path in store.folder.iterdir()) == before
+    assert lines[:2] == [
+        "rings, preset smoke: 2 of 5 jobs done, 1 failed, 2 to do",
+        "  failed: sick 0: ValueError: feels unwell",
+    ]
+    assert re.fullmatch(rf"process {os.getpid()} on {os.uname().nodename} is at work for \d s", lines[2])
+    assert re.fullmatch(r"  running: slow 0, for \d s", lines[3])
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    code, output = status_of(tmp_path, capsys)
+    assert output.out.startswith(f"{lines[0]}, nothing runs; to go on: python -m experiments rings\n")
+    assert len(output.out.splitlines()) == 2
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
-def test_the_time_left_is_measured(store):
-    plan = Plan("x", "", "", [Planned(key, key, weight) for key, weight in (("a", 1.0), ("b", 4.0), ("c", 2.0))])
-    names = ledger.Names({"a"}, set(), {"b"})
-    with locks.claim(store.folder / "b.lock", "b"):
-        found = status.state(plan, store.folder, names, {"a": (10.0, 1.0)})
-    assert found.left == 60.0  # six times the weight of what took ten seconds
+def test_status_says_the_time_left(tmp_path, capsys):
+    write_plan(tmp_path, Plan("rings", "smoke", "again", planned([Toy("well"), Toy("slow")])))
+    with lock(tmp_path), reporter([Toy("well"), Toy("slow")], quiet(), tmp_path) as report:
+        report(Toy("well"), 1.0)
+        (tmp_path / status.FILE).write_text(json.dumps({"left": 300.0, "written": time.time() - 60, "running": []}))
+        assert status_of(tmp_path, capsys)[1].out.endswith(", about 4 min left\n")
+        (tmp_path / status.FILE).write_text("")  # while it is written on a file system that is not atomic
+        assert status_of(tmp_path, capsys)[1].out.endswith(" s\n")
 
 
 def test_a_run_leaves_a_plan(tmp_path):
-    cells = [Toy("well", 0, "after"), Toy("well", 1)]
-    run_cells(cells, tmp_path, Settings("local"), quiet(), Plan("mine", "smoke", "again", []))
-    (plan,) = read(tmp_path)
-    assert plan[:3] == ("mine", "smoke", "again")
-    assert [cell.key for cell in plan.cells] == ["well0reference", "well1reference", "well0after"]
+    jobs = [Toy("well", 0, "after"), Toy("well", 1)]
+    run_jobs(jobs, tmp_path, Settings("local"), quiet(), Plan("rings", "smoke", "again", []))
+    (plan,) = read_plans(tmp_path)
+    assert plan[:3] == ("rings", "smoke", "again")
+    assert [job.key for job in plan.jobs] == ["well0reference", "well0after", "well1reference"]
+    path = tmp_path / "plans" / "rings.json"
+    path.write_text(path.read_text().replace('"jobs"', '"cells"'))  # as earlier versions wrote it
+    assert list(read_plans(tmp_path)) == [plan]
 
 
 def test_status_of_a_folder_without_a_plan(tmp_path, capsys):
-    assert told(tmp_path, capsys)[0] == 1
+    assert status_of(tmp_path, capsys)[0] == 1
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "x.json").write_text("{")
-    code, output = told(tmp_path, capsys)
+    code, output = status_of(tmp_path, capsys)
     assert code == 1
     assert output.err.startswith(f"experiments: {tmp_path}/plans/x.json is no plan of a run")
 
 
-def test_ten_thousand_finished_cells_are_listed_quickly(tmp_path, store, capsys):
+def test_ten_thousand_finished_jobs_are_listed_quickly(tmp_path, store, capsys):
     for i in range(10_000):
         for suffix in ("json", "npz"):
             os.close(os.open(store.folder / f"{i:016x}.{suffix}", os.O_CREAT | os.O_WRONLY))
-    line = '{"event": "finished", "key": "%016x", "seconds": 3.5, "weight": 2.0}\n'
-    (store.folder / ledger.LOG).write_text("".join(line % i for i in range(10_000)) + '{"event": "fini')
-    write(tmp_path, Plan("mine", "paper", "again", [Planned(f"{i:016x}", f"cell {i}", 2.0) for i in range(10_000)]))
+    jobs = [PlannedJob(f"{i:016x}", f"job {i}", 2.0) for i in range(10_000)]
+    write_plan(tmp_path, Plan("rings", "paper", "again", jobs))
     started = time.process_time()
-    assert told(tmp_path, capsys)[1].out.startswith("mine, preset paper: 10000 of 10000 cells done")
+    assert status_of(tmp_path, capsys)[1].out.startswith("rings, preset paper: 10000 of 10000 jobs done")
     assert time.process_time() - started < 2
 
 
