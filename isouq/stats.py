@@ -1,5 +1,6 @@
 """Statistics of the study: correlations, intervals over seeds, AUROC, paired tests. NumPy and SciPy only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,27 @@ def bootstrap_mean(values: Any, *, level: float = 0.95, resamples: int = 10_000,
 def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     rows = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
     return values[rows].mean(axis=1)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., Any], *samples: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> Float[np.ndarray, "2 ..."]:
+    """Return the two ends of the bootstrap 95 % interval of `statistic(*samples)`, a number or an array.
+
+    The rows of each sample are drawn anew with replacement, apart from those of the other samples. A resample where the
+    statistic is NaN is left out. Cost: the statistic `resamples` times. Source: Efron (1979), the percentile interval.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw() -> list[np.ndarray]:
+        return [sample[rng.integers(len(sample), size=len(sample))] for sample in samples]
+
+    return percentile_interval([statistic(*draw()) for _ in range(resamples)])
+
+
+def percentile_interval(resampled: Any) -> Float[np.ndarray, "2 ..."]:
+    """Return the 2.5 % and the 97.5 % quantile of resampled values along the first axis; NaN values are left out."""
+    return np.nanquantile(np.asarray(resampled, np.float64), [0.025, 0.975], axis=0)
 
 
 def paired_bootstrap(a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0) -> tuple[Interval, float]:

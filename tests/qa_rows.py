@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import norm
 
-from experiments.answers.numbers.table import FEATURES, PASSES, SCORES
+from experiments.answers.numbers.scores import FEATURES, PASSES, SCORES
 
 # The AUROC that each score is built to have; every other one is at chance.
 KNOWN = {"epistemic_mean": 0.55, "aleatoric_mean": 0.60, "p_true": 0.69, "semantic_entropy": 0.55, "nll_mean": 0.65}

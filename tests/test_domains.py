@@ -13,11 +13,14 @@ from jax.flatten_util import ravel_pytree
 
 import isouq
 from experiments import command
-from experiments.domains import blocks as _blocks
-from experiments.domains import domains, texts
-from experiments.domains import numbers as _domain_numbers
-from experiments.domains import report as _domain_report
-from experiments.domains.cell import COVARIANCES, DomainCell
+from experiments.domains import inputs, presets, statistics, texts
+from experiments.domains.configuration import COVARIANCES
+from experiments.domains.measure import kronecker, memory
+from experiments.domains.measure.covariances import score
+from experiments.domains.measure.tuned import SCORED, Tuned, scored_rows
+from experiments.domains.numbers import SCORES, numbers
+from experiments.domains.report import report
+from experiments.domains.study import DomainCell
 from experiments.domains.tiny_encoder import write_tiny
 from experiments.run.errors import RunError
 from experiments.run.job import Result
@@ -100,13 +103,13 @@ def test_what_is_wrong_with_a_csv_is_said_in_one_line_with_its_number(tmp_path, 
 
 def test_a_file_that_is_not_there_and_options_of_other_experiments(tmp_path, capsys):
     with pytest.raises(RunError, match=r"none.csv does not exist; expected a CSV"):
-        domains.cells("smoke", data=str(tmp_path / "none.csv"))
+        presets.jobs("smoke", data=str(tmp_path / "none.csv"))
     with pytest.raises(RunError, match="is no file; expected a CSV"):
-        domains.cells("smoke", data=str(tmp_path))
+        presets.jobs("smoke", data=str(tmp_path))
     with pytest.raises(RunError, match="does not exist"):
-        domains.cells("smoke", encoder=str(tmp_path / "none"))
+        presets.jobs("smoke", encoder=str(tmp_path / "none"))
     with pytest.raises(RunError, match=r"has no config.json; expected a folder"):
-        domains.cells("smoke", encoder=str(tmp_path))
+        presets.jobs("smoke", encoder=str(tmp_path))
     for arguments in (["maps", "--data", "x.csv"], ["all", "--encoder", "tiny"], ["domains", "--widths", "2"]):
         with pytest.raises(SystemExit):
             command.main([*arguments, "--out", str(tmp_path)])
@@ -141,18 +144,18 @@ def test_a_folders_encoder_is_known_by_what_it_holds_and_a_lost_file_is_said(tmp
     folder.mkdir()
     write_tiny(folder)
     own = written(tmp_path, table())
-    first = domains.cells("smoke", data=str(own), encoder=str(folder))[0]
-    assert first == domains.cells("smoke", data=str(own), encoder=str(folder))[0]
+    first = presets.jobs("smoke", data=str(own), encoder=str(folder))[0]
+    assert first == presets.jobs("smoke", data=str(own), encoder=str(folder))[0]
     assert first.row()["encoder"] == "own"
     assert first.row()["data"] == "own.csv"
     write_tiny(folder, seed=1)
     with pytest.raises(ValueError, match="has changed since the run began"):
-        domains.run(first.reference())
-    second = domains.cells("smoke", data=str(own), encoder=str(folder))[0]
+        first.reference().run()
+    second = presets.jobs("smoke", data=str(own), encoder=str(folder))[0]
     assert first.key() != second.key()
     own.unlink()
     with pytest.raises(ValueError, match=r"own.csv does not exist"):  # no OSError, which would be the store's
-        domains.run(second.reference())
+        second.reference().run()
 
 
 @pytest.mark.parametrize("counts", [(1312, 1346), (60, 60), (12, 40), (5000, 2000)])
@@ -171,9 +174,9 @@ def test_parts_are_disjoint_balanced_and_drawn_from_the_seed(counts):
         assert len(split.science) == len(split.sports) == 1000
     np.testing.assert_array_equal(split.test, texts.split(labels, 3).test)
     assert not np.array_equal(split.test, texts.split(labels, 4).test)
-    judged = domains.judged(split)
-    assert len(set(judged.tolist())) == len(judged) <= domains.JUDGED
-    assert not set(judged.tolist()) & set(np.concatenate([split.train, split.validation]).tolist())
+    scored = scored_rows(split)
+    assert len(set(scored.tolist())) == len(scored) <= SCORED
+    assert not set(scored.tolist()) & set(np.concatenate([split.train, split.validation]).tolist())
 
 
 # covariances against materialised gradients
@@ -204,8 +207,8 @@ def gradients(predict, params, xs):
 @pytest.mark.slow
 def test_the_quadratic_forms_are_those_of_materialised_gradients(model):
     encoder, xs, ys = model
-    params = _blocks.one_by_one(encoder.params)
-    predict = _blocks.PredictOneByOne(encoder.predict)
+    params = kronecker.separate_layers(encoder.params)
+    predict = kronecker.PredictByLayer(encoder.predict)
     logits = jax.vmap(encoder.predict, (None, 0))(encoder.params, xs)
     np.testing.assert_allclose(jax.vmap(predict, (None, 0))(params, xs), logits, atol=1e-5)
     grads, flat = gradients(predict, params, xs)
@@ -215,7 +218,7 @@ def test_the_quadratic_forms_are_those_of_materialised_gradients(model):
         return  # the same code from here on
 
     log_density = LogDensity.of(predict, params, xs, ys, "binary", sigma=3.0)
-    covariance = _blocks.kronecker(log_density, params, "ggn", 1)
+    covariance = kronecker.kronecker(log_density, params, "ggn", 1)
     got = isouq.uncertainty(predict, params, xs, "binary", covariance=covariance).epistemic
     np.testing.assert_allclose(got, covariance.quadratic(grads), rtol=1e-4)
     assert np.all(got < 9 * epistemic)  # the data narrow the prior
@@ -235,9 +238,9 @@ def test_the_quadratic_forms_are_those_of_materialised_gradients(model):
 
 def test_kfac_keeps_the_diagonal_of_tables_and_vectors(model):
     encoder, _, _ = model
-    params = _blocks.one_by_one(encoder.params)
+    params = kronecker.separate_layers(encoder.params)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    kept = dict(zip(names, _blocks.keep_diagonal(params), strict=True))
+    kept = dict(zip(names, kronecker.keep_diagonal(params), strict=True))
     assert all(kept[name] == ("embedding" in name or not name.endswith("['kernel']")) for name in kept)
     assert sum(not other for other in kept.values()) == 2 * 6 + 1  # six matrices a layer, and the head
 
@@ -246,18 +249,18 @@ def test_kfac_keeps_the_diagonal_of_tables_and_vectors(model):
 def head():
     """A cell and its reference, which those of all covariances share."""
     cell = DomainCell("tiny", None, texts.load_texts(None).digest, "head", 0, COVARIANCES[0], 10, 0.5, max_length=12)
-    return cell, domains.run(cell.reference())
+    return cell, cell.reference().run()
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_a_cells_score_is_its_formula_on_the_last_layer(head, covariance):
     cell, kept = replace(head[0], covariance=covariance), head[1]
     assert cell.reference() == head[0].reference()
-    corpus = texts.corpus("tiny", None, cell.digest, 12)
-    tuned = domains.Tuned.of(cell, corpus, kept)
+    corpus = inputs.read_corpus("tiny", None, cell.digest, 12)
+    tuned = Tuned.of(cell, corpus, kept)
     rows = tuned.split.test
     proxies = tuned.split.sports[:10]
-    got = np.exp(domains.score(cell, tuned, proxies, rows))
+    got = np.exp(score(cell, tuned, proxies, rows))
     features = np.column_stack([np.ones(len(corpus.labels)), tuned.features]).astype(np.float64)
     flat = np.asarray(ravel_pytree(tuned.head)[0], np.float64)  # bias, kernel
     p = 1 / (1 + np.exp(-features @ flat))
@@ -285,39 +288,37 @@ def test_the_area_is_over_a_half_where_each_proxy_lowers_its_own_domain():
     identity = rng.normal(size=80)
     own = np.where(labels == 0, -1.0, 1.0)
     a, b = identity - 2 + 0.5 * own + 0.1 * rng.normal(size=80), identity - 2 - 0.5 * own
-    numbers = _domain_numbers.compare(identity, a, b, labels)
-    assert numbers["auroc"] > 0.95
-    assert numbers["auroc_low"] <= numbers["auroc"] <= numbers["auroc_high"]
-    assert numbers["log_ratio_science"] < 0 < numbers["log_ratio_sports"]
-    assert numbers["sign_change"]
-    assert numbers["lowered_a"] > 0
-    assert numbers["lowered_b"] > 0
-    assert numbers["right_sign"] > 0.95
-    assert numbers["identity_auroc_low"] < 0.5 < numbers["identity_auroc_high"]
-    turned = _domain_numbers.compare(identity, b, a, labels)
-    assert turned["auroc"] == pytest.approx(1 - numbers["auroc"])
+    row = statistics.compare_domains(identity, a, b, labels)
+    assert row["auroc"] > 0.95
+    assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
+    assert row["log_ratio_science"] < 0 < row["log_ratio_sports"]
+    assert row["sign_change"]
+    assert row["lowered_a"] > 0
+    assert row["lowered_b"] > 0
+    assert row["right_sign"] > 0.95
+    assert row["identity_auroc"] == pytest.approx(0.5, abs=0.15)
+    turned = statistics.compare_domains(identity, b, a, labels)
+    assert turned["auroc"] == pytest.approx(1 - row["auroc"])
     assert not turned["sign_change"]
     assert turned["lowered_a"] < 0
 
 
 def test_risk_against_coverage():
     wrong = np.array([0, 0, 1, 1])
-    np.testing.assert_allclose(_domain_numbers.risks(np.array([1.0, 2, 3, 4]), wrong), [0, 0, 1 / 3, 1 / 2])
-    np.testing.assert_allclose(_domain_numbers.risks(np.ones(4), wrong), np.full(4, 0.5))  # ties: no order
-    numbers = _domain_numbers.rejection_numbers("s", np.array([1.0, 2, 3, 4] * 10), np.tile(wrong, 10))
-    assert numbers["s_auroc"] == 1
-    assert numbers["s_aurc_low"] <= numbers["s_aurc"] <= numbers["s_aurc_high"]
-    assert numbers["s_accuracy_80"] == pytest.approx(20 / 32)
-    assert "s_auroc" not in _domain_numbers.rejection_numbers("s", np.arange(4.0), np.zeros(4))
+    np.testing.assert_allclose(statistics.risks(np.array([1.0, 2, 3, 4]), wrong), [0, 0, 1 / 3, 1 / 2])
+    np.testing.assert_allclose(statistics.risks(np.ones(4), wrong), np.full(4, 0.5))  # ties: no order
+    risk = statistics.risks(np.array([1.0, 2, 3, 4] * 10), np.tile(wrong, 10))
+    assert statistics.coverage_accuracy(risk, 0.8) == pytest.approx(20 / 32)
+    assert statistics.coverage_accuracy(risk, 1.0) == 0.5
 
 
 def test_wilsons_interval():
-    low, high = _domain_numbers.wilson(98, 100)
+    low, high = statistics.wilson(98, 100)
     assert (low, high) == pytest.approx((0.930, 0.9945), abs=1e-3)
 
 
 def test_the_report_says_what_a_claim_lacks_and_dashes_where_nothing_is_wrong(monkeypatch):
-    monkeypatch.setattr(_domain_numbers, "RESAMPLES", 5)
+    monkeypatch.setattr(statistics, "RESAMPLES", 5)
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 20)
     ratio = np.where(labels == 0, -1.0, 1.0)
@@ -327,19 +328,19 @@ def test_the_report_says_what_a_claim_lacks_and_dashes_where_nothing_is_wrong(mo
     def one(seed, accuracy):
         logs = {"identity": rng.normal(size=40)}
         logs |= {"a": logs["identity"] + ratio, "b": logs["identity"] - ratio}
-        numbers = {**facts, "seed": seed, "accepted": accuracy >= 0.97, "accuracy": accuracy}
+        row = {**facts, "seed": seed, "accepted": accuracy >= 0.97, "accuracy": accuracy}
         of = {"study": "domains", "covariance": "ggn_dense", "proxies": 8, "scope": "last layer", "compared": 40}
-        compared = _domain_numbers.compare(*logs.values(), labels)
-        kept = {f"score_{name}": rng.normal(size=40) for name in _domain_report.SCORES}
+        compared = statistics.compare_domains(*logs.values(), labels)
+        kept = {f"score_{name}": rng.normal(size=40) for name in SCORES}
         rejected = {"study": "rejection", "covariance": "", "proxies": 0, "judged": 40, "errors": 0}
         return [
-            Result({**numbers, **of, **compared}, {**logs, "labels": labels}),
-            Result({**numbers, **rejected}, {**kept, "wrong": np.zeros(40)}),
+            Result({**row, **of, **compared}, {**logs, "labels": labels}),
+            Result({**row, **rejected}, {**kept, "wrong": np.zeros(40)}),
         ]
 
     def summary(*accuracies):
         results = [result for seed, accuracy in enumerate(accuracies) for result in one(seed, accuracy)]
-        return _domain_report.summarise(results, "paper").summary
+        return report(numbers(results), "paper")
 
     whole = summary(1.0, 1.0, 1.0)
     assert "is 0.97 or more: head alone, GGN, dense.\n" in whole
@@ -355,11 +356,11 @@ def test_the_report_says_what_a_claim_lacks_and_dashes_where_nothing_is_wrong(mo
 
 
 def test_cells_of_the_presets(monkeypatch):
-    monkeypatch.setattr(texts, "check_model", lambda name: f"{name}, found")
+    monkeypatch.setattr(inputs, "check_model", lambda name: f"{name}, found")
     found = texts.load_texts(None)
     large = texts.Texts([f"text {i}" for i in range(2658)], np.arange(2658) % 2, "0")
     monkeypatch.setattr(texts, "load_texts", lambda data: large)
-    paper = domains.cells("paper")
+    paper = presets.jobs("paper")
     assert len({cell.key() for cell in paper}) == len(paper)
     assert {cell.seed for cell in paper} == {0, 1, 2}
     for variant in ("whole", "head"):
@@ -367,25 +368,26 @@ def test_cells_of_the_presets(monkeypatch):
         assert counts == {50, 200, 1000}
     assert {c.covariance for c in paper if c.variant == "head" and c.study == "domains"} == set(COVARIANCES)
     assert len([cell for cell in paper if cell.study == "memory"]) == 1
-    assert all(cell.encoder == f"{domains.ENCODER}, found" for cell in paper)
+    assert all(cell.encoder == f"{inputs.ENCODER}, found" for cell in paper)
     monkeypatch.setattr(texts, "load_texts", lambda data: found)
-    assert {cell.proxies for cell in domains.cells("paper") if cell.study == "domains"} == {20}  # all that there are
-    assert {cell.variant for cell in domains.cells("quick", 1)} == {"head"}
+    assert {cell.proxies for cell in presets.jobs("paper") if cell.study == "domains"} == {20}  # all that there are
+    assert {cell.variant for cell in presets.jobs("quick", 1)} == {"head"}
 
 
 @pytest.mark.slow
 def test_the_smoke_run_end_to_end_and_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(domains, "MEMORY_FORMS", ("identity",))
-    monkeypatch.setattr(_domain_numbers, "RESAMPLES", 20)
-    few = [c for c in domains.cells("smoke") if c.variant == "head" or c.study in ("rejection", "memory")
+    monkeypatch.setattr(memory, "FORMS", ("identity",))
+    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    few = [c for c in presets.jobs("smoke") if c.variant == "head" or c.study in ("rejection", "memory")
            or c.covariance == "ggn_dense"]  # fmt: skip
-    monkeypatch.setattr(domains, "cells", lambda *_, **__: few)
+    some = command.EXPERIMENTS["domains"]._replace(jobs=lambda *_, **__: few)
+    monkeypatch.setitem(command.EXPERIMENTS, "domains", some)
     arguments = ["domains", "--preset", "smoke", "--out", str(tmp_path), "--executor", "local"]
     assert command.main(arguments) == 0
     folder = tmp_path / "domains"
     names = {path.name for path in folder.iterdir()}
     figures = {"domains_whole", "domains_head", "proxies", "rejection"}
-    assert names == {"table.csv", "summary.md", "provenance.json"} | {
+    assert names == {"table.csv", "summary.csv", "summary.md", "provenance.json"} | {
         f"{n}.{e}" for n in figures for e in ("png", "pdf")
     }
     summary = (folder / "summary.md").read_text(encoding="utf-8")
@@ -404,9 +406,9 @@ def test_the_smoke_run_end_to_end_and_again(tmp_path, capsys, monkeypatch):
     assert (folder / "summary.md").read_text(encoding="utf-8") == summary
 
     lost = next(cell for cell in few if cell.study == "domains")
-    numbers = store.load(lost).numbers
+    row = store.load(lost).numbers
     (store.folder / f"{lost.key()}.json").unlink()  # it alone is run again, from the reference that was kept
     assert command.main(arguments) == 0
     changed = {path for path, at in before.items() if path.stat().st_mtime_ns != at}
     assert {path.stem for path in changed} == {lost.key()}
-    assert {**store.load(lost).numbers, "seconds": 0} == {**numbers, "seconds": 0}
+    assert {**store.load(lost).numbers, "seconds": 0} == {**row, "seconds": 0}

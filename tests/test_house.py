@@ -146,3 +146,41 @@ def test_all_lists_names_once_and_they_exist(room):
 def test_version_is_that_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert isouq.__version__ == project["version"]
+
+
+EXPERIMENTS = ROOT / "experiments"
+
+
+STAGES = ("measure", "numbers", "report", "figures")
+ROOMS = ("synthetic", "domains", "answers")
+
+
+def stage_files():
+    """(room, stage, file) of every stage, which is a file or a folder of its room."""
+    for room in ROOMS:
+        for path in sorted((EXPERIMENTS / room).rglob("*.py")):
+            stage = path.relative_to(EXPERIMENTS / room).with_suffix("").parts[0]
+            if stage in STAGES:
+                yield pytest.param(room, stage, path, id=str(path.relative_to(EXPERIMENTS)))
+
+
+@pytest.mark.parametrize(("room", "stage", "path"), list(stage_files()))
+def test_a_stage_knows_the_stages_before_it_alone(room, stage, path):
+    later = STAGES[STAGES.index(stage) + 1 :]
+    names = own(path)
+    assert not under(names, *(f"experiments.{room}.{other}" for other in later))
+    if stage == "measure":
+        assert not under(names, "experiments.report")
+        assert not under(names, "isouq.plots")
+
+
+def test_the_experiments_import_each_other_in_no_circle_and_name_no_module_in_a_string():
+    graph = {}
+    for path in EXPERIMENTS.rglob("*.py"):
+        graph[".".join(path.relative_to(ROOT).with_suffix("").parts)] = own(path)
+        assert "import_module(" not in path.read_text(encoding="utf-8"), path
+    left = dict(graph)
+    while free := [name for name, names in left.items() if not names & left.keys() - {name}]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"

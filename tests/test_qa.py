@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 
 from experiments import command
-from experiments.answers import qa
-from experiments.answers.cell import STUDIES, QaCell
-from experiments.answers.measure import scores as _qa_scores
+from experiments.answers.inputs import Judges, load_questions, open_encoder
+from experiments.answers.measure.choices import score_choices
+from experiments.answers.measure.judgements import judge
+from experiments.answers.measure.scores import score_answers
+from experiments.answers.presets import qa
 from experiments.answers.prompts import answer_prompt
+from experiments.answers.study import STUDIES, QaCell
 from experiments.answers.tiny_model import tiny_model
+from experiments.domains.inputs import digest_of
 from experiments.run.errors import RunError
-from isouq.text import score
+from isouq.text import language_model, score
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = QaCell("tiny", "sample_trivia", "alias", None, "abc", 0, 3, samples=2, max_new_tokens=4)
@@ -55,8 +59,8 @@ def test_the_key_depends_on_all_but_where_the_questions_lie():
 
 
 def test_all_studies_of_a_block_read_the_same_answers():
-    cells = [replace(CELL, study=study, encoder="e", judges="j", entailment="n") for study in STUDIES]
-    assert {cell.reference() for cell in cells} == {CELL}
+    jobs = [replace(CELL, study=study, encoder="e", judges="j", entailment="n") for study in STUDIES]
+    assert {job.reference() for job in jobs} == {CELL}
 
 
 @pytest.mark.parametrize(
@@ -79,13 +83,13 @@ def test_blocks_hold_every_question_once():
     trivia = [cell for cell in cells if cell.benchmark == "sample_trivia"]
     assert [(cell.start, cell.count) for cell in trivia] == [(0, 20), (20, 20), (40, 5)]
     assert {cell.kind for cell in cells} == {"alias", "references"}
-    assert all(cell.study != "choices" or cell.kind == "references" for cell in qa.cells("smoke"))
+    assert all(cell.study != "choices" or cell.kind == "references" for cell in qa.jobs("smoke"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"asked": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
+        ({"questions": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
         ({"models": ["nowhere/at/all"]}, "nowhere/at/all does not exist"),
         ({"models": ["pypi:no-such"]}, "pypi:no-such"),
     ],
@@ -101,10 +105,10 @@ def test_a_local_model_is_known_by_its_files_and_shown_by_its_name(tmp_path):
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"one")
-    before = qa.texts.digest_of("d", str(model))
+    before = digest_of("d", str(model))
     (model / "model.safetensors").write_bytes(b"two")
-    assert before != qa.texts.digest_of("d", str(model)) != "d"
-    assert qa.texts.digest_of("d", "hf:a/b@1") == "d"
+    assert before != digest_of("d", str(model)) != "d"
+    assert digest_of("d", "hf:a/b@1") == "d"
     assert replace(CELL, model=str(model)).row()["model"] == "mine"
 
 
@@ -113,9 +117,9 @@ def test_a_local_model_is_known_by_its_files_and_shown_by_its_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def answered():
-    cell = replace(CELL, digest=qa.load_questions("sample_trivia").digest)
-    items = qa.load_questions("sample_trivia").items[:3]
-    return cell, items, qa.run(cell).numbers["questions"]
+    cell = replace(CELL, digest=load_questions("sample_trivia").digest)
+    items = load_questions("sample_trivia").items[:3]
+    return cell, items, cell.run().numbers["questions"]
 
 
 def test_an_answer_is_kept_with_log_p_of_every_token(answered):
@@ -133,7 +137,7 @@ def test_an_answer_is_kept_with_log_p_of_every_token(answered):
 def test_scores_are_those_of_the_library_and_of_the_full_gradient(answered):
     cell, items, questions = answered
     model = tiny_model()
-    rows = _qa_scores.scores(cell, model, items, questions, lambda share: None).numbers["questions"]
+    rows = score_answers(cell, model, items, questions, lambda share: None).numbers["questions"]
     for item, one, row in zip(items, questions, rows, strict=True):
         ids = one["greedy"]["ids"]
         prompt = answer_prompt(item.question, "alias", "few_shot")
@@ -143,7 +147,7 @@ def test_scores_are_those_of_the_library_and_of_the_full_gradient(answered):
         count = len(ids)
 
         def log_p(params, whole=whole, count=count):
-            logits = jax.nn.log_softmax(qa.language_model.module(model.config, params)(whole))
+            logits = jax.nn.log_softmax(language_model.module(model.config, params)(whole))
             at = jnp.arange(len(whole) - count, len(whole))
             return logits[at - 1, whole[at]].mean()
 
@@ -165,10 +169,9 @@ def test_an_empty_answer_has_no_score_and_no_label(answered):
     cell, items, questions = answered
     empty = [one | {"greedy": {"text": " .", "ids": [], "log_p": [], "ended": True}} for one in questions]
     nothing = lambda share: None  # noqa: E731
-    rows = _qa_scores.scores(cell, tiny_model(), items, empty, nothing).numbers["questions"]
+    rows = score_answers(cell, tiny_model(), items, empty, nothing).numbers["questions"]
     assert all("epistemic_mean" not in row for row in rows)
-    encoder = qa.open_encoder("tiny")
-    judged = _qa_scores.judged(cell, encoder, None, items, empty, nothing).numbers["questions"]
+    judged = judge(cell, Judges(open_encoder("tiny"), None), items, empty, nothing).numbers["questions"]
     assert {row["state"] for row in judged} == {"empty"}
     assert all("right" not in row for row in judged)
 
@@ -182,7 +185,7 @@ def test_an_empty_sample_weighs_nothing_where_log_p_weighs(answered):
 
     def entropies(samples):
         one = questions[0] | {"samples": samples}
-        judged = _qa_scores.judged(cell, qa.open_encoder("tiny"), None, items[:1], [one], lambda share: None)
+        judged = judge(cell, Judges(open_encoder("tiny"), None), items[:1], [one], lambda share: None)
         return {name: value for name, value in judged.numbers["questions"][0].items() if "entropy" in name}
 
     without, beside = entropies(samples), entropies([*samples, nothing])
@@ -194,11 +197,11 @@ def test_an_empty_sample_weighs_nothing_where_log_p_weighs(answered):
 
 
 def test_multiple_choice_by_the_log_probability_of_every_reference():
-    asked = qa.load_questions("sample_truthful")
+    asked = load_questions("sample_truthful")
     cell = replace(CELL, kind="references", benchmark="sample_truthful")
     item = asked.items[0]
     model = tiny_model()
-    (row,) = _qa_scores.choices(cell, model, [item], [], lambda share: None).numbers["questions"]
+    (row,) = score_choices(cell, model, [item], [], lambda share: None).numbers["questions"]
     prompt = answer_prompt(item.question, "references", "few_shot")
     found = score(model, [(prompt, f" {answer}") for answer in (*item.answers, *item.incorrect)], reduction="answer")
     p = np.exp(found.log_probability)
@@ -224,14 +227,15 @@ def whole(tmp_path_factory):
 def test_the_smoke_run_and_again(whole, capsys):
     out, printed = whole
     names = {path.name for path in printed}
-    assert {"table.csv", "summary.md", "auroc.csv", "answers.jsonl", "auroc.png", "provenance.json"} <= names
+    assert {"table.csv", "summary.csv", "summary.md", "auroc.csv", "answers.jsonl"} <= names
+    assert {"auroc.png", "provenance.json"} <= names
     rows = table(out)
     assert len(rows) == 8
     assert {row["state"] for row in rows} <= {"answered", "refused", "empty"}
     assert all("question" not in row for row in rows)  # whoever publishes a table does not publish the questions
-    told = [json.loads(line) for line in (out / "qa" / "answers.jsonl").read_text().splitlines()]
-    assert len(told) == 8
-    assert {"question", "greedy", "samples"} <= told[0].keys()
+    lines = [json.loads(line) for line in (out / "qa" / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert {"question", "greedy", "samples"} <= lines[0].keys()
     summary = (out / "qa" / "summary.md").read_text()
     assert "nan" not in summary.lower().replace("nano", "")
     before = (out / "qa" / "table.csv").read_bytes()

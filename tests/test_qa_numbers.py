@@ -2,27 +2,23 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import qa_rows
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import false_discovery_control, spearmanr
 
-from experiments.answers.numbers import analysis as _qa_analysis
-from experiments.answers.numbers import statistics as _qa_numbers
-from experiments.answers.numbers.statistics import areas, draws, fit_logistic, predict_logistic
-from experiments.answers.numbers.table import (
-    BASELINES,
-    FEATURES,
-    MAIN,
-    PASSES,
-    SCORES,
-    finite,
-    groups,
-    paper,
-    short_names,
-)
+from experiments.answers.numbers import analysis, auroc, combination
+from experiments.answers.numbers.auroc import auroc_interval, resample_counts, resampled_auroc
+from experiments.answers.numbers.combination import fit_combination
+from experiments.answers.numbers.groups import finite, group_rows, short_names
+from experiments.answers.numbers.logistic import fit_logistic, log_odds
+from experiments.answers.numbers.qa import numbers_of_rows
+from experiments.answers.numbers.scores import BASELINES, FEATURES, MAIN, PASSES, SCORES, paper
+from experiments.report.outputs import read_rows, read_summary
 from isouq import stats
 
 
@@ -33,7 +29,7 @@ def pairs_won(wrong, score):
 
 
 def one_group(n=300, **options):
-    return groups(qa_rows.rows(n=n, **options))[0]
+    return group_rows(qa_rows.rows(n=n, **options))[0]
 
 
 # logistic regression
@@ -53,7 +49,7 @@ def test_the_logistic_regression_is_the_minimum_that_scipy_finds():
     w = fit_logistic(x, y, 0.7)
     np.testing.assert_allclose(w[1:] * scale, wanted[1:], atol=1e-4)
     wanted_p = 1 / (1 + np.exp(-(wanted[0] + (x - mean) / scale @ wanted[1:])))
-    np.testing.assert_allclose(predict_logistic(w, x), wanted_p, atol=1e-5)
+    np.testing.assert_allclose(expit(log_odds(w, x)), wanted_p, atol=1e-5)
 
 
 def test_the_logistic_regression_against_scikit_learn():
@@ -62,7 +58,7 @@ def test_the_logistic_regression_against_scikit_learn():
     x, y = rng.normal(size=(200, 2)), rng.random(200) < 0.3
     z = (x - x.mean(axis=0)) / x.std(axis=0)
     wanted = linear.LogisticRegression(C=1.0, tol=1e-10).fit(z, y).predict_proba(z)[:, 1]
-    np.testing.assert_allclose(predict_logistic(fit_logistic(x, y, 1.0), x), wanted, atol=1e-5)
+    np.testing.assert_allclose(expit(log_odds(fit_logistic(x, y, 1.0), x)), wanted, atol=1e-5)
 
 
 def test_separable_classes_constant_features_and_outliers_have_finite_weights():
@@ -70,11 +66,10 @@ def test_separable_classes_constant_features_and_outliers_have_finite_weights():
     w = fit_logistic(x, np.array([0, 0, 1, 1]))
     assert np.isfinite(w).all()
     assert w[2] == 0
-    assert (np.diff(predict_logistic(w, x)) > 0).all()
+    assert (np.diff(log_odds(w, x)) > 0).all()
     far = np.r_[np.random.default_rng(0).normal(size=50), 1e6][:, None]
     w = fit_logistic(far, np.arange(51) % 2, 1e-6)
-    assert np.isfinite(predict_logistic(w, far)).all()
-    np.testing.assert_allclose(predict_logistic(np.array([0.0, 1]), np.array([[-1e4], [1e4]])), [0, 1])
+    assert np.isfinite(log_odds(w, far)).all()
 
 
 @pytest.mark.parametrize(
@@ -97,14 +92,14 @@ def test_what_cannot_be_fitted_is_said(x, y, l2, message):
 def test_the_areas_of_resamples_are_those_of_the_drawn_questions(levels):
     rng = np.random.default_rng(1)
     wrong, score = rng.random(60) < 0.7, rng.integers(levels, size=60).astype(float)
-    counts = draws(60, 20)
+    counts = resample_counts(60, 20)
     assert (counts.sum(axis=1) == 60).all()
-    found = areas(wrong, score, counts)
+    found = resampled_auroc(wrong, score, counts)
     for count, value in zip(counts, found, strict=True):
         rows = np.repeat(np.arange(60), count.astype(int))
         assert value == pytest.approx(pairs_won(wrong[rows], score[rows]))
         assert value == pytest.approx(stats.auroc(wrong[rows], score[rows]))
-    whole = areas(wrong, score, np.ones((1, 60)))[0]
+    whole = resampled_auroc(wrong, score, np.ones((1, 60)))[0]
     assert whole == pytest.approx(pairs_won(wrong, score))
 
 
@@ -112,24 +107,24 @@ def test_the_area_against_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     rng = np.random.default_rng(1)
     wrong, score = rng.random(100) < 0.7, rng.integers(9, size=100).astype(float)
-    assert _qa_numbers.area(wrong, score).mean == pytest.approx(metrics.roc_auc_score(wrong, score))
+    assert auroc_interval(wrong, score).mean == pytest.approx(metrics.roc_auc_score(wrong, score))
 
 
 def test_resamples_of_one_class_and_questions_without_the_score_are_left_out():
     wrong = np.array([True, True, True, False])
-    assert np.isnan(areas(wrong, np.arange(4.0), np.array([[2, 1, 1, 0.0]])))[0]
-    found = _qa_numbers.area(wrong, np.array([3.0, np.nan, 2, 1]))
+    assert np.isnan(resampled_auroc(wrong, np.arange(4.0), np.array([[2, 1, 1, 0.0]])))[0]
+    found = auroc_interval(wrong, np.array([3.0, np.nan, 2, 1]))
     assert (found.count, found.mean, found.low, found.high) == (3, 1.0, 1.0, 1.0)
-    assert _qa_numbers.area(wrong, np.array([3.0, 2, 1, np.nan])) is None
-    assert _qa_numbers.area(wrong, np.full(4, np.nan)) is None
-    assert _qa_numbers.area(wrong, np.ones(4)).mean == 0.5
+    assert auroc_interval(wrong, np.array([3.0, 2, 1, np.nan])) is None
+    assert auroc_interval(wrong, np.full(4, np.nan)) is None
+    assert auroc_interval(wrong, np.ones(4)).mean == 0.5
 
 
 def test_an_interval_covers_the_area_that_the_scores_are_built_to_have():
     covered = 0
     for seed in range(20):
         group = one_group(n=400, right=0.4, seed=seed)
-        found = _qa_numbers.area(group.wrong, group.scores["p_true"])
+        found = auroc_interval(group.wrong, group.scores["p_true"])
         covered += found.low <= qa_rows.KNOWN["p_true"] <= found.high
         assert found.sd == pytest.approx(0.027, abs=0.006)  # Hanley and McNeil (1982)
     assert covered >= 16
@@ -144,42 +139,42 @@ def test_the_combination_finds_a_signal_in_both_features_and_none_in_noise():
     for name in FEATURES["combined_mean"]:
         group.scores[name] = rng.normal(size=600) + 1.0 * group.wrong  # AUROC 0.76 each, 0.84 together
     group.scores["aleatoric_mean"] *= -1  # a sign that a sum would not know
-    found = _qa_numbers.learned(group, "combined_mean", runs=60)
+    found = fit_combination(group, "combined_mean", runs=60)
     assert found.interval().mean == pytest.approx(0.84, abs=0.04)
     assert found.interval().low < 0.84 < found.interval().high
     assert stats.auroc(group.wrong, found.held_out) == pytest.approx(0.84, abs=0.03)
-    noise = _qa_numbers.learned(group, "combined_first", runs=60)
+    noise = fit_combination(group, "combined_first", runs=60)
     assert noise.interval().mean == pytest.approx(0.5, abs=0.05)
 
 
 def test_no_run_scores_a_question_that_it_was_fitted_on():
     group = one_group(n=41, right=0.3)
-    found = _qa_numbers.learned(group, "combined_mean", runs=25)
-    x = _qa_numbers.features(group)
-    for odds, counts, value in zip(found.odds, found.counts, found.areas, strict=True):
+    found = fit_combination(group, "combined_mean", runs=25)
+    x = combination.features(group)
+    for odds, counts, value in zip(found.odds, found.counts, found.auroc, strict=True):
         assert counts.sum() == math.ceil((~group.wrong).sum() / 2) + math.ceil(group.wrong.sum() / 2)
         rows = np.repeat(np.arange(41), counts.astype(int))
         if 0 < group.wrong[rows].sum() < len(rows):
             assert value == pytest.approx(pairs_won(group.wrong[rows], odds[rows]))
     # a label that is random tells nothing held out, though a fit on all of it does
     wrong = np.random.default_rng(3).random(41) < 0.5
-    chance = _qa_numbers.learned(group._replace(wrong=wrong), "combined_mean", runs=200)
+    chance = fit_combination(group._replace(wrong=wrong), "combined_mean", runs=200)
     w = fit_logistic(x, wrong)
     assert stats.auroc(wrong, x @ w[1:]) > chance.interval().mean
 
 
 def test_a_combination_without_its_features_or_a_class():
     group = one_group(n=40, right=1 / 40)
-    assert _qa_numbers.learned(group, "combined_mean", 20) is None
+    assert fit_combination(group, "combined_mean", 20) is None
     del group.scores["epistemic_mean"]
-    assert _qa_numbers.learned(group, "combined_mean", 20) is None
-    assert _qa_numbers.with_learned(group)[1] == {}
+    assert fit_combination(group, "combined_mean", 20) is None
+    assert combination.add_combinations(group)[1] == {}
 
 
 def test_a_question_without_a_feature_is_in_no_run():
     group = one_group(n=60, right=0.5)
     group.scores["epistemic_mean"][7] = np.nan
-    found = _qa_numbers.learned(group, "combined_mean", runs=20)
+    found = fit_combination(group, "combined_mean", runs=20)
     assert found.counts[:, 7].sum() == 0
     assert np.isnan(found.held_out[7])
     assert np.isfinite(np.delete(found.held_out, 7)).all()
@@ -191,15 +186,15 @@ def test_a_question_without_a_feature_is_in_no_run():
 
 
 def test_paired_tests_tell_a_better_score_from_an_equal_one(monkeypatch):
-    monkeypatch.setattr(_qa_numbers, "RUNS", 50)
-    monkeypatch.setattr(_qa_numbers, "TESTS", 200)
+    monkeypatch.setattr(auroc, "RUNS", 50)
+    monkeypatch.setattr(auroc, "TESTS", 200)
     group = one_group(n=800, right=0.5)
     rng = np.random.default_rng(0)
     group.scores["epistemic_mean"] = rng.normal(size=800) + 2.0 * group.wrong
     group.scores["exgrad_mean"] = np.exp(group.scores["epistemic_mean"])  # orders alike
     group.scores["nll_mean"][:10] = np.nan
-    group, learned = _qa_numbers.with_learned(group)
-    tests = _qa_numbers.adjusted(_qa_numbers.paired(group, learned))
+    group, learned = combination.add_combinations(group)
+    tests = auroc.adjust(combination.paired_tests(group, learned))
     by = {(test["score"], test["baseline"]): test for test in tests}
     assert len(by) == 3 * len(BASELINES)
     better, equal = by["epistemic_mean", "naive_entropy"], by["epistemic_mean", "exgrad_mean"]
@@ -210,8 +205,8 @@ def test_paired_tests_tell_a_better_score_from_an_equal_one(monkeypatch):
     assert by["combined_mean", "naive_entropy"]["p"] == 1 / 200
     known = np.arange(800) >= 10
     combined = learned["combined_mean"]
-    some = combined.areas_of(group.wrong, known)
-    again = areas(group.wrong[known], combined.odds[3, known], combined.counts[3:4, known])
+    some = combined.auroc_among(group.wrong, known)
+    again = resampled_auroc(group.wrong[known], combined.odds[3, known], combined.counts[3:4, known])
     assert some[3] == pytest.approx(again[0])
     wanted = false_discovery_control([test["p"] for test in tests])
     np.testing.assert_allclose([test["adjusted"] for test in tests], wanted)
@@ -220,16 +215,17 @@ def test_paired_tests_tell_a_better_score_from_an_equal_one(monkeypatch):
 def test_the_p_value_is_that_of_a_mean_where_the_area_is_one():
     rng = np.random.default_rng(2)
     resampled = rng.normal(0.1, 0.1, size=500)
-    found = _qa_numbers.tested(resampled)
-    assert found["p"] == pytest.approx(2 * np.mean(resampled <= 0))
-    assert _qa_numbers.tested(np.ones(500))["p"] == 1 / 500
-    assert _qa_numbers.tested(np.zeros(500))["p"] == 1
+    row = auroc.difference_row(0.1, np.r_[resampled, np.nan])
+    assert row["p"] == pytest.approx(2 * np.mean(resampled <= 0))
+    assert (row["low"], row["high"]) == pytest.approx(np.quantile(resampled, [0.025, 0.975]))
+    assert auroc.difference_row(1, np.ones(500))["p"] == 1 / 500
+    assert auroc.difference_row(0, np.zeros(500))["p"] == 1
 
 
 def test_nothing_is_tested_with_few_answers_of_a_kind():
-    assert _qa_numbers.paired(one_group(n=60, right=9 / 60), {}) == []
-    assert _qa_numbers.paired(one_group(n=60, right=10 / 60), {})
-    assert _qa_numbers.adjusted([]) == []
+    assert combination.paired_tests(one_group(n=60, right=9 / 60), {}) == []
+    assert combination.paired_tests(one_group(n=60, right=10 / 60), {})
+    assert auroc.adjust([]) == []
 
 
 # questions as arrays
@@ -239,10 +235,11 @@ def test_refusals_empty_answers_and_answers_without_a_label_are_counted_apart():
     rows = qa_rows.rows(n=20, right=0.5)
     rows[0], rows[1], rows[2]["right"] = qa_rows.refused(rows[0]), qa_rows.empty(rows[1]), None
     rows += [dict(rows[5], seed=1, naive_entropy=99.0)]
-    group = groups(rows)[0]
-    assert (group.state("answered"), group.state("refused"), group.state("empty"), group.unjudged) == (18, 1, 1, 1)
+    group = group_rows(rows)[0]
+    assert [group.count_state(state) for state in ("answered", "refused", "empty")] == [18, 1, 1]
+    assert group.unjudged == 1
     assert len(group.wrong) == 17
-    assert len(group.asked) == 20
+    assert len(group.rows) == 20
     assert group.scores["naive_entropy"].max() < 99  # the first seed's
     assert all(len(values) == 17 for values in (*group.scores.values(), *group.views.values()))
 
@@ -268,30 +265,30 @@ def test_names():
 
 def test_lengths_are_thirds_and_the_same_whole():
     group = one_group(n=600, right=0.4)
-    parts = _qa_analysis.by_length(group)
+    parts = analysis.divide_by_length(group)
     lengths = group.scores["num_tokens"]
     assert [part.shortest for part in parts] == sorted(part.shortest for part in parts)
     assert all(one.longest < other.shortest for one, other in pairwise(parts))
     assert sum(part.right + part.wrong for part in parts) == 600
     first = (lengths >= parts[0].shortest) & (lengths <= parts[0].longest)
     wanted = stats.auroc(group.wrong[first], group.scores["p_true"][first])
-    assert parts[0].areas["p_true"].mean == pytest.approx(wanted)
+    assert parts[0].auroc["p_true"].mean == pytest.approx(wanted)
     group.scores["num_tokens"][:] = 3
-    (only,) = _qa_analysis.by_length(group)
+    (only,) = analysis.divide_by_length(group)
     assert (only.shortest, only.longest) == (3, 3)
-    assert _qa_analysis.by_length(one_group(n=20, right=0.5))[0].areas == {}
+    assert analysis.divide_by_length(one_group(n=20, right=0.5))[0].auroc == {}
 
 
 def test_other_views_of_right():
     group = one_group(n=200, right=0.3)
-    right, wrong, found = _qa_analysis.by_view(group)["right_contained"]
+    right, wrong, found = analysis.label_by_views(group)["right_contained"]
     assert (right, wrong) == (int(group.views["right_contained"].sum()), 200 - right)
     wanted = stats.auroc(group.views["right_contained"] == 0, group.scores["p_true"])
     assert found["p_true"].mean == pytest.approx(wanted)
-    assert _qa_analysis.choices(group) == {}
+    assert analysis.average_choices(group) == {}
     other = one_group(n=200, kind="references", benchmark="truthfulqa")
-    assert set(_qa_analysis.by_view(other)) == {"right_similarity", "mc1"}
-    assert _qa_analysis.choices(other)["mc1"].mean == pytest.approx(np.mean([row["mc1"] for row in other.asked]))
+    assert set(analysis.label_by_views(other)) == {"right_similarity", "mc1"}
+    assert analysis.average_choices(other)["mc1"].mean == pytest.approx(np.mean([row["mc1"] for row in other.rows]))
 
 
 def test_the_scale_of_another_model_is_taken_out_by_the_parameters_norm():
@@ -303,38 +300,38 @@ def test_the_scale_of_another_model_is_taken_out_by_the_parameters_norm():
         return group
 
     few, many = model("a", 0.0, 0), model("b", 6.0, 1)
-    many.asked[0]["param_sq_norm"] = np.exp(6.0)
+    many.rows[0]["param_sq_norm"] = np.exp(6.0)
     pooled = [few, many._replace(wrong=~many.wrong)]  # of b the other sign, so that units matter
     held = model("c", 12.0, 2)
     for divided in (False, True):
-        assert _qa_analysis.transfer(held, [few], divided).mean > 0.85  # an order knows no unit
-        assert _qa_analysis.transfer(held, [], divided) is None
-    x, wrong = _qa_analysis._pooled([few, many], True)
+        assert analysis.transfer(held, [few], divided).mean > 0.85  # an order knows no unit
+        assert analysis.transfer(held, [], divided) is None
+    x, wrong = analysis._pool([few, many], True)
     np.testing.assert_allclose(x[400:, 1], many.scores["epistemic_mean"] - 6)
     assert len(wrong) == 800
-    assert _qa_analysis.transfer(held, pooled, True) is not None
-    few.asked[0]["param_sq_norm"] = None
-    assert _qa_analysis.transfer(held, [few], True) is None
-    assert _qa_analysis.transfer(held, [few._replace(wrong=np.ones(400, bool))], False) is None
+    assert analysis.transfer(held, pooled, True) is not None
+    few.rows[0]["param_sq_norm"] = None
+    assert analysis.transfer(held, [few], True) is None
+    assert analysis.transfer(held, [few._replace(wrong=np.ones(400, bool))], False) is None
 
 
 def test_rejection_goes_from_the_surest_to_all():
     group = one_group(n=100, right=0.25)
-    perfect = _qa_analysis.rejection(group, group.wrong.astype(float))
-    coverage = _qa_analysis.COVERAGES
-    np.testing.assert_allclose(perfect["mean"], np.minimum(1, 0.25 / coverage), atol=0.02)
-    useless = _qa_analysis.rejection(group, np.zeros(100))
-    np.testing.assert_allclose(useless["mean"], 0.25)
-    assert perfect["aurc"][0] < useless["aurc"][0] == pytest.approx(0.75)
+    perfect = analysis.reject(group, group.wrong.astype(float))
+    coverage = analysis.COVERAGES
+    np.testing.assert_allclose(perfect.mean, np.minimum(1, 0.25 / coverage), atol=0.02)
+    useless = analysis.reject(group, np.zeros(100))
+    np.testing.assert_allclose(useless.mean, 0.25)
+    assert perfect.aurc[0] < useless.aurc[0] == pytest.approx(0.75)
     for curve in (perfect, useless):
-        assert (curve["low"] <= curve["mean"] + 1e-9).all()
-        assert (curve["mean"] <= curve["high"] + 1e-9).all()
+        assert (curve.low <= curve.mean + 1e-9).all()
+        assert (curve.mean <= curve.high + 1e-9).all()
 
 
 def test_rank_correlations_and_constant_scores():
     group = one_group(n=80)
     group.scores["nll_mean"] = np.ones(80)
-    matrix = _qa_analysis.correlations(group)
+    matrix = analysis.rank_matrix(group)
     i, j = MAIN.index("p_true"), MAIN.index("epistemic_mean")
     assert (
         matrix[i, j]
@@ -347,5 +344,17 @@ def test_rank_correlations_and_constant_scores():
 
 def test_models_of_one_short_name_keep_their_long_one():
     rows = [row for name in ("a/m", "b/m") for row in qa_rows.rows(n=30, model=name, right=0)]
-    assert [one.name for one in groups(rows)] == ["a/m", "b/m"]
-    assert _qa_analysis.analysed(groups(rows[:30]))[0].title == "m, triviaqa"
+    assert [one.name for one in group_rows(rows)] == ["a/m", "b/m"]
+    assert group_rows(rows[:30])[0].title == "m, triviaqa"
+
+
+@pytest.mark.slow
+def test_the_committed_numbers_follow_from_the_committed_table():
+    folder = Path(__file__).parents[1] / "results" / "qa"
+    numbers = numbers_of_rows(read_rows(folder / "table.csv"), [])
+    for name in ("auroc.csv", "tests.csv", "correlations.csv"):
+        assert numbers.files[name] == (folder / name).read_text(encoding="utf-8"), name
+    committed = {(number.group, number.statistic): number for number in read_summary(folder / "summary.csv")}
+    assert len(committed) == len(numbers.summary)
+    for number in numbers.summary:
+        np.testing.assert_allclose(committed[number[:2]][2:], number[2:], rtol=1e-9, err_msg=str(number))

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import qa_rows
 
-from experiments.answers.numbers import analysis as _qa_analysis
-from experiments.answers.numbers import statistics as _qa_numbers
+from experiments.answers.figures.auroc import draw_auroc
+from experiments.answers.figures.qa import draw_correlations, draw_rejection, figures
+from experiments.answers.numbers import analysis, auroc
+from experiments.answers.numbers.analysis import Curve
+from experiments.answers.numbers.qa import numbers_of_rows
 from experiments.answers.report.qa import report
-from isouq import plots
+from experiments.experiment import stages
 from isouq.stats import Interval
 
 FIGURES = {"auroc", "rejection", "correlations", "length"}
@@ -20,15 +23,19 @@ FIGURES = {"auroc", "rejection", "correlations", "length"}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for module in (_qa_numbers, _qa_analysis):
-        monkeypatch.setattr(module, "RUNS", 20)
-    monkeypatch.setattr(_qa_numbers, "TESTS", 40)
-    monkeypatch.setattr(_qa_analysis, "DRAWN", 10)
+    monkeypatch.setattr(auroc, "RUNS", 20)
+    monkeypatch.setattr(auroc, "TESTS", 40)
+    monkeypatch.setattr(analysis, "CURVE_RUNS", 10)
+
+
+def summarise(rows, costs=(), left_out=(), preset="quick"):
+    """The outputs of the stages after the measurement."""
+    return stages(lambda results: numbers_of_rows(rows, costs, left_out), report, figures)([], preset)
 
 
 def made(rows, costs=(), broken=()):
-    """The report, without a number that is none; its figures can be drawn."""
-    found = report(rows, costs, "quick", broken)
+    """The outputs, without a number that is none; the figures can be drawn."""
+    found = summarise(rows, costs, broken)
     assert not re.search(r"\bnan\b|\binf\b|None", found.summary)
     for text in found.files.values():
         assert not re.search(r"\bnan\b|\binf\b", text)
@@ -65,6 +72,11 @@ def test_two_benchmarks_of_one_model_beside_the_paper():
     one = areas["triviaqa", "p_true"]
     assert float(one["low"]) < float(one["auroc"]) < float(one["high"])
     assert (one["paper"], one["questions"]) == ("0.69", "298")
+    lines = {(line.group, line.statistic): line for line in found.numbers}
+    line = lines["one, triviaqa", "auroc_p_true"]
+    ends = [float(one[name]) for name in ("auroc", "low", "high")]
+    assert (line.mean, line.low, line.high) == pytest.approx(ends, abs=1e-6)
+    assert (line.n, line.accepted) == (298, 298)
     tests = table(found.files["tests.csv"])
     assert len(tests) == 2 * 3 * 12
     assert f"over all {len(tests)} tests" in summary
@@ -169,9 +181,9 @@ def test_many_lines_that_were_left_out_are_counted():
 
 @pytest.mark.slow
 def test_a_thousand_questions_of_known_areas(monkeypatch):
-    monkeypatch.setattr(_qa_numbers, "RUNS", 300)
-    monkeypatch.setattr(_qa_numbers, "TESTS", 1000)
-    found = report(qa_rows.rows(), [], "paper")
+    monkeypatch.setattr(auroc, "RUNS", 300)
+    monkeypatch.setattr(auroc, "TESTS", 1000)
+    found = summarise(qa_rows.rows(), preset="paper")
     areas = {row["score"]: float(row["auroc"]) for row in table(found.files["auroc.csv"])}
     for name, value in qa_rows.KNOWN.items():
         assert areas[name] == pytest.approx(value, abs=0.06)
@@ -183,19 +195,19 @@ def test_a_thousand_questions_of_known_areas(monkeypatch):
 def test_the_colours_of_more_models_than_the_palette_and_titles_of_one_panel():
     interval = Interval(9, 0.6, 0.1, 0.5, 0.7)
     by_model = {f"m{i}": {"s": interval} for i in range(7)}
-    figure = plots.qa_auroc({"b": by_model}, {}, {"s": "score"})
+    figure = draw_auroc({"b": by_model}, {}, {"s": "score"})
     figure.canvas.draw()
     assert len({(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()}) == 7
     assert "paper" not in " ".join(text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_an_undefined_correlation_is_left_empty():
-    figure = plots.qa_correlations({"b": np.array([[1.0, np.nan], [np.nan, -0.001]])}, ["a", "b"])
+    figure = draw_correlations({"b": np.array([[1.0, np.nan], [np.nan, -0.001]])}, ["a", "b"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", ".00"]
 
 
 def test_four_titles_have_four_panels():
-    curve = {"mean": np.array([0.5, 0.4]), "low": np.array([0.4, 0.3]), "high": np.array([0.6, 0.5])}
+    curve = Curve(np.array([0.5, 0.4]), np.array([0.4, 0.3]), np.array([0.6, 0.5]), np.ones(3), np.ones(3))
     titles = {f"t{i}": {"s": curve} for i in range(4)}
-    figure = plots.qa_rejection(titles, np.array([0.5, 1.0]), {"s": "score"})
+    figure = draw_rejection(titles, np.array([0.5, 1.0]), {"s": "score"})
     assert [axis.get_title() for axis in figure.axes] == list(titles)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.answers import qa, trace
-from experiments.answers.cell import QaCell
-from experiments.answers.measure import answers as _qa_answers
-from experiments.answers.measure import scores as _qa_scores
+from experiments.answers.inputs import load_questions
+from experiments.answers.measure import answers, scores, traces
+from experiments.answers.study import QaCell
 from experiments.answers.tiny_model import tiny_model
 from experiments.domains import finetune as _finetune
 from experiments.domains.finetune import fit
@@ -136,20 +135,20 @@ def test_losses_are_those_of_the_steps():
 
 @pytest.mark.long
 def test_questions_go_on_batch_by_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(_qa_answers, "GREEDY_BATCH", 2)
-    monkeypatch.setattr(_qa_answers, "SAMPLES_BATCH", 2)
-    asked = qa.load_questions("sample_trivia")
-    cell = QaCell("tiny", "sample_trivia", "alias", None, asked.digest, 0, 3, samples=2, max_new_tokens=4)
-    model, items, path = tiny_model(), asked.items[:3], tmp_path / "a.part.npz"
-    whole = _qa_answers.answers(cell, model, items, None)
+    monkeypatch.setattr(answers, "GREEDY_BATCH", 2)
+    monkeypatch.setattr(answers, "SAMPLES_BATCH", 2)
+    questions = load_questions("sample_trivia")
+    cell = QaCell("tiny", "sample_trivia", "alias", None, questions.digest, 0, 3, samples=2, max_new_tokens=4)
+    model, items, path = tiny_model(), questions.items[:3], tmp_path / "a.part.npz"
+    whole = answers.answer(cell, model, items, lambda share: None)
     progress, _ = dying(4)  # two greedy batches, and two of three of the samples
     with pytest.raises(Killed):
-        _qa_answers.answers(cell, model, items, progress, Partial(path, "m", 1e-9))
+        answers.answer(cell, model, items, progress, Partial(path, "m", 1e-9))
     left = []
-    assert _qa_answers.answers(cell, model, items, left.append, Partial(path, "m", 1e-9)) == whole
+    assert answers.answer(cell, model, items, left.append, Partial(path, "m", 1e-9)) == whole
     assert len(left) == 1
     answered = whole.numbers["questions"]
-    for module, name, study in ((_qa_scores, "score", _qa_scores.scores), (trace, "trace", trace.measure)):
+    for module, name, study in ((scores, "score", scores.score_answers), (traces, "trace", traces.trace_answers)):
         done, plain = [], getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, plain=plain, done=done, **b: (done.append(1), plain(*a, **b))[1])
         mine, path = replace(cell, study=f"{name}s".replace("traces", "trace"), start=1), tmp_path / f"{name}.part.npz"

@@ -18,8 +18,8 @@ import pytest
 from doomed import Toy, starts_of
 from rich.console import Console
 
-from experiments.answers.cell import QaCell
-from experiments.domains.cell import DomainCell
+from experiments.answers.study import QaCell
+from experiments.domains.study import DomainCell
 from experiments.run import clock, status
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import Settings
@@ -30,7 +30,7 @@ from experiments.run.plan import Plan, PlannedJob, read_plans, write_plan
 from experiments.run.progress import reporter
 from experiments.run.store import Store
 from experiments.run.worker import execute
-from experiments.synthetic.cell import Cell
+from experiments.synthetic.study import Cell
 
 ROOT = Path(__file__).parents[1]
 JOBS = 8  # of the driver in doomed.py

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import qa_rows
 
-from experiments.answers import trace
-from experiments.answers.cell import QaCell
-from experiments.answers.numbers import trace as _trace_numbers
-from experiments.answers.numbers.statistics import fit_logistic
-from experiments.answers.numbers.table import groups
+from experiments.answers.figures.trace import figures
+from experiments.answers.measure.traces import trace_answers
+from experiments.answers.numbers import trace as trace_numbers
+from experiments.answers.numbers.groups import group_rows
+from experiments.answers.numbers.logistic import fit_logistic
+from experiments.answers.presets import qa, trace
 from experiments.answers.questions import Question
-from experiments.answers.report import trace as _trace_report
+from experiments.answers.report.trace import report
+from experiments.answers.study import QaCell
+from experiments.answers.tiny_model import TINY, tiny_model
+from experiments.experiment import stages
 from experiments.run.job import Result
 from isouq import plots, stats
 from isouq.text.trace import Trace, features
@@ -40,13 +44,18 @@ def traced(n=60, right=0.4, seed=0, signal=1.0, tokens=9):
 CHECK = {"tokens": 7, "probes": 32, "rms": 0.9, "worst": 1.9, "seconds_token": 0.1, "seconds_probe": 0.3}
 
 
+def summarise(block, rows):
+    """The outputs of the stages after the measurement."""
+    return stages(lambda results: trace_numbers.numbers_of_rows(rows, results), report, figures)([block], "quick")
+
+
 # Numbers
 
 
 def test_cross_validation_never_sees_the_question_that_it_judges():
     x, wrong = np.random.default_rng(0).normal(size=(23, 3)), np.arange(23) % 3 == 0
-    found = _trace_numbers.cross_validated(x, wrong, folds=4, splits=1)
-    fold = _trace_numbers.stratified(wrong, 4, 0)
+    found = trace_numbers.cross_validate(x, wrong, folds=4, splits=1)
+    fold = trace_numbers.assign_folds(wrong, 4, 0)
     for i in range(len(x)):
         train = fold != fold[i]
         w = fit_logistic(x[train], wrong[train])
@@ -55,7 +64,7 @@ def test_cross_validation_never_sees_the_question_that_it_judges():
 
 def test_folds_have_their_share_of_each_class():
     wrong = np.arange(53) < 12
-    fold = _trace_numbers.stratified(wrong, 5, 1)
+    fold = trace_numbers.assign_folds(wrong, 5, 1)
     for label in (True, False):
         counts = np.bincount(fold[wrong == label], minlength=5)
         assert counts.max() - counts.min() <= 1
@@ -64,7 +73,7 @@ def test_folds_have_their_share_of_each_class():
 def test_a_signal_is_found_and_noise_is_not():
     known, _ = traced(n=300, signal=2.0)
     noise, _ = traced(n=300, signal=0.0)
-    signal, none = (_trace_numbers.with_traces(groups(rows)[0]) for rows in (known, noise))
+    signal, none = (trace_numbers.add_traces(group_rows(rows)[0]) for rows in (known, noise))
     assert stats.auroc(signal.wrong, signal.scores["classifier_entropy"]) > 0.8
     assert stats.auroc(signal.wrong, signal.scores["classifier"]) > 0.75
     assert abs(stats.auroc(none.wrong, none.scores["classifier"]) - 0.5) < 0.12
@@ -73,19 +82,19 @@ def test_a_signal_is_found_and_noise_is_not():
 def test_answers_without_a_trace_and_too_few_of_a_class():
     rows, _ = traced(n=20)
     del rows[3]["features"]
-    group = _trace_numbers.with_traces(groups(rows)[0])
+    group = trace_numbers.add_traces(group_rows(rows)[0])
     assert np.isnan(group.scores["classifier"]).sum() == np.isnan(group.scores["trace_epistemic_mean"]).sum() == 1
     one_right = [row | {"right": i == 0} for i, row in enumerate(rows)]
-    group = _trace_numbers.with_traces(groups(one_right)[0])
+    group = trace_numbers.add_traces(group_rows(one_right)[0])
     assert "classifier" not in group.scores
-    assert _trace_numbers.compared(group) == []
+    assert trace_numbers.paired_tests(group) == []
 
 
 def test_differences_are_of_the_same_questions():
     rows, _ = traced(n=80, signal=2.0)
-    group = _trace_numbers.with_traces(groups(rows)[0])
-    found = {test["score"]: test for test in _trace_numbers.compared(group, tests=200)}
-    assert set(found) == {*_trace_numbers.SINGLE, *_trace_numbers.OTHERS} & set(group.scores)
+    group = trace_numbers.add_traces(group_rows(rows)[0])
+    found = {test["score"]: test for test in trace_numbers.paired_tests(group, runs=200)}
+    assert set(found) == {*trace_numbers.SINGLE, *trace_numbers.OTHERS} & set(group.scores)
     ours, other = group.scores["classifier"], group.scores["nll_mean"]
     wanted = stats.auroc(group.wrong, ours) - stats.auroc(group.wrong, other)
     assert found["nll_mean"]["difference"] == pytest.approx(wanted)
@@ -97,7 +106,7 @@ def test_differences_are_of_the_same_questions():
 
 def test_summary_and_figures():
     rows, block = traced(signal=2.0)
-    outputs = _trace_report.summarise([block], rows, "quick")
+    outputs = summarise(block, rows)
     assert set(outputs.figures) == {"auroc", "trace_triviaqa", "course_triviaqa"}
     assert set(outputs.files) == {"auroc.csv", "tests.csv"}
     assert len(outputs.rows) == len(rows)
@@ -116,7 +125,7 @@ def test_summary_and_figures():
 )
 def test_one_class_only(change, words):
     rows, block = traced(n=5)
-    outputs = _trace_report.summarise([block], [row | change for row in rows], "quick")
+    outputs = summarise(block, [row | change for row in rows])
     assert words in outputs.summary
     assert "auroc" not in outputs.figures
     assert "nan" not in outputs.summary.lower()
@@ -124,7 +133,7 @@ def test_one_class_only(change, words):
 
 def test_nothing_to_report():
     _, block = traced(n=3)
-    outputs = _trace_report.summarise([block], [], "quick")
+    outputs = summarise(block, [])
     assert "nothing to report" in outputs.summary
     assert outputs.rows == []
     assert outputs.figures == {}
@@ -133,7 +142,7 @@ def test_nothing_to_report():
 def test_one_right_answer_is_said_to_be_few():
     rows, block = traced(n=6)
     rows = [row | {"right": i == 0} for i, row in enumerate(rows)]
-    outputs = _trace_report.summarise([block], rows, "quick")
+    outputs = summarise(block, rows)
     assert "only 1 right and 5 wrong answers" in outputs.summary
     assert "no classifier; it needs two right and two wrong answers" in outputs.summary
     assert "nan" not in outputs.summary.lower()
@@ -152,17 +161,13 @@ def test_figures_of_odd_traces():
 
 
 def test_cells_share_the_answers_and_scores_of_qa():
-    from experiments.answers import qa
-
-    mine = trace.cells("smoke")
-    assert {cell.study for cell in mine} == {"scores", "judged", "trace"}
-    assert {cell for cell in mine if cell.study != "trace"} <= set(qa.cells("smoke"))
-    assert {cell.reference() for cell in mine} == set(qa.blocks("smoke"))
+    jobs = trace.jobs("smoke")
+    assert {job.study for job in jobs} == {"scores", "judged", "trace"}
+    assert {job for job in jobs if job.study != "trace"} <= set(qa.jobs("smoke"))
+    assert {job.reference() for job in jobs} == set(qa.blocks("smoke"))
 
 
 def test_a_block_is_traced_and_checked_both_ways():
-    from experiments.answers.tiny_model import TINY, tiny_model
-
     model = tiny_model()
     ids = model.tokenizer.encode(" Mercury")
     items = [Question(i, f"Which planet is it? {i}", ("Mercury",), ()) for i in range(3)]
@@ -170,15 +175,15 @@ def test_a_block_is_traced_and_checked_both_ways():
     answered.append({"index": 2, "greedy": {"text": "", "ids": []}})
     cell = QaCell(TINY, "asked", "alias", None, "0", 0, 3, study="trace")
     seen = []
-    found = trace.measure(cell, model, items, answered, seen.append)
+    found = trace_answers(cell, model, items, answered, seen.append)
     json.dumps(found.numbers, allow_nan=False)
     assert seen[-1] == 1
     assert [set(row) for row in found.numbers["questions"]] == [{"index", "pieces", "features"}] * 2 + [{"index"}]
-    series = _trace_numbers.series_of(found.numbers, found.arrays)
+    series = trace_numbers.split_arrays(found.numbers, found.arrays)
     assert set(series) == {0, 1}
     assert all(len(values) == len(ids) for values in series[1].values())
     (check,) = found.numbers["checks"]
     assert check["worst"] < 4
     assert check["tokens"] == len(ids)
-    later = trace.measure(QaCell(TINY, "asked", "alias", None, "0", 20, 1), model, items[:1], answered[:1], seen.append)
+    later = trace_answers(QaCell(TINY, "asked", "alias", None, "0", 20, 1), model, items[:1], answered[:1], seen.append)
     assert later.numbers["checks"] == []

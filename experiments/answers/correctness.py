@@ -2,7 +2,7 @@
 
 A question of kind "alias": right where the answer is one of the aliases, both normalised as TriviaQA's evaluation does.
 A question of kind "references": right where ROUGE-L to the nearest true answer exceeds that to the nearest false one.
-Beside these labels stand looser views, which are reported and decide nothing.
+Other, looser definitions of right are reported beside these labels and decide nothing.
 
 A refused or an empty answer is neither right nor wrong.
 """
@@ -41,7 +41,7 @@ _REFUSED = re.compile(rf"\W*({'|'.join(f'({pattern})' for pattern in REFUSALS)})
 
 
 def normalise(text: str) -> str:
-    """Lower case, punctuation and underscores to spaces, no articles, one space between words.
+    """Return text in lower case, punctuation and underscores as spaces, no articles, one space between words.
 
     As TriviaQA's evaluation script (Joshi et al. 2017, arXiv 1705.03551), with the punctuation of every script. Where
     only articles are left they stay, so that the answer "A" can be right.
@@ -56,25 +56,26 @@ def _is_punctuation(letter: str) -> bool:
 
 
 def state(answer: str) -> str:
-    """What became of the question: "answered", "refused" (see `REFUSALS`), or "empty" (nothing but punctuation)."""
+    """Return the state of an answer: "answered", "refused" (see `REFUSALS`), or "empty" (nothing but punctuation)."""
     if not normalise(answer):
         return "empty"
     return "refused" if _REFUSED.match(answer.lower().replace("’", "'")) else "answered"
 
 
 def alias_match(answer: str, answers: Sequence[str]) -> bool:
-    """Whether the normalised answer is one of the normalised answers; an empty one never is."""
+    """Return whether the normalised answer is one of the normalised answers; an empty one never is."""
     return normalise(answer) in {normalise(alias) for alias in answers} - {""}
 
 
 def alias_contained(answer: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in the answer as whole words, both normalised."""
+    """Return whether one of the answers stands in the answer as whole words, both normalised."""
     return any(f" {alias} " in f" {normalise(answer)} " for alias in {normalise(one) for one in answers} - {""})
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """F1 in [0, 1] of the longest common subsequence of words: 2PR / (P + R), P = L / words of the candidate,
-    R = L / words of the reference; 0 where either has none.
+    """Return F1 in [0, 1] of the longest common subsequence of words, of length L.
+
+    F1 = 2PR / (P + R) with P = L / words of the candidate and R = L / words of the reference; 0 where either has none.
 
     Words are runs of letters and digits in lower case, not stemmed. Source: Lin 2004, "ROUGE".
     """
@@ -87,7 +88,7 @@ def _words(text: str) -> list[str]:
 
 
 def _common(ours: list[str], theirs: list[str]) -> int:
-    """Length of the longest common subsequence: the usual table, a row at a time."""
+    """Return the length of the longest common subsequence: the usual table, a row at a time."""
     before = [0] * (len(theirs) + 1)
     for word in ours:
         row = [0]
@@ -98,7 +99,7 @@ def _common(ours: list[str], theirs: list[str]) -> int:
 
 
 def rouge_difference(answer: str, true: Sequence[str], false: Sequence[str]) -> float:
-    """The max over the true answers − max over the false ones of `rouge_l`, in [−1, 1]; right where it is above 0.
+    """Return the max of `rouge_l` over the true answers less that over the false ones, in [−1, 1]; right above 0.
 
     Both hold at least one. Source: Lin, Hilton, Evans 2021, arXiv 2109.07958.
     """
@@ -108,7 +109,7 @@ def rouge_difference(answer: str, true: Sequence[str], false: Sequence[str]) -> 
 def similarity_difference(
     answer: Float[np.ndarray, " D"], true: Float[np.ndarray, "n D"], false: Float[np.ndarray, "m D"]
 ) -> float:
-    """The max over the true answers − max over the false ones of the cosine, in [−2, 2], of sentence embeddings.
+    """Return the max cosine of embeddings over the true answers less that over the false ones, in [−2, 2].
 
     A vector of zeros has cosine 0 with every other.
     """

@@ -1,6 +1,6 @@
-"""What a language model is asked, in one place: the few-shot and the chat form of a question.
+"""The prompts of a question: the few-shot form and the chat form.
 
-The examples are our own and stand in no data set. They show the form of an answer: a few words for a question of
+The examples are our own and are part of no data set. They show the form of an answer: a few words for a question of
 fact ("alias"), one sentence for a question where people are often wrong ("references").
 """
 
@@ -26,13 +26,13 @@ _INSTRUCTIONS = {
 
 
 def answer_prompt(question: str, kind: str, style: str) -> str | list[dict[str, str]]:
-    """What the model reads before it answers; the few-shot form ends with "A:", the chat form is one user message."""
+    """Return the prompt of a question; the few-shot form ends with "A:", the chat form is one user message."""
     if style == "chat":
         return [{"role": "user", "content": f"{_INSTRUCTIONS[kind]}\n{question}"}]
-    shown = "".join(f"Q: {asked}\nA: {answer}\n" for asked, answer in _EXAMPLES[kind])
+    shown = "".join(f"Q: {example}\nA: {answer}\n" for example, answer in _EXAMPLES[kind])
     return f"{shown}Q: {question}\nA:"
 
 
 def answer_text(text: str) -> str:
-    """A generated answer without what stands around it: its first line, stripped."""
+    """Return the first line of a generated answer, stripped."""
     return text.strip().split("\n")[0].strip()

@@ -38,7 +38,7 @@ _EXPECTED = "expected question, answer, aliases and incorrect (the last two if t
 
 @dataclass(frozen=True)
 class Question:
-    """A question. index: its row in the file, from 0. answers: the best one first. incorrect: of "references" alone."""
+    """A question. index: its row in the file, from 0. answers: the best first. incorrect: empty where it has none."""
 
     index: int
     question: str
@@ -47,7 +47,7 @@ class Question:
 
 
 class Questions(NamedTuple):
-    """name: where they came from. kind: one of `KINDS`. digest: a hash of the items. broken: what was left out, why."""
+    """A set of questions. kind: one of `KINDS`. digest: a hash of the items. broken: rows left out, each with why."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class Questions(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A row as it was found. number: of it, from 0. place: "line 3". fields: by name, or why there are none."""
+    """A row as it was read. number: from 0. place: such as "line 3". fields: by name, or why there are none."""
 
     number: int
     place: str
@@ -65,7 +65,7 @@ class _Row(NamedTuple):
 
 
 def load_questions(data: str | None) -> Questions:
-    """The questions called `data`.
+    """Return the questions called `data`.
 
     None or "sample_trivia": the built-in ones of kind "alias"; "sample_truthful": those of kind "references".
     `hf:org/name[:config[:split]]`: a data set of the Hugging Face hub, such as mandarjoshi/trivia_qa or
@@ -87,7 +87,7 @@ def load_questions(data: str | None) -> Questions:
     else:
         path = SAMPLES.get(source, Path(source))
         where, name, rows = path.name, path.stem, _from_file(path)
-        if _undecodable(name):
+        if _has_other_bytes(name):
             raise ValueError(f"{path!a}: the name is not UTF-8; rename the file")
     return _collect(name, where, rows)
 
@@ -124,18 +124,18 @@ def _collect(name: str, where: str, rows: Iterator[_Row]) -> Questions:
 
 
 def _question(row: _Row) -> Question:
-    """Raises ValueError that says why the row is of no use."""
+    """Return the question of a row; raises ValueError that says why the row cannot be used."""
     if isinstance(row.fields, str):
         raise ValueError(row.fields)
-    found: dict[str, Any] = {field: _value(row.fields, names) for field, names in _FIELDS.items()}
-    told = found["answer"]
-    if isinstance(told, Mapping):
-        found |= {"answer": told.get("value"), "aliases": told.get("aliases")}
-    answers = (_text("answer", found["answer"]), *_texts("aliases", found["aliases"]))
+    fields: dict[str, Any] = {field: _value(row.fields, names) for field, names in _FIELDS.items()}
+    answer = fields["answer"]
+    if isinstance(answer, Mapping):
+        fields |= {"answer": answer.get("value"), "aliases": answer.get("aliases")}
+    answers = (_text("answer", fields["answer"]), *_texts("aliases", fields["aliases"]))
     if not any(map(normalise, answers)):
         raise ValueError(f"answer is {_short(answers[0])}; expected a letter or a digit in it")
-    incorrect = tuple(_texts("incorrect", found["incorrect"]))
-    return Question(row.number, _text("question", found["question"]), tuple(dict.fromkeys(answers)), incorrect)
+    incorrect = tuple(_texts("incorrect", fields["incorrect"]))
+    return Question(row.number, _text("question", fields["question"]), tuple(dict.fromkeys(answers)), incorrect)
 
 
 def _value(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -143,25 +143,25 @@ def _value(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _text(field: str, value: Any) -> str:
-    """In one line, as prompts need it."""
+    """Return a text in one line, as prompts need it."""
     if value is None:
         raise ValueError(f"no {field}; expected text")
     if not isinstance(value, str):
         raise ValueError(f"{field} is {_short(value)}; expected text")
-    if _undecodable(value):
+    if _has_other_bytes(value):
         raise ValueError(f"{field} holds what is not UTF-8; expected Unicode text")
     if not value.strip():
         raise ValueError(f"{field} is empty; expected text")
     return " ".join(value.split())
 
 
-def _undecodable(text: str) -> bool:
-    """Whether it holds bytes that are not UTF-8, which Python keeps as surrogates."""
+def _has_other_bytes(text: str) -> bool:
+    """Return whether a text holds bytes that are not UTF-8, which Python keeps as surrogates."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _texts(field: str, value: Any) -> list[str]:
-    """Of a list, or of text with ";" between; empty ones are left out."""
+    """Return the texts of a list, or of one text with ";" between; empty ones are left out."""
     values = value.split(";") if isinstance(value, str) else [] if value is None else value
     if not isinstance(values, list | tuple):
         raise ValueError(f"{field} is {_short(value)}; expected a list of texts")
@@ -188,17 +188,17 @@ def _from_file(path: Path) -> Iterator[_Row]:
 def _from_lines(content: bytes, name: str) -> Iterator[_Row]:
     for i, line in enumerate(content.split(b"\n")):
         if line.strip():
-            yield _Row(i, f"line {i + 1}", _parsed(line))
+            yield _Row(i, f"line {i + 1}", _parse(line))
 
 
-def _parsed(line: bytes) -> Mapping[str, Any] | str:
+def _parse(line: bytes) -> Mapping[str, Any] | str:
     try:
-        found = json.loads(line.decode())
+        fields = json.loads(line.decode())
     except UnicodeDecodeError:
         return "bytes that are not UTF-8; expected text in UTF-8"
     except (ValueError, RecursionError) as error:
         return f"not JSON ({str(error).splitlines()[0][:80]}); expected an object in one line"
-    return found if isinstance(found, dict) else f"{_short(found)}; expected an object with question and answer"
+    return fields if isinstance(fields, dict) else f"{_short(fields)}; expected an object with question and answer"
 
 
 def _from_csv(content: bytes, name: str) -> Iterator[_Row]:
@@ -219,9 +219,10 @@ def _from_csv(content: bytes, name: str) -> Iterator[_Row]:
 
 
 def _records(lines: list[str]) -> Iterator[tuple[int, list[str] | str]]:
-    """(where it starts, a record or why it cannot be read); after one that cannot, reading goes on a line below.
+    """Yield the line where each record starts, and the record or why it cannot be read.
 
-    An open quotation mark takes in what follows it up to the next one, which is why reading goes back to its line.
+    A quotation mark that is left open takes in all lines up to the next one. Therefore reading goes back and continues
+    at the line after the one where the broken record starts.
     """
     start = 0
     while start < len(lines):

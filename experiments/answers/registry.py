@@ -1,10 +1,16 @@
 """The experiments with a language model's answers, by name."""
 
-from experiments.answers import qa, trace
-from experiments.experiment import Experiment
+from experiments.answers.figures.qa import figures as qa_figures
+from experiments.answers.figures.trace import figures as trace_figures
+from experiments.answers.numbers.qa import numbers as qa_numbers
+from experiments.answers.numbers.trace import numbers as trace_numbers
+from experiments.answers.presets import qa, trace
+from experiments.answers.report.qa import report as qa_report
+from experiments.answers.report.trace import report as trace_report
+from experiments.experiment import Experiment, stages
 
-_ASKED = ("questions", "limit", "model", "prompt")
+_OPTIONS = ("questions", "limit", "model", "prompt", "encoder")
 EXPERIMENTS = {
-    "qa": Experiment(qa.cells, qa.summarise, (*_ASKED, "encoder", "entailment")),
-    "trace": Experiment(trace.cells, trace.summarise, (*_ASKED, "encoder")),
+    "qa": Experiment(qa.jobs, stages(qa_numbers, qa_report, qa_figures), (*_OPTIONS, "entailment")),
+    "trace": Experiment(trace.jobs, stages(trace_numbers, trace_report, trace_figures), _OPTIONS),
 }

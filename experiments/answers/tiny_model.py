@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from experiments.answers.prompts import STYLES, answer_prompt
 from experiments.answers.questions import KINDS, SAMPLES, Questions, load_questions
-from experiments.domains.texts import TINY
 from isouq.text import LanguageModel, decoder_config, parameters
 from isouq.text.decoder import empty_cache
 from isouq.text.decoder_config import DecoderConfig
@@ -27,6 +26,7 @@ from isouq.text.language_model import abstract, module
 from isouq.text.prompts import encode_pair
 from isouq.text.tokenizer import Tokenizer
 
+TINY = "tiny"  # the name of the model
 WORD = r" ?\w+| ?[^\w\s]|\s"  # a token: a word or a sign with the space before it, or a single space or line break
 END, UNKNOWN = "<end>", "<unknown>"
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
@@ -45,17 +45,19 @@ BATCH, EPOCHS, RATE = 20, 24, 0.01
 
 @lru_cache(maxsize=1)
 def tiny_model() -> LanguageModel:
-    """The trained model, made once a process: the same parameters each time on one machine."""
+    """Return the trained model, made once a process; on one machine its parameters are always the same."""
     samples = [load_questions(name) for name in SAMPLES]
     tokenizer = _tokenizer(samples)
     config = decoder_config.from_config(CONFIG | {"vocab_size": tokenizer.vocab_size})
     model = LanguageModel(TINY, config, _random(config), tokenizer)
-    return LanguageModel(TINY, config, _trained(config, model.params, _lessons(model, samples)), tokenizer)
+    return LanguageModel(TINY, config, _train(config, model.params, _lessons(model, samples)), tokenizer)
 
 
 class _Lesson(NamedTuple):
-    """A batch of questions of one kind and their right answers. shared: the tokens that all prompts begin with, `start`
-    of them. ids: the rest of each. answer: which of ids are to be learnt. All are filled up with 0 to equal shapes.
+    """A batch of questions of one kind and their right answers, filled up with 0 to equal shapes.
+
+    shared: the tokens that all prompts begin with, `start` of them. ids: the rest of each prompt and its answer.
+    answer: which of ids are to be learnt.
     """
 
     shared: Int[Array, " P"]
@@ -65,7 +67,7 @@ class _Lesson(NamedTuple):
 
 
 def _lessons(model: LanguageModel, samples: list[Questions]) -> _Lesson:
-    """Every second question, in batches; the lessons on a leading axis."""
+    """Return every second question in batches, the lessons along a leading axis."""
     batches = []
     for sample in samples:
         rows = [
@@ -76,7 +78,7 @@ def _lessons(model: LanguageModel, samples: list[Questions]) -> _Lesson:
         batches += [(start, rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
     longest = max(len(row.ids) - start for start, rows in batches for row in rows)
     places = max(start for start, _ in batches)
-    found = []
+    lessons = []
     for start, rows in batches:
         shared, ids = np.zeros(places, np.int32), np.zeros((BATCH, longest), np.int32)
         answer = np.zeros(ids.shape, bool)
@@ -84,12 +86,12 @@ def _lessons(model: LanguageModel, samples: list[Questions]) -> _Lesson:
         for i, row in enumerate(rows):
             ids[i, : len(row.ids) - start] = row.ids[start:]
             answer[i, row.first - start : len(row.ids) - start] = True
-        found.append((shared, np.asarray(start, np.int32), ids, answer))
-    return _Lesson(*(jnp.asarray(np.stack(parts)) for parts in zip(*found, strict=True)))
+        lessons.append((shared, np.asarray(start, np.int32), ids, answer))
+    return _Lesson(*(jnp.asarray(np.stack(parts)) for parts in zip(*lessons, strict=True)))
 
 
 def _tokenizer(samples: list[Questions]) -> Tokenizer:
-    """A token for every word of the built-in questions, of their answers and of the prompts."""
+    """Return a tokenizer with a token for every word of the built-in questions, their answers and the prompts."""
     import tokenizers
 
     texts = [
@@ -107,23 +109,23 @@ def _tokenizer(samples: list[Questions]) -> Tokenizer:
     backend.decoder = tokenizers.decoders.Fuse()
     with tempfile.TemporaryDirectory() as folder:
         backend.save(str(Path(folder) / "tokenizer.json"))
-        told = {"unk_token": UNKNOWN, "eos_token": END, "chat_template": CHAT}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(told))
+        settings = {"unk_token": UNKNOWN, "eos_token": END, "chat_template": CHAT}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
         return Tokenizer.from_folder(folder)
 
 
 def _random(config: DecoderConfig) -> Any:
-    """Normal with the variance 1 / inputs; norms 1."""
+    """Return normal parameters with the variance 1 / inputs; the scales of norms are 1."""
     rng, leaves = np.random.default_rng(0), {}
     for path, leaf in parameters.flatten(abstract(config)):
         inputs = leaf.shape[-1 if path == "embed.embedding" else -2] if leaf.ndim > 1 else 1
-        drawn = rng.normal(size=leaf.shape) / np.sqrt(inputs)
-        leaves[path] = jnp.asarray(np.ones(leaf.shape) if path.endswith("scale") else drawn, jnp.float32)
+        normal = rng.normal(size=leaf.shape) / np.sqrt(inputs)
+        leaves[path] = jnp.asarray(np.ones(leaf.shape) if path.endswith("scale") else normal, jnp.float32)
     return parameters.unflatten(leaves)
 
 
-def _trained(config: DecoderConfig, params: Any, lessons: _Lesson) -> Any:
-    """Adam on the mean −log p of the answers' tokens, one lesson a step."""
+def _train(config: DecoderConfig, params: Any, lessons: _Lesson) -> Any:
+    """Return the parameters after Adam on the mean −log p of the answers' tokens, one lesson a step."""
     steps = EPOCHS * len(lessons.start)
     optimiser = optax.adam(optax.linear_schedule(RATE, 0.0, steps))
 
@@ -140,7 +142,7 @@ def _trained(config: DecoderConfig, params: Any, lessons: _Lesson) -> Any:
 
 
 def _loss(config: DecoderConfig, params: Any, lesson: _Lesson) -> Float[Array, ""]:
-    """What the prompts share is read once, into a cache that every row goes on from; no row sees what fills it up."""
+    """Return the mean −log p. The shared start of the prompts is read once, into a cache that every row continues."""
     decoder = module(config, params)
     length = lesson.shared.size + lesson.ids.shape[1]
     cache = decoder.extend(lesson.shared, empty_cache(config, length, jnp.float32), 0, length)[1]

@@ -43,10 +43,10 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> Fit:
-    """Minimises the mean cross-entropy of `predict(params, x) -> logit [1]`; stops `patience` epochs after the best.
+    """Minimise the mean cross-entropy of `predict(params, x) -> logit [1]`; stop `patience` epochs after the best.
 
-    rate: of AdamW, reached after a tenth of all steps. Batches of 32 texts in an order drawn from the seed; what is
-    left over at the end of an epoch is dropped.
+    rate: of AdamW, reached after a tenth of all steps. Batches of 32 texts in an order drawn from the seed; the
+    rest at the end of an epoch is dropped.
 
     checkpoint: a file, written after a step at most every `checkpoint_seconds`, from which a killed run goes on: the
     same numbers as in one go. Whoever keeps the result removes it. One of other settings or data is not taken.
@@ -105,7 +105,7 @@ def _end_of_epoch(so_far: _Progress, epoch: int, validation: float) -> _Progress
 
 
 def logits(predict: Callable, params: Any, xs: Any) -> Float[np.ndarray, " n"]:
-    """The logit of every text, 16 at a time."""
+    """Return the logit of every text, 16 at a time."""
     return np.asarray(_logits(predict, params, xs))
 
 
@@ -127,8 +127,8 @@ def _step(
     predict: Callable, params: Any, state: Any, xs: Any, ys: Array, rate: float, warmup: int
 ) -> tuple[Any, Any, Array]:
     def loss(theta: Any) -> Array:
-        found = jax.vmap(predict, (None, 0))(theta, xs)[:, 0]
-        return jnp.mean(optax.sigmoid_binary_cross_entropy(found, ys.astype(found.dtype)))
+        logit = jax.vmap(predict, (None, 0))(theta, xs)[:, 0]
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, ys.astype(logit.dtype)))
 
     value, grads = jax.value_and_grad(loss)(params)
     updates, state = _optimiser(rate, warmup).update(grads, state, params)

@@ -1,105 +1,283 @@
-"""The numbers of the experiment `domains`: log ratios by domain, risk against coverage, intervals over texts."""
+"""The numbers of the experiment `domains`: means over seeds, intervals over texts, and what a claim rests on."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import rankdata
 
-from experiments.domains.texts import DOMAINS
+from experiments.domains.configuration import VARIANTS
+from experiments.domains.statistics import Estimate, coverage_accuracy, estimate, risks, wilson
+from experiments.report.outputs import Number, Numbers
+from experiments.run.job import Result
 from isouq import stats
+from isouq.stats import Interval, bootstrap_mean
 
-RESAMPLES = 1000
-COVERAGES = (0.8, 0.9, 0.95)
+COVARIANCES = {
+    "ggn_diagonal": "GGN, diagonal",
+    "fisher_diagonal": "empirical Fisher, diagonal",
+    "ggn_kronecker": "GGN, Kronecker",
+    "fisher_kronecker": "empirical Fisher, Kronecker",
+    "ggn_dense": "GGN, dense",
+    "fisher_dense": "empirical Fisher, dense",
+}
+SCORES = {
+    "epistemic": "epistemic ‖g‖²",
+    "aleatoric": "aleatoric p(1 − p)",
+    "sum": "their sum",
+    "softmax": "maximum softmax probability",
+    "ensemble": "ensemble, variance of p",
+    "ensemble_softmax": "ensemble, maximum of the mean p",
+}
+SUREST = (0.8, 0.9, 0.95)  # shares of the texts whose accuracy the table shows
+COVERAGES = np.linspace(0.5, 1, 51)
+MEANS = (
+    "identity_science", "identity_sports", "identity_difference", "identity_auroc", "log_ratio_science",
+    "log_ratio_sports", "right_sign", "auroc",
+)  # fmt: skip
+MEMORY_FORMS = ("identity", "diagonal", "kronecker")
+# The columns of table.csv, each where a row has it.
+COLUMNS = (
+    "data", "encoder", "variant", "seed", "covariance", "proxies", "precision", "max_length", "epochs", "study",
+    "accepted", "accuracy", "num_params", "train", "validation", "tests", "best_epoch", "scope", "compared",
+    "identity_difference", "identity_auroc", "log_ratio_science", "log_ratio_sports", "auroc", "lowered_a", "lowered_b",
+    "identity_difference_low", "identity_difference_high", "log_ratio_science_low", "log_ratio_science_high",
+    "log_ratio_sports_low", "log_ratio_sports_high", "auroc_low", "auroc_high", "identity_science", "identity_sports",
+    "sign_change", "right_sign", "judged", "errors",
+    *(f"{name}_{statistic}" for name in SCORES for statistic in ("aurc", "auroc")),
+    "batch", "tokens", *(f"{form}_{engine}" for form in MEMORY_FORMS for engine in ("jaxpr", "vmap")), "seconds",
+)  # fmt: skip
+Row = dict[str, Any]
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share. Source: Wilson (1927)."""
-    share, spread = right / count, z**2 / count
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * np.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return float(centre - half), float(centre + half)
+class Accuracy(NamedTuple):
+    """The test accuracy of a variant: over all seeds together with Wilson's interval; rows: one a seed."""
+
+    variant: str
+    rows: list[Row]
+    share: float
+    low: float
+    high: float
 
 
-def compare(
-    identity: Float[np.ndarray, " n"], a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], labels: np.ndarray
-) -> dict[str, Any]:
-    """How Σ = I, H_A⁻¹ (science) and H_B⁻¹ (sports) differ between the domains; inputs are log U of the test texts.
+class Comparison(NamedTuple):
+    """A covariance over its seeds. results: one a seed; means: over the seeds, by column (`MEANS`).
 
-    Columns, each with _low and _high (bootstrap 95 % over texts, domains apart): `identity_difference`, the median of
-    sports less that of science; `identity_auroc`, of log U for telling sports (½: the domains overlap);
-    `log_ratio_DOMAIN`, median of log(U_A/U_B); `auroc` of the log ratio (label 1 = sports; over ½ where each proxy
-    lowers its own domain more); `lowered_SIDE`, how much further H_A⁻¹ (a) or H_B⁻¹ (b) lowers the other domain's
-    log U/‖g‖² than its own, in medians: above 0 where it lowers its own more.
-    Without: `identity_DOMAIN` medians; `sign_change`, medians of the log ratio below 0 on science and above on sports;
-    `right_sign`, share of texts with that sign, mean of the domains.
+    sign_changes, lowered_a, lowered_b, accepted: on how many seeds the sign changes between the domains, H_A⁻¹ lowers
+    science more, H_B⁻¹ lowers sports more, and the accuracy is high enough.
     """
-    ratio = a - b
-    values = np.column_stack([identity, ratio, a - identity, b - identity])
-    science, sports = values[labels == 0], values[labels == 1]
 
-    def statistics(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
-        low, high = np.median(one, axis=0), np.median(other, axis=0)
-        return {
-            "identity_difference": high[0] - low[0],
-            "identity_auroc": _auroc(one[:, 0], other[:, 0]),
-            "log_ratio_science": low[1],
-            "log_ratio_sports": high[1],
-            "auroc": _auroc(one[:, 1], other[:, 1]),
-            "lowered_a": high[2] - low[2],
-            "lowered_b": low[3] - high[3],
-        }
+    variant: str
+    scope: str
+    covariance: str
+    proxies: int
+    precision: float
+    results: list[Result]
+    means: dict[str, Interval]
+    sign_changes: int
+    lowered_a: int
+    lowered_b: int
+    accepted: int
 
-    numbers: dict[str, Any] = with_intervals(statistics, science, sports)
-    numbers |= {f"identity_{name}": float(np.median(identity[labels == i])) for i, name in enumerate(DOMAINS)}
-    numbers["sign_change"] = bool(numbers["log_ratio_science"] < 0 < numbers["log_ratio_sports"])
-    numbers["right_sign"] = float((np.mean(science[:, 1] < 0) + np.mean(sports[:, 1] > 0)) / 2)
-    return numbers
+    @property
+    def rows(self) -> list[Row]:
+        """The numbers of each seed."""
+        return [result.numbers for result in self.results]
 
 
-def with_intervals(statistics: Callable[..., dict[str, float]], *groups: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Every statistic of the groups, with _low and _high: percentiles as the rows of each group are drawn anew."""
-    rng = np.random.default_rng(seed)
-    numbers = {name: float(value) for name, value in statistics(*groups).items()}
-    drawn = [
-        list(statistics(*(group[rng.integers(len(group), size=len(group))] for group in groups)).values())
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
-    for i, name in enumerate(list(numbers)):
-        numbers |= {f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
-    return numbers
+class Rejection(NamedTuple):
+    """The rejection of a variant over its seeds.
+
+    surest: score -> accuracy at the shares `SUREST` and, last, AURC. curves: score -> accuracy at each of `COVERAGES`.
+    auroc: score -> AUROC of the errors, the mean over the seeds that have errors. difference: AURC of ‖g‖² less that of
+    p(1 − p).
+    """
+
+    variant: str
+    seeds: int
+    errors: int
+    texts: int
+    surest: dict[str, Estimate]
+    curves: dict[str, Estimate]
+    auroc: dict[str, Interval]
+    difference: Estimate
 
 
-def _auroc(science: np.ndarray, sports: np.ndarray) -> float:
-    return stats.auroc(np.repeat([0, 1], [len(science), len(sports)]), np.concatenate([science, sports]))
+class DomainNumbers(NamedTuple):
+    """facts: the columns that all rows share. comparisons: all of them; main: by `choose_main`. memory: its row."""
+
+    facts: Row
+    accuracies: list[Accuracy]
+    comparisons: list[Comparison]
+    main: list[Comparison]
+    rejections: list[Rejection]
+    memory: Row | None
 
 
-def risks(score: Float[np.ndarray, " n"], wrong: np.ndarray) -> Float[np.ndarray, " n"]:
-    """The share of errors among the k texts of the smallest score, k = 1 … n; texts that tie share their errors."""
-    order = np.argsort(score, kind="stable")
-    ranks = rankdata(score, method="dense")[order] - 1
-    mean = np.bincount(ranks, weights=wrong[order]) / np.bincount(ranks)
-    return np.cumsum(mean[ranks]) / np.arange(1, len(score) + 1)
+def numbers(results: Sequence[Result]) -> Numbers:
+    """Return accuracy, comparisons of the domains, rejection, and memory."""
+    by_study: dict[str, list[Result]] = {}
+    for result in results:
+        by_study.setdefault(result.numbers["study"], []).append(result)
+    compared = sorted(by_study.get("domains", []), key=_place)
+    scored = [_with_rejection(result) for result in sorted(by_study.get("rejection", []), key=_place)]
+    memory = by_study.get("memory", [])
+    comparisons = _compare_over_seeds(compared)
+    details = DomainNumbers(
+        results[0].numbers,
+        _accuracies([result.numbers for result in (*compared, *scored)]),
+        comparisons,
+        choose_main(comparisons),
+        [_reject(variant, some) for variant in VARIANTS if (some := _of_variant(scored, variant))],
+        memory[0].numbers if memory else None,
+    )
+    rows = [{name: result.numbers[name] for name in COLUMNS if name in result.numbers}
+            for result in (*compared, *scored, *memory)]  # fmt: skip
+    return Numbers(rows, _summary(details), details=details)
 
 
-def coverage_accuracy(risk: Float[np.ndarray, " n"], coverage: float) -> float:
-    """Accuracy when this share of the texts is answered."""
-    return float(1 - risk[max(1, round(coverage * len(risk))) - 1])
+def _place(result: Result) -> tuple[Any, ...]:
+    """Return where a result stands in the tables."""
+    row = result.numbers
+    variant, covariance = VARIANTS.index(row["variant"]), [*COVARIANCES, ""].index(row["covariance"])
+    return variant, covariance, -row["precision"], row["proxies"], row["seed"]
 
 
-def rejection_statistics(score: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
-    """`aurc`, the mean risk over all coverages (Geifman et al. 2018), and `accuracy_COVERAGE` in per cent."""
-    risk = risks(score, wrong)
-    return {"aurc": float(risk.mean())} | {f"accuracy_{round(100 * c)}": coverage_accuracy(risk, c) for c in COVERAGES}
+def _of_variant(results: Sequence[Result], variant: str) -> list[Result]:
+    return [result for result in results if result.numbers["variant"] == variant]
 
 
-def rejection_numbers(name: str, score: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
-    """`NAME_STATISTIC` with _low and _high over texts, and `NAME_auroc` for telling the errors (none without both)."""
-    both = np.column_stack([score, wrong])
-    found = with_intervals(lambda rows: rejection_statistics(rows[:, 0], rows[:, 1]), both)
-    numbers = {f"{name}_{column}": value for column, value in found.items()}
-    if 0 < wrong.sum() < len(wrong):
-        numbers[f"{name}_auroc"] = stats.auroc(wrong, score)
-    return numbers
+def _accuracies(rows: Sequence[Row]) -> list[Accuracy]:
+    """Return the accuracy of each variant; studies of one seed share a fine-tuning, which counts once."""
+    once = {(row["variant"], row["seed"]): row for row in rows}
+    accuracies = []
+    for variant in VARIANTS:
+        seeds = [row for (name, _), row in once.items() if name == variant]
+        if seeds:
+            right, count = sum(row["accuracy"] * row["tests"] for row in seeds), sum(row["tests"] for row in seeds)
+            accuracies.append(Accuracy(variant, seeds, right / count, *wilson(round(right), count)))
+    return accuracies
+
+
+def _compare_over_seeds(results: Sequence[Result]) -> list[Comparison]:
+    """Return the comparisons of all seeds of each variant, covariance, number of proxies and λ."""
+    seeds: dict[tuple[str, str, str, int, float], list[Result]] = {}
+    for result in results:
+        row = result.numbers
+        key = (row["variant"], row["scope"], row["covariance"], row["proxies"], row["precision"])
+        seeds.setdefault(key, []).append(result)
+    comparisons = []
+    for key, some in seeds.items():
+        rows = [result.numbers for result in some]
+        means = {name: bootstrap_mean([row[name] for row in rows]) for name in MEANS}
+        counts = (
+            sum(row["sign_change"] for row in rows),
+            sum(row["lowered_a"] > 0 for row in rows),
+            sum(row["lowered_b"] > 0 for row in rows),
+            sum(row["accepted"] for row in rows),
+        )
+        comparisons.append(Comparison(*key, some, means, *counts))
+    return comparisons
+
+
+def choose_main(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return, of each variant and covariance, λ = 1 and the largest number of proxies that most seeds have."""
+    best: dict[tuple[str, str], Comparison] = {}
+    for one in comparisons:
+        key = one.variant, one.covariance
+        other = best.get(key)
+        if one.precision == 1 and (
+            other is None or (len(one.results), one.proxies) > (len(other.results), other.proxies)
+        ):
+            best[key] = one
+    return list(best.values())
+
+
+def _with_rejection(result: Result) -> Result:
+    """Return the result with AURC of every score, and its AUROC for telling the errors where there are any."""
+    row, wrong = dict(result.numbers), result.arrays["wrong"]
+    for name in SCORES:
+        score = result.arrays[f"score_{name}"]
+        row[f"{name}_aurc"] = float(risks(score, wrong.astype(float)).mean())
+        if 0 < wrong.sum() < len(wrong):
+            row[f"{name}_auroc"] = stats.auroc(wrong, score)
+    return Result(row, result.arrays)
+
+
+def _reject(variant: str, results: Sequence[Result]) -> Rejection:
+    """Return the rejection of a variant: means over its seeds, with intervals as the texts of each seed are redrawn."""
+    rows = [result.numbers for result in results]
+    surest, curves, auroc = {}, {}, {}
+    for name in SCORES:
+        value, low, high = estimate(_mean_over_seeds(_accuracy_curve), *_samples(results, name))
+        split = len(SUREST) + 1
+        surest[name] = Estimate(value[:split], low[:split], high[:split])
+        curves[name] = Estimate(value[split:], low[split:], high[split:])
+        auroc[name] = bootstrap_mean([row[f"{name}_auroc"] for row in rows if f"{name}_auroc" in row])
+    difference = estimate(_mean_over_seeds(_aurc_difference), *_samples(results, "epistemic", "aleatoric"))
+    errors, texts = (sum(row[name] for row in rows) for name in ("errors", "judged"))
+    return Rejection(variant, len(rows), errors, texts, surest, curves, auroc, difference)
+
+
+def _samples(results: Sequence[Result], *scores: str) -> list[np.ndarray]:
+    """Return of each seed the scores of the texts and, in the last column, which predictions are wrong."""
+    return [np.column_stack([*(one.arrays[f"score_{name}"] for name in scores), one.arrays["wrong"]])
+            for one in results]  # fmt: skip
+
+
+def _mean_over_seeds(statistic: Any) -> Any:
+    """Return the statistic of several seeds: the mean of that of each."""
+    return lambda *samples: np.mean([statistic(sample) for sample in samples], axis=0)
+
+
+def _accuracy_curve(rows: np.ndarray) -> list[float]:
+    """Return accuracy at `SUREST`, AURC, and accuracy at `COVERAGES`."""
+    risk = risks(rows[:, 0], rows[:, 1])
+    surest, curve = ([coverage_accuracy(risk, c) for c in shares] for shares in (SUREST, COVERAGES))
+    return [*surest, float(risk.mean()), *curve]
+
+
+def _aurc_difference(rows: np.ndarray) -> float:
+    one, other, wrong = rows.T
+    return float((risks(one, wrong) - risks(other, wrong)).mean())
+
+
+def _summary(details: DomainNumbers) -> list[Number]:
+    """Return the lines of summary.csv; accepted: the seeds whose fine-tuning reached `configuration.ACCURACY`."""
+    lines = []
+    for one in details.accuracies:
+        accepted = sum(row["accepted"] for row in one.rows)
+        tests = sum(row["tests"] for row in one.rows)
+        lines.append(Number(one.variant, "accuracy", one.share, one.low, one.high, tests, accepted))
+    for case in details.comparisons:
+        group = f"{case.variant}, {case.covariance}, {case.proxies} proxies, λ = {case.precision:g}"
+        count, accepted = len(case.results), case.accepted
+        lines += [Number.of(group, name, mean, accepted) for name, mean in case.means.items()]
+        for name, seeds in (
+            ("sign_change", case.sign_changes),
+            ("lowered_a", case.lowered_a),
+            ("lowered_b", case.lowered_b),
+        ):
+            lines.append(Number.value(group, f"share_{name}", seeds / count, count, accepted))
+    for rejection in details.rejections:
+        lines += _rejection_lines(rejection, details.accuracies)
+    if details.memory is not None:
+        for name in (f"{form}_{engine}" for form in MEMORY_FORMS for engine in ("jaxpr", "vmap")):
+            if name in details.memory:
+                lines.append(Number.value("memory, bytes", name, float(details.memory[name]), 1, 1))
+    return lines
+
+
+def _rejection_lines(rejection: Rejection, accuracies: Sequence[Accuracy]) -> list[Number]:
+    """Return the lines of summary.csv about the rejection of a variant."""
+    group, count = f"{rejection.variant}, rejection", rejection.seeds
+    accepted = sum(row["accepted"] for one in accuracies if one.variant == rejection.variant for row in one.rows)
+    statistics = [*(f"accuracy_{round(100 * share)}" for share in SUREST), "aurc"]
+    lines = []
+    for name, surest in rejection.surest.items():
+        for statistic, value, low, high in zip(statistics, *map(list, surest), strict=True):
+            ends = float(value), float(low), float(high)
+            lines.append(Number(group, f"{statistic}_{name}", *ends, count, accepted))
+        if rejection.auroc[name].count:
+            lines.append(Number.of(group, f"auroc_{name}", rejection.auroc[name], accepted))
+    value, low, high = map(float, rejection.difference)
+    return [*lines, Number(group, "aurc_epistemic_less_aleatoric", value, low, high, count, accepted)]

@@ -1,6 +1,9 @@
-"""The experiment on science and sports texts, by name."""
+"""The experiment on science and sports texts, by name: its stages, in their order."""
 
-from experiments.domains import domains
-from experiments.experiment import Experiment
+from experiments.domains.figures import figures
+from experiments.domains.numbers import numbers
+from experiments.domains.presets import jobs
+from experiments.domains.report import report
+from experiments.experiment import Experiment, stages
 
-EXPERIMENTS = {"domains": Experiment(domains.cells, domains.summarise, ("data", "encoder"))}
+EXPERIMENTS = {"domains": Experiment(jobs, stages(numbers, report, figures), ("data", "encoder"))}

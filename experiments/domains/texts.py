@@ -2,23 +2,16 @@
 
 import csv
 import hashlib
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from isouq.text import fetch
-from isouq.text.checkpoint import Checkpoint, open_checkpoint
-from isouq.text.encoder import TextEncoder, load_encoder, read_config
-
 DOMAINS = ("science", "sports")
 COLUMNS = ("label", "title", "description")
 SAMPLE = Path(__file__).with_name("sample_texts.csv")
-TINY = "tiny"  # a random encoder, and a small trained model, of the samples' words: for tests, no network
 NAMES = {"science": 0, "sci/tech": 0, "sci-tech": 0, "science/technology": 0, "technology": 0, "sports": 1, "sport": 1}
-MIN_A_DOMAIN = 12
+MIN_TEXTS = 12
 FULL = {"train": 160, "validation": 40, "proxies": 1000}
 PARTS = (*FULL, "test")
 
@@ -32,11 +25,11 @@ class Texts(NamedTuple):
 
 
 def load_texts(data: str | None) -> Texts:
-    """The texts called `data`.
+    """Return the texts called `data`.
 
     None: the built-in sample. `hf:org/name[:split]`: a data set of the Hugging Face hub with the columns text and label
     (names such as Sci/Tech and Sports; other classes are left out), the split test by default. Else a path: a CSV with
-    the columns label, title, description. A text that repeats counts once, for no part may hold another's texts.
+    the columns label, title, description. A text that repeats counts once, so that no text is in two parts.
 
     Raises FileNotFoundError, ImportError, ValueError: one line that says what is wrong, a wrong row by its number.
     """
@@ -49,9 +42,9 @@ def load_texts(data: str | None) -> Texts:
     texts, labels = list(once), np.array(list(once.values()), np.int32)
     for i, domain in enumerate(DOMAINS):
         count = int(np.sum(labels == i))
-        if count < MIN_A_DOMAIN:
+        if count < MIN_TEXTS:
             raise ValueError(
-                f"{name} holds {count} different texts of {domain}; expected at least {MIN_A_DOMAIN} of each of "
+                f"{name} holds {count} different texts of {domain}; expected at least {MIN_TEXTS} of each of "
                 f"{' and '.join(DOMAINS)}"
             )
     digest = hashlib.sha256("\0".join([*texts, labels.tobytes().hex()]).encode()).hexdigest()[:16]
@@ -66,11 +59,11 @@ def _from_csv(path: Path) -> list[tuple[int, str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            found = reader.fieldnames or ()
-            missing = [name for name in COLUMNS if name not in found]
+            header = reader.fieldnames or ()
+            missing = [name for name in COLUMNS if name not in header]
             if missing:
                 raise ValueError(
-                    f"{path} line 1: no column {', '.join(missing)} in {', '.join(found)!r:.60}; "
+                    f"{path} line 1: no column {', '.join(missing)} in {', '.join(header)!r:.60}; "
                     f"expected the columns {', '.join(COLUMNS)}"
                 )
             for row in reader:
@@ -109,12 +102,12 @@ def _from_hub(name: str) -> list[tuple[int, str]]:
     if not names:
         raise ValueError(f"hf:{name} does not name its classes; expected such as Sci/Tech and Sports")
     numbers = [NAMES.get(str(label).lower()) for label in names]
-    found = [(numbers[label], text) for label, text in zip(loaded["label"], loaded["text"], strict=True) if label >= 0]
-    return [(number, text) for number, text in found if number is not None and text and text.strip()]
+    rows = [(numbers[label], text) for label, text in zip(loaded["label"], loaded["text"], strict=True) if label >= 0]
+    return [(number, text) for number, text in rows if number is not None and text and text.strip()]
 
 
 class Split(NamedTuple):
-    """Rows of each part, disjoint; proxies by domain, others both domains mixed. All as int arrays of row numbers."""
+    """The row numbers of each part, disjoint: the proxies of each domain apart, every other part with both domains."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -124,7 +117,7 @@ class Split(NamedTuple):
 
 
 def sizes(labels: np.ndarray) -> dict[str, int]:
-    """Texts a domain in each part: `FULL` where there are enough, else thirds; the rest, up to 500, is the test."""
+    """Return the texts a domain in each part: `FULL` where there are enough, else thirds; the rest is the test."""
     count = int(np.bincount(labels, minlength=2).min())
     parts = dict(FULL)
     if count < sum(FULL.values()) + 50:
@@ -134,7 +127,7 @@ def sizes(labels: np.ndarray) -> dict[str, int]:
 
 
 def split(labels: np.ndarray, seed: int) -> Split:
-    """The parts of `sizes`, drawn from a seed; the proxies of n texts are the first n of their domain."""
+    """Return the parts of `sizes`, drawn from a seed; n proxy texts are the first n of their domain."""
     rng = np.random.default_rng(seed)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in PARTS}
     for domain in range(len(DOMAINS)):
@@ -144,68 +137,3 @@ def split(labels: np.ndarray, seed: int) -> Split:
             start += size
     mixed = {name: rng.permutation(np.concatenate(rows)) for name, rows in parts.items() if name != "proxies"}
     return Split(**mixed, science=parts["proxies"][0], sports=parts["proxies"][1])
-
-
-class Corpus(NamedTuple):
-    """An encoder without a head, its texts as arrays (`encode_texts`), and their labels."""
-
-    encoder: TextEncoder
-    xs: dict[str, np.ndarray]
-    labels: np.ndarray
-
-    def rows(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The texts with these row numbers."""
-        return {name: values[rows] for name, values in self.xs.items()}
-
-
-@lru_cache(maxsize=1)
-def corpus(encoder: str, data: str | None, digest: str, max_length: int) -> Corpus:
-    """Encoder and texts, read once a process.
-
-    Raises ValueError where a file is gone, or where the data or a folder's encoder are no longer those of the digest.
-    """
-    try:
-        found = load_texts(data)
-        if digest_of(found.digest, encoder) != digest:
-            which = f"{data or 'the sample'} or {encoder}"
-            raise ValueError(f"{which} has changed since the run began; give the same command again")
-        loaded = open_encoder(encoder)
-    except OSError as error:  # the runner takes one for the store's
-        raise ValueError(str(error)) from error
-    width = min(max_length, loaded.config.context_length)
-    return Corpus(loaded, loaded.encode_texts(found.texts, width, width), found.labels)
-
-
-def digest_of(digest: str, *models: str) -> str:
-    """A digest of data, and of the files of those models that are local: their names do not tell them."""
-    local = [Path(model) for model in models if Path(model).is_absolute()]
-    if not local:
-        return digest
-    made = hashlib.sha256(digest.encode())
-    files = [file for path in local for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    for path in files:
-        if path.suffix in (".json", ".safetensors", ".gguf"):
-            with open(path, "rb") as file:
-                made.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return made.hexdigest()[:16]
-
-
-def check_model(name: str, read_config: Callable[[Checkpoint], Any] = read_config) -> str:
-    """The canonical name of a model, by default an encoder, fetched if it is not here yet; reads its configuration.
-
-    Raises FileNotFoundError, ValueError, OSError, ImportError: one line that says what is wrong.
-    """
-    if name == TINY:
-        return name
-    source = fetch(name)
-    read_config(open_checkpoint(source.path))
-    return source.name
-
-
-def open_encoder(name: str) -> TextEncoder:
-    """`isouq.text.load_encoder`, and the random `TINY` one."""
-    if name != TINY:
-        return load_encoder(name)
-    from experiments.domains.tiny_encoder import tiny_encoder
-
-    return tiny_encoder()

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.domains.texts import load_texts
 from isouq.text import encoder, encoder_config, parameters
 
+TINY = "tiny"  # the name of the encoder
 CONFIG = {
     "architectures": ["BertModel"],
     "hidden_size": 16,
@@ -25,18 +27,16 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def tiny_encoder() -> encoder.TextEncoder:
-    """Written to a temporary folder and read back by `load_encoder`, as any other."""
+    """Return the encoder, written to a temporary folder and read back by `load_encoder` as any other."""
     with tempfile.TemporaryDirectory() as folder:
         write_tiny(Path(folder))
         return encoder.load_encoder(folder)
 
 
 def write_tiny(folder: Path, changes: dict[str, Any] | None = None, seed: int = 0) -> None:
-    """config.json, tokenizer.json and model.safetensors of random weights; `changes` to the configuration."""
+    """Write config.json, with `changes`, tokenizer.json and model.safetensors of random weights."""
     import tokenizers
     from safetensors.numpy import save_file
-
-    from experiments.domains.texts import load_texts
 
     words = sorted({word for text in load_texts(None).texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
     letters = sorted({letter for word in words for letter in word})

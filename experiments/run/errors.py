@@ -14,7 +14,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def run_errors() -> Iterator[None]:
     """Raise what is wrong with a file or a model that a run was given as a RunError of one line."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Uncertainty along an answer: its text coloured by U_E, the three series, and their course over many answers."""
+"""Uncertainty along an answer: its text coloured by U_E, and the three series below."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +10,12 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from isouq.plots._palette import BLUE, GREEN, ORANGE
-from isouq.stats import Interval
 
 _SERIES = (
     ("epistemic", "U_E = ‖∇p‖²", ORANGE, "o"),
     ("committal", "p(1 − p)", BLUE, "s"),
     ("entropy", "entropy, nats", GREEN, "^"),
 )
-_THIRDS = ("early", "middle", "late")
 WIDTH = 9.0  # inches
 LINE = 88  # characters of a line of text
 _MAP = "cividis"
@@ -104,33 +102,3 @@ def _series(axis: Any, one: Mapping[str, Any]) -> None:
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-
-
-def trace_course(profile: Mapping[str, Mapping[str, Sequence[Interval]]], labels: Mapping[str, str]) -> Figure:
-    """A panel a series: the means of the early, middle and late third of right and of wrong answers.
-
-    profile: series -> "right", "wrong" -> an interval a third. labels: series -> its name.
-    """
-    figure, axes = plt.subplots(
-        1, len(profile), figsize=(0.6 + 2.9 * len(profile), 3.2), squeeze=False, layout="constrained"
-    )
-    styles = {"right": (BLUE, "o", -0.06), "wrong": (ORANGE, "s", 0.06)}
-    for axis, (series, by_label) in zip(axes[0], profile.items(), strict=True):
-        for label, thirds in by_label.items():
-            if not thirds[0].count:
-                continue
-            colour, marker, offset = styles[label]
-            places = np.arange(3) + offset
-            means = [i.mean for i in thirds]
-            axis.plot(places, means, color=colour, marker=marker, ms=5, label=f"{label} ({thirds[0].count} answers)")
-            axis.vlines(places, [i.low for i in thirds], [i.high for i in thirds], color=colour, lw=1.2)
-        axis.set_xticks(range(3), _THIRDS, fontsize=8)
-        axis.set_xlim(-0.4, 2.4)
-        axis.set_title(labels[series], fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("mean over the answers, 95 % interval", fontsize=8)
-    axes[0, 0].set_xlabel("third of the answer", fontsize=8)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    return figure

@@ -1,1 +1,1 @@
-"""Draw the figures of question answering and traces."""
+"""Draw the figures of question answering and traces; compute nothing."""

@@ -1,1 +1,1 @@
-"""Compute the answers and the scores of one block of questions."""
+"""Compute the answers, scores, judgements and traces of one block of questions."""

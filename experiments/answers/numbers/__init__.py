@@ -1,1 +1,1 @@
-"""Turn scores into the numbers of the tables."""
+"""Turn answers, scores and judgements into the numbers of the tables and figures."""

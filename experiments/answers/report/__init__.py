@@ -1,1 +1,1 @@
-"""Write the summaries of question answering and traces."""
+"""Write the summaries of question answering and traces as Markdown; compute nothing."""

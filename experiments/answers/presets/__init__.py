@@ -1,0 +1,1 @@
+"""Choose the questions, the models and the studies of every preset."""

@@ -1,0 +1,194 @@
+"""The figures of the covariance study: maps under proxies, agreement of every covariance, and its cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.report.outputs import Numbers
+from experiments.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from experiments.run.job import Result
+from experiments.synthetic.measure.covariance import METHODS
+from experiments.synthetic.measure.proxies import DATA, HALVES
+from experiments.synthetic.numbers.models import STATISTICS, TITLES
+from isouq.plots import unit_range
+from isouq.stats import Interval
+
+_COLOURS = {"identity": BLUE, "hessian": ORANGE, "ggn": GREEN, "fisher": PURPLE, "draws": GREY}
+_MARKERS = {"dense": "s", "low_rank": "D", "kronecker": "^", "diagonal": "v", "within": "X"}
+
+
+def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
+    """Draw Fig. 1 and the maps of every problem (the first seed), the agreement, and cost against agreement."""
+    drawn = {}
+    planar = {model.problem for model in numbers.details.planar}
+    first: dict[str, Result] = {}
+    for result in results:
+        if result.numbers["problem"] in planar:
+            first.setdefault(result.numbers["problem"], result)
+    if "binary/xor" in first:
+        drawn["covariance"] = proxy_maps([_maps(first["binary/xor"], data) for data in DATA])
+    if first:
+        drawn["covariance_maps"] = proxy_maps([_maps(result, "") for result in first.values()])
+    groups = {model.name: numbers.groups[model.name] for model in numbers.details.problems}
+    agreement = {
+        name: {method: {s: values[f"{method}_{s}"] for s in STATISTICS} for method in METHODS}
+        for name, values in groups.items()
+    }
+    costs = {
+        name: {method: values[f"{method}_gradients"].mean for method in METHODS}
+        | {"reference": values["gradient_evaluations"].mean}
+        for name, values in groups.items()
+    }
+    drawn["covariance_agreement"] = heat_maps(agreement, METHODS)
+    drawn["pareto"] = pareto(agreement, costs, METHODS)
+    return drawn
+
+
+def _maps(result: Result, data: str) -> tuple[str, int, dict[str, np.ndarray]]:
+    """Return what `proxy_maps` draws of a result, for θ* of the sample or of symmetric data."""
+    problem = result.numbers["problem"]
+    names = ("identity", "proxy_a", "proxy_b", "log_ratio", "xs_a", "xs_b")
+    maps = {name: result.arrays[f"{data}{name}"] for name in names}
+    return f"{problem}, {DATA[data]} data", HALVES[problem].axis, {**maps, "grid": result.arrays["grid"]}
+
+
+def proxy_maps(problems: Sequence[tuple[str, int, Mapping[str, np.ndarray]]]) -> Figure:
+    """Draw one row of four panels a problem: identity, H_A⁻¹, H_B⁻¹ and the log ratio of the latter two.
+
+    problems: (title, axis that is cut at 0, arrays) with `grid` `[m², 2]` (first feature fastest), the maps `[m²]`
+    `identity`, `proxy_a`, `proxy_b`, `log_ratio`, and the proxies' inputs `xs_a`, `xs_b`. The two proxies of a row
+    share one scale; the identity has its own, because its unit differs.
+    """
+    rows = len(problems)
+    figure, axes = plt.subplots(rows, 4, figsize=(12.4, 2.5 * rows + 0.7), squeeze=False, layout="constrained")
+    for index, (row, (title, cut, arrays)) in enumerate(zip(axes, problems, strict=True)):
+        grid = arrays["grid"]
+        side = round(len(grid) ** 0.5)
+        (left, bottom), (right, top) = grid.min(axis=0), grid.max(axis=0)
+        shared = np.concatenate([arrays["proxy_a"], arrays["proxy_b"]])
+        both = np.split(unit_range(shared), 2)
+        limit = float(np.abs(arrays["log_ratio"]).max())
+        panels = (
+            (unit_range(arrays["identity"]), "viridis", (0, 1), None, "Σ = I"),
+            (both[0], "viridis", (0, 1), "xs_a", "Σ = H_A⁻¹, proxy data in A"),
+            (both[1], "viridis", (0, 1), "xs_b", "Σ = H_B⁻¹, proxy data in B"),
+            (arrays["log_ratio"], "PuOr", (-limit, limit), None, "log(U_A / U_B)"),
+        )
+        for axis, (values, colours, (low, high), data, heading) in zip(row, panels, strict=True):
+            image = axis.imshow(
+                values.reshape(side, side), origin="lower", extent=(left, right, bottom, top), aspect="auto",
+                cmap=colours, vmin=low, vmax=high,
+            )  # fmt: skip
+            if data is not None:
+                points = arrays[data]
+                seen = np.all((points >= grid.min(axis=0)) & (points <= grid.max(axis=0)), axis=1)
+                axis.scatter(*points[seen].T, s=4, color="white", edgecolors="black", linewidths=0.3)
+            (axis.axvline if cut == 0 else axis.axhline)(
+                0, color="red" if colours == "PuOr" else "white", lw=0.8, ls="--"
+            )
+            axis.tick_params(labelsize=7)
+            if index == 0:
+                axis.set_title(heading, fontsize=9)
+            if index == rows - 1:
+                axis.set_xlabel("x₁", fontsize=8)
+            if colours == "PuOr":
+                figure.colorbar(image, ax=axis, pad=0.02).ax.tick_params(labelsize=7)
+            elif data == "xs_b":
+                bar = figure.colorbar(image, ax=row[:3], pad=0.01)
+                bar.set_label("scaled to [0, 1]\n(A and B together)", fontsize=7)
+                bar.ax.tick_params(labelsize=7)
+        row[0].set_ylabel(f"{title}\nx₂", fontsize=8)
+    return figure
+
+
+def heat_maps(agreement: Mapping[str, Mapping[str, Mapping[str, Interval]]], labels: Mapping[str, str]) -> Figure:
+    """Draw the mean r and ρ of gᵀΣg with the reference, methods by problems, as two heat maps with the numbers.
+
+    agreement: problem -> method -> {"pearson": Interval, "spearman": Interval}.
+    """
+    names = list(agreement)
+    figure, axes = plt.subplots(
+        1,
+        2,
+        figsize=(4.0 + 1.5 * len(names), 1.4 + 0.36 * len(labels)),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, (statistic, title) in zip(axes[0], TITLES.items(), strict=True):
+        values = np.array([[agreement[name][method][statistic].mean for name in names] for method in labels])
+        image = axis.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axis.set_facecolor("#dddddd")
+        for (i, j), value in np.ndenumerate(values):
+            text = "–" if np.isnan(value) else f"{value:.2f}"
+            axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if value < 0.55 else "black")
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+        axis.set_yticks(range(len(labels)), list(labels.values()), fontsize=8)
+        axis.set_title(title, fontsize=9)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, extend="min")
+    bar.set_label("mean over accepted seeds (–: none accepted)", fontsize=8)
+    return figure
+
+
+def pareto(
+    agreement: Mapping[str, Mapping[str, Mapping[str, Interval]]],
+    costs: Mapping[str, Mapping[str, float]],
+    labels: Mapping[str, str],
+) -> Figure:
+    """Draw cost against agreement, a panel a problem: mean ρ with 95 % bars over gradients to build Σ (log axis).
+
+    agreement: as in `heat_maps`. costs: problem -> method (and "reference") -> gradients over the training
+    data.
+    """
+    names = list(agreement)
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(3.1 * columns, 2.6 * rows + 1.1), sharex=True, sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        for method in labels:
+            interval = agreement[name][method]["spearman"]
+            if interval.count == 0:
+                continue
+            bars = None if interval.count < 2 else [[interval.mean - interval.low], [interval.high - interval.mean]]
+            axis.errorbar(
+                max(costs[name][method], 0.3),
+                interval.mean,
+                yerr=bars,
+                ls="none",
+                ms=5,
+                lw=0.8,
+                alpha=0.85,
+                **_style(method),
+            )
+        axis.plot(costs[name]["reference"], 1.0, marker="*", color="black", ms=9, ls="none")
+        axis.set_title(name, fontsize=9)
+        axis.set_xscale("log")
+        axis.axhline(0, color=GREY, lw=0.6)
+        axis.set_ylim(-0.3, 1.08)
+        axis.grid(alpha=0.3)
+        axis.set_xlim(0.15, 5 * max(by_method["reference"] for by_method in costs.values()))
+        axis.set_xticks([0.3, 1, 100, 10_000], ["0", "1", "10²", "10⁴"])
+        axis.minorticks_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("Spearman ρ")
+    for axis in axes[-1]:
+        axis.set_xlabel("gradients over the training data")
+    handles = [plt.Line2D([], [], ls="none", label=label, **_style(method)) for method, label in labels.items()]
+    handles.append(plt.Line2D([], [], ls="none", marker="*", color="black", ms=9, label="the reference itself (HMC)"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    return figure
+
+
+def _style(method: str) -> dict[str, Any]:
+    if method == "identity":
+        return {"marker": "o", "color": BLUE}
+    curvature, structure = method.split("_", 1)
+    return {"marker": _MARKERS[structure], "color": _COLOURS[curvature]}

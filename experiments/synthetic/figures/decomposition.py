@@ -1,0 +1,173 @@
+"""The figures of the decomposition: where the correlation with the reference is lost, and perturbations of θ*."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.report.outputs import Numbers
+from experiments.report.palette import BLUE, GREEN, GREY, ORANGE
+from experiments.run.job import Result
+from experiments.synthetic.measure.decomposition import SIGMAS, VERSIONS
+from experiments.synthetic.numbers.models import TITLES
+from isouq.stats import Interval
+
+TERMS = {
+    "taylor": ("Taylor: corr(V, L)", BLUE, "o"),
+    "isotropy": ("isotropy: corr(L, I)", ORANGE, "s"),
+    "whole": ("whole: corr(V, I)", GREEN, "^"),
+}
+
+
+def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
+    """Draw the correlations against width by prior, and of every problem; the perturbations of every problem."""
+    models, drawn = numbers.details, {}
+    if models.sweep:
+        curves: dict[tuple[str, float], dict[int, Mapping[str, Interval]]] = {}
+        for model in models.sweep:
+            curves.setdefault((model.prior, model.sigma), {})[model.width] = numbers.groups[model.name]
+        drawn["decomposition"] = against_width(curves, VERSIONS, "pearson")
+        drawn["decomposition_spearman"] = against_width(curves, VERSIONS, "spearman")
+    if models.problems:
+        problems = {model.name: numbers.groups[model.name] for model in models.problems}
+        drawn["decomposition_problems"] = by_problem(problems, VERSIONS)
+        drawn["perturbation"] = perturbation(problems, SIGMAS)
+    return drawn
+
+
+def against_width(
+    curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, Interval]]],
+    versions: Mapping[str, str],
+    statistic: str,
+) -> Figure:
+    """Draw the three correlations against width with their 95 % bands: a column a prior, a row a covariance Σ.
+
+    curves: (prior, σ) -> width -> intervals by name: "whole_STATISTIC", and for each version
+    "taylor_VERSION_STATISTIC" and "isotropy_VERSION_STATISTIC". versions: name -> title. statistic: a key
+    of `TITLES`. A width without an accepted seed breaks the line.
+    """
+    figure, axes = plt.subplots(
+        len(versions), len(curves), figsize=(1.4 + 3 * len(curves), 1 + 2.3 * len(versions)),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    widths = sorted({width for by_width in curves.values() for width in by_width})
+    shown = [by_width[w][_name(t, v, statistic)] for by_width in curves.values() for w in by_width
+             for t in TERMS for v in versions]  # fmt: skip
+    for row, (version, title) in zip(axes, versions.items(), strict=True):
+        row[0].set_ylabel(f"Σ {title}\n{TITLES[statistic]}")
+        for axis, by_width in zip(row, curves.values(), strict=True):
+            ran = sorted(by_width)
+            for term, (_, colour, marker) in TERMS.items():
+                _curve(axis, ran, [by_width[w][_name(term, version, statistic)] for w in ran], colour, marker)
+            axis.axhline(0, color=GREY, lw=0.6)
+            axis.grid(alpha=0.3)
+    axes[0, 0].set_ylim(_floor(shown), 1.04)
+    for axis, (prior, sigma) in zip(axes[0], curves, strict=True):
+        axis.set_title(f"prior {prior}, σ = {sigma:g}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(widths, [str(w) for w in widths], fontsize=8)
+        axis.minorticks_off()
+        axis.set_xlabel("hidden width")
+    _legend(figure, "mean and 95 % band over accepted seeds")
+    return figure
+
+
+def by_problem(problems: Mapping[str, Mapping[str, Interval]], versions: Mapping[str, str]) -> Figure:
+    """Draw the three correlations of every problem with their intervals: a column a covariance Σ, a row a statistic.
+
+    problems: problem -> intervals by name, as in `against_width`. versions: name -> title.
+    """
+    figure, axes = plt.subplots(
+        len(TITLES), len(versions), figsize=(1.6 + 3.2 * len(versions), 1.8 + 0.45 * len(problems) * len(TITLES)),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    shown = [p[_name(t, v, s)] for p in problems.values() for t in TERMS for v in versions for s in TITLES]
+    for row, (statistic, label) in zip(axes, TITLES.items(), strict=True):
+        for axis, (version, title) in zip(row, versions.items(), strict=True):
+            for place, (term, (_, colour, marker)) in enumerate(TERMS.items()):
+                for y, intervals in enumerate(problems.values()):
+                    interval, height = intervals[_name(term, version, statistic)], y + 0.22 * (place - 1)
+                    axis.plot(interval.mean, height, marker, color=colour, ms=5)
+                    axis.plot([interval.low, interval.high], [height, height], color=colour, lw=1.6)
+            axis.set_yticks(range(len(problems)), list(problems), fontsize=8)
+            axis.axvline(0, color=GREY, lw=0.6)
+            axis.grid(axis="x", alpha=0.3)
+            axis.set_xlabel(label)
+            axis.set_title(f"Σ {title}", fontsize=9)
+            axis.tick_params(labelbottom=True)
+    axes[0, 0].set_xlim(_floor(shown), 1.04)
+    axes[0, 0].set_ylim(len(problems) - 0.5, -0.5)
+    _legend(figure, "mean and 95 % interval over accepted seeds")
+    return figure
+
+
+def perturbation(problems: Mapping[str, Mapping[str, Interval]], sigmas: Sequence[int | float]) -> Figure:
+    """Draw the correlation of V with the perturbation W against its σ, and with ‖g‖² (dashed): a panel a problem.
+
+    problems: problem -> intervals by name: "perturbation_SIGMA_STATISTIC" and "whole_STATISTIC".
+    """
+    columns = min(4, len(problems))
+    rows = -(-len(problems) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1 + 2.9 * columns, 1 + 2.4 * rows),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    series = {"pearson": (BLUE, "o"), "spearman": (ORANGE, "s")}
+    shown = []
+    for axis, (name, intervals) in zip(axes.flat, problems.items(), strict=False):
+        for statistic, (colour, marker) in series.items():
+            points = [intervals[f"perturbation_{sigma:g}_{statistic}"] for sigma in sigmas]
+            whole = intervals[f"whole_{statistic}"]
+            _curve(axis, sigmas, points, colour, marker)
+            axis.axhline(whole.mean, color=colour, ls="--", lw=1)
+            shown += [*points, whole]
+        axis.axhline(0, color=GREY, lw=0.6)
+        axis.grid(alpha=0.3)
+        axis.set_title(name, fontsize=9)
+    for axis in list(axes.flat)[len(problems) :]:
+        axis.set_visible(False)
+    for i, axis in enumerate(axes.flat):
+        if i % columns == 0:
+            axis.set_ylabel("correlation with V")
+        if i + columns >= len(problems):
+            axis.set_xlabel("σ of the perturbation")
+            axis.tick_params(labelbottom=True)
+    axes[0, 0].set(ylim=(_floor(shown), 1.04), xscale="log", xlim=(min(sigmas) / 1.5, max(sigmas) * 1.5))
+    handles = [
+        plt.Line2D([], [], color=colour, marker=marker, ms=4, label=f"W, {TITLES[s]}: mean and 95 % band")
+        for s, (colour, marker) in series.items()
+    ]
+    handles += [
+        plt.Line2D([], [], color=colour, ls="--", lw=1, label=f"‖g‖², {TITLES[s]}") for s, (colour, _) in series.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+def _name(term: str, version: str, statistic: str) -> str:
+    return f"whole_{statistic}" if term == "whole" else f"{term}_{version}_{statistic}"
+
+
+def _curve(axis: Any, xs: Sequence[int | float], points: Sequence[Interval], colour: str, marker: str) -> None:
+    """Draw a line through the means with its band; both break where nothing was accepted (NaN)."""
+    axis.plot(xs, [i.mean for i in points], marker=marker, color=colour, ms=4, lw=1.2)
+    bounds = [i.low for i in points], [i.high for i in points]
+    axis.fill_between(xs, *bounds, color=colour, alpha=0.2, lw=0)
+    axis.vlines(xs, *bounds, color=colour, lw=0.8)  # a point between two breaks has no band
+
+
+def _floor(intervals: Iterable[Interval]) -> float:
+    """Return the lower limit of the axis: below 0 and below everything that is drawn."""
+    values = np.array([[i.mean, i.low] for i in intervals])
+    return min(0.0, float(np.min(values, where=np.isfinite(values), initial=0.0))) - 0.05
+
+
+def _legend(figure: Figure, note: str) -> None:
+    handles = [
+        plt.Line2D([], [], color=colour, marker=marker, ms=5, label=label) for label, colour, marker in TERMS.values()
+    ]
+    figure.legend(handles=handles, title=note, loc="outside lower center", ncols=3, fontsize=8, title_fontsize=8,
+                  frameon=False)  # fmt: skip
