@@ -1,4 +1,4 @@
-"""Copies a run into the repository: figures/, results/, the generated part of the README and the numbers in docs/.
+"""Copies a run into the repository: figures/, results/, and the numbers in README.md and the pages made from *.md.in.
 
 Command: python -m experiments.publish [OUT]
 OUT is the --out folder of a finished run; experiments it lacks keep what is committed. Without OUT the pages are
@@ -66,7 +66,7 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
     page.parent.mkdir(exist_ok=True)
     page.write_text(results_page(root / "results"), encoding="utf-8")
     written.append(page)
-    for template in sorted((root / "docs").glob("*.md.in")):
+    for template in sorted(root.glob("*/*.md.in")):
         page = template.with_suffix("")
         page.write_text(with_numbers(template.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
         written.append(page)

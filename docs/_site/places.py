@@ -11,7 +11,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def sources() -> dict[str, str]:
     """Place in the site -> file of the repository that is copied there."""
-    found = {"changelog.md": "CHANGELOG.md", "benchmarks/index.md": "benchmarks/README.md"}
+    found = {
+        "changelog.md": "CHANGELOG.md",
+        "benchmarks/index.md": "benchmarks/README.md",
+        "lab-book.md": "experiments/README.md",
+    }
     for path in sorted((ROOT / "results").glob("*/summary.md")):
         found[f"results/{path.parent.name}.md"] = _relative(path)
     for path in sorted((ROOT / "benchmarks" / "results").glob("*")):
