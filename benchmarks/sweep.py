@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import plots
 from benchmarks.provenance import in_words, provenance
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (100, 1000, 10_000)

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """`status` is answered without importing what an experiment needs."""
+    """Run the command line; `status` is answered without importing what an experiment needs."""
     try:
         if sys.argv[1:2] == ["status"]:
             from experiments.run.status import main as status

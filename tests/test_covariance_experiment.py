@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.synthetic import covariance
-from experiments.synthetic.cell import Cell
+from experiments.synthetic.measure import covariance
 from experiments.synthetic.measure import proxies as _proxies
-from experiments.synthetic.study import run_cell
-from experiments.synthetic.subject import setting
+from experiments.synthetic.numbers.covariance import is_asymmetric
+from experiments.synthetic.presets import covariance as presets
+from experiments.synthetic.registry import EXPERIMENTS
+from experiments.synthetic.study import Cell, run_cell
+from experiments.synthetic.subject import set_up
 from isouq import problems
 from isouq.posterior import fit_map
 
@@ -48,7 +50,7 @@ def test_symmetric_data_hold_every_image(name):
 
 
 def test_proxy_data_lie_in_their_halves_and_are_as_many_as_the_training_data():
-    made = setting(Cell("multiclass/clusters", 3, num_points=50), problems.get("multiclass/clusters"))
+    made = set_up(Cell("multiclass/clusters", 3, num_points=50), problems.get("multiclass/clusters"))
     data = _proxies._data(made, axis=1)
     assert {side: xs.shape for side, (xs, _) in data.items()} == {"a": (50, 2), "b": (50, 2)}
     assert np.all(data["a"][0][:, 1] < 0)
@@ -62,12 +64,12 @@ def test_proxy_data_lie_in_their_halves_and_are_as_many_as_the_training_data():
 def test_the_identity_is_symmetric_on_symmetric_data_and_both_proxies_are_not(seed):
     """The paper's Fig. 1, in numbers, without a reference."""
     problem, halves = problems.get("binary/xor"), _proxies.HALVES["binary/xor"]
-    made = setting(Cell("binary/xor", seed), _proxies.symmetric(problem, halves))
+    made = set_up(Cell("binary/xor", seed), _proxies.symmetric(problem, halves))
     grid = problems.evaluation_inputs(made.data.xs, 25)
     numbers, maps = _proxies._maps(made, fit_map(made.log_density, made.inits).best(), grid, halves)
     assert numbers["identity_symmetry"] >= 0.9
     for curvature in _proxies.CURVATURES:
-        assert _proxies.as_stated(numbers, "", curvature)
+        assert is_asymmetric(numbers, "", curvature)
         assert numbers[f"proxy_a_{curvature}_symmetry"] < 0.5
         assert numbers[f"proxy_b_{curvature}_symmetry"] < 0.5
     np.testing.assert_allclose(maps["log_ratio"], np.log(maps["proxy_a"] / maps["proxy_b"]), rtol=1e-3, atol=1e-3)
@@ -93,7 +95,7 @@ def test_every_method_and_both_data_sets_are_measured(xor):
 def test_summary_leaves_unconverged_seeds_out_of_the_agreement_but_not_of_the_proxies(xor):
     good = xor._replace(numbers=xor.numbers | {"accepted": True, "identity_pearson": 0.25})
     bad = xor._replace(numbers=xor.numbers | {"accepted": False, "identity_pearson": 0.75, "seed": 1})
-    outputs = covariance.summarise([good, bad], "smoke")
+    outputs = EXPERIMENTS["covariance"].summarise([good, bad], "smoke")
     table = outputs.summary.split("## Agreement of gᵀΣg with the reference, Pearson's r")[1]
     assert "| identity | 0.25 |" in table
     assert "| accepted references | 1/2 |" in table
@@ -104,7 +106,7 @@ def test_summary_leaves_unconverged_seeds_out_of_the_agreement_but_not_of_the_pr
 
 
 def test_cells_are_those_of_validation_on_the_same_references():
-    paper = covariance.cells("paper")
+    paper = presets.jobs("paper")
     assert len(paper) == 40
     agreement = {dataclasses.replace(cell, study="agreement").key() for cell in paper}
     assert len(agreement) == 40

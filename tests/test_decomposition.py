@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments.synthetic import decomposition, scaling, validation
-from experiments.synthetic.cell import Cell, Result
-from experiments.synthetic.decomposition import SIGMAS, STATISTICS, VERSIONS
-from experiments.synthetic.subject import FACTS, setting, subject
+from experiments.run.job import Result
+from experiments.synthetic.measure import decomposition
+from experiments.synthetic.measure.decomposition import SIGMAS, VERSIONS
+from experiments.synthetic.numbers.models import STATISTICS
+from experiments.synthetic.presets import decomposition as presets
+from experiments.synthetic.presets import scaling, validation
+from experiments.synthetic.registry import EXPERIMENTS
+from experiments.synthetic.study import Cell
+from experiments.synthetic.subject import FACTS, set_up, subject
 from isouq import models, problems, stats
 from isouq.alignment import align_hidden_units
 from isouq.posterior import Margins, probabilities
 
 TINY = {"num_points": 40, "resolution": 8, "study": "decomposition"}
+summarise = EXPERIMENTS["decomposition"].summarise
 VERDICT = {"accepted": True, "rhat": 1.001, "ess_bulk": 900.0, "divergent": 0.0, "halves": 0.99}
 
 
@@ -39,8 +45,8 @@ def margins_of(record, unravel, flats):
 def made_up(cell, count=60):
     """A subject with draws around symmetric copies of θ*, and the variance that these draws have."""
     problem, rng = problems.get(cell.problem), np.random.default_rng(7)
-    made = setting(cell, problem)
-    starts = jax.tree.map(lambda leaf: np.asarray(leaf) + rng.normal(size=leaf.shape).astype(np.float32), made.inits)
+    start = set_up(cell, problem)
+    starts = jax.tree.map(lambda leaf: np.asarray(leaf) + rng.normal(size=leaf.shape).astype(np.float32), start.inits)
     first = jax.tree.map(lambda leaf: leaf[0], starts)
     flat, unravel = ravel_pytree(first)
     copies = [symmetric_copy(first, rng) if len(first["layers"]) > 1 else flat for _ in range(cell.chains * count)]
@@ -52,7 +58,7 @@ def made_up(cell, count=60):
         "variance": np.ones(1),
     }
     one = subject(cell, problem, Result(numbers, arrays))
-    record = Margins(made.predict, one.xs, one.estimate.target, problem.kind)
+    record = Margins(start.predict, one.xs, one.estimate.target, problem.kind)
     margins = margins_of(record, jax.tree_util.Partial(unravel), jnp.asarray(draws))
     return one._replace(variance=probabilities(margins, problem.kind).var(axis=0))
 
@@ -68,8 +74,8 @@ def measured(rings):
 
 
 def gradients_of(one):
-    xs, target = one.xs[one.here], one.estimate.target
-    target = None if target is None else target[one.here]
+    xs, target = one.xs[one.grid], one.estimate.target
+    target = None if target is None else target[one.grid]
     return decomposition.gradients(one.setting.predict, one.theta, xs, target, one.kind)
 
 
@@ -108,9 +114,9 @@ def test_linearised_variance_is_that_of_the_dense_covariance(rings, measured):
         np.testing.assert_allclose(measured.arrays[f"L_{version}"], expected, rtol=1e-5)
         columns = measured.numbers
         assert columns[f"taylor_{version}_pearson"] == pytest.approx(
-            stats.pearson(rings.variance[rings.here], expected)
+            stats.pearson(rings.variance[rings.grid], expected)
         )
-        assert columns[f"scale_{version}"] == pytest.approx(expected.mean() / rings.variance[rings.here].mean())
+        assert columns[f"scale_{version}"] == pytest.approx(expected.mean() / rings.variance[rings.grid].mean())
     # the draws are small steps around copies of θ*: aligned, their covariance is 0.1² I and all else is gone
     np.testing.assert_allclose(measured.arrays["L_aligned"], 0.01 * measured.arrays["I"], rtol=0.6)
     assert np.median(measured.arrays["L_pooled"] / measured.arrays["L_aligned"]) > 10
@@ -119,8 +125,8 @@ def test_linearised_variance_is_that_of_the_dense_covariance(rings, measured):
 
 
 def test_identity_is_the_estimate(rings, measured):
-    np.testing.assert_allclose(measured.arrays["I"], rings.estimate.epistemic[rings.here], rtol=1e-4)
-    np.testing.assert_allclose(measured.arrays["V"], rings.variance[rings.here], rtol=1e-6)
+    np.testing.assert_allclose(measured.arrays["I"], rings.estimate.epistemic[rings.grid], rtol=1e-4)
+    np.testing.assert_allclose(measured.arrays["V"], rings.variance[rings.grid], rtol=1e-6)
 
 
 def test_row_and_maps(rings, measured):
@@ -131,27 +137,25 @@ def test_row_and_maps(rings, measured):
         v, i, w = (measured.arrays[name] for name in ("V", "I", "W_0.3"))
         assert measured.numbers[f"whole_{statistic}"] == pytest.approx(expected(v, i), abs=1e-4)
         assert measured.numbers[f"perturbation_0.3_{statistic}"] == pytest.approx(expected(v, w), abs=1e-4)
-        assert measured.numbers[f"perturbation_0.3_identity_{statistic}"] == pytest.approx(expected(i, w), abs=1e-4)
     assert {len(array) for array in measured.arrays.values()} == {64}
     assert all(array.dtype == np.float32 for array in measured.arrays.values())
 
 
 def test_a_linear_model_loses_nothing_to_taylor():
-    one = made_up(Cell("regression/linear", **TINY))
-    numbers = decomposition.measure(one).numbers
+    numbers, arrays = decomposition.measure(made_up(Cell("regression/linear", **TINY)))
     for version in ("pooled", "aligned"):
         assert numbers[f"scale_{version}"] == pytest.approx(1, abs=1e-4)
         assert numbers[f"taylor_{version}_pearson"] == pytest.approx(1, abs=1e-6)
         assert numbers[f"taylor_{version}_spearman"] == pytest.approx(1)
     assert numbers["taylor_within_pearson"] == pytest.approx(1, abs=1e-2)
     for sigma in SIGMAS:
-        assert numbers[f"perturbation_{sigma:g}_identity_pearson"] > 0.98
+        assert stats.pearson(arrays["I"], arrays[f"W_{sigma:g}"]) > 0.98
 
 
 def test_small_perturbations_are_the_squared_gradient_norm(rings):
     g, sigma = gradients_of(rings), 1e-3
     directions = jax.random.normal(jax.random.key(5), (512, g.shape[1]))
-    margins = Margins(rings.setting.predict, rings.xs[rings.here], rings.estimate.target[rings.here], rings.kind)
+    margins = Margins(rings.setting.predict, rings.xs[rings.grid], rings.estimate.target[rings.grid], rings.kind)
     got = decomposition.perturbation(margins, rings.theta, directions, sigma) / sigma**2
     same_directions = (g @ np.asarray(directions, np.float64).T).var(axis=1)
     np.testing.assert_allclose(got, same_directions, rtol=0.02)
@@ -160,22 +164,22 @@ def test_small_perturbations_are_the_squared_gradient_norm(rings):
 
 def test_wide_models_are_aligned_on_fewer_draws(rings, monkeypatch):
     monkeypatch.setattr(decomposition, "ALIGNMENT_BUDGET", 4 * 7 * 3**2)
-    some = decomposition._within_budget(rings.draws, rings.theta)
+    some = decomposition._subset(rings.draws, rings.theta)
     assert some.shape[:2] == (4, 7)
     np.testing.assert_array_equal(some[:, [0, -1]], rings.draws[:, [0, -1]])
     monkeypatch.setattr(decomposition, "ALIGNMENT_BUDGET", 1)
-    assert decomposition._within_budget(rings.draws, rings.theta).shape[1] == 2
+    assert decomposition._subset(rings.draws, rings.theta).shape[1] == 2
 
 
 @pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
 def test_cells_share_the_references_of_validation_and_scaling(preset):
-    cells = decomposition.cells(preset)
+    cells = presets.jobs(preset)
     assert {cell.study for cell in cells} == {"decomposition"}
     assert len(set(cells)) == len(cells)
-    others = [*validation.cells(preset), *scaling.cells(preset)]
+    others = [*validation.jobs(preset), *scaling.jobs(preset)]
     mine, theirs = ({cell.reference() for cell in some} for some in (cells, others))
     assert mine < theirs if preset == "smoke" else mine == theirs
-    assert {cell.width for cell in decomposition.cells(preset, 1, (4,))} == {None, 4}
+    assert {cell.width for cell in presets.jobs(preset, 1, (4,))} == {None, 4}
 
 
 def row(cell, accepted=True, taylor=0.5, isotropy=0.8, whole=0.4):
@@ -202,7 +206,7 @@ def test_a_summary_does_not_depend_on_unconverged_values(cell):
     def summary(other):
         seeds = [(0, True, 0.5), (1, False, other), (2, True, 0.7)]
         results = [row(dataclasses.replace(cell, seed=s), ok, v, v + 0.1, v - 0.1) for s, ok, v in seeds]
-        return decomposition.summarise(results, "smoke").summary
+        return summarise(results, "smoke").summary
 
     text = summary(-0.9)
     assert text == summary(0.99)
@@ -220,17 +224,17 @@ def test_which_term_costs_more():
         row(dataclasses.replace(SWEEP, width=w), taylor=0.9, isotropy=0.9 - 0.01 * w) for w in (2, 4, 8, 12, 20, 30)
     ]
     results += [row(dataclasses.replace(SWEEP, width=16), accepted=False, taylor=0.0)]
-    text = decomposition.summarise(results, "smoke").summary
+    text = summarise(results, "smoke").summary
     assert text.count("| 5 of 5 | 0.60 ± 0.16") == 6
     assert text.count("| Taylor |\n") == 6
     assert text.count("| 0 of 6 | 0.10 ± 0.00") == 6
     assert text.count("| isotropy |\n") == 6
-    few = decomposition.summarise(results[:4], "smoke").summary
+    few = summarise(results[:4], "smoke").summary
     assert few.count("| too few models (4) |\n") == 6
 
 
 def test_nothing_accepted_is_said_and_has_no_number():
-    outputs = decomposition.summarise([row(XOR, False, 0.1234, 0.1234, 0.1234), row(SWEEP, False)], "smoke")
+    outputs = summarise([row(XOR, False, 0.1234, 0.1234, 0.1234), row(SWEEP, False)], "smoke")
     assert "No reference was accepted." in outputs.summary
     assert "| 0/1 | unconverged | unconverged |" in outputs.summary
     assert "0.12" not in outputs.summary
@@ -238,7 +242,7 @@ def test_nothing_accepted_is_said_and_has_no_number():
 
 def test_constant_maps_are_left_out():
     undefined = row(dataclasses.replace(XOR, seed=1), taylor=float("nan"))
-    text = decomposition.summarise([row(XOR), undefined], "smoke").summary
+    text = summarise([row(XOR), undefined], "smoke").summary
     assert "| binary/xor | 2/2 | 0.40 ± 0.00 [0.40, 0.40] | 0.50 | 0.80 ± 0.00" in text
     assert "| 1 of 1 | 0.50 | 0.20 | 0.30 |" in text
     assert "nan" not in text
@@ -246,6 +250,6 @@ def test_constant_maps_are_left_out():
 
 def test_figures_are_those_of_the_cells_at_hand():
     sweep, of_problems = {"decomposition", "decomposition_spearman"}, {"decomposition_problems", "perturbation"}
-    assert set(decomposition.summarise([row(SWEEP)], "smoke").figures) == sweep
-    assert set(decomposition.summarise([row(XOR)], "smoke").figures) == of_problems
-    assert set(decomposition.summarise([row(XOR), row(SWEEP)], "smoke").figures) == sweep | of_problems
+    assert set(summarise([row(SWEEP)], "smoke").figures) == sweep
+    assert set(summarise([row(XOR)], "smoke").figures) == of_problems
+    assert set(summarise([row(XOR), row(SWEEP)], "smoke").figures) == sweep | of_problems

@@ -20,8 +20,8 @@ from experiments.domains import report as _domain_report
 from experiments.domains.cell import COVARIANCES, DomainCell
 from experiments.domains.tiny_encoder import write_tiny
 from experiments.run.errors import RunError
+from experiments.run.job import Result
 from experiments.run.store import Store
-from experiments.synthetic.cell import Result
 from isouq._uncertainty import margin
 from isouq.covariance import laplace
 from isouq.posterior import LogDensity

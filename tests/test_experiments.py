@@ -16,21 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.run.runner import run_cells
 from rich.console import Console
+from synthetic_rows import fake
 
 from benchmarks.kills import untimed
 from experiments import command
-from experiments.report import tables as report
-from experiments.report.outputs import table_csv
 from experiments.run.errors import RunError
 from experiments.run.executors import Settings
-from experiments.run.runner import run_cells
 from experiments.run.store import Store
-from experiments.synthetic import maps, scaling, study, validation
-from experiments.synthetic.cell import STUDIES, Cell, Result
+from experiments.synthetic import study
+from experiments.synthetic.numbers.validation import PAPER
+from experiments.synthetic.presets import validation
+from experiments.synthetic.study import STUDIES, Cell
 from experiments.synthetic.subject import FACTS
-from isouq import problems
-from isouq.stats import Interval
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ["all", "--preset", "smoke", "--seeds", "1"]
@@ -170,7 +169,7 @@ def test_standard_output_holds_the_paths_alone(first):
 def test_progress_is_plain_lines_away_from_a_terminal(first):
     lines = first[1].stderr.splitlines()
     assert re.fullmatch(rf"{FILES} cells to run, about \d+ (s|min) on two CPU cores", lines[0])
-    known, studies = "|".join(validation.PAPER["epistemic"]), "|".join(STUDIES)
+    known, studies = "|".join(PAPER["epistemic"]), "|".join(STUDIES)
     for position, line in enumerate(lines[1:], 1):
         assert re.fullmatch(
             rf"\[{position}/{FILES}\] ({known})(, width \d+)?, (unit|fan_in) σ=\d, seed 0, ({studies}): done, "
@@ -278,7 +277,7 @@ def sampled(monkeypatch):
     """The references that were sampled, in order; spectrum stands for any second study."""
     done, plain = [], study.measure_reference
     monkeypatch.setattr(study, "measure_reference", lambda cell, *rest: (done.append(cell), plain(cell, *rest))[1])
-    monkeypatch.setitem(study.MEASURES, "spectrum", study.MEASURES["agreement"])
+    monkeypatch.setitem(STUDIES, "spectrum", STUDIES["agreement"])
     return done
 
 
@@ -318,61 +317,8 @@ def test_studies_share_one_reference(tmp_path, sampled):
     assert len(sampled) == 3
 
 
-@pytest.mark.slow
-def test_second_opinion_of_a_cell(tmp_path):
-    cell = Cell("regression/linear", study="second_opinion", **{**TINY, "num_warmup": 100, "num_draws": 200})
-    numbers, arrays = study.run_cell(cell)
-    assert list(numbers)[: len(dataclasses.asdict(cell))] == list(dataclasses.asdict(cell))
-    assert numbers["study"] == "second_opinion"
-    assert set(FACTS) <= set(numbers)
-    assert numbers["numpyro_spearman"] > 0.9
-    assert numbers["numpyro_scale"] == pytest.approx(1, abs=0.5)
-    assert numbers["numpyro_scale"] == pytest.approx(arrays["reference"].mean() / arrays["numpyro"].mean())
-    assert numbers["seconds"] > numbers["seconds_numpyro"] > 0
-
-
-def test_a_version_belongs_to_its_study(monkeypatch):
-    cells = [Cell("binary/xor", study=name) for name in STUDIES]
-    before = {cell.study: cell.key() for cell in cells}
-    assert len(set(before.values())) == len(STUDIES)
-    monkeypatch.setitem(STUDIES, "agreement", 999)
-    assert {cell.study for cell in cells if cell.key() != before[cell.study]} == {"agreement"}
-    monkeypatch.setitem(STUDIES, "reference", 999)  # every study reads it
-    assert {cell.study for cell in cells if cell.key() != before[cell.study]} == set(STUDIES)
-
-
-def test_every_study_but_the_reference_has_a_function():
-    assert set(study.MEASURES) == set(STUDIES) - {"reference"}
-    for name in ("agreement", "second_opinion"):
-        assert callable(study._measure_of(name))
-
-
 def quiet():
     return Console(file=io.StringIO(), soft_wrap=True, highlight=False)
-
-
-def fake(cell, accepted=True, value=0.5, **more):
-    """A result with every column that a summary reads."""
-    names = [
-        f"{e}_{s}{r}" for e in validation.ESTIMATES for s in ("pearson", "spearman") for r in ("", "_data", "_wide")
-    ]
-    verdict = {
-        "accepted": accepted,
-        "rhat": 1.001 if accepted else 1.2,
-        "ess_bulk": 900.0,
-        "divergent": 0.0,
-        "halves": 0.99,
-    }
-    numbers = {
-        **dataclasses.asdict(cell), **verdict, "accepted_wide": accepted, **dict.fromkeys(names, value),
-        "num_params": 9, "map_log_density": -10.0, "map_grad_norm": 0.01, "map_converged": True,
-        "step_size": 0.1, "acceptance": 0.8, "gradient_evaluations": 1000, "seconds": 1.0,
-    }  # fmt: skip
-    line = np.linspace(-1, 1, 3, dtype=np.float32)
-    grid = np.stack([a.ravel() for a in np.meshgrid(line, line)], axis=-1)
-    fields = ("reference", "epistemic", "aleatoric_reference", "aleatoric", "mean", "probability")
-    arrays = {"grid": grid, "xs": grid, "ys": np.arange(9) % 2, **dict.fromkeys(fields, np.arange(9.0))}
-    return Result({**numbers, **more}, arrays)
 
 
 @pytest.fixture
@@ -389,7 +335,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
             raise RuntimeError("no luck [today]\nand a second line")
         return fake(cell)
 
-    small = {f.name: getattr(validation.cells("smoke")[0], f.name) for f in dataclasses.fields(Cell)[2:]}
+    small = {f.name: getattr(validation.jobs("smoke")[0], f.name) for f in dataclasses.fields(Cell)[2:]}
     monkeypatch.setattr(study, "run_cell", run_cell)
     arguments = ["validation", "--preset", "smoke", "--executor", "local", "--out", str(tmp_path)]
     assert command.main(arguments) == 1
@@ -454,7 +400,7 @@ def test_finished_cells_alone(tmp_path, monkeypatch, capsys):
     arguments = ["validation", "--preset", "smoke", "--finished", "--out", str(tmp_path)]
     assert command.main(arguments) == 1
     assert "holds no finished cell of validation at preset smoke" in capsys.readouterr().err
-    cell = validation.cells("smoke")[0]
+    cell = validation.jobs("smoke")[0]
     (tmp_path / "cells").mkdir(exist_ok=True)
     Store(tmp_path / "cells").save(cell, fake(cell))
     assert command.main(arguments) == 0
@@ -471,12 +417,6 @@ def test_equal_cells_are_run_once_and_results_keep_their_order(tmp_path, monkeyp
     assert [result.numbers["seed"] for result in results] == [2, 0, 2, 1]
     once = [cells[2], cells[0], cells[1]]
     assert ran == [*(cell.reference() for cell in once), *once]
-
-
-def test_maps_shares_its_cells_with_validation():
-    for preset in ("smoke", "quick", "paper"):
-        assert set(maps.cells(preset)) <= set(validation.cells(preset))
-        assert {(cell.seed, cell.study) for cell in maps.cells(preset)} == {(0, "agreement")}
 
 
 def test_progress_names_a_folder_as_it_is_written(tmp_path, monkeypatch, cells):
@@ -611,242 +551,3 @@ def test_a_failed_save_leaves_the_old_result(stored, cells, monkeypatch):
         stored.save(cells[0], fake(cells[0], value=0.1))
     assert stored.load(cells[0]).numbers["epistemic_pearson"] == 0.5
     assert not list(stored.folder.glob("*.tmp"))
-
-
-# cells
-
-
-OTHER = {
-    "problem": "binary/rings", "seed": 1, "width": 4, "prior": "fan_in", "sigma": 2.0, "num_points": 50, "chains": 6,
-    "num_warmup": 60, "num_draws": 70, "thin": 2, "num_leapfrog": 9, "sampler": "nuts", "resolution": 8,
-    "study": "spectrum",
-}  # fmt: skip
-
-
-def test_every_field_is_part_of_the_key():
-    assert set(OTHER) == {field.name for field in dataclasses.fields(Cell)}
-    plain = Cell("binary/xor")
-    keys = {plain.key()} | {dataclasses.replace(plain, **{name: value}).key() for name, value in OTHER.items()}
-    assert len(keys) == len(OTHER) + 1
-    assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
-    assert Cell("binary/xor").key() == plain.key()
-
-
-@pytest.mark.parametrize("same", [{"sigma": 1}, {"seed": np.int64(0)}, {"sigma": np.float64(1.0)}])
-def test_equal_cells_have_equal_keys(same):
-    cell = Cell("binary/xor", **same)
-    assert cell == Cell("binary/xor")
-    assert cell.key() == Cell("binary/xor").key()
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"seed": -1}, {"seed": 0.5}, {"width": 0}, {"prior": "flat"}, {"sigma": 0.0}, {"sigma": float("nan")},
-        {"num_points": 0},
-        {"chains": 1}, {"num_warmup": 9}, {"num_draws": 3}, {"thin": 0}, {"num_leapfrog": 0}, {"sampler": "gibbs"},
-        {"resolution": 1}, {"study": "nothing"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_wrong_cell_cannot_be_made(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected"):
-        Cell("binary/xor", **wrong)
-
-
-@pytest.mark.parametrize("preset", command.PRESETS)
-@pytest.mark.parametrize("experiment", [validation, maps, scaling])
-def test_presets(experiment, preset):
-    cells = experiment.cells(preset)
-    assert len(set(cells)) == len(cells) > 0
-    assert {cell.problem for cell in cells} <= set(problems.PROBLEMS)
-    assert {cell.seed for cell in experiment.cells(preset, 3)} == ({0} if experiment is maps else {0, 1, 2})
-    assert all(cell.weight() > 0 for cell in cells)
-    assert sum(cell.weight() for cell in experiment.cells("smoke")) < sum(
-        cell.weight() for cell in experiment.cells("paper")
-    )
-
-
-def test_the_second_opinions_of_the_paper():
-    cells = validation.cells("paper")
-    opinions = [cell for cell in cells if cell.study == "second_opinion"]
-    assert {cell.problem for cell in opinions} == set(validation.SECOND_OPINION)
-    assert len(opinions) == 5 * len(validation.SECOND_OPINION)
-    assert {cell.reference() for cell in opinions} <= {cell.reference() for cell in cells if cell.study == "agreement"}
-    assert {cell.study for preset in ("smoke", "quick") for cell in validation.cells(preset)} == {"agreement"}
-
-
-def test_widths_replace_those_of_the_preset():
-    assert {cell.width for cell in scaling.cells("smoke", 1, (3, 5))} == {3, 5}
-    assert {cell.width for cell in scaling.cells("paper")} == {2**k for k in range(1, 11)}
-
-
-# tables and words
-
-
-def test_table_csv_puts_timing_last_and_leaves_missing_empty():
-    rows = [{"a": 1, "seconds": 0.5, "b": None}, {"a": 2, "seconds": 0.7, "c": "x,y", "seconds_map": 1.0, "b": 3}]
-    assert table_csv(rows) == 'a,b,c,seconds,seconds_map\n1,,,0.5,\n2,3,"x,y",0.7,1.0\n'
-    assert table_csv([]).strip() == ""
-
-
-def test_numbers_in_words():
-    nan = float("nan")
-    assert report.number(0.456) == "0.46"
-    assert report.number(0.456, 1) == "0.5"
-    assert report.number(None) == report.number(nan) == "–"
-    assert report.mean_sd(Interval(0, nan, nan, nan, nan)) == "unconverged"
-    assert report.mean_sd(Interval(1, 0.5, nan, nan, nan)) == "0.50"
-    assert report.mean_sd(Interval(3, 0.5, 0.1, 0.4, 0.6)) == "0.50 ± 0.10"
-    assert report.bounds(Interval(1, 0.5, nan, nan, nan)) == "–"
-    assert report.bounds(Interval(3, 0.5, 0.1, 0.4, 0.6)) == "[0.40, 0.60]"
-    assert report.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
-
-
-def test_unconverged_rows_are_in_no_mean(cells):
-    values = (0.4, 0.6, -0.9, float("nan"))
-    rows = [fake(c, accepted=i != 2, value=v).numbers for i, (c, v) in enumerate(zip(cells, values, strict=True))]
-    interval = report.over_seeds(rows, "epistemic_pearson")
-    assert interval.count == 2
-    assert interval.mean == pytest.approx(0.5)
-    assert report.accepted_share(rows) == "3/4"
-    assert report.over_seeds([rows[2]], "epistemic_pearson").count == 0
-
-
-def test_the_end_lists_what_was_not_accepted(cells):
-    rows = [fake(c, accepted=c.seed != 2).numbers for c in cells]
-    text = report.unconverged(rows)
-    assert "3 of 4 accepted" in text
-    assert "- binary/xor, unit σ = 1, seed 2: unconverged: R-hat 1.2000 > 1.01\n" in text
-    assert text.count("\n- ") == 1
-
-
-def test_training_lists_what_did_not_converge(cells):
-    rows = [fake(c, map_converged=c.seed != 1, map_grad_norm=0.01 + c.seed % 2).numbers for c in cells]
-    text = report.training(rows)
-    assert "3 of 4 θ* converged; largest ‖∇ log p(θ*|D)‖ 1.01" in text
-    assert "- not converged: binary/xor, unit σ = 1, seed 1, 1.01\n" in text
-
-
-@pytest.mark.parametrize(
-    ("experiment", "cell"), [(validation, Cell("binary/xor")), (scaling, Cell(scaling.PROBLEM, width=4))]
-)
-def test_a_summary_does_not_depend_on_unconverged_values(experiment, cell):
-    def summary(of_unconverged):
-        seeds = [(0, True, 0.5), (1, False, of_unconverged), (2, True, 0.7)]
-        return experiment.summarise(
-            [fake(dataclasses.replace(cell, seed=s), ok, v) for s, ok, v in seeds], "smoke"
-        ).summary
-
-    text = summary(-0.99)
-    assert text == summary(0.3)
-    assert "0.60 ± 0.14" in text
-    assert "2/3" in text
-    assert re.search(r"seed 1: unconverged: R-hat", text)
-
-
-@pytest.mark.parametrize(
-    ("experiment", "cell"), [(validation, Cell("binary/xor")), (scaling, Cell(scaling.PROBLEM, width=4))]
-)
-def test_nothing_accepted_is_said_and_has_no_number(experiment, cell):
-    text = experiment.summarise([fake(cell, accepted=False, value=0.1234)], "smoke").summary
-    assert "| unconverged | – |" in text
-    assert "0/1" in text
-    assert "0.12" not in text
-
-
-def test_a_second_opinion_stands_on_the_row_of_its_cell():
-    cells = [Cell("binary/xor", seed) for seed in range(2)]
-    opinion = fake(
-        dataclasses.replace(cells[1], study="second_opinion"), value=0.1234, numpyro_pearson=0.9, numpyro_spearman=0.8,
-        numpyro_scale=1.1, numpyro_accepted=True,
-    )  # fmt: skip
-    outputs = validation.summarise([fake(cells[0]), fake(cells[1]), opinion], "paper")
-    assert [(row["seed"], row["study"], row.get("numpyro_scale")) for row in outputs.rows] == [
-        (0, "agreement", None), (1, "agreement", 1.1)
-    ]  # fmt: skip
-    assert outputs.rows[1]["epistemic_pearson"] == 0.5
-    assert "| binary/xor | 1 | yes | yes | 0.900 | 0.800 | 1.100 |" in outputs.summary
-    assert "2 of 2 accepted" in outputs.summary
-    with pytest.raises(RunError, match="a second opinion alone makes no table"):
-        validation.summarise([opinion], "paper")
-
-
-def test_maps_mark_what_was_not_accepted():
-    outputs = maps.summarise([fake(Cell("binary/xor"), accepted=False), fake(Cell("binary/rings"))], "smoke")
-    assert set(outputs.figures) == {"maps", "binary_xor", "binary_rings"}
-    labels = [axis.get_ylabel() for axis in outputs.figures["maps"].axes]
-    assert any("binary/xor (unconverged)" in label for label in labels)
-    assert any("binary/rings\n" in label for label in labels)
-    assert "| binary/xor | unconverged |" in outputs.summary
-
-
-def test_the_papers_numbers():
-    assert set(validation.PAPER) == set(validation.ESTIMATES)
-    for by_problem in validation.PAPER.values():
-        assert set(by_problem) <= set(problems.PROBLEMS)
-        assert all(-1 <= value <= 1 for pair in by_problem.values() for value in pair)
-    assert set(validation.PAPER["epistemic"]) == set(problems.PROBLEMS)
-
-
-def widths(*means, accepted=True, spread=0.01, seeds=5):
-    """Rows of one prior: a mean for each of the widths 2, 4, 8, …."""
-    noise = spread * np.linspace(-1, 1, seeds)
-    return {
-        2 ** (k + 1): [
-            {
-                "seed": s,
-                "accepted": accepted,
-                "epistemic_pearson": mean + noise[s],
-                "epistemic_spearman": mean + noise[(s + k) % seeds],
-            }
-            for s in range(seeds)
-        ]
-        for k, mean in enumerate(means)
-    }
-
-
-def verdicts(by_width):
-    lines = [line for line in scaling._shape({("unit", 1.0): by_width}).splitlines() if line.startswith("| unit")]
-    return [line.split("|")[-2].strip() for line in lines]
-
-
-@pytest.mark.parametrize("means", [(0.9, 0.3, 0.9), (0.8, 0.6, 0.4, 0.5, 0.7)])
-def test_a_clear_u(means):
-    assert verdicts(widths(*means)) == ["yes", "yes"]
-
-
-@pytest.mark.parametrize("means", [(0.9, 0.6, 0.3), (0.3, 0.6, 0.9), (0.3, 0.9, 0.3), (0.5, 0.5, 0.5)])
-def test_a_clear_lack_of_a_u(means):
-    assert verdicts(widths(*means)) == ["no", "no"]
-
-
-def test_a_dip_within_the_noise_is_no_u():
-    rows = widths(0.5, 0.5, 0.5, spread=0.0)
-    for row, jump in zip(rows[4], (0.3, -0.4, 0.3, -0.4, 0.1), strict=True):
-        row["epistemic_pearson"] += jump
-        row["epistemic_spearman"] += jump
-    assert verdicts(rows) == ["no", "no"]
-
-
-def test_the_shape_needs_three_accepted_widths():
-    assert verdicts(widths(0.9, 0.3)) == []
-    assert verdicts(widths(0.9, 0.3, 0.9, accepted=False)) == []
-    assert verdicts({**widths(0.9, 0.3, 0.9), 16: []}) == ["yes", "yes"]
-
-
-def test_the_shape_leaves_undefined_correlations_out():
-    rows = widths(0.9, 0.3, 0.9)
-    rows[8][0]["epistemic_pearson"] = float("nan")
-    text = scaling._shape({("unit", 1.0): rows})
-    assert "nan" not in text
-    assert verdicts(rows) == ["too few seeds (4)", "yes"]
-
-
-def test_a_flat_estimate_is_said_to_agree_with_nothing():
-    numbers = {"prior": "fan_in", "sigma": 0.3, "width": 4, "seed": 0}
-    flat = Result(numbers, {"epistemic": np.array([1.0, 1 - 1e-5])})
-    text = scaling._flat([flat, Result(numbers | {"width": 8, "seed": 1}, {"epistemic": np.array([1.0, 0.9])})])
-    assert "fan_in σ = 0.3, 1e-05 at width 4; seed 0)" in text
-    assert "width 8" not in text
-    assert scaling._flat([Result(numbers, {})]) == ""

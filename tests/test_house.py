@@ -132,3 +132,32 @@ def test_all_lists_names_once_and_they_exist(room):
 def test_version_is_that_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert isouq.__version__ == project["version"]
+
+
+EXPERIMENTS = ROOT / "experiments"
+
+
+@pytest.mark.parametrize("stage", sorted(EXPERIMENTS.glob("synthetic/*/*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_stage_knows_the_stages_before_it_alone(stage):
+    order = ("measure", "numbers", "report", "figures")
+    room, later = (
+        stage.parent.parent.name,
+        order[order.index(stage.parent.name) + 1 :] if stage.parent.name in order else (),
+    )
+    names = own(stage)
+    assert not under(names, *(f"experiments.{room}.{other}" for other in later))
+    if stage.parent.name == "measure":
+        assert not under(names, "experiments.report")
+        assert not under(names, "isouq.plots")
+
+
+def test_the_experiments_import_each_other_in_no_circle_and_name_no_module_in_a_string():
+    graph = {}
+    for path in EXPERIMENTS.glob("synthetic/**/*.py"):
+        graph[".".join(path.relative_to(ROOT).with_suffix("").parts)] = own(path)
+        assert "importlib" not in imported(path), path
+    left = dict(graph)
+    while free := [name for name, names in left.items() if not names & left.keys() - {name}]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from experiments.synthetic.figures import decomposition, scaling, spectrum, validation
 from isouq import plots
 from isouq.stats import Interval, bootstrap_mean
 
@@ -95,16 +96,19 @@ def test_curves(laplace):
 
 
 def measured():
-    seeds = [(True, 0.8, 0.7), (True, 0.9, 0.6), (False, -0.4, -0.2), (True, float("nan"), float("nan"))]
-    return {
-        "epistemic": {"p": seeds, "q": [(False, 0.1, 0.2)], "r": []},
-        "aleatoric": {"p": seeds[:1], "q": [], "r": []},
+    """Problem p with an unconverged and an undefined seed, q with nothing accepted, r without an estimate."""
+    pearson = [(True, 0.8), (True, 0.9), (False, -0.4), (True, float("nan"))]
+    p = {
+        "pearson": validation.Agreement(pearson, bootstrap_mean([0.8, 0.9])),
+        "spearman": validation.Agreement([(True, 0.7), (True, 0.6), (False, -0.2)], bootstrap_mean([0.7, 0.6])),
     }
+    q = dict.fromkeys(p, validation.Agreement([(False, 0.1)], NONE))
+    return {"epistemic": {"p": p, "q": q, "r": {}}, "aleatoric": {"p": p, "q": {}, "r": {}}}
 
 
 def test_agreement():
     paper = {"epistemic": {"p": (0.5, 0.6)}, "aleatoric": {}}
-    figure = drawn(plots.agreement(measured(), paper, {"epistemic": "E", "aleatoric": "A"}))
+    figure = drawn(validation.agreement(measured(), paper, {"epistemic": "E", "aleatoric": "A"}))
     axes = np.array(panels(figure)).reshape(2, 2)
     assert len({axis.get_xlim() for axis in axes.flat}) == 1
     assert len({axis.get_ylim() for axis in axes.flat}) == 1
@@ -117,8 +121,9 @@ def test_agreement():
     assert figure.legends
 
 
-def test_agreement_leaves_unconverged_seeds_out_of_the_mean():
-    figure = plots.agreement({"epistemic": {"p": measured()["epistemic"]["p"]}}, {"epistemic": {}}, {"epistemic": "E"})
+def test_agreement_draws_unconverged_seeds_hollow():
+    one = {"epistemic": {"p": measured()["epistemic"]["p"]}}
+    figure = validation.agreement(one, {"epistemic": {}}, {"epistemic": "E"})
     means = [
         mark.get_xdata()
         for mark in figure.axes[0].lines
@@ -131,11 +136,11 @@ def test_agreement_leaves_unconverged_seeds_out_of_the_mean():
 
 def cell(*values, share=1.0):
     interval = bootstrap_mean(values)
-    return {"pearson": interval, "spearman": interval, "share": share}
+    return {"epistemic_pearson": interval, "epistemic_spearman": interval, "accepted": bootstrap_mean([share])}
 
 
 def grid_of_cells():
-    nothing = {"pearson": NONE, "spearman": NONE, "share": 0.0}
+    nothing = cell(share=0.0)
     return {
         ("unit", 1.0): {2: cell(0.8, 0.9), 4: cell(0.5), 8: nothing},
         ("fan_in", 1.0): {2: cell(0.7, 0.9, share=0.5), 4: cell(-0.1, 0.1)},
@@ -144,7 +149,7 @@ def grid_of_cells():
 
 
 def test_scaling_curves():
-    figure = drawn(plots.scaling_curves(grid_of_cells()))
+    figure = drawn(scaling.against_width(grid_of_cells()))
     top, bottom = np.array(figure.axes).reshape(2, 2)
     assert len({axis.get_ylim() for axis in top}) == 1
     assert len({axis.get_ylim() for axis in bottom}) == 1
@@ -156,7 +161,7 @@ def test_scaling_curves():
 
 
 def test_scaling_map():
-    figure = drawn(plots.scaling_map(grid_of_cells()))
+    figure = drawn(scaling.heat_map(grid_of_cells()))
     axes = panels(figure)
     assert len(axes) == 2
     assert {axis.images[0].get_clim() for axis in axes} == {(0, 1)}
@@ -171,14 +176,14 @@ def test_scaling_map():
 
 def test_scaling_of_one_width():
     one = {("unit", 1.0): {2: cell(0.5)}}
-    drawn(plots.scaling_curves(one))
-    drawn(plots.scaling_map(one))
+    drawn(scaling.against_width(one))
+    drawn(scaling.heat_map(one))
 
 
 def test_scaling_with_nothing_accepted():
-    nothing = {("unit", 1.0): {2: {"pearson": NONE, "spearman": NONE, "share": 0.0}}}
-    drawn(plots.scaling_curves(nothing))
-    drawn(plots.scaling_map(nothing))
+    nothing = {("unit", 1.0): {2: cell(share=0.0)}}
+    drawn(scaling.against_width(nothing))
+    drawn(scaling.heat_map(nothing))
 
 
 def densities(accepted=True):
@@ -192,7 +197,7 @@ def symmetric_edges():
 
 def test_spectrum():
     lines = {("unit", 1.0): {2: densities(), 64: densities(False)}, ("fan_in", 3.0): {2: densities()}}
-    figure = drawn(plots.spectrum(lines, symmetric_edges(), np.logspace(-3, 3, 7)))
+    figure = drawn(spectrum.densities(lines, symmetric_edges(), np.logspace(-3, 3, 7)))
     top, bottom = np.array(panels(figure)).reshape(2, 2)
     for row, mark in ((top, 1 / 9), (bottom, 9)):
         assert len({(axis.get_xlim(), axis.get_ylim()) for axis in row}) == 1
@@ -206,7 +211,7 @@ def test_spectrum():
 
 
 def test_spectrum_of_one_width():
-    drawn(plots.spectrum({("unit", 1.0): {2: densities()}}, symmetric_edges(), np.logspace(-3, 3, 7)))
+    drawn(spectrum.densities({("unit", 1.0): {2: densities()}}, symmetric_edges(), np.logspace(-3, 3, 7)))
 
 
 def test_spectrum_agreement():
@@ -216,7 +221,7 @@ def test_spectrum_agreement():
         {"group": "fan_in σ = 1", "width": 64, "accepted": False, "share": 0.3, "pearson": -0.7, "spearman": nan},
         {"group": None, "width": None, "accepted": True, "share": 0.0, "pearson": 0.9, "spearman": 0.9},
     ]
-    figure = drawn(plots.spectrum_agreement(points))
+    figure = drawn(spectrum.agreement(points))
     axes = panels(figure)
     assert [axis.get_ylabel() for axis in axes] == ["epistemic, Pearson r", "epistemic, Spearman ρ"]
     assert len({(axis.get_xlim(), axis.get_ylim()) for axis in axes}) == 1
@@ -228,7 +233,7 @@ def test_spectrum_agreement():
 
 
 def test_spectrum_agreement_of_problems_alone():
-    drawn(plots.spectrum_agreement(
+    drawn(spectrum.agreement(
         [{"group": None, "width": None, "accepted": True, "share": 0.5, "pearson": 0.9, "spearman": 0.9}]
     ))  # fmt: skip
 
@@ -247,7 +252,9 @@ def lost(value=0.5, count=5):
 @pytest.mark.parametrize("statistic", ["pearson", "spearman"])
 def test_decomposition(statistic):
     unit = {2: lost(), 4: lost(count=0), 8: lost(-0.6)}
-    figure = drawn(plots.decomposition({("unit", 1.0): unit, ("fan_in", 3.0): {2: lost(count=1)}}, VERSIONS, statistic))
+    figure = drawn(
+        decomposition.against_width({("unit", 1.0): unit, ("fan_in", 3.0): {2: lost(count=1)}}, VERSIONS, statistic)
+    )
     axes = np.array(panels(figure)).reshape(2, 2)
     assert [axis.get_title() for axis in axes[0]] == ["prior unit, σ = 1", "prior fan_in, σ = 3"]
     assert all(statistic.capitalize() in axis.get_ylabel() for axis in axes[:, 0])
@@ -261,7 +268,7 @@ def test_decomposition(statistic):
 
 
 def test_decomposition_problems():
-    figure = drawn(plots.decomposition_problems({"a": lost(), "b": lost(count=0), "c": lost(-0.4)}, VERSIONS))
+    figure = drawn(decomposition.by_problem({"a": lost(), "b": lost(count=0), "c": lost(-0.4)}, VERSIONS))
     axes = np.array(panels(figure)).reshape(2, 2)
     assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["a", "b", "c"]
     assert [axis.get_xlabel() for axis in axes[:, 0]] == ["Pearson r", "Spearman ρ"]
@@ -271,7 +278,7 @@ def test_decomposition_problems():
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_perturbation(count):
-    figure = drawn(plots.perturbation({f"p{i}": lost(count=i) for i in range(count)}, (0.01, 1.0)))
+    figure = drawn(decomposition.perturbation({f"p{i}": lost(count=i) for i in range(count)}, (0.01, 1.0)))
     axes = [axis for axis in panels(figure) if axis.get_visible()]
     assert [axis.get_title() for axis in axes] == [f"p{i}" for i in range(count)]
     assert {axis.get_xscale() for axis in axes} == {"log"}

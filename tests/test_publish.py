@@ -1,6 +1,7 @@
 """What stands in the README is what results/ says, and the committed tables hold what is claimed of them."""
 
 import csv
+import importlib
 import json
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 
 from benchmarks import compare
 from experiments import publish
-from experiments.command import EXPERIMENTS
-from experiments.synthetic import validation
+from experiments.command import EXPERIMENTS, SYNTHETIC
+from experiments.report.outputs import Number, read_rows, read_summary, summary_csv
+from experiments.run.job import Result
+from experiments.synthetic.presets import validation
 
 
 def rows(name):
@@ -19,7 +22,7 @@ def rows(name):
 
 def test_readme_is_made_from_results():
     text = (publish.ROOT / "README.md").read_text(encoding="utf-8")
-    assert publish.with_results(text, publish.ROOT / "results") == text
+    assert publish.fill_results(text, publish.ROOT / "results") == text
     page = publish.ROOT / "docs" / "results.md"
     assert page.read_text(encoding="utf-8") == publish.results_page(publish.ROOT / "results")
 
@@ -110,7 +113,7 @@ def test_docs_are_made_from_results():
     templates = sorted(publish.ROOT.glob("*/*.md.in"))
     assert templates
     for template in templates:
-        text = publish.with_numbers(template.read_text(encoding="utf-8"), publish.ROOT / "results")
+        text = publish.fill_numbers(template.read_text(encoding="utf-8"), publish.ROOT / "results")
         assert template.with_suffix("").read_text(encoding="utf-8") == text
         assert "{{" not in text
 
@@ -119,10 +122,32 @@ def test_numbers_are_means_over_accepted_rows_and_a_missing_one_is_an_error(tmp_
     (tmp_path / "some").mkdir()
     table = "problem,accepted,r\na,True,0.5\na,True,0.7\na,False,9\nb,True,1234\n"
     (tmp_path / "some" / "table.csv").write_text(table, encoding="utf-8")
-    text = publish.with_numbers("{{some problem=a r}} and {{some\nproblem=b r}}", tmp_path)
+    text = publish.fill_numbers("{{some problem=a r}} and {{some\nproblem=b r}}", tmp_path)
     assert text == "0.60 [0.50, 0.70] and 1234 –"
     with pytest.raises(ValueError, match="no accepted row"):
-        publish.with_numbers("{{some problem=c r}}", tmp_path)
+        publish.fill_numbers("{{some problem=c r}}", tmp_path)
+
+
+def test_numbers_of_a_summary_and_a_missing_one_is_an_error(tmp_path):
+    (tmp_path / "some").mkdir()
+    summary = [Number("prior σ = 1, width 2", "r", 0.6, 0.5, 0.7, 2, 2), Number("b", "r", *[float("nan")] * 3, 0, 0)]
+    (tmp_path / "some" / "summary.csv").write_text(summary_csv(summary), encoding="utf-8")
+    assert publish.fill_numbers("{{some | prior σ = 1,\nwidth 2 | r}}", tmp_path) == "0.60 [0.50, 0.70]"
+    for text, message in (("{{some | c | r}}", "has no 'c'"), ("{{some | b | r}}", "has no accepted posterior")):
+        with pytest.raises(ValueError, match=message):
+            publish.fill_numbers(text, tmp_path)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_a_committed_summary_follows_from_its_table(name):
+    """The numbers stage on the rows of table.csv; the few numbers that need maps stand in no committed table."""
+    folder = publish.ROOT / "results" / name
+    rows = [{k: v for k, v in row.items() if v is not None or k == "width"} for row in read_rows(folder / "table.csv")]
+    numbers = importlib.import_module(f"experiments.synthetic.numbers.{name}").numbers([Result(r, {}) for r in rows])
+    committed = {(number.group, number.statistic): number for number in read_summary(folder / "summary.csv")}
+    assert len(numbers.summary) > 30
+    for number in numbers.summary:
+        np.testing.assert_allclose(committed[number[:2]][2:], number[2:], rtol=1e-9, err_msg=str(number))
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])

@@ -24,7 +24,7 @@ from experiments.run.plan import Plan, Planned, read, write
 from experiments.run.runner import run_cells
 from experiments.run.store import Store
 from experiments.run.work import MAX_DEATHS, work
-from experiments.synthetic.cell import Cell
+from experiments.synthetic.study import Cell
 
 ROOT = Path(__file__).parents[1]
 

@@ -257,7 +257,7 @@ def test_colours_are_those_of_the_values_and_compared_maps_share_their_limits(br
     stops = np.linspace(0, 1, len(palette))
     assert len(pixels) == len(explorer.MAPS)
     for name, drawn in zip(explorer.MAPS, pixels, strict=True):
-        values = explorer.decoded(model["maps"][name])
+        values = explorer.decode(model["maps"][name])
         low, high = (0, 0.25) if "aleatoric" in name else (values.min(), values.max())
         share = (values - low) / (high - low)
         if scale == "rank":
@@ -286,10 +286,10 @@ def test_the_explorer_has_no_serious_fault_of_accessibility(browser, address, co
 
 def test_a_map_keeps_its_values_in_one_byte():
     values = np.geomspace(1e-6, 3.0, 2500)
-    error = np.abs(explorer.decoded(explorer.encoded(values)) - values)
+    error = np.abs(explorer.decode(explorer.encode(values)) - values)
     assert error.max() < 0.0062 * 3.0
-    assert stats.spearman(explorer.decoded(explorer.encoded(values)), values) > 0.999
-    assert np.ptp(explorer.decoded(explorer.encoded(np.full(9, 0.25)))) == 0
+    assert stats.spearman(explorer.decode(explorer.encode(values)), values) > 0.999
+    assert np.ptp(explorer.decode(explorer.encode(np.full(9, 0.25)))) == 0
 
 
 def test_the_committed_maps_agree_with_the_committed_numbers():
@@ -305,7 +305,7 @@ def test_the_committed_maps_agree_with_the_committed_numbers():
     for model in drawn:
         if model["is_accepted"] and "flat" not in model:
             for name, reference in (("epistemic", "reference"), ("aleatoric", "aleatoric_reference")):
-                pair = [explorer.decoded(model["maps"][one]) for one in (name, reference)]
+                pair = [explorer.decode(model["maps"][one]) for one in (name, reference)]
                 assert stats.pearson(*pair) == pytest.approx(model["seed"][name]["pearson"], abs=explorer.FAR)
                 assert stats.spearman(*pair) == pytest.approx(model["seed"][name]["spearman"], abs=explorer.FAR)
 

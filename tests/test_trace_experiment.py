@@ -13,7 +13,7 @@ from experiments.answers.numbers.statistics import fit_logistic
 from experiments.answers.numbers.table import groups
 from experiments.answers.questions import Question
 from experiments.answers.report import trace as _trace_report
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import plots, stats
 from isouq.text.trace import Trace, features
 

@@ -32,10 +32,15 @@ def card(name: str) -> str:
         f"## {name}\n\n**{_line(title)}**",
         *map(_line, rest),
         f"```sh\n{commands}\n```",
-        "Presets and times: " + " ".join(map(_line, (inspect.getdoc(jobs) or "").split("\n\n"))),
+        "Presets and times: " + " ".join(map(_line, _times(inspect.getdoc(jobs) or ""))),
         _committed(name),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _times(docstring: str) -> list[str]:
+    """Return the paragraphs after the one that says what the function returns."""
+    return [part for part in docstring.split("\n\n") if not part.startswith("Return the jobs")]
 
 
 def _committed(name: str) -> str:

@@ -7,14 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.answers.prompts import STYLES
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import _checks
-
-if TYPE_CHECKING:
-    from experiments.run.store import Store
 
 # A version that is part of every key: raise it when a change to the code changes the numbers.
 # "reference" answers the questions; every other study reads the answers.
@@ -80,9 +77,18 @@ class QaCell:
         """Expected seconds with two cores at work and a model of 135 M parameters."""
         return self.count * SECONDS[self.study]
 
-    def run(self, progress: Callable[[float], None] | None, store: "Store | None") -> Result:
-        """Runs the cell, and its reference first where the store has none."""
-        return import_module("experiments.answers.qa").run(self, progress, store)
+    def needs(self) -> "QaCell | None":
+        """Return the cell that answers the questions of this one; None for itself."""
+        return None if self.study == "reference" else self.reference()
+
+    def run(
+        self,
+        needed: Result | None = None,
+        checkpoint: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Result:
+        """Compute the result; see `qa.run`."""
+        return import_module("experiments.answers.qa").run(self, needed, checkpoint, progress)
 
     def row(self) -> dict[str, Any]:
         """The configuration for a result; questions and models by name, not by path."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.answers import cell as qa_cell
@@ -23,10 +24,9 @@ from experiments.answers.tiny_model import TINY, tiny_model
 from experiments.domains.domains import ENCODER, texts
 from experiments.report.outputs import Outputs
 from experiments.run.errors import told
+from experiments.run.job import Result
 from experiments.run.partial import Partial
 from experiments.run.progress import console
-from experiments.run.store import Store
-from experiments.synthetic.cell import Result
 from experiments.synthetic.subject import Clock
 from isouq.text import LanguageModel, language_model, load
 from isouq.text.entailment import load_entailment
@@ -147,18 +147,23 @@ def _studies(block: QaCell, judge: Judges) -> Iterator[QaCell]:
         yield replace(block, study="cost")
 
 
-def run(cell: QaCell, progress: Callable[[float], None] | None = None, store: Store | None = None) -> Result:
-    """Runs one cell, and its reference first where the store has none (or a damaged one)."""
+def run(
+    cell: QaCell,
+    reference: Result | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Result:
+    """Run one cell, and first the one that answers its questions where no result of that one is given."""
     clock = Clock()
     done = progress or (lambda share: None)
-    partial = Partial() if store is None else Partial(store.checkpoint_path(cell), cell.key())
+    partial = Partial(checkpoint, cell.key())
     if cell.study == "reference":
         asked = opened(load_questions, cell.data or cell.benchmark)
         result = _qa_answers.answers(cell, opened(open_model, cell.model), _items(cell), done, partial)
         broken = asked.broken if cell.start == 0 else []
         return _finished(cell, Result({**result.numbers, "broken": broken}, {}), clock)
     items = _items(cell)
-    answered = _answers(cell, progress, store)
+    answered = (reference or run(cell.reference(), progress=progress)).numbers["questions"]
     if cell.study == "judged":
         if digest_of("", cell.encoder, cell.entailment) != cell.judges:
             raise ValueError(f"{cell.encoder} has changed since the run began; give the same command again")
@@ -185,16 +190,6 @@ def _items(cell: QaCell) -> list[questions.Question]:
     if digest_of(asked.digest, cell.model) != cell.digest:
         raise ValueError(f"{cell.data} or {cell.model} has changed since the run began; give the same command again")
     return asked.items[cell.start : cell.start + cell.count]
-
-
-def _answers(cell: QaCell, progress: Callable[[float], None] | None, store: Store | None) -> list[dict[str, Any]]:
-    """The questions with their answers, from the store, or answered now and kept."""
-
-    def asked() -> Result:
-        return run(cell.reference(), progress, store)
-
-    kept = asked() if store is None else store.obtain(cell.reference(), asked)
-    return kept.numbers["questions"]
 
 
 def _finished(cell: QaCell, result: Result, clock: Clock) -> Result:

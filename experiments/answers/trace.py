@@ -24,8 +24,8 @@ from experiments.answers.prompts import answer_prompt
 from experiments.answers.questions import Question
 from experiments.answers.report import trace as _trace_report
 from experiments.report.outputs import Outputs
+from experiments.run.job import Result
 from experiments.run.partial import Partial
-from experiments.synthetic.cell import Result
 from isouq.text import LanguageModel
 from isouq.text.trace import features, trace
 

@@ -7,13 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import _checks
-
-if TYPE_CHECKING:
-    from experiments.run.store import Store
 
 # A version that is part of every key: raise it when a change to the code changes the numbers.
 # "reference" fine-tunes, and keeps the parameters; every other study reads them.
@@ -88,9 +85,18 @@ class DomainCell:
             return (whole if self.variant == "whole" else head)[self.study] / 2
         return 1.5 if self.last_layer else (60 + 2 * self.proxies * 0.2) / 2
 
-    def run(self, progress: Callable[[float], None] | None, store: "Store | None") -> Result:
-        """Runs the cell, and its reference first where the store has none."""
-        return import_module("experiments.domains.domains").run(self, progress, store)
+    def needs(self) -> "DomainCell | None":
+        """Return the cell whose fine-tuned parameters this one reads; None where it reads none."""
+        return None if self.study in ("reference", "memory") else self.reference()
+
+    def run(
+        self,
+        needed: Result | None = None,
+        checkpoint: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Result:
+        """Compute the result; see `domains.run`."""
+        return import_module("experiments.domains.domains").run(self, needed, checkpoint, progress)
 
     def row(self) -> dict[str, Any]:
         """The columns that the cell gives a table: data and encoder by name, not by path."""

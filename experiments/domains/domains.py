@@ -25,8 +25,7 @@ from experiments.domains.cell import COVARIANCES, DomainCell
 from experiments.domains.finetune import fit, logits
 from experiments.report.outputs import Outputs
 from experiments.run.errors import told
-from experiments.run.store import Store
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from experiments.synthetic.subject import Clock
 from isouq._memory import temporary_bytes
 from isouq._uncertainty import _estimate, uncertainty
@@ -110,22 +109,22 @@ def _over_seeds(base: DomainCell, part: Part, seeds: int) -> list[DomainCell]:
     return [replace(made, seed=seed) for seed in range(1 if part is _MEMORY else seeds)]
 
 
-def run(cell: DomainCell, progress: Callable[[float], None] | None = None, store: Store | None = None) -> Result:
-    """Runs one cell, and its reference first where the store has none (or a damaged one)."""
+def run(
+    cell: DomainCell,
+    reference_result: Result | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Result:
+    """Run one cell, and its reference first where no result of one is given."""
     clock = Clock()
     corpus = texts.corpus(cell.encoder, cell.data, cell.digest, cell.max_length)
     if cell.study == "reference":
-        checkpoint = None if store is None else store.checkpoint_path(cell)
         return _finished(cell, reference(cell, corpus, progress, checkpoint), clock)
     if cell.study == "memory":
         return _finished(cell, memory(corpus), clock)
-
-    def tuned() -> Result:
-        return run(cell.reference(), progress, store)
-
-    kept = tuned() if store is None else store.obtain(cell.reference(), tuned)
+    tuned = Tuned.of(cell, corpus, reference_result or run(cell.reference(), progress=progress))
     measure = {"domains": domains, "rejection": rejection}[cell.study]
-    return _finished(cell, measure(cell, Tuned.of(cell, corpus, kept)), clock)
+    return _finished(cell, measure(cell, tuned), clock)
 
 
 def _finished(cell: DomainCell, result: Result, clock: Clock) -> Result:

@@ -9,7 +9,7 @@ from experiments.domains import numbers as _domain_numbers
 from experiments.domains.texts import DOMAINS, TINY
 from experiments.report import tables as report
 from experiments.report.outputs import Outputs
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import plots
 from isouq.stats import Interval, bootstrap_mean
 

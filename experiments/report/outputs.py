@@ -1,25 +1,28 @@
-"""What an experiment made, and how it is written."""
+"""The numbers and files of an experiment, and the one writer of tables and figures."""
 
 import csv
 import io
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.run import locks
+import numpy as np
+
 from experiments.run.errors import RunError
 from isouq import _files
+from isouq.stats import Interval, bootstrap_mean
 
 
 class Number(NamedTuple):
     """A statistic of an experiment, one line of summary.csv.
 
-    group: what it is about, as "rings, width 32, unit σ=1". statistic: its name, as "epistemic_pearson". mean, low, high:
-    the mean over accepted posteriors and its 95 % interval; NaN (an empty field) where there is none. n: how many
-    values the mean is over. accepted: how many posteriors of the group were accepted.
+    group: what it is about, as "binary/xor" or "unit σ = 1, width 32". statistic: its name, as "epistemic_pearson".
+    mean, low, high, sd: the mean over the values, its 95 % interval and their standard deviation; NaN (an empty field)
+    where there is none. n: how many values the mean is over. accepted: how many posteriors of the group were accepted.
     """
 
     group: str
@@ -29,13 +32,43 @@ class Number(NamedTuple):
     high: float
     n: int
     accepted: int
+    sd: float = float("nan")
+
+    @classmethod
+    def of(cls, group: str, statistic: str, interval: Interval, accepted: int) -> "Number":
+        """Return the number whose mean, interval and count are those of `interval`."""
+        mean, low, high, sd = interval.mean, interval.low, interval.high, interval.sd
+        return cls(group, statistic, mean, low, high, interval.count, accepted, sd)
+
+    @property
+    def interval(self) -> Interval:
+        """The mean with its interval, as `isouq.stats.bootstrap_mean` returns it."""
+        return Interval(self.n, self.mean, self.sd, self.low, self.high)
+
+
+def group_numbers(numbers: Iterable[Number]) -> dict[str, dict[str, Interval]]:
+    """Return the numbers by group and statistic."""
+    groups: dict[str, dict[str, Interval]] = {}
+    for number in numbers:
+        groups.setdefault(number.group, {})[number.statistic] = number.interval
+    return groups
+
+
+def mean_over_accepted(rows: Iterable[Mapping[str, Any]], column: str, flag: str = "accepted") -> Interval:
+    """Return the mean of a column over the rows whose posterior was accepted, with its bootstrap interval.
+
+    Undefined values (a constant map has no correlation) and missing ones are left out. flag: the column that says
+    whether the posterior was accepted.
+    """
+    return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row.get(column, np.nan))])
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """All numbers of an experiment. rows: table.csv, one row a posterior or question. summary: summary.csv.
+    """All numbers of an experiment: what its report and figures show.
 
-    files: further text files by name. details: what report and figures of this experiment read besides, already computed.
+    rows: table.csv, one row a posterior or question. summary: summary.csv. files: further text files by name. details:
+    what report and figures of this experiment read besides, already computed.
     """
 
     rows: list[dict[str, Any]]
@@ -43,10 +76,15 @@ class Numbers:
     files: dict[str, str] = field(default_factory=dict)
     details: Any = None
 
+    @cached_property
+    def groups(self) -> dict[str, dict[str, Interval]]:
+        """The summary by group and statistic."""
+        return group_numbers(self.summary)
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an experiment writes: one row a cell or question, a Markdown summary, named figures, files, numbers."""
+    """What an experiment writes: rows of table.csv, summary.md, figures and files by name, numbers of summary.csv."""
 
     rows: list[dict[str, Any]]
     summary: str
@@ -55,7 +93,7 @@ class Outputs:
     numbers: list[Number] = field(default_factory=list)
 
     def noting(self, note: str) -> "Outputs":
-        """The same with a sentence under the summary's title."""
+        """Return these outputs with a sentence under the summary's title."""
         title, rest = self.summary.split("\n", 1)
         return replace(self, summary=f"{title}\n\n{note}\n{rest}")
 
@@ -65,15 +103,14 @@ def writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe.{os.getpid()}"
-        claim = locks.claim(probe, "")  # a file system without locks is told of here
-        assert claim is not None
-        claim.release()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
 
 
 def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) -> list[Path]:
-    """Writes table.csv, summary.md, further files, figures as PNG and PDF, and provenance.json; returns the paths."""
+    """Write tables, summaries, further files, figures (PNG and PDF) and provenance.json; return their paths."""
     import matplotlib.pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +119,7 @@ def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) ->
     _files.replace_text(paths[1], outputs.summary)
     if outputs.numbers:
         paths.append(folder / "summary.csv")
-        _files.replace_text(paths[-1], table_csv([number._asdict() for number in outputs.numbers]))
+        _files.replace_text(paths[-1], summary_csv(outputs.numbers))
     for name, text in outputs.files.items():
         paths.append(folder / name)
         _files.replace_text(paths[-1], text)
@@ -97,7 +134,7 @@ def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) ->
 
 
 def table_csv(rows: list[dict[str, Any]]) -> str:
-    """All rows under the union of their columns, timing columns last; empty where a row has none."""
+    """Return the rows as CSV: the union of their columns, timing columns last; empty for None, NaN stays "nan"."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     names.sort(key=is_timing)  # stable: the order is kept within both groups
     buffer = io.StringIO()
@@ -107,6 +144,38 @@ def table_csv(rows: list[dict[str, Any]]) -> str:
     return buffer.getvalue()
 
 
+def summary_csv(numbers: Iterable[Number]) -> str:
+    """Return the numbers as CSV; empty where a number is undefined."""
+    rows = [number._asdict() for number in numbers]
+    return table_csv([{name: None if value != value else value for name, value in row.items()} for row in rows])
+
+
 def is_timing(column: str) -> bool:
-    """True for the columns that differ from run to run."""
+    """Return whether a column holds times, which differ from run to run."""
     return column.startswith("seconds")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a table.csv with Python's types; None where a field is empty."""
+    with open(path, encoding="utf-8") as file:
+        return [{column: _value(text) for column, text in row.items()} for row in csv.DictReader(file)]
+
+
+def read_summary(path: Path) -> list[Number]:
+    """Return the numbers of a summary.csv."""
+    nan = float("nan")
+    rows: list[dict[str, Any]] = [
+        {name: nan if value is None else value for name, value in row.items()} for row in read_rows(path)
+    ]
+    return [Number(**row) for row in rows]
+
+
+def _value(text: str) -> Any:
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -5,13 +5,18 @@ from contextlib import contextmanager
 
 
 class RunError(Exception):
-    """A run that cannot go on, or ended with failed cells; the message is for the user."""
+    """A run that cannot go on, or ended with failed jobs; the message is for the user."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """What is wrong with a file or a model that a run was given, as a RunError of one line."""
+    """Raise what is wrong with a file or a model that a run was given as a RunError of one line."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        raise RunError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+        raise RunError(first_line(error)) from error

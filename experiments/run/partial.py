@@ -1,4 +1,4 @@
-"""What a cell has found so far, step by step, in its checkpoint: a kill costs the step that was under way."""
+"""The checkpoint of a job that goes step by step: a kill costs the step that was under way."""
 
 import json
 from collections.abc import Callable
@@ -13,26 +13,26 @@ SECONDS = 10.0  # between two writes, at least
 
 
 class Partial:
-    """Results of steps by name, as JSON holds them. Without a path nothing is kept on disk."""
+    """Results of steps by name, as JSON holds them. Without a path nothing is written."""
 
     def __init__(self, path: Path | None = None, mark: str = "", seconds: float = SECONDS) -> None:
-        """mark: the cell's key; the file of another is not taken (a warning of one line)."""
+        """mark: the job's key; the file of another is not taken (a warning of one line)."""
         self._file = None if path is None else Checkpoint(path, seconds, mark)
         saved = None if self._file is None else self._file.load(np.zeros(0, np.uint8), None)
         self._found: dict[str, Any] = {} if saved is None else json.loads(saved.state.tobytes())
 
     def found(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The step's result, kept or computed now; what comes back has been through JSON either way."""
+        """Return the step's result, stored or computed now; what comes back has been through JSON either way."""
         if name not in self._found:
             self.put(name, compute())
         return self._found[name]
 
     def get(self, name: str, default: Any) -> Any:
-        """What is kept under that name."""
+        """Return what is stored under a name."""
         return self._found.get(name, default)
 
     def put(self, name: str, value: Any) -> None:
-        """Keeps a step's result."""
+        """Store a step's result."""
         self._found[name] = json.loads(json.dumps(value))
         if self._file is not None and self._file.due():
             text = json.dumps(self._found).encode()

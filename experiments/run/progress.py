@@ -1,45 +1,89 @@
-"""Progress of a run, whatever executes it: a live bar on a terminal, one line a finished cell elsewhere."""
+"""Progress of a run: a live bar on a terminal, one line a finished job elsewhere, and a small file for `status`."""
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from experiments.run import clock
-from experiments.synthetic.cell import AnyCell
+from experiments.run.job import Job
+from experiments.run.status import FILE
 
-Report = Callable[..., None]  # (cell, share done, error=None)
+Report = Callable[..., None]  # (job, share done, error=None); a share of 0 says that it starts, of 1 that it has ended
 
 
 @contextmanager
-def reporter(cells: list[AnyCell], console: Console) -> Iterator[Report]:
-    """A live bar on a terminal, one line a finished cell elsewhere; both with the time left."""
-    weights = {cell: cell.weight() for cell in cells}
-    shares = dict.fromkeys(cells, 0.0)
-    total, started, finished = sum(weights.values()), time.monotonic(), 0
+def reporter(jobs: list[Job], console: Console, out: Path) -> Iterator[Report]:
+    """Give the function that is told how far each job is, and that shows it on the console and in DIR/progress.json."""
+    count = _Count(jobs)
+    show = _live(count, console) if console.is_terminal else _lines(count, console)
+    with show as shown:
 
-    def left() -> str:
-        done = sum(weights[cell] * share for cell, share in shares.items())
-        if done <= 0:
-            return "time left unknown"
-        return f"about {clock.words((time.monotonic() - started) * (total - done) / done)} left"
-
-    if not console.is_terminal:
-        console.print(f"{len(cells)} cells to run, about {clock.words(total)} on two CPU cores")
-
-        def report(cell: AnyCell, share: float, error: str | None = None) -> None:
-            nonlocal finished
-            shares[cell] = share
-            if share == 1.0:
-                finished += 1
-                state = "failed: " + error if error else "done"
-                console.print(f"[{finished}/{len(cells)}] {cell.label()}: {state}, {left()}", markup=False)
+        def report(job: Job, share: float, error: str | None = None) -> None:
+            if count.update(job, share):
+                _write(out, count)
+            shown(job, share, error)
 
         yield report
-        return
+    (out / FILE).unlink(missing_ok=True)
+
+
+class _Count:
+    """How far the jobs of a run are. running: when each job under way was started."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.weights = {job: job.weight() for job in jobs}
+        self.shares = dict.fromkeys(jobs, 0.0)
+        self.total, self.started, self.ended = sum(self.weights.values()), time.monotonic(), 0
+        self.running: dict[Job, float] = {}
+
+    def update(self, job: Job, share: float) -> bool:
+        """Take in the share of a job; return whether a job has started or ended."""
+        self.shares[job] = share
+        if share == 1.0:
+            self.ended += 1
+            self.running.pop(job, None)
+        elif share == 0.0:
+            self.running[job] = time.time()
+        return share in (0.0, 1.0)
+
+    def done(self) -> float:
+        """Return the weight of all that is done."""
+        return sum(self.weights[job] * share for job, share in self.shares.items())
+
+    def seconds_left(self) -> float | None:
+        """Return the expected seconds to the end, at the pace so far; None before anything is done."""
+        done = self.done()
+        return (time.monotonic() - self.started) * (self.total - done) / done if done > 0 else None
+
+    def left(self) -> str:
+        """Return the time left in words."""
+        seconds = self.seconds_left()
+        return "time left unknown" if seconds is None else f"about {clock.words(seconds)} left"
+
+
+@contextmanager
+def _lines(count: _Count, console: Console) -> Iterator[Report]:
+    total = len(count.weights)
+    console.print(f"{total} jobs to run, about {clock.words(count.total)} on two CPU cores")
+
+    def show(job: Job, share: float, error: str | None) -> None:
+        if share == 1.0:
+            state = "failed: " + error if error else "done"
+            console.print(f"[{count.ended}/{total}] {job.label()}: {state}, {count.left()}", markup=False)
+
+    yield show
+
+
+@contextmanager
+def _live(count: _Count, console: Console) -> Iterator[Report]:
+    total = len(count.weights)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -48,21 +92,25 @@ def reporter(cells: list[AnyCell], console: Console) -> Iterator[Report]:
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"0/{len(cells)} cells", total=total, left="")
+        task = bar.add_task(f"0/{total} jobs", total=count.total, left="")
 
-        def report_live(cell: AnyCell, share: float, error: str | None = None) -> None:
-            nonlocal finished
-            shares[cell] = share
-            if share == 1.0:
-                finished += 1
-                if error:
-                    console.print(f"{cell.label()} failed: {error}", markup=False)
-            done = sum(weights[cell] * share for cell, share in shares.items())
-            bar.update(task, completed=done, left=left(), description=f"{finished}/{len(cells)} cells, {cell.label()}")
+        def show(job: Job, share: float, error: str | None) -> None:
+            if error:
+                console.print(f"{job.label()} failed: {error}", markup=False)
+            description = f"{count.ended}/{total} jobs, {job.label()}"
+            bar.update(task, completed=count.done(), left=count.left(), description=description)
 
-        yield report_live
+        yield show
+
+
+def _write(out: Path, count: _Count) -> None:
+    """Replace the file that `status` reads; it need not survive a crash of the machine, and is not forced to disk."""
+    running = [[job.label(), started] for job, started in count.running.items()]
+    temporary = out / f"{FILE}.tmp"
+    temporary.write_text(json.dumps({"left": count.seconds_left(), "written": time.time(), "running": running}))
+    os.replace(temporary, out / FILE)
 
 
 def console() -> Console:
-    """Progress goes to standard error, so that standard output holds the paths alone."""
+    """Return the console for progress: standard error, so that standard output holds the paths alone."""
     return Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False)

@@ -1,4 +1,4 @@
-"""What a run, and a cell, need to be understood later: versions, device, commit, seeds, time."""
+"""What a reader needs in order to understand a run, and a job, later: versions, device, commit, seeds, time."""
 
 import os
 import platform
@@ -12,13 +12,13 @@ from typing import Any
 import jax
 
 import isouq
-from experiments.synthetic.cell import AnyCell
+from experiments.run.job import Job
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
 
 
 def of_run(name: str, preset: str, command: str, started: float) -> dict[str, Any]:
-    """Versions, device, commit, command and time of a run. started: of `time.monotonic`."""
+    """Return versions, device, commit, command and time of a run. started: `time.monotonic()` at its start."""
     return {
         "experiment": name,
         "preset": preset,
@@ -30,12 +30,12 @@ def of_run(name: str, preset: str, command: str, started: float) -> dict[str, An
     }
 
 
-def of_cell(cell: AnyCell, numbers: dict[str, Any]) -> dict[str, Any]:
-    """What is kept beside the numbers of a cell; where a cell has no seed or no sampler, None."""
+def of_job(job: Job, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return what is stored beside the numbers of a job; None where a job has no seed or no sampler."""
     return {
         **_surroundings(),
-        "key": cell.key(),
-        "seed": getattr(cell, "seed", None),
+        "key": job.key(),
+        "seed": getattr(job, "seed", None),
         "seconds": numbers.get("seconds"),
         "gradient_evaluations": numbers.get("gradient_evaluations"),
         "finished": _now(),

@@ -1,13 +1,57 @@
-"""The experiments on small problems, by name; `all` runs every one."""
+"""The experiments on small problems, by name: the stages of each, in their order; `all` runs every one."""
 
-from experiments.experiment import Experiment
-from experiments.synthetic import covariance, decomposition, maps, scaling, spectrum, validation
+from experiments.experiment import Experiment, stages
+from experiments.synthetic.figures import covariance as covariance_figures
+from experiments.synthetic.figures import decomposition as decomposition_figures
+from experiments.synthetic.figures import maps as maps_figures
+from experiments.synthetic.figures import scaling as scaling_figures
+from experiments.synthetic.figures import spectrum as spectrum_figures
+from experiments.synthetic.figures import validation as validation_figures
+from experiments.synthetic.numbers import covariance as covariance_numbers
+from experiments.synthetic.numbers import decomposition as decomposition_numbers
+from experiments.synthetic.numbers import maps as maps_numbers
+from experiments.synthetic.numbers import scaling as scaling_numbers
+from experiments.synthetic.numbers import spectrum as spectrum_numbers
+from experiments.synthetic.numbers import validation as validation_numbers
+from experiments.synthetic.presets import covariance as covariance_presets
+from experiments.synthetic.presets import decomposition as decomposition_presets
+from experiments.synthetic.presets import maps as maps_presets
+from experiments.synthetic.presets import scaling as scaling_presets
+from experiments.synthetic.presets import spectrum as spectrum_presets
+from experiments.synthetic.presets import validation as validation_presets
+from experiments.synthetic.report import covariance as covariance_report
+from experiments.synthetic.report import decomposition as decomposition_report
+from experiments.synthetic.report import maps as maps_report
+from experiments.synthetic.report import scaling as scaling_report
+from experiments.synthetic.report import spectrum as spectrum_report
+from experiments.synthetic.report import validation as validation_report
 
 EXPERIMENTS = {
-    "validation": Experiment(validation.cells, validation.summarise),
-    "maps": Experiment(maps.cells, maps.summarise),
-    "scaling": Experiment(scaling.cells, scaling.summarise, ("widths",)),
-    "covariance": Experiment(covariance.cells, covariance.summarise),
-    "decomposition": Experiment(decomposition.cells, decomposition.summarise, ("widths",)),
-    "spectrum": Experiment(spectrum.cells, spectrum.summarise, ("widths",)),
+    "validation": Experiment(
+        validation_presets.jobs,
+        stages(validation_numbers.numbers, validation_report.report, validation_figures.figures),
+    ),
+    "maps": Experiment(
+        maps_presets.jobs,
+        stages(maps_numbers.numbers, maps_report.report, maps_figures.figures),
+    ),
+    "scaling": Experiment(
+        scaling_presets.jobs,
+        stages(scaling_numbers.numbers, scaling_report.report, scaling_figures.figures),
+        ("widths",),
+    ),
+    "covariance": Experiment(
+        covariance_presets.jobs,
+        stages(covariance_numbers.numbers, covariance_report.report, covariance_figures.figures),
+    ),
+    "decomposition": Experiment(
+        decomposition_presets.jobs,
+        stages(decomposition_numbers.numbers, decomposition_report.report, decomposition_figures.figures),
+        ("widths",),
+    ),
+    "spectrum": Experiment(
+        spectrum_presets.jobs,
+        stages(spectrum_numbers.numbers, spectrum_report.report, spectrum_figures.figures),
+        ("widths",),
+    ),
 }

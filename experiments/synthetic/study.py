@@ -1,54 +1,124 @@
-"""Runs a cell: its reference is sampled once and kept, and every study of it reads what was kept."""
+"""The studies of a posterior by name, and the job that runs one: a reference is sampled once, every study reads it."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
-from importlib import import_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from experiments.run.store import Store
-from experiments.synthetic.cell import Cell, Result
-from experiments.synthetic.subject import Subject, measure_reference, subject
-from isouq import problems
+from experiments.run.job import Result
+from experiments.synthetic.configuration import Configuration
+from experiments.synthetic.measure import agreement, covariance, decomposition, second_opinion, spectrum
+from experiments.synthetic.measure.reference import measure_reference
+from experiments.synthetic.subject import Subject, subject
+from isouq import _checks, problems
 
-# Where the function of a study stands, Subject -> Result; imported when it is first run.
-MEASURES = {
-    "agreement": "experiments.synthetic.measure.agreement:measure",
-    "second_opinion": "experiments.synthetic.measure.agreement:second_opinion",
-    "covariance": "experiments.synthetic.covariance:measure",
-    "decomposition": "experiments.synthetic.decomposition:measure",
-    "spectrum": "experiments.synthetic.spectrum:measure",
+Seconds = Callable[[Configuration], float]
+
+
+class Study(NamedTuple):
+    """What is computed of a posterior.
+
+    version: part of every key; raise it when a change to the code changes the numbers. seconds: the expected time with
+    two cores at work, fitted to measured runs. measure: the computation; None for the reference itself.
+    """
+
+    version: int
+    seconds: Seconds
+    measure: Callable[[Subject], Result] | None
+
+
+def _reference_seconds(configuration: Configuration) -> float:
+    """Return the time of training, of sampling (its gradient evaluations) and of the convergence diagnostics."""
+    c, width = configuration, _width(configuration)
+    gradients = c.chains * (c.num_warmup + c.num_draws * c.thin) * c.num_leapfrog
+    diagnostics = 2.2e-3 * c.chains * c.num_draws
+    return (4 + gradients * (3e-5 + 7.5e-7 * width) + diagnostics) / 2
+
+
+def _dense(seconds: float) -> Seconds:
+    """Return the time of a study that takes eigenvalues of P × P matrices, or matches units, up to a limit."""
+    return lambda configuration: seconds + 5e-7 * min(_width(configuration), 650) ** 3
+
+
+def _width(configuration: Configuration) -> int:
+    return 32 if configuration.width is None else configuration.width
+
+
+STUDIES = {
+    "reference": Study(2, _reference_seconds, None),  # 2: random keys by chain and transition
+    "agreement": Study(1, _dense(2.0), agreement.measure),
+    "second_opinion": Study(1, lambda configuration: 30.0, second_opinion.measure),
+    "covariance": Study(1, _dense(15.0), covariance.measure),
+    "decomposition": Study(1, _dense(3.0), decomposition.measure),
+    "spectrum": Study(1, _dense(3.0), spectrum.measure),
 }
 
 
-def run_cell(
-    cell: Cell,
-    problem: problems.Problem | None = None,
-    progress: Callable[[float], None] | None = None,
-    store: Store | None = None,
-) -> Result:
-    """Runs one cell, and its reference first where the store has none (or a damaged one).
+@dataclass(frozen=True)
+class Cell(Configuration):
+    """A configuration that can be run: the job of the synthetic experiments."""
 
-    problem: a problem of one's own; by default the one that the cell names.
-    progress: called with the share done of the sampling.
-    store: where the reference is read from and kept. The cell itself is not stored here.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.one_of("study", self.study, STUDIES)
+
+    def key(self) -> str:
+        """Return a hash of the configuration and of the versions of the code that computes it."""
+        versions = [STUDIES[name].version for name in ("reference", self.study)]
+        text = json.dumps({**dataclasses.asdict(self), "versions": versions}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def weight(self) -> float:
+        """Return the expected seconds with two cores at work, for the estimate of the time left."""
+        return STUDIES[self.study].seconds(self)
+
+    def needs(self) -> "Cell | None":
+        """Return the reference that the cell reads; None for a reference."""
+        return None if self.study == "reference" else self.reference()
+
+    def run(
+        self,
+        needed: Result | None = None,
+        checkpoint: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Result:
+        """Compute the result; see `run_cell`."""
+        return run_cell(self, reference=needed, checkpoint=checkpoint, progress=progress)
+
+
+def run_cell(
+    cell: Configuration,
+    problem: problems.Problem | None = None,
+    reference: Result | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Result:
+    """Run one study, and its reference first where none is given.
+
+    problem: a problem of one's own; by default the one that the cell names. reference: the result of
+    `cell.reference()`. checkpoint: a file from which the sampling of a reference goes on. progress: called with the
+    share of the sampling that is done.
     """
-    known = problems.PROBLEMS.get(cell.problem)
+    problem = _problem(cell, problem)
+    measure = STUDIES[cell.study].measure
+    if measure is None:
+        return measure_reference(cell, problem, progress, checkpoint)
+    if reference is None:
+        reference = measure_reference(cell.reference(), problem, progress)
+    return measure(subject(cell, problem, reference))
+
+
+def _problem(cell: Configuration, problem: problems.Problem | None) -> problems.Problem:
+    """Return the problem of the cell; a given one must not bear the name of another."""
     if problem is None:
-        problem = problems.get(cell.problem)
-    elif problem.name != cell.problem or (known is not None and problem is not known):
+        return problems.get(cell.problem)
+    known = problems.PROBLEMS.get(cell.problem)
+    if problem.name != cell.problem or (known is not None and problem is not known):
         raise ValueError(
             f"the problem is called {problem.name!r} and the cell's {cell.problem!r}; give your own problem a name "
             "that no built-in one has, and the cell the same"
         )
-
-    def sampled() -> Result:
-        checkpoint = None if store is None else store.checkpoint_path(cell.reference())
-        return measure_reference(cell.reference(), problem, progress, checkpoint)
-
-    if cell.study == "reference":
-        return sampled()
-    reference = sampled() if store is None else store.obtain(cell.reference(), sampled)
-    return _measure_of(cell.study)(subject(cell, problem, reference))
-
-
-def _measure_of(study: str) -> Callable[[Subject], Result]:
-    module, function = MEASURES[study].split(":")
-    return getattr(import_module(module), function)
+    return problem

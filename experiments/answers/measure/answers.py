@@ -9,8 +9,8 @@ import numpy as np
 from experiments.answers.cell import QaCell
 from experiments.answers.prompts import STOP, answer_prompt, answer_text
 from experiments.answers.questions import Question
+from experiments.run.job import Result
 from experiments.run.partial import Partial
-from experiments.synthetic.cell import Result
 from isouq.text import Answer, LanguageModel, generate
 from isouq.text.prompts import encode_prompt
 

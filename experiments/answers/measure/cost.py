@@ -9,7 +9,7 @@ from experiments.answers.cell import QaCell
 from experiments.answers.measure import scores as _qa_scores
 from experiments.answers.prompts import STOP, answer_prompt
 from experiments.answers.questions import Question
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from experiments.synthetic.subject import Clock
 from isouq._memory import temporary_bytes
 from isouq.text import LanguageModel, generate, score

@@ -14,8 +14,8 @@ from experiments.answers import correctness as _correctness
 from experiments.answers.cell import QaCell
 from experiments.answers.prompts import answer_prompt
 from experiments.answers.questions import Question
+from experiments.run.job import Result
 from experiments.run.partial import Partial
-from experiments.synthetic.cell import Result
 from isouq.text import LanguageModel, Scores, TextEncoder, score
 from isouq.text.baselines import (
     clusters_by_entailment,

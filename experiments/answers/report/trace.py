@@ -12,7 +12,7 @@ from experiments.answers.numbers.trace import CLASSIFIERS, COURSE, FOLDS, LABELS
 from experiments.answers.tiny_model import TINY
 from experiments.report import tables as words
 from experiments.report.outputs import Outputs, table_csv
-from experiments.synthetic.cell import Result
+from experiments.run.job import Result
 from isouq import plots
 from isouq.stats import Interval
 

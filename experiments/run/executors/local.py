@@ -1,14 +1,33 @@
-"""One cell after the other in this process, each on all its devices."""
+"""One job after the other in this process, each on all its devices."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from experiments.run.executors import Run, Settings
-from experiments.run.store import Store
-from experiments.run.work import Report, work
+from experiments.run.executors.settings import Settings
+from experiments.run.job import Job, Outcome
 
 
 @contextmanager
-def opened(settings: Settings, widest: int, store: Store, report: Report) -> Iterator[Run]:
-    """See `executors.opened`; cells that another run is at are waited for."""
-    yield lambda cells: work(cells, store, wait=True, report=report)
+def start(
+    settings: Settings, widest: int, function: Callable[..., Outcome], out: Path, report: Callable[..., None]
+) -> Iterator[Any]:
+    """See `executors.start`."""
+
+    def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+        for job in jobs:
+            report(job, 0.0)
+            try:
+                outcome = function(job, partial(_report_below_one, report, job))
+            except SystemExit as error:  # a job may not end the driver
+                outcome = Outcome(error=f"SystemExit: {error}")
+            yield job, outcome
+
+    yield run
+
+
+def _report_below_one(report: Callable[..., None], job: Job, share: float) -> None:
+    """Report a share above 0 and below 1, which stand for the start of a job and for its stored result."""
+    report(job, min(max(share, 0.001), 0.99))

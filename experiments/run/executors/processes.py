@@ -1,113 +1,124 @@
-"""Workers on this machine's CPU cores, which are divided between them. They stay for all lists of a run."""
+"""A pool of processes on this machine's CPU cores, which are divided between them."""
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing import get_context, resource_tracker
-from multiprocessing.connection import Connection
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments.run import _spawned
-from experiments.run.errors import RunError
-from experiments.run.executors import Run, Settings, _crew, local
-from experiments.run.store import Store
-from experiments.run.work import Report
-from experiments.synthetic.cell import AnyCell
+from experiments.run._prepare import prepare
+from experiments.run.errors import first_line
+from experiments.run.executors import local
+from experiments.run.executors.settings import ATTEMPTS, DIED, Settings
+from experiments.run.job import Job, Outcome
 
 
 @contextmanager
-def opened(settings: Settings, widest: int, store: Store, report: Report) -> Iterator[Run]:
-    """See `executors.opened`. By default one worker a core; a single one is this process itself."""
-    count = min(settings.workers or len(_cores()), widest)
+def start(
+    settings: Settings, widest: int, function: Callable[..., Outcome], out: Path, report: Callable[..., None]
+) -> Iterator[Any]:
+    """See `executors.start`. By default one worker a core; a single one is this process itself."""
+    count = min(settings.workers or len(usable_cores()), widest)
     if count < 2:
-        with local.opened(settings, widest, store, report) as run:
+        with local.start(settings, widest, function, out, report) as run:
             yield run
         return
-    crew = Processes(count, store.folder)
+    pools = Pools(count)
     try:
-        yield lambda cells: _crew.watch(crew, cells, store, report)
+        yield partial(pools.run, function, report)
     finally:
-        crew.stop()
+        pools.kill()
 
 
-class _Worker(NamedTuple):
-    process: Any
-    connection: Connection
-    cores: list[int]
+class Pools:
+    """Pools of one process each, so that the death of one tells which job it was at and leaves the others alone."""
 
+    def __init__(self, count: int) -> None:
+        cores = usable_cores()
+        self.shares = [cores[i::count] or cores for i in range(count)]
+        self._others = set(multiprocessing.active_children())  # children of this process that are no workers
+        self._pools = [self._new(share) for share in self.shares]
 
-class Processes:
-    """See `_crew.Crew`."""
+    def run(
+        self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job]
+    ) -> Iterator[tuple[Job, Outcome]]:
+        """Yield each job with its outcome, as they end.
 
-    alone = True  # what killed one, too little memory as a rule, would kill others beside it
-    why = "what they said stands above; if nothing does, memory was short as a rule (fewer --workers)"
+        A job whose worker died is tried again after all others and alone: as a rule memory was short.
+        """
+        count = len(self._pools)
+        for _ in range(ATTEMPTS):
+            lost = []
+            for job, outcome in self._run_once(function, report, jobs, count):
+                if outcome is None:
+                    lost.append(job)
+                else:
+                    yield job, outcome
+            jobs, count = lost, 1
+        for job in jobs:
+            yield job, Outcome(error=DIED)
 
-    def __init__(self, count: int, folder: Path) -> None:
-        self.count, self.folder = count, folder
-        self._shares = [_cores()[i::count] or _cores() for i in range(count)]
-        self._idle: list[_Worker] = []
-        self._busy: list[_Worker] = []
+    def kill(self) -> None:
+        """End all workers at once, whatever they are at."""
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.kill()
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
 
-    def start(self, cells: Sequence[AnyCell], count: int, lost: bool) -> None:
-        """See `_crew.Crew`."""
-        for _ in range(count):
-            worker = self._idle.pop() if self._idle else self._new()
-            with suppress(OSError):  # dead already: it will be missed
-                worker.connection.send((list(cells), lost))
-            self._busy.append(worker)
+    def _run_once(
+        self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job], count: int
+    ) -> Iterator[tuple[Job, Outcome | None]]:
+        """Yield each job with its outcome, None if its worker died; `count` jobs at a time."""
+        waiting, idle = deque(jobs), list(range(count))
+        running: dict[Future[Outcome], tuple[int, Job]] = {}
+        while waiting or running:
+            while waiting and idle:
+                number, job = idle.pop(), waiting.popleft()
+                running[self._submit(number, function, job)] = (number, job)
+                report(job, 0.0)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, job = running.pop(future)
+                idle.append(number)
+                try:
+                    yield job, future.result()
+                except BrokenProcessPool:
+                    self._renew(number)
+                    yield job, None
+                except (Exception, SystemExit) as error:  # the outcome cannot be sent, or the job has left Python
+                    yield job, Outcome(error=f"{type(error).__name__}: {first_line(error)}")
 
-    def working(self) -> int:
-        """See `_crew.Crew`."""
-        for worker in list(self._busy):
-            try:
-                if not worker.connection.poll():
-                    continue
-                problem = worker.connection.recv()
-            except (EOFError, OSError):  # it died
-                self._busy.remove(worker)
-                self._dismiss(worker)
-                continue
-            self._busy.remove(worker)
-            self._idle.append(worker)
-            if problem is not None:
-                raise RunError(problem)
-        for worker in [worker for worker in self._idle if not worker.process.is_alive()]:
-            self._idle.remove(worker)
-            self._dismiss(worker)
-        return len(self._busy)
-
-    def stop(self) -> None:
-        """See `_crew.Crew`."""
-        for worker in (*self._idle, *self._busy):
-            self._dismiss(worker)
-        self._idle, self._busy = [], []
-
-    def _new(self) -> _Worker:
-        ours, theirs = get_context("spawn").Pipe()
-        taken = [worker.cores for worker in (*self._idle, *self._busy)]
-        cores = next((share for share in self._shares if share not in taken), self._shares[0])
-        arguments = (theirs, self.folder, os.getpid(), cores)
-        process = get_context("spawn").Process(target=_spawned.live, args=arguments, daemon=True)
+    def _submit(self, number: int, function: Callable[..., Outcome], job: Job) -> Future[Outcome]:
+        """Submit a job to a pool, which starts its process if it has none; a broken pool is replaced first."""
         # workers start with Ctrl-C blocked: it is the driver's to handle
         resource_tracker.ensure_running()  # as it starts it lifts the block
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            process.start()
+            try:
+                return self._pools[number].submit(function, job)
+            except BrokenProcessPool:  # its process was killed between two jobs
+                self._renew(number)
+                return self._pools[number].submit(function, job)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        return _Worker(process, ours, cores)
 
-    def _dismiss(self, worker: _Worker) -> None:
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
+    def _renew(self, number: int) -> None:
+        self._pools[number].shutdown(cancel_futures=True)
+        self._pools[number] = self._new(self.shares[number])
+
+    def _new(self, share: list[int]) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, context, initializer=prepare, initargs=(os.getpid(), share))
 
 
-def _cores() -> list[int]:
-    """The cores that this process may use, by number."""
+def usable_cores() -> list[int]:
+    """Return the cores that this process may use, by number."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -1,1 +1,1 @@
-"""Compute the result of one job."""
+"""Compute the result of one job: a posterior, or a study of it."""

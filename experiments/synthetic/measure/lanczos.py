@@ -16,11 +16,11 @@ from matfree import decomp, stochtrace
 from isouq.covariance import negative_hessian
 from isouq.posterior import LogDensity
 
-PROBES, NODES = 32, 256  # of the quadrature; with 100 nodes the zeros run into their neighbours
+PROBES, NODES = 32, 256  # the quadrature; with 100 nodes the eigenvalue 0 merges with its neighbours
 PROBES_AT_A_TIME = 8
-FIRST_DEPTH, LAST_DEPTH = 256, 2048  # of the Lanczos run that looks for eigenvectors
-TOLERANCE = 0.01  # of a Ritz pair's residual, relative to its eigenvalue
-BREAKDOWN = 1e-6  # of the largest entry before: a Krylov space that goes no further in float32
+FIRST_DEPTH, LAST_DEPTH = 256, 2048  # the Lanczos run that looks for eigenvectors
+TOLERANCE = 0.01  # a Ritz pair's residual relative to its eigenvalue
+BREAKDOWN = 1e-6  # relative to the largest entry so far: in float32 the Krylov space ends there
 
 
 class Spectrum(NamedTuple):
@@ -39,41 +39,41 @@ class Spectrum(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """True when every eigenpair was computed."""
+        """Whether every eigenpair was computed."""
         return len(self.nodes) == 1
 
     def average(self, function: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-        """The normalised trace tr f(A)/P and its standard error over the probes (0 when exact)."""
+        """Return the normalised trace tr f(A)/P and its standard error over the probes (0 when exact)."""
         probes = (self.weights * function(self.nodes)).sum(axis=1)
         error = 0.0 if len(probes) == 1 else probes.std(ddof=1) / np.sqrt(len(probes))
         return float(probes.mean()), float(error)
 
     def histogram(self, edges: np.ndarray) -> np.ndarray:
-        """The share of directions in each bin, see `histogram`."""
+        """Return the share of directions in each bin, see `histogram`."""
         return histogram(self.nodes.ravel(), edges, self.weights.ravel() / len(self.weights))
 
 
 def histogram(values: np.ndarray, edges: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Weights (1/n each by default) by bin; what lies beyond an end is counted in the outermost bin."""
+    """Return the sum of weights (1/n each by default) by bin; the outermost bins also count what lies beyond them."""
     inside = np.clip(values, edges[0], np.nextafter(edges[-1], edges[0]))
     return np.histogram(inside, edges, weights=np.full(values.size, 1 / values.size) if weights is None else weights)[0]
 
 
 def dense_spectra(log_density: LogDensity, theta: Any, scales: np.ndarray) -> tuple[Spectrum, Spectrum]:
-    """Of H and of S H S with S = diag(scales) `[P]`: eigendecompositions in float64 on the host, O(P³)."""
+    """Return the spectra of H and of S H S, S = diag(scales) `[P]`, by eigendecomposition in float64, O(P³)."""
     likelihood = jax.tree_util.Partial(_log_likelihood, log_density)
     hessian = np.asarray(negative_hessian(likelihood, theta), np.float64)
     return dense_spectrum(hessian), dense_spectrum(scales[:, None] * hessian * scales)
 
 
 def dense_spectrum(matrix: np.ndarray) -> Spectrum:
-    """Of a symmetric matrix `[P, P]`, exactly."""
+    """Return the spectrum of a symmetric matrix `[P, P]`, exactly."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return Spectrum(values[None], np.full((1, len(values)), 1 / len(values)), values, vectors, np.zeros(len(values)))
 
 
 def lanczos_spectrum(log_density: LogDensity, theta: Any, scales: np.ndarray, threshold: float, key: Any) -> Spectrum:
-    """Of S H S without the matrix.
+    """Return the spectrum of S H S without forming the matrix.
 
     The density by stochastic Lanczos quadrature: vᵀf(A)v for `PROBES` vectors v of random signs, each by a Gauss
     rule of `NODES` points (Golub and Meurant 1994; Ubaru, Chen and Saad 2017). The eigenpairs by one Lanczos run
@@ -99,11 +99,11 @@ def lanczos_spectrum(log_density: LogDensity, theta: Any, scales: np.ndarray, th
 
 
 def _ritz(log_density: LogDensity, theta: Any, scales: Any, start: Any, depth: int) -> tuple[np.ndarray, ...]:
-    """Ritz values `[depth]` ascending, vectors `[P, depth]`, and residual norms, from one Krylov space."""
+    """Return Ritz values `[depth]` ascending, vectors `[P, depth]`, and residual norms, from one Krylov space."""
     basis, tridiagonal, residual = _krylov(log_density, theta, scales, start, depth=depth)
     tridiagonal = np.asarray(tridiagonal, np.float64)
     beside = np.append(np.diag(tridiagonal, 1), np.linalg.norm(residual))
-    # what stands after a breakdown is rounding blown up: neither kept nor taken for the scale
+    # The entries after a breakdown are amplified rounding: they are dropped, and do not count for the scale.
     scale = np.maximum.accumulate(np.abs(np.diag(tridiagonal)) + np.abs(beside))
     ended = np.abs(beside) < BREAKDOWN * scale
     used = 1 + int(np.argmax(ended)) if ended.any() else depth
@@ -129,7 +129,7 @@ def _tridiagonals(log_density: LogDensity, theta: Any, scales: Any, starts: Any,
 
 
 def _product(vector: Any, log_density: LogDensity, theta: Any, scales: Any) -> Any:
-    """S H S v: forward mode over reverse mode, about four passes over the data."""
+    """Return S H S v by forward mode over reverse mode: about four passes over the data."""
     flat, unravel = ravel_pytree(theta)
     gradient = jax.grad(lambda point: log_density.log_likelihood(unravel(point)))
     return -scales * jax.jvp(gradient, (flat,), (scales * vector,))[1]

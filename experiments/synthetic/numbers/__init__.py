@@ -1,1 +1,1 @@
-"""Turn results into the rows of the tables."""
+"""Turn results into numbers: rows of table.csv, and means with intervals (summary.csv)."""

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from experiments.report import tables as report
+from experiments.synthetic.numbers.models import Row
 
-Row = report.Row
 PREDICTORS = {
     "bulk_mean": "bulk share of ‖g‖²",
     "bulk_total": "the same, weighted",
@@ -20,8 +19,7 @@ PREDICTORS = {
 }
 OUTCOMES = {"whole_pearson": "r", "whole_spearman": "ρ"}
 RESAMPLES = 1000
-MIN_CLUSTERS = 5  # for a verdict
-DIGITS = 6  # shares that differ by rounding alone are ties
+DIGITS = 6  # decimals: shares that differ by less are ties, for the difference is rounding
 
 
 class Relation(NamedTuple):
@@ -33,24 +31,13 @@ class Relation(NamedTuple):
     low: float
     high: float
 
-    def verdict(self) -> str:
-        """Does more of the predictor go with more agreement?"""
-        if self.clusters < MIN_CLUSTERS or not np.isfinite([self.low, self.high]).all():
-            return "too few data"
-        if self.low > 0:
-            return "yes"
-        return "no, the opposite" if self.high < 0 else "not distinguishable"
-
-    def __str__(self) -> str:
-        return f"{report.number(self.value)} [{report.number(self.low)}, {report.number(self.high)}]"
-
 
 def relations(rows: Sequence[Row], cluster: Callable[[Row], Any], outcome: str, seed: int = 0) -> dict[str, Relation]:
-    """Each predictor against the outcome, over the accepted rows.
+    """Return Spearman's correlation of each predictor with the outcome, over the accepted rows.
 
     The interval is a cluster bootstrap (Davison and Hinkley 1997, ch. 3.8): whole clusters are drawn with
-    replacement and all rows of a drawn cluster come with it, for the models of one data set are no independent
-    evidence. All predictors share the resamples.
+    replacement, each with all its rows, because the models of one data set are no independent evidence. All
+    predictors share the resamples. cluster: returns the cluster of a row.
     """
     names = [outcome, *PREDICTORS]
     rows = [row for row in rows if row["accepted"] and np.isfinite([row[name] for name in names]).all()]
@@ -76,71 +63,9 @@ def relations(rows: Sequence[Row], cluster: Callable[[Row], Any], outcome: str, 
 
 
 def _correlations(table: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of the first column with each other; NaN where one is constant."""
+    """Return Spearman's correlation of the first column with each other; NaN where one is constant."""
     ranks = scipy.stats.rankdata(table, axis=0)
     ranks -= ranks.mean(axis=0)
     norms = np.sqrt(np.sum(ranks**2, axis=0))
     scale = norms[0] * norms[1:]
     return np.divide(ranks[:, 0] @ ranks[:, 1:], scale, out=np.full(len(scale), np.nan), where=scale > 0)
-
-
-def prediction(sweep: Sequence[Row], problems: Sequence[Row]) -> str:
-    """The section of the summary: the answer in words, then a table for each statistic."""
-    same = ("problem", "prior", "sigma", "num_params", "seed")  # a problem's own model may stand in the sweep too
-    models = list({tuple(row[name] for name in same): row for row in [*problems, *sweep]}.values())
-    groups: dict[str, tuple[Sequence[Row], Callable[[Row], Any]]] = {
-        "all models": (models, lambda row: (row["problem"], row["seed"]))
-    }
-    for prior, sigma in sorted({(r["prior"], r["sigma"]) for r in sweep}, key=lambda p: (p[0] != "unit", p[1])):
-        mine = [row for row in sweep if (row["prior"], row["sigma"]) == (prior, sigma)]
-        groups[f"{prior} σ = {sigma:g} over widths"] = (mine, lambda row: row["seed"])
-    groups["over problems"] = (problems, lambda row: row["problem"])
-    text = (
-        "## Does the bulk predict the agreement?\n\n"
-        "Spearman correlation over models (accepted references only) of a property of the spectrum with the "
-        "epistemic r or ρ, and a 95 % interval from a cluster bootstrap: within a prior whole seeds are resampled "
-        "with all their widths, over problems whole problems with all their seeds, over all models whole data sets "
-        "(problem and seed). Few clusters make it narrow. Yes: the interval of the bulk share of ‖g‖² lies above 0.\n\n"
-    )
-    tables = ""
-    for outcome, symbol in OUTCOMES.items():
-        found = {name: relations(rows, cluster, outcome) for name, (rows, cluster) in groups.items() if rows}
-        text += f"- {_answer(found, symbol)}\n"
-        body = [
-            [
-                name,
-                str(mine["bulk_mean"].models),
-                str(mine["bulk_mean"].clusters),
-                *map(str, mine.values()),
-                mine["bulk_mean"].verdict(),
-            ]
-            for name, mine in found.items()
-        ]
-        header = [f"epistemic {symbol}", "models", "clusters", *PREDICTORS.values(), "does the bulk predict it?"]
-        tables += f"\n{report.table(header, body)}"
-    return text + tables
-
-
-def _answer(found: dict[str, dict[str, Relation]], symbol: str) -> str:
-    """One sentence: in how many groups the bulk predicts, and which predictor is strongest over all models."""
-    verdicts = {name: mine["bulk_mean"].verdict() for name, mine in found.items()}
-    counted = [verdict for verdict in verdicts.values() if verdict != "too few data"]
-    if not counted:
-        return f"Epistemic {symbol}: too few accepted models to say."
-    if all(verdict == counted[0] for verdict in counted):
-        answer = counted[0]
-    else:
-        kinds = dict.fromkeys(counted)
-        answer = "it depends: " + "; ".join(
-            f"{kind} in {', '.join(name for name, verdict in verdicts.items() if verdict == kind)}" for kind in kinds
-        )
-    everywhere = found["all models"]
-    defined = {name: relation for name, relation in everywhere.items() if np.isfinite(relation.value)}
-    if not defined:
-        return f"Epistemic {symbol}: {answer}."
-    strongest = max(defined, key=lambda name: abs(defined[name].value))
-    return (
-        f"Epistemic {symbol}: {answer}. Over all models the bulk share of ‖g‖² has {everywhere['bulk_mean']}; "
-        f"the largest of the {len(defined)} predictors, picked after looking, is {PREDICTORS[strongest]}, "
-        f"{defined[strongest]}."
-    )

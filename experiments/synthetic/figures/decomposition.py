@@ -1,4 +1,4 @@
-"""Where the correlation with the reference is lost: Taylor expansion, isotropy, and both."""
+"""The figures of the decomposition: where the correlation with the reference is lost, and perturbations of θ*."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,10 +7,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from isouq.plots._palette import BLUE, GREEN, GREY, ORANGE
+from experiments.report.outputs import Numbers
+from experiments.report.palette import BLUE, GREEN, GREY, ORANGE
+from experiments.run.job import Result
+from experiments.synthetic.measure.decomposition import SIGMAS, VERSIONS
+from experiments.synthetic.numbers.models import TITLES
 from isouq.stats import Interval
 
-LABELS = {"pearson": "Pearson r", "spearman": "Spearman ρ"}
 TERMS = {
     "taylor": ("Taylor: corr(V, L)", BLUE, "o"),
     "isotropy": ("isotropy: corr(L, I)", ORANGE, "s"),
@@ -18,16 +21,32 @@ TERMS = {
 }
 
 
-def decomposition(
+def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
+    """Draw the correlations against width by prior, and of every problem; the perturbations of every problem."""
+    models, drawn = numbers.details, {}
+    if models.sweep:
+        curves: dict[tuple[str, float], dict[int, Mapping[str, Interval]]] = {}
+        for model in models.sweep:
+            curves.setdefault((model.prior, model.sigma), {})[model.width] = numbers.groups[model.name]
+        drawn["decomposition"] = against_width(curves, VERSIONS, "pearson")
+        drawn["decomposition_spearman"] = against_width(curves, VERSIONS, "spearman")
+    if models.problems:
+        problems = {model.name: numbers.groups[model.name] for model in models.problems}
+        drawn["decomposition_problems"] = by_problem(problems, VERSIONS)
+        drawn["perturbation"] = perturbation(problems, SIGMAS)
+    return drawn
+
+
+def against_width(
     curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, Interval]]],
     versions: Mapping[str, str],
     statistic: str,
 ) -> Figure:
-    """The three correlations against width with their 95 % bands: a column a prior, a row a covariance Σ.
+    """Draw the three correlations against width with their 95 % bands: a column a prior, a row a covariance Σ.
 
     curves: (prior, σ) -> width -> intervals by name: "whole_STATISTIC", and for each version
     "taylor_VERSION_STATISTIC" and "isotropy_VERSION_STATISTIC". versions: name -> title. statistic: a key
-    of `LABELS`. A width without an accepted seed breaks the line.
+    of `TITLES`. A width without an accepted seed breaks the line.
     """
     figure, axes = plt.subplots(
         len(versions), len(curves), figsize=(1.4 + 3 * len(curves), 1 + 2.3 * len(versions)),
@@ -37,7 +56,7 @@ def decomposition(
     shown = [by_width[w][_name(t, v, statistic)] for by_width in curves.values() for w in by_width
              for t in TERMS for v in versions]  # fmt: skip
     for row, (version, title) in zip(axes, versions.items(), strict=True):
-        row[0].set_ylabel(f"Σ {title}\n{LABELS[statistic]}")
+        row[0].set_ylabel(f"Σ {title}\n{TITLES[statistic]}")
         for axis, by_width in zip(row, curves.values(), strict=True):
             ran = sorted(by_width)
             for term, (_, colour, marker) in TERMS.items():
@@ -56,17 +75,17 @@ def decomposition(
     return figure
 
 
-def decomposition_problems(problems: Mapping[str, Mapping[str, Interval]], versions: Mapping[str, str]) -> Figure:
-    """The three correlations of every problem with their intervals: a column a covariance Σ, a row a statistic.
+def by_problem(problems: Mapping[str, Mapping[str, Interval]], versions: Mapping[str, str]) -> Figure:
+    """Draw the three correlations of every problem with their intervals: a column a covariance Σ, a row a statistic.
 
-    problems: problem -> intervals by name, as in `decomposition`. versions: name -> title.
+    problems: problem -> intervals by name, as in `against_width`. versions: name -> title.
     """
     figure, axes = plt.subplots(
-        len(LABELS), len(versions), figsize=(1.6 + 3.2 * len(versions), 1.8 + 0.45 * len(problems) * len(LABELS)),
+        len(TITLES), len(versions), figsize=(1.6 + 3.2 * len(versions), 1.8 + 0.45 * len(problems) * len(TITLES)),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
-    shown = [p[_name(t, v, s)] for p in problems.values() for t in TERMS for v in versions for s in LABELS]
-    for row, (statistic, label) in zip(axes, LABELS.items(), strict=True):
+    shown = [p[_name(t, v, s)] for p in problems.values() for t in TERMS for v in versions for s in TITLES]
+    for row, (statistic, label) in zip(axes, TITLES.items(), strict=True):
         for axis, (version, title) in zip(row, versions.items(), strict=True):
             for place, (term, (_, colour, marker)) in enumerate(TERMS.items()):
                 for y, intervals in enumerate(problems.values()):
@@ -86,7 +105,7 @@ def decomposition_problems(problems: Mapping[str, Mapping[str, Interval]], versi
 
 
 def perturbation(problems: Mapping[str, Mapping[str, Interval]], sigmas: Sequence[int | float]) -> Figure:
-    """Correlation of V with the isotropic perturbation W against its σ, and with ‖g‖² (dashed): a panel a problem.
+    """Draw the correlation of V with the perturbation W against its σ, and with ‖g‖² (dashed): a panel a problem.
 
     problems: problem -> intervals by name: "perturbation_SIGMA_STATISTIC" and "whole_STATISTIC".
     """
@@ -118,11 +137,11 @@ def perturbation(problems: Mapping[str, Mapping[str, Interval]], sigmas: Sequenc
             axis.tick_params(labelbottom=True)
     axes[0, 0].set(ylim=(_floor(shown), 1.04), xscale="log", xlim=(min(sigmas) / 1.5, max(sigmas) * 1.5))
     handles = [
-        plt.Line2D([], [], color=colour, marker=marker, ms=4, label=f"W, {LABELS[s]}: mean and 95 % band")
+        plt.Line2D([], [], color=colour, marker=marker, ms=4, label=f"W, {TITLES[s]}: mean and 95 % band")
         for s, (colour, marker) in series.items()
     ]
     handles += [
-        plt.Line2D([], [], color=colour, ls="--", lw=1, label=f"‖g‖², {LABELS[s]}") for s, (colour, _) in series.items()
+        plt.Line2D([], [], color=colour, ls="--", lw=1, label=f"‖g‖², {TITLES[s]}") for s, (colour, _) in series.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
@@ -133,7 +152,7 @@ def _name(term: str, version: str, statistic: str) -> str:
 
 
 def _curve(axis: Any, xs: Sequence[int | float], points: Sequence[Interval], colour: str, marker: str) -> None:
-    """A line through the means with its band; NaN where nothing was accepted: both break there."""
+    """Draw a line through the means with its band; both break where nothing was accepted (NaN)."""
     axis.plot(xs, [i.mean for i in points], marker=marker, color=colour, ms=4, lw=1.2)
     bounds = [i.low for i in points], [i.high for i in points]
     axis.fill_between(xs, *bounds, color=colour, alpha=0.2, lw=0)
@@ -141,7 +160,7 @@ def _curve(axis: Any, xs: Sequence[int | float], points: Sequence[Interval], col
 
 
 def _floor(intervals: Iterable[Interval]) -> float:
-    """The lower limit of the axis: below 0 and below everything drawn."""
+    """Return the lower limit of the axis: below 0 and below everything that is drawn."""
     values = np.array([[i.mean, i.low] for i in intervals])
     return min(0.0, float(np.min(values, where=np.isfinite(values), initial=0.0))) - 0.05
 

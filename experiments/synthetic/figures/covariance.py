@@ -1,4 +1,4 @@
-"""The covariance study: maps under proxies, agreement of every covariance, and what it costs."""
+"""The figures of the covariance study: maps under proxies, agreement of every covariance, and its cost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,19 +7,60 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from isouq.plots._maps import unit_range
-from isouq.plots._palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from experiments.report.outputs import Numbers
+from experiments.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from experiments.run.job import Result
+from experiments.synthetic.measure.covariance import METHODS
+from experiments.synthetic.measure.proxies import DATA, HALVES
+from experiments.synthetic.numbers.models import STATISTICS, TITLES
+from isouq.plots import unit_range
+from isouq.stats import Interval
 
 _COLOURS = {"identity": BLUE, "hessian": ORANGE, "ggn": GREEN, "fisher": PURPLE, "draws": GREY}
 _MARKERS = {"dense": "s", "low_rank": "D", "kronecker": "^", "diagonal": "v", "within": "X"}
 
 
+def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
+    """Draw Fig. 1 and the maps of every problem (the first seed), the agreement, and cost against agreement."""
+    drawn = {}
+    planar = {model.problem for model in numbers.details.planar}
+    first: dict[str, Result] = {}
+    for result in results:
+        if result.numbers["problem"] in planar:
+            first.setdefault(result.numbers["problem"], result)
+    if "binary/xor" in first:
+        drawn["covariance"] = proxy_maps([_maps(first["binary/xor"], data) for data in DATA])
+    if first:
+        drawn["covariance_maps"] = proxy_maps([_maps(result, "") for result in first.values()])
+    groups = {model.name: numbers.groups[model.name] for model in numbers.details.problems}
+    agreement = {
+        name: {method: {s: values[f"{method}_{s}"] for s in STATISTICS} for method in METHODS}
+        for name, values in groups.items()
+    }
+    costs = {
+        name: {method: values[f"{method}_gradients"].mean for method in METHODS}
+        | {"reference": values["gradient_evaluations"].mean}
+        for name, values in groups.items()
+    }
+    drawn["covariance_agreement"] = heat_maps(agreement, METHODS)
+    drawn["pareto"] = pareto(agreement, costs, METHODS)
+    return drawn
+
+
+def _maps(result: Result, data: str) -> tuple[str, int, dict[str, np.ndarray]]:
+    """Return what `proxy_maps` draws of a result, for θ* of the sample or of symmetric data."""
+    problem = result.numbers["problem"]
+    names = ("identity", "proxy_a", "proxy_b", "log_ratio", "xs_a", "xs_b")
+    maps = {name: result.arrays[f"{data}{name}"] for name in names}
+    return f"{problem}, {DATA[data]} data", HALVES[problem].axis, {**maps, "grid": result.arrays["grid"]}
+
+
 def proxy_maps(problems: Sequence[tuple[str, int, Mapping[str, np.ndarray]]]) -> Figure:
-    """One row of four panels a problem: identity, H_A⁻¹, H_B⁻¹ and the log ratio of the latter two.
+    """Draw one row of four panels a problem: identity, H_A⁻¹, H_B⁻¹ and the log ratio of the latter two.
 
     problems: (title, axis that is cut at 0, arrays) with `grid` `[m², 2]` (first feature fastest), the maps `[m²]`
     `identity`, `proxy_a`, `proxy_b`, `log_ratio`, and the proxies' inputs `xs_a`, `xs_b`. The two proxies of a row
-    share one scale; the identity has its own, for its unit is another one.
+    share one scale; the identity has its own, because its unit differs.
     """
     rows = len(problems)
     figure, axes = plt.subplots(rows, 4, figsize=(12.4, 2.5 * rows + 0.7), squeeze=False, layout="constrained")
@@ -63,8 +104,8 @@ def proxy_maps(problems: Sequence[tuple[str, int, Mapping[str, np.ndarray]]]) ->
     return figure
 
 
-def covariance_agreement(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]], labels: Mapping[str, str]) -> Figure:
-    """Mean r and ρ of gᵀΣg with the reference, methods by problems, as two heat maps with the numbers.
+def heat_maps(agreement: Mapping[str, Mapping[str, Mapping[str, Interval]]], labels: Mapping[str, str]) -> Figure:
+    """Draw the mean r and ρ of gᵀΣg with the reference, methods by problems, as two heat maps with the numbers.
 
     agreement: problem -> method -> {"pearson": Interval, "spearman": Interval}.
     """
@@ -77,7 +118,7 @@ def covariance_agreement(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]
         layout="constrained",
         squeeze=False,
     )
-    for axis, (statistic, title) in zip(axes[0], (("pearson", "Pearson r"), ("spearman", "Spearman ρ")), strict=True):
+    for axis, (statistic, title) in zip(axes[0], TITLES.items(), strict=True):
         values = np.array([[agreement[name][method][statistic].mean for name in names] for method in labels])
         image = axis.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         axis.set_facecolor("#dddddd")
@@ -93,13 +134,13 @@ def covariance_agreement(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]
 
 
 def pareto(
-    agreement: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    agreement: Mapping[str, Mapping[str, Mapping[str, Interval]]],
     costs: Mapping[str, Mapping[str, float]],
     labels: Mapping[str, str],
 ) -> Figure:
-    """Cost against agreement, a panel a problem: gradients to build Σ (log axis, 0 at the left), mean ρ, 95 % bars.
+    """Draw cost against agreement, a panel a problem: mean ρ with 95 % bars over gradients to build Σ (log axis).
 
-    agreement: as in `covariance_agreement`. costs: problem -> method (and "reference") -> gradients over the training
+    agreement: as in `heat_maps`. costs: problem -> method (and "reference") -> gradients over the training
     data.
     """
     names = list(agreement)

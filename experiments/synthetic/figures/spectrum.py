@@ -1,4 +1,4 @@
-"""Spectra of the Hessian and of the draws' covariance, and the bulk's share against the agreement."""
+"""The figures of the spectrum: the eigenvalues' densities by prior and width, and the bulk against the agreement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,17 +8,58 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from isouq.plots._palette import GREY, ORANGE
+from experiments.report.outputs import Numbers
+from experiments.report.palette import GREY, ORANGE
+from experiments.run.job import Result
+from experiments.synthetic.measure.spectrum import COVARIANCE_EDGES, HESSIAN_EDGES
+from experiments.synthetic.numbers.models import TITLES, Row
+from experiments.synthetic.presets.scaling import CURVES
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def spectrum(
+def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
+    """Draw the agreement of every model against its bulk, and the densities of the sweep's first seed."""
+    drawn = {"spectrum_agreement": agreement([_point(row) for row in numbers.rows])}
+    lines = _lines(results)
+    if lines:
+        drawn["spectrum"] = densities(lines, HESSIAN_EDGES, COVARIANCE_EDGES)
+    return drawn
+
+
+def _point(row: Row) -> dict[str, Any]:
+    group = None if row["width"] is None else f"{row['prior']} σ = {row['sigma']:g}"
+    columns = {"share": "bulk_mean", "pearson": "whole_pearson", "spearman": "whole_spearman"}
+    point = {name: row[column] for name, column in columns.items()}
+    return {"group": group, "width": row["width"], "accepted": row["accepted"], **point}
+
+
+def _lines(results: Sequence[Result]) -> dict[tuple[str, float], dict[int, dict[str, Any]]]:
+    """Return the densities of the sweep's first seed, for the priors that `scaling` draws as curves."""
+    sweep = [result for result in results if result.numbers["width"] is not None]
+    first = min((result.numbers["seed"] for result in sweep), default=0)
+    lines: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    for prior in CURVES:
+        by_width = [
+            r for r in sweep if (r.numbers["prior"], r.numbers["sigma"]) == prior and r.numbers["seed"] == first
+        ]
+        if by_width:
+            lines[prior] = {
+                result.numbers["width"]: {
+                    **{name: result.arrays[f"{name}_density"] for name in ("hessian", "within")},
+                    "accepted": result.numbers["accepted"],
+                }
+                for result in sorted(by_width, key=lambda result: result.numbers["width"])
+            }
+    return lines
+
+
+def densities(
     lines: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]],
     hessian_edges: np.ndarray,
     covariance_edges: np.ndarray,
 ) -> Figure:
-    """Share of directions by eigenvalue: likelihood's Hessian (top), draws' covariance within chains (bottom).
+    """Draw the share of directions by eigenvalue: likelihood's Hessian (top), draws' covariance within chains (bottom).
 
     lines: (prior, σ) -> width -> {"hessian", "within": share of directions in each bin, "accepted"}. σ is the
     prior's largest scale. hessian_edges: symmetric about 0, the middle bin drawn linearly. covariance_edges > 0.
@@ -72,8 +113,8 @@ def spectrum(
     return figure
 
 
-def spectrum_agreement(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Agreement r and ρ against the bulk's share of ‖g‖², a point a model.
+def agreement(points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the agreement r and ρ against the bulk's share of ‖g‖², a point a model.
 
     points: mappings with `group` (a prior; None for a problem's own model), `width`, `accepted`, `share`,
     `pearson` and `spearman`. A marker a group, a colour a width; hollow: the reference was not accepted.
@@ -83,7 +124,7 @@ def spectrum_agreement(points: Sequence[Mapping[str, Any]]) -> Figure:
     markers = dict(zip(groups, _MARKERS * len(groups), strict=False)) | {None: "*"}
     norm = _width_norm([point["width"] for point in points if point["width"] is not None])
     colours = plt.get_cmap("viridis")
-    for axis, (statistic, label) in zip(axes, (("pearson", "Pearson r"), ("spearman", "Spearman ρ")), strict=True):
+    for axis, (statistic, label) in zip(axes, TITLES.items(), strict=True):
         for point in points:
             own = point["group"] is None
             colour = ORANGE if own else colours(norm(point["width"]))
@@ -108,7 +149,7 @@ def spectrum_agreement(points: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _ends(densities: Sequence[Any], edges: np.ndarray) -> tuple[float, float]:
-    """The edges of the outermost bins that anything lies in."""
+    """Return the edges of the outermost bins that are not empty."""
     filled = np.flatnonzero(np.sum(densities, axis=0) > 0)
     return float(edges[filled[0]]), float(edges[filled[-1] + 1])
 

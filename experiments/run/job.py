@@ -1,0 +1,56 @@
+"""What a run computes: jobs, each a frozen configuration and a pure function of it, and what they return."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+
+class Result(NamedTuple):
+    """numbers: one row of a table, as JSON holds it. arrays: maps over the evaluation inputs, and the data."""
+
+    numbers: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Job(Protocol):
+    """A unit of work. Jobs are hashable, two jobs are equal where their keys are, and processes can pickle them."""
+
+    def key(self) -> str:
+        """Return a hash of everything that the result depends on: the configuration and the version of the code."""
+        ...
+
+    def label(self) -> str:
+        """Return the name of the job in progress lines and error messages."""
+        ...
+
+    def weight(self) -> float:
+        """Return the expected seconds with two cores at work."""
+        ...
+
+    def needs(self) -> "Job | None":
+        """Return the job whose result this one reads, or None."""
+        ...
+
+    def run(self, needed: Result | None, checkpoint: Path | None, progress: Callable[[float], None] | None) -> Result:
+        """Compute the result.
+
+        needed: the result of `needs()`. checkpoint: a file from which the job goes on after a kill; it may write no
+        other. progress: is called with the share that is done, from 0 to 1.
+        """
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+class Outcome(NamedTuple):
+    """How a job ended: with a result and its provenance, or with an error.
+
+    error: one line for the user. traceback: where in the code the error arose.
+    """
+
+    result: Result | None = None
+    provenance: dict[str, Any] | None = None
+    error: str | None = None
+    traceback: str = ""

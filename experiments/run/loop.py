@@ -1,0 +1,102 @@
+"""The loop of the driver: read what is finished, run what is missing, save each result as it comes."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.run import executors
+from experiments.run.errors import RunError
+from experiments.run.executors.settings import Settings
+from experiments.run.job import Job, Outcome, Result
+from experiments.run.lock import lock
+from experiments.run.plan import Plan, PlannedJob, write_plan
+from experiments.run.progress import Report, reporter
+from experiments.run.store import Store
+from experiments.run.worker import execute
+
+
+def run_jobs(
+    jobs: Sequence[Job], out: Path, settings: Settings, console: Console, plan: Plan | None = None
+) -> list[Result]:
+    """Return the results of all jobs, in order: finished ones are read, the others are run and stored.
+
+    A job that other jobs need is run once, before them. A job that fails does not stop the others; RunError lists the
+    failures at the end. RunError also if another process is at work in the folder, or results cannot be stored there.
+
+    plan: name, preset and command, for `status`; the jobs are put in here.
+    """
+    store = Store(out / "cells")
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        with lock(out):
+            wanted = list(dict.fromkeys(jobs))
+            missing = [job for job in wanted if store.load(job) is None]
+            needed = [job for job in dict.fromkeys(job.needs() for job in missing) if job is not None]
+            todo = list(dict.fromkeys([*(job for job in needed if store.load(job) is None), *missing]))
+            store.clear(todo)
+            if plan is not None:
+                listed = dict.fromkeys([*todo, *wanted])
+                write_plan(out, plan._replace(jobs=[PlannedJob(j.key(), j.label(), j.weight()) for j in listed]))
+            if len(missing) < len(wanted):
+                done = len(wanted) - len(missing)
+                console.print(
+                    f"{done} of {len(wanted)} jobs are finished already: read from {store.folder}", markup=False
+                )
+            errors = _run_all(todo, out, store, settings, console) if todo else {}
+    except OSError as error:
+        raise RunError(
+            f"cannot store results in {store.folder}: {error.strerror or error}; finished jobs are kept, "
+            "make room and give the same command again"
+        ) from error
+    failures = [f"{job.label()}: {errors[job]}" for job in missing if job in errors]
+    if failures:
+        lines = "\n  ".join(failures)
+        raise RunError(
+            f"{len(failures)} of {len(wanted)} jobs failed; the same command runs only them again:\n  {lines}"
+        )
+    return [_load(store, job) for job in jobs]
+
+
+def finished_results(jobs: Sequence[Job], out: Path) -> dict[Job, Result]:
+    """Return the stored results of those jobs that are finished; nothing is run."""
+    store = Store(out / "cells")
+    stored = {job: store.load(job) for job in jobs}
+    return {job: result for job, result in stored.items() if result is not None}
+
+
+def _run_all(todo: list[Job], out: Path, store: Store, settings: Settings, console: Console) -> dict[Job, str]:
+    """Run the jobs in waves, each of which needs only results of earlier ones; return the errors by job."""
+    waiting, errors = dict.fromkeys(todo), dict[Job, str]()
+    function = partial(execute, store.folder.resolve())
+    with reporter(todo, console, out) as report, executors.start(settings, len(todo), function, out, report) as run:
+        while waiting:
+            wave = [job for job in waiting if job.needs() not in waiting]
+            ready = [job for job in wave if job.needs() not in errors]
+            for job in wave:
+                del waiting[job]
+                needs = job.needs()
+                if needs in errors:
+                    _end(job, Outcome(error=f"the job that it needs failed: {errors[needs]}"), store, errors, report)
+            for job, outcome in run(ready):
+                _end(job, outcome, store, errors, report)
+    store.clear([])
+    return errors
+
+
+def _end(job: Job, outcome: Outcome, store: Store, errors: dict[Job, str], report: Report) -> None:
+    """Store how a job ended, and report it."""
+    if outcome.result is None:
+        store.save_failure(job, outcome)
+        errors[job] = outcome.error or "no result"
+    else:
+        store.save(job, outcome.result, outcome.provenance)
+    report(job, 1.0, errors.get(job))
+
+
+def _load(store: Store, job: Job) -> Result:
+    result = store.load(job)
+    if result is None:
+        raise RunError(f"the stored result of {job.label()} cannot be read back from {store.folder}; run again")
+    return result

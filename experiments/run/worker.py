@@ -1,0 +1,30 @@
+"""What a worker does with one job, on whatever machine it runs."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.run.errors import RunError, first_line
+from experiments.run.job import Job, Outcome
+from experiments.run.provenance import of_job
+from experiments.run.store import Store
+
+
+def execute(folder: Path, job: Job, progress: Callable[[float], None] | None = None) -> Outcome:
+    """Run a job and return how it ended; an error of the job is part of the outcome and is not raised.
+
+    folder: the store's, from which the result that the job needs is read. Nothing but the job's checkpoint is written.
+    """
+    try:
+        if not folder.is_dir():
+            raise RunError(f"a worker does not see {folder}; give an --out that all machines share")
+        store, needs = Store(folder), job.needs()
+        needed = None if needs is None else store.load(needs)
+        if needs is not None and needed is None:
+            raise RunError(f"the result of {needs.label()} cannot be read; give the same command again")
+        result = job.run(needed, store.checkpoint_path(job), progress)
+        return Outcome(result, of_job(job, result.numbers))
+    except RunError as error:
+        return Outcome(error=str(error))
+    except Exception as error:  # a failed job must not end its worker
+        return Outcome(error=f"{type(error).__name__}: {first_line(error)}", traceback=traceback.format_exc())

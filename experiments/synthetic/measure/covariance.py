@@ -1,0 +1,108 @@
+"""Every covariance Σ against the reference: agreement of gᵀΣg, and what Σ costs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from experiments.clock import Clock
+from experiments.run.job import Result
+from experiments.synthetic.measure.proxies import HALVES, measure_proxies
+from experiments.synthetic.subject import Subject, correlations
+from isouq._uncertainty import uncertainty
+from isouq.covariance import from_draws, laplace
+
+# The curvature and the structure that `isouq.covariance.laplace` takes, by method.
+LAPLACE = {
+    "hessian_dense": ("hessian", "dense"),
+    "hessian_low_rank": ("hessian", "low_rank"),
+    "hessian_diagonal": ("hessian", "diagonal"),
+    "ggn_dense": ("ggn", "dense"),
+    "ggn_low_rank": ("ggn", "low_rank"),
+    "ggn_kronecker": ("ggn", "kronecker"),
+    "ggn_diagonal": ("ggn", "diagonal"),
+    "fisher_dense": ("fisher", "dense"),
+    "fisher_kronecker": ("fisher", "kronecker"),
+    "fisher_diagonal": ("fisher", "diagonal"),
+}
+METHODS = {
+    "identity": "identity",
+    **{name: f"{'empirical Fisher' if c == 'fisher' else {'ggn': 'GGN'}.get(c, 'Hessian')}, {s.replace('_', ' ')}"
+       for name, (c, s) in LAPLACE.items()},
+    "draws_within": "reference's draws, dense",
+}  # fmt: skip
+RANK = 20
+# The methods whose curvatures below zero are lifted and counted: low rank drops them, Kronecker has none.
+CLIPPED = tuple(name for name in METHODS if not name.endswith(("low_rank", "kronecker")))
+
+
+def measure(subject: Subject) -> Result:
+    """Return r, ρ, scale and cost of every covariance; for two inputs also how symmetric the proxies' maps are.
+
+    Columns of each method: METHOD_pearson, METHOD_spearman (of gᵀΣg with the reference over the grid), METHOD_scale
+    (ratio of the means), METHOD_clipped (share of curvatures below zero, of the methods that lift them),
+    METHOD_bytes (memory of Σ), METHOD_gradients (gradients of the log likelihood over all training data, to build Σ),
+    seconds_METHOD_build and seconds_METHOD_apply (of the whole grid, compiled).
+    """
+    clock = Clock()
+    numbers: dict[str, Any] = {}
+    for method in METHODS:
+        numbers |= _method(subject, method)
+    arrays: dict[str, np.ndarray] = {}
+    if subject.cell.problem in HALVES:
+        proxies, arrays = measure_proxies(subject)
+        numbers |= proxies
+    arrays |= {"grid": np.asarray(subject.xs[subject.grid])}
+    return Result({**subject.facts(), **numbers, "seconds": clock.laps()["seconds"]}, arrays)
+
+
+def _method(subject: Subject, method: str) -> dict[str, Any]:
+    """Return the columns of one method."""
+    truth, xs, clock = subject.variance[subject.grid], subject.xs[subject.grid], Clock()
+    covariance, gradients = _build(subject, method)
+    clock.lap("build", covariance)
+    epistemic = _epistemic(subject, xs, covariance)
+    clock.lap("compile")
+    _epistemic(subject, xs, covariance)
+    clock.lap("apply")
+    laps = clock.laps()
+    clipped = {f"{method}_clipped": float(getattr(covariance, "clipped", 0.0))} if method in CLIPPED else {}
+    return {
+        **correlations(method, truth, epistemic),
+        f"{method}_scale": float(epistemic.mean() / truth.mean()),
+        **clipped,
+        f"{method}_gradients": gradients,
+        f"{method}_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(covariance) if hasattr(leaf, "nbytes")),
+        f"seconds_{method}_build": laps["build"],
+        f"seconds_{method}_apply": laps["apply"],
+    }
+
+
+def _build(subject: Subject, method: str) -> tuple[Any, int]:
+    """Return the covariance, and its cost in gradients of the log likelihood (see `isouq.covariance.laplace`)."""
+    log_density, theta = subject.setting.log_density, subject.theta
+    if method == "identity":
+        return None, 0
+    if method == "draws_within":
+        within = subject.draws - subject.draws.mean(axis=1, keepdims=True)
+        flat = jnp.asarray(within.reshape(-1, within.shape[-1]))
+        cost = subject.reference.numbers["gradient_evaluations"]
+        return from_draws(jax.vmap(ravel_pytree(theta)[1])(flat)), cost
+    curvature, structure = LAPLACE[method]
+    num_params = subject.reference.numbers["num_params"]
+    if structure == "low_rank" and num_params > 3 * RANK + 10:
+        gradients = 4 * (3 * RANK + 10)
+    elif curvature == "hessian":
+        gradients = 2 * num_params
+    else:
+        gradients = 1 if curvature == "fisher" else subject.setting.problem.num_outputs
+    return laplace(log_density, theta, curvature, structure, rank=RANK), gradients
+
+
+def _epistemic(subject: Subject, xs: Any, covariance: Any) -> np.ndarray:
+    return np.asarray(
+        uncertainty(subject.setting.predict, subject.theta, xs, subject.kind, covariance=covariance).epistemic,
+        np.float64,
+    )

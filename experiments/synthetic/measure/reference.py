@@ -1,0 +1,78 @@
+"""The reference posterior: θ* is trained, and HMC chains that start there sample the posterior."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from experiments.clock import Clock
+from experiments.run.job import Result
+from experiments.synthetic.configuration import Configuration
+from experiments.synthetic.subject import evaluation_inputs, set_up
+from isouq import problems
+from isouq._uncertainty import uncertainty
+from isouq.posterior import Margins, fit_map, judge, probabilities, sample_reference
+
+
+def measure_reference(
+    cell: Configuration,
+    problem: problems.Problem,
+    progress: Callable[[float], None] | None = None,
+    checkpoint: Path | None = None,
+) -> Result:
+    """Train θ*, sample the reference by HMC, and compute its verdict: the part of a cell that takes the time.
+
+    progress: called with the share of the sampling that is done. checkpoint: the file from which an interrupted
+    sampling goes on; see `sample_reference`.
+    """
+    clock = Clock()
+    setting = set_up(cell, problem)
+    log_density, kind = setting.log_density, setting.log_density.kind
+    xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
+    fit = fit_map(log_density, setting.inits)
+    best = int(fit.best_index())
+    clock.lap("seconds_map", fit.params)
+    target = uncertainty(setting.predict, fit.best(), xs, kind).target
+    record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
+    clock.lap("seconds_target")
+    reference = sample_reference(
+        log_density, fit.params, setting.chain_key, record=record,
+        num_draws=cell.num_draws, num_warmup=cell.num_warmup, thin=cell.thin,
+        num_leapfrog=cell.num_leapfrog, sampler=cell.sampler,
+        inverse_mass=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=False,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    clock.lap("seconds_reference")
+    margins, draws = reference.predictions
+    p = probabilities(margins, kind)
+    flat = p.reshape(-1, len(xs))
+    numbers = {
+        **judge(margins[:, :, grid], reference.divergent, p[:, :, grid])._asdict(),
+        "accepted_wide": judge(margins[:, :, wide], reference.divergent, p[:, :, wide]).accepted,
+        "best": best,
+        "num_params": draws.shape[-1],
+        "map_grad_norm": float(fit.grad_norm[best]),
+        "map_converged": bool(fit.converged[best]),
+        "step_size": float(reference.step_size.mean()),
+        "acceptance": float(reference.acceptance.mean()),
+        "gradient_evaluations": reference.cost.gradient_evaluations,
+    }
+    clock.lap("seconds_verdict")
+    arrays = {
+        "draws": draws,
+        "starts": np.asarray(jax.vmap(lambda params: ravel_pytree(params)[0])(fit.params)),
+        "variance": flat.var(axis=0),
+        "mean": flat.mean(axis=0),
+    }
+    if kind != "regression":
+        arrays["aleatoric"] = (flat * (1 - flat)).mean(axis=0)
+    return Result({**dataclasses.asdict(cell), **numbers, **clock.laps()}, arrays)
+
+
+def _margins_and_draw(margins: Margins, params: Any) -> tuple[Any, Any]:
+    return margins(params), ravel_pytree(params)[0]

@@ -1,0 +1,69 @@
+"""The numbers of the covariance study: agreement and cost of every method, and the asymmetry of the proxies."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.report.outputs import Number, Numbers
+from experiments.run.job import Result
+from experiments.synthetic.measure.covariance import CLIPPED, METHODS
+from experiments.synthetic.measure.proxies import CURVATURES, DATA
+from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, mean_over_all, numbers_of, rows_by_model
+
+PROXIES = {f"proxy_{side}_hessian": f"proxy {side.upper()}, Hessian, dense" for side in "ab"}
+_COST = [f"{method}_{what}" for method in METHODS for what in ("gradients", "bytes")]
+_COST += [f"seconds_{method}_{what}" for method in METHODS for what in ("build", "apply")]
+_COST += [f"{method}_clipped" for method in CLIPPED]
+
+
+class Details(NamedTuple):
+    """All problems, and those of two inputs, whose maps under proxies are compared."""
+
+    problems: list[Model]
+    planar: list[Model]
+
+
+def numbers(results: Sequence[Result]) -> Numbers:
+    """Return r, ρ and scale of every method over the accepted seeds; costs and the proxies' asymmetry over all seeds.
+
+    A group is a problem. `DATAas_stated_CURVATURE` is the share of seeds whose proxies are asymmetric as the paper
+    states.
+    """
+    rows = [result.numbers for result in results]
+    groups = rows_by_model(rows)
+    planar = [model for model, group in groups.items() if "identity_symmetry" in group[0]]
+    agreement = [f"{name}_{statistic}" for name in (*METHODS, *PROXIES) for statistic in STATISTICS]
+    agreement += [f"{method}_scale" for method in METHODS]
+    summary: list[Number] = []
+    for model, group in groups.items():
+        summary += numbers_of(model, group, [column for column in agreement if column in group[0]])
+        summary += [mean_over_all(model, group, column) for column in (*_COST, "gradient_evaluations")]
+        if model in planar:
+            summary += _proxies(model, group)
+    return Numbers(rows, summary, details=Details(list(groups), planar))
+
+
+def proxy_columns(curvature: str) -> list[str]:
+    """Return the columns that show how symmetric the maps are: the identity's, both proxies', and their log ratio."""
+    return [
+        "identity_symmetry",
+        *(f"proxy_{side}_{curvature}_{what}" for what in ("symmetry", "inside") for side in "ab"),
+        *(f"log_ratio_{side}_{curvature}" for side in "ab"),
+    ]
+
+
+def is_asymmetric(row: Row, data: str, curvature: str) -> bool:
+    """Return whether both proxies are surer where their data lie and the log ratio changes its sign in between."""
+    surer = all(row[f"{data}proxy_{side}_{curvature}_inside"] < 1 for side in "ab")
+    return surer and row[f"{data}log_ratio_a_{curvature}"] < 0 < row[f"{data}log_ratio_b_{curvature}"]
+
+
+def _proxies(model: Model, rows: Sequence[Row]) -> list[Number]:
+    """Return the asymmetry of the proxies' maps over all seeds, for they are not compared with a reference."""
+    columns = dict.fromkeys(f"{data}{c}" for data in DATA for curvature in CURVATURES for c in proxy_columns(curvature))
+    summary = [mean_over_all(model, rows, column) for column in columns]
+    for data in DATA:
+        for curvature in CURVATURES:
+            share = sum(is_asymmetric(row, data, curvature) for row in rows) / len(rows)
+            name = f"{data}as_stated_{curvature}"
+            summary.append(Number(model.name, name, share, NAN, NAN, len(rows), model.accepted))
+    return summary

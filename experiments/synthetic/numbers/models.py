@@ -1,0 +1,78 @@
+"""The models of an experiment: the rows of one network and prior, one row a seed, are one group of numbers."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.report.outputs import Number, mean_over_accepted
+from isouq.stats import bootstrap_mean
+
+Row = dict[str, Any]
+NAN = float("nan")
+STATISTICS = {"pearson": "r", "spearman": "ρ"}
+TITLES = {"pearson": "Pearson r", "spearman": "Spearman ρ"}
+
+
+class Model(NamedTuple):
+    """A network with its prior: a problem's own (width None), or one of the sweep over widths and priors.
+
+    name: the group of its numbers. accepted, seeds: the number of posteriors that were accepted, and of all.
+    """
+
+    name: str
+    problem: str
+    width: int | None
+    prior: str
+    sigma: float
+    num_params: int
+    accepted: int
+    seeds: int
+
+    @property
+    def accepted_share(self) -> str:
+        """The accepted posteriors among all, as "4/5"."""
+        return f"{self.accepted}/{self.seeds}"
+
+    @property
+    def prior_name(self) -> str:
+        """The prior with its scale, as "fan_in σ = 3"."""
+        return f"{self.prior} σ = {self.sigma:g}"
+
+
+def rows_by_model(rows: Sequence[Row]) -> dict[Model, list[Row]]:
+    """Return the rows of every model: the problems in the order of the rows, then the sweep by prior, σ and width."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=_place):
+        groups.setdefault(model_name(row), []).append(row)
+    return {_model(name, group): group for name, group in groups.items()}
+
+
+def numbers_of(model: Model, rows: Sequence[Row], columns: Sequence[str]) -> list[Number]:
+    """Return the mean of each column over the accepted rows of a model, and the share of accepted rows."""
+    share = Number(model.name, "accepted", model.accepted / model.seeds, NAN, NAN, model.seeds, model.accepted)
+    return [
+        share,
+        *(Number.of(model.name, column, mean_over_accepted(rows, column), model.accepted) for column in columns),
+    ]
+
+
+def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:
+    """Return the mean of a column over all rows of a model, for a cost or a quantity that needs no reference."""
+    values = [row[column] for row in rows if np.isfinite(row[column])]
+    return Number.of(model.name, column, bootstrap_mean(values), model.accepted)
+
+
+def _place(row: Row) -> tuple:
+    """Return a sort key that keeps the order of problems, and puts the prior `unit` first."""
+    return (False,) if row["width"] is None else (True, row["prior"] != "unit", row["sigma"], row["width"])
+
+
+def model_name(row: Row) -> str:
+    """Return the name of a row's model: its problem, or its prior and width in the sweep."""
+    return row["problem"] if row["width"] is None else f"{row['prior']} σ = {row['sigma']:g}, width {row['width']}"
+
+
+def _model(name: str, rows: Sequence[Row]) -> Model:
+    shared = {field: rows[0][field] for field in ("problem", "width", "prior", "sigma", "num_params")}
+    return Model(name, **shared, accepted=sum(row["accepted"] for row in rows), seeds=len(rows))

@@ -1,0 +1,109 @@
+"""The numbers of the scaling study: agreement of every model, and the shape of its curve over widths."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.report.outputs import Number, Numbers
+from experiments.run.job import Result
+from experiments.synthetic.measure.agreement import ESTIMATES
+from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, mean_over_all, numbers_of, rows_by_model
+from isouq.stats import Interval, bootstrap_mean
+
+FLAT = 1e-4  # relative range: below it a map shows digits that training leaves to chance
+_COLUMNS = [f"{name}_{statistic}" for name in ESTIMATES for statistic in STATISTICS]
+Groups = Mapping[Model, Sequence[Row]]
+
+
+class Shape(NamedTuple):
+    """The smallest and the largest model of a prior that have a number, and the one with the lowest mean."""
+
+    smallest: Model
+    lowest: Model
+    largest: Model
+
+
+class Details(NamedTuple):
+    """The models of every prior, smallest first; their shapes by prior and statistic; the seeds with flat maps."""
+
+    by_prior: dict[tuple[str, float], list[Model]]
+    shapes: dict[tuple[str, str], Shape]
+    flat_seeds: list[int]
+
+
+def numbers(results: Sequence[Result]) -> Numbers:
+    """Return every model's agreement, the rises from the lowest point of each curve, and which maps are flat.
+
+    Groups: a model's name, and a prior's name with `fall_STATISTIC` and `rise_STATISTIC`, the differences to the lowest
+    point.
+    """
+    groups = rows_by_model([result.numbers for result in results])
+    summary: list[Number] = []
+    by_prior: dict[tuple[str, float], list[Model]] = {}
+    for model, rows in groups.items():
+        by_prior.setdefault((model.prior, model.sigma), []).append(model)
+        summary += [*numbers_of(model, rows, _COLUMNS), mean_over_all(model, rows, "gradient_evaluations")]
+    means = {(n.group, n.statistic): n.mean for n in summary}
+    shapes = {}
+    for models in by_prior.values():
+        name = models[0].prior_name
+        for statistic in STATISTICS:
+            column = f"epistemic_{statistic}"
+            defined = {model: means[model.name, column] for model in models}
+            shape = _shape({model: mean for model, mean in defined.items() if np.isfinite(mean)})
+            if shape is not None:
+                shapes[name, statistic] = shape
+                summary += _rises(name, statistic, shape, groups)
+    flat, seeds = _flat(results, list(groups))
+    rows = [result.numbers for result in results]
+    return Numbers(rows, summary + flat, details=Details(by_prior, shapes, seeds))
+
+
+def _shape(means: Mapping[Model, float]) -> Shape | None:
+    """Return the ends and the lowest point of a curve of three points or more; models in the order of their widths."""
+    if len(means) < 3:
+        return None
+    models = list(means)
+    return Shape(models[0], min(models, key=means.__getitem__), models[-1])
+
+
+def _rises(prior: str, statistic: str, shape: Shape, groups: Groups) -> list[Number]:
+    """Return the differences of both ends to the lowest point, paired by seed; without a value where they coincide."""
+    low = groups[shape.lowest]
+    summary = []
+    for name, end in (("fall", shape.smallest), ("rise", shape.largest)):
+        interval = bootstrap_mean([])
+        if end != shape.lowest:
+            interval = _difference(low, groups[end], f"epistemic_{statistic}")
+        summary.append(Number.of(prior, f"{name}_{statistic}", interval, interval.count))
+    return summary
+
+
+def _difference(low: Sequence[Row], high: Sequence[Row], column: str) -> Interval:
+    """Return the mean of high − low over the seeds that were accepted at both."""
+    base = {row["seed"]: row[column] for row in low if row["accepted"]}
+    pairs = [row[column] - base[row["seed"]] for row in high if row["accepted"] and row["seed"] in base]
+    return bootstrap_mean([pair for pair in pairs if np.isfinite(pair)])
+
+
+def _flat(results: Sequence[Result], models: Sequence[Model]) -> tuple[list[Number], list[int]]:
+    """Return the largest range of the flat maps of each model that has any, and the seeds of all flat maps."""
+    ranges: dict[tuple, list[float]] = {}
+    seeds = set()
+    for row, arrays in results:
+        if "epistemic" in arrays and (share := relative_range(arrays["epistemic"])) < FLAT:
+            ranges.setdefault((row["prior"], row["sigma"], row["width"]), []).append(share)
+            seeds.add(row["seed"])
+    places = {(model.prior, model.sigma, model.width): model for model in models}
+    summary = [
+        Number(model.name, "flat_range", max(ranges[place]), NAN, NAN, len(ranges[place]), model.accepted)
+        for place, model in places.items()
+        if place in ranges
+    ]
+    return summary, sorted(seeds)
+
+
+def relative_range(values: np.ndarray) -> float:
+    """Return the range of a map as a share of its largest value; a map below FLAT is flat."""
+    return float(np.ptp(values) / values.max())

@@ -1,0 +1,40 @@
+"""Table 1: how well ‖g‖², Laplace and p(1 − p) agree with the reference, on all eight problems.
+
+Command: python -m experiments validation --preset quick
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from experiments.synthetic.study import Cell
+from isouq import problems
+
+# A run of seconds: few points, short chains, a coarse grid.
+TINY: dict[str, Any] = {"num_points": 40, "num_warmup": 50, "num_draws": 50, "num_leapfrog": 10, "resolution": 8}
+SECOND_OPINION = ("binary/xor", "multiclass/rings")
+LONG_TRAJECTORIES = ("regression/nonlinear",)  # small noise: a stiff posterior, small steps
+
+
+def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
+    """Return the jobs of a preset.
+
+    smoke: three problems, tiny chains, seconds. quick: eight problems, 2 seeds, about 4 minutes on 2 CPU cores.
+    paper: 5 seeds, twice the draws, and NumPyro's second opinion on two problems, about 40 minutes.
+    """
+    if preset == "smoke":
+        names = ("binary/xor", "multiclass/clusters", "regression/linear")
+        return [Cell(name, seed, **TINY) for name in names for seed in range(seeds or 2)]
+    draws = {"quick": 500, "paper": 1000}[preset]
+    cells = [
+        Cell(name, seed, num_draws=draws, num_leapfrog=200 if name in LONG_TRAJECTORIES else 50)
+        for seed in range(seeds or {"quick": 2, "paper": 5}[preset])
+        for name in problems.PROBLEMS
+    ]
+    if preset == "paper":
+        cells += [replace(cell, study="second_opinion") for cell in cells if cell.problem in SECOND_OPINION]
+    return cells
+
+
+def references(preset: str, seeds: int | None, study: str) -> list[Cell]:
+    """Return another study of the posteriors that `validation` samples at the same preset."""
+    return [replace(cell, study=study) for cell in jobs(preset, seeds) if cell.study == "agreement"]

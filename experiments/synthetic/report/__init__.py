@@ -1,0 +1,1 @@
+"""Write the numbers of an experiment as Markdown (summary.md)."""

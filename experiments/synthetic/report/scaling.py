@@ -1,0 +1,104 @@
+"""The report of the scaling study."""
+
+from collections.abc import Mapping
+
+from experiments.report import tables
+from experiments.report.outputs import Numbers
+from experiments.synthetic.numbers.models import STATISTICS, Model
+from experiments.synthetic.numbers.scaling import Shape
+from experiments.synthetic.presets.scaling import PROBLEM
+from isouq.stats import Interval
+
+MIN_SEEDS = 5  # for a claim
+
+
+def report(numbers: Numbers, preset: str) -> str:
+    """Return whether the curves have the paper's U, and the table of every model."""
+    models = [model for models in numbers.details.by_prior.values() for model in models]
+    widths = [model.width for model in models]
+    return "\n".join(
+        [
+            f"# Scaling, preset `{preset}`: {PROBLEM}, one hidden layer, widths {min(widths)} to {max(widths)}\n",
+            tables.how_to_read(),
+            f"## Is there a U?\n\n{_shapes(numbers)}{_flat(numbers, models)}",
+            f"## Every model\n\n{_models(numbers, models)}",
+            tables.training_section(numbers.rows),
+            tables.reference_section(numbers.rows),
+        ]
+    )
+
+
+def _shapes(numbers: Numbers) -> str:
+    """Return a row for every prior and statistic: the ends of the curve, its lowest point, the rises, the verdict."""
+    text = (
+        "The paper reports a U: high for tiny models, a dip, then recovery as the model grows. A rise is the mean over "
+        "seeds (accepted at both widths) of the difference, with its bootstrap 95 % interval and the "
+        "number of seeds.\n\n"
+    )
+    body = [
+        [prior, STATISTICS[statistic], *_shape(numbers.groups, prior, statistic, shape)]
+        for (prior, statistic), shape in numbers.details.shapes.items()
+    ]
+    header = ["prior", "", "smallest", "lowest", "largest", "lowest → smallest", "lowest → largest", "U"]
+    reading = (
+        "\nU: the lowest point lies inside and both rises exclude 0, on five seeds or more. A width without an "
+        "accepted seed is passed over. The lowest point is chosen after looking at the means: its intervals are too "
+        "narrow.\n"
+    )
+    return text + tables.table(header, body) + reading
+
+
+def _shape(groups: Mapping[str, Mapping[str, Interval]], prior: str, statistic: str, shape: Shape) -> list[str]:
+    points = [
+        f"{tables.number(groups[model.name][f'epistemic_{statistic}'].mean)} (width {model.width})" for model in shape
+    ]
+    fall, rise = groups[prior][f"fall_{statistic}"], groups[prior][f"rise_{statistic}"]
+    return [*points, _difference_cell(fall), _difference_cell(rise), _verdict(fall, rise)]
+
+
+def _verdict(fall: Interval, rise: Interval) -> str:
+    """Return whether there is a U; the lowest point lies inside where both differences exist."""
+    if not (fall.low > 0 and rise.low > 0):
+        return "no"
+    pairs = min(fall.count, rise.count)
+    return "yes" if pairs >= MIN_SEEDS else f"too few seeds ({pairs})"
+
+
+def _difference_cell(interval: Interval) -> str:
+    return "–" if interval.count == 0 else f"{interval.mean:+.2f} {tables.bounds(interval)} ({interval.count})"
+
+
+def _flat(numbers: Numbers, models: list[Model]) -> str:
+    """Return which models have correlations that mean nothing, because the estimate is the same everywhere."""
+    by_prior: dict[str, list[str]] = {}
+    for model in models:
+        flat = numbers.groups[model.name].get("flat_range")
+        if flat is not None:
+            by_prior.setdefault(model.prior_name, []).append(f"{flat.mean:.1g} at width {model.width}")
+    if not by_prior:
+        return ""
+    listed = "; ".join(f"{prior}, {', '.join(ranges)}" for prior, ranges in by_prior.items())
+    seeds = numbers.details.flat_seeds
+    which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return (
+        "\nNo agreement where θ* predicts the same everywhere: there ‖g‖² varies over the inputs by a tiny share of "
+        f"its value ({listed}; {which}), and r and ρ compare rounding.\n"
+    )
+
+
+def _models(numbers: Numbers, models: list[Model]) -> str:
+    """Return the table of every model: agreement of the three estimates, and the cost of the reference."""
+    body = []
+    for model in models:
+        values = numbers.groups[model.name]
+        line = [model.prior_name, str(model.width), str(model.num_params), model.accepted_share]
+        for statistic in STATISTICS:
+            interval = values[f"epistemic_{statistic}"]
+            line += [tables.mean_sd(interval), tables.bounds(interval)]
+        line += [tables.mean_sd(values[f"{name}_{s}"]) for name in ("laplace", "aleatoric") for s in STATISTICS]
+        body.append([*line, f"{values['gradient_evaluations'].mean:.2g}"])
+    header = [
+        "prior", "width", "parameters", "accepted", "epistemic r", "95 % interval", "epistemic ρ", "95 % interval",
+        "Laplace r", "Laplace ρ", "aleatoric r", "aleatoric ρ", "gradients",
+    ]  # fmt: skip
+    return tables.table(header, body)
