@@ -36,9 +36,9 @@ _SECTIONS = {
 }
 _HEAD = """# Results
 
-Every table that the experiments put forward, made of [results/](../results) by `python -m experiments.publish OUT`.
-[When can I trust ‖g‖²?](when-to-trust.md) is the page to act on, [the gallery](../figures) has the figures,
-[experiments](../experiments) the commands and times.
+This page contains the main tables of every experiment. `python -m experiments.publish OUT` copies them from
+[results/](../results). [When can I trust ‖g‖²?](when-to-trust.md) draws the practical conclusions.
+[The lab book](../experiments/README.md) lists the commands and times, and [the gallery](../figures) shows the figures.
 """
 
 
