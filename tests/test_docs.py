@@ -201,6 +201,14 @@ def test_the_house_is_drawn_as_it_is_built():
     assert folders <= rooms  # nothing public is left out of the drawing
 
 
+def test_the_guide_names_files_that_exist():
+    text = (ROOT / "docs" / "developers.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:isouq|experiments|benchmarks|docs|tests)/[\w/.]*)`", text)
+    assert len(paths) > 20
+    for path in paths:
+        assert (ROOT / path).exists(), f"developers.md names {path}, which does not exist"
+
+
 def room(module):
     top, *rest = module.split(".")
     return rest[0].lstrip("_") if top == "isouq" and rest else top
