@@ -1,4 +1,4 @@
-"""python -m benchmarks NAME [--preset smoke|full] [--out DIR]."""
+"""The command line: python -m benchmarks NAME [--preset smoke|full] [--out DIR]."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ SMOKE_RESULTS = Path("out") / "benchmarks"
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="isouq against its peers, in one run")
     parser.add_argument("name", choices=[*cases.NAMES, "reference", "all"])
     parser.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke: tiny, a minute each")
@@ -35,7 +35,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the named benchmarks, writing what there is after every case."""
+    """Run the named benchmarks and write the results after every case."""
     options = arguments(argv)
     apply()
     from benchmarks import provenance, report, runner, timing

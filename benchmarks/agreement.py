@@ -1,4 +1,4 @@
-"""What bfloat16 changes in the scores of generated answers, against float32 of the same model."""
+"""Measures how bfloat16 changes the scores of generated answers, compared with float32."""
 
 import json
 from collections.abc import Sequence
@@ -51,10 +51,10 @@ QUESTIONS = (
 
 
 def measure(case: Case, questions: Sequence[str] = QUESTIONS, answers: int = 160, tokens: int = 24) -> dict[str, Any]:
-    """Spearman's ρ of the scores in both dtypes with its bootstrap interval, and the errors of bfloat16.
+    """Return Spearman's ρ between the scores in both dtypes with its bootstrap interval, and the errors of bfloat16.
 
-    The answers are sampled at temperature 1 by the float32 model; where there are fewer questions than answers, each
-    is answered several times. Empty answers are left out.
+    The float32 model samples the answers at temperature 1. If there are fewer questions than answers, each question is
+    answered several times. Empty answers are left out.
     """
     from isouq import text
 
@@ -80,13 +80,13 @@ def measure(case: Case, questions: Sequence[str] = QUESTIONS, answers: int = 160
 
 
 def read(path: Path) -> list[str]:
-    """The questions of a file with one JSON object a line."""
+    """Return the questions of a file that has one JSON object per line."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line)["question"] for line in file]
 
 
 def in_words(found: dict[str, Any], source: str) -> str:
-    """The section of the report."""
+    """Return the section of the report."""
     lines = [
         (name, f"{value['rho']:.4f}", f"{value['low']:.4f}–{value['high']:.4f}")
         for name, value in found.items()

@@ -1,4 +1,4 @@
-"""What is measured: model shapes, their batches and the names of the contestants."""
+"""The benchmarks: model shapes, their batches and the names of the contestants."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ HALVES, KEPT, BF16, BF16_KEPT = (
 TORCH_LOOP_BF16 = "torch loop of backward, bfloat16"
 BACKWARDS, GRADS = "one forward, a backward per position", "grad per position"
 
-MATERIALISING = (VMAP, TORCH_FUNC)  # hold one gradient per example at once
+MATERIALISING = (VMAP, TORCH_FUNC)  # these store the gradients of all examples at once
 TORCH = (TORCH_FUNC, BACKPACK, OPACUS, TORCH_LOOP, TORCH_LOOP_BF16, TORCH_TRAINING)
 JAX = (ISOUQ, VMAP, LAX_MAP, TRAINING, FLOOR)
 GROWTH = (ISOUQ, VMAP, TRAINING)
@@ -30,7 +30,7 @@ NAMES = ("mlp", "cnn", "encoder", "lm", "growth", "probes", "text")
 
 @dataclass(frozen=True)
 class Case:
-    """One model shape with its batch. Fields that a kind does not use keep their defaults."""
+    """A model shape with its batch. Fields that a kind does not use keep their defaults."""
 
     kind: str  # mlp | cnn | encoder | lm | text
     label: str
@@ -44,27 +44,27 @@ class Case:
     features: int = 2
     tied: bool = True  # lm: the output layer is the transposed token embedding
     probes: int = 0  # probes: K
-    positions: int = 0  # probes: exact norms of the first so many positions; 0 stands for all
+    positions: int = 0  # probes: number of positions with exact norms, from the first; 0 for all
     seed: int = 0
     model: str = ""  # text: its name for isouq.text.load; empty: a random one of these sizes
-    axis: str = ""  # growth: what varies ...
-    value: int = 0  # ... and its value
+    axis: str = ""  # growth: the varying quantity
+    value: int = 0  # growth: its value
 
 
 def mlp_cases(preset: str) -> list[Case]:
-    """Two hidden layers, 2 features, 3 classes."""
+    """Return MLPs with two hidden layers, 2 features and 3 classes."""
     sizes = ((64, 1600), (256, 1600), (1024, 400)) if preset == "full" else ((16, 32), (32, 16))
     return [Case("mlp", f"MLP 2 × {width}, {batch} inputs", batch, width=width) for width, batch in sizes]
 
 
 def cnn_cases(preset: str) -> list[Case]:
-    """Three convolutions and a dense layer on 28 × 28 × 1."""
+    """Return a network of three convolutions and a dense layer on inputs of 28 × 28 × 1."""
     batch = 128 if preset == "full" else 4
     return [Case("cnn", f"CNN 16/32/64, {batch} inputs", batch, classes=10)]
 
 
 def encoder_cases(preset: str) -> list[Case]:
-    """Six layers, width 256, four heads, mean pooling, four classes."""
+    """Return an encoder of six layers, width 256, with four heads, mean pooling and four classes."""
     small: dict[str, Any] = {"layers": 2, "width": 32, "length": 8, "vocab": 64, "batch": 3}
     full: dict[str, Any] = {"layers": 6, "width": 256, "length": 64, "vocab": 8192, "batch": 32}
     size = full if preset == "full" else small
@@ -73,7 +73,7 @@ def encoder_cases(preset: str) -> list[Case]:
 
 
 def lm_cases(preset: str, lengths: Sequence[int] = (), batches: Sequence[int] = (), tied: str = "both") -> list[Case]:
-    """GPT-2's shape. `both`: tied embeddings at every length, untied ones at the first."""
+    """Return language models of GPT-2's shape. `both`: tied embeddings at every length, untied ones at the first."""
     full = preset == "full"
     lengths = lengths or ((40, 128, 512) if full else (6,))
     batches = batches or ((8, 4, 2) if full else (2,) * len(lengths))
@@ -96,7 +96,7 @@ def _lm(full: bool, length: int, batch: int) -> Case:
 
 
 def growth_cases(preset: str) -> list[Case]:
-    """Batch, width and length, one at a time."""
+    """Return cases in which the batch, the width or the length varies while the others stay fixed."""
     full = preset == "full"
     batches = (16, 50, 160, 500, 1600, 6400) if full else (4, 8)
     widths = (32, 64, 128, 256, 512, 1024, 2048) if full else (8, 16)
@@ -110,7 +110,7 @@ def growth_cases(preset: str) -> list[Case]:
 
 
 def probes_cases(preset: str) -> list[Case]:
-    """Log p of every next token of one sequence under a causal LM, shallow enough for T backward passes to end."""
+    """Return a causal LM, shallow enough for T backward passes, with one sequence: log p of every next token."""
     full = preset == "full"
     length, probes = (256, 64) if full else (12, 8)
     case = _lm(full, length, 1)
@@ -119,7 +119,7 @@ def probes_cases(preset: str) -> list[Case]:
 
 
 def text_cases(preset: str, lengths: Sequence[int] = (), batches: Sequence[int] = ()) -> list[Case]:
-    """SmolLM2-135M: answers of every length, in batches of every size."""
+    """Return SmolLM2-135M with answers of every length in batches of every size."""
     full = preset == "full"
     smol: dict[str, Any] = {"model": SMOLLM2, "layers": 30, "width": 576, "heads": 9, "vocab": 49152}
     small: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "vocab": 104}
@@ -132,7 +132,7 @@ def text_cases(preset: str, lengths: Sequence[int] = (), batches: Sequence[int] 
 
 
 def contestants(name: str, case: Case) -> tuple[str, ...]:
-    """Who takes part, isouq first."""
+    """Return the names of the contestants, isouq first."""
     if name == "growth":
         return GROWTH
     if name == "text":

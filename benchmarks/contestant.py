@@ -1,4 +1,4 @@
-"""What a contestant hands over, and how one is made from its name."""
+"""The interface of a contestant, and its construction from its name."""
 
 import importlib
 from collections.abc import Callable
@@ -15,22 +15,22 @@ SHARE_OF_MEMORY = 0.7
 
 
 class CannotRun(Exception):
-    """A contestant that does not take part; the text is the reason shown in its row."""
+    """A contestant cannot run; the text is the reason shown in its row."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Ready to be timed: compiled where it is compiled, weights and inputs on the device."""
+    """A contestant that is ready to be timed: compiled if it is compiled, with weights and inputs on the device."""
 
     call: Callable[[], Any]  # runs once and waits until the device is done
-    norms: Callable[[Any], np.ndarray] | None = None  # squared norms [B] out of what `call` returns; None: it has none
+    norms: Callable[[Any], np.ndarray] | None = None  # from the result of `call` to squared norms [B], if any
     compile_seconds: float | None = None
     temp_bytes: int | None = None
     stochastic: bool = False  # `norms` are estimates, not expected to equal the exact ones
 
 
 def prepare(name: str, case: Case) -> Prepared:
-    """Import, build and compile one contestant; CannotRun says why not."""
+    """Import, build and compile one contestant. Raise CannotRun, with the reason, if that is impossible."""
     _fits(name, case)
     if name in TORCH:
         text = case.kind == "text"
@@ -52,7 +52,7 @@ def prepare(name: str, case: Case) -> Prepared:
 
 
 def _fits(name: str, case: Case) -> None:
-    """One gradient per example twice (itself and its square) must fit in memory."""
+    """Raise CannotRun unless two gradients per example (the gradient and its square) fit in memory."""
     if name not in MATERIALISING:
         return
     from benchmarks import models
@@ -61,7 +61,7 @@ def _fits(name: str, case: Case) -> None:
 
 
 def fits(need: int, words: str) -> None:
-    """CannotRun where so many bytes are too much for what is free; words: what needs them."""
+    """Raise CannotRun if the bytes exceed the free memory; words: what needs them."""
     from benchmarks import provenance
 
     free = provenance.free_bytes()

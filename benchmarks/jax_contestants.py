@@ -1,4 +1,4 @@
-"""The contestants in JAX: isouq, ordinary differentiation, and the two floors."""
+"""The contestants in JAX: isouq, ordinary differentiation, and the two lower bounds."""
 
 import functools
 import time
@@ -37,7 +37,7 @@ def prepare(name: str, case: Case) -> Prepared:
 
 
 def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Array], Array]:
-    """(params, xs) -> squared norms [B]."""
+    """Return a function from (params, xs) to squared norms [B]."""
     if name in (ISOUQ, REMAT):
         single = isouq.grad_sq_norm(models.jax_function(case, remat=name == REMAT))
         return jax.vmap(single, (None, 0))
@@ -53,7 +53,7 @@ def _norms(name: str, case: Case, f: Callable[..., Array]) -> Callable[[Any, Arr
 
 
 def _probes(case: Case, params: Any, x: Array) -> Prepared:
-    """K probes for all positions at once."""
+    """Prepare K probes that serve all positions at once."""
     estimate = isouq.grad_sq_norm_probes(
         lambda params, x: models.token_log_probs(case, params, x), num_probes=case.probes, key=jax.random.key(case.seed)
     )
@@ -62,7 +62,7 @@ def _probes(case: Case, params: Any, x: Array) -> Prepared:
 
 
 def _backward_per_position(case: Case) -> Callable[[Any, Array], Array]:
-    """One forward pass, then a backward pass for every position's log p."""
+    """Return one forward pass followed by a backward pass for log p of every position."""
     positions = case.positions or case.length
 
     def norms(params: Any, x: Array) -> Array:
@@ -73,7 +73,7 @@ def _backward_per_position(case: Case) -> Callable[[Any, Array], Array]:
 
 
 def _grad_per_position(case: Case) -> Callable[[Any, Array], Array]:
-    """A forward and a backward pass for every position's log p, as a loop over jax.grad takes."""
+    """Return a forward and a backward pass for log p of every position, as in a loop over jax.grad."""
 
     def norms(params: Any, x: Array) -> Array:
         of = jax.grad(lambda params, t: models.token_log_probs(case, params, x)[t])
@@ -83,7 +83,7 @@ def _grad_per_position(case: Case) -> Callable[[Any, Array], Array]:
 
 
 def compiled(function: Callable[..., Any], *args: Any, norms: bool = True) -> Prepared:
-    """`function` ahead of time, so that compiling is timed alone and no call is needed to warm up."""
+    """Compile `function` ahead of time, so that compilation is timed separately and no warm-up call is needed."""
     start = time.perf_counter()
     program = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -98,13 +98,13 @@ def compiled(function: Callable[..., Any], *args: Any, norms: bool = True) -> Pr
 
 @functools.lru_cache(maxsize=1)
 def _placed(case: Case) -> tuple[Any, Array]:
-    """Weights and inputs on the device, once per case for all contestants."""
+    """Return weights and inputs on the device, once per case for all contestants."""
     params = jax.tree.map(jnp.asarray, models.weights(case))
     return jax.block_until_ready((params, jnp.asarray(models.inputs(case))))
 
 
 def forget() -> None:
-    """Frees the last case's arrays and programs."""
+    """Free the arrays and programs of the last case."""
     _placed.cache_clear()
     jax.clear_caches()
 
@@ -114,5 +114,5 @@ def _batch_sum(f: Callable[..., Array]) -> Callable[[Any, Array], Array]:
 
 
 def squares(tree: Any) -> Array:
-    """The sum of the squares of all entries."""
+    """Return the sum of the squares of all entries."""
     return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.float32(0))

@@ -1,4 +1,4 @@
-"""Peak memory of one call, in a process of its own, the same way for every contestant.
+"""Measures the peak memory of one call, in a separate process and in the same way for every contestant.
 
 The process imports, starts the framework's threads with one small matrix product, builds the model, places weights and
 inputs, compiles (JAX) and does not run the contestant. Then the baseline is read, the call is made (twice if it is
@@ -25,7 +25,7 @@ TIME_LIMIT = 1800.0
 
 
 def peak_bytes(name: str, case: Case) -> tuple[float | None, str]:
-    """Start the process and wait for it; (bytes, "") or (None, the reason there is no number)."""
+    """Run the process and return (bytes, ""), or (None, the reason why there is no number)."""
     command = [sys.executable, "-m", "benchmarks.memory", name, json.dumps(asdict(case))]
     try:
         done = subprocess.run(
@@ -43,7 +43,7 @@ def peak_bytes(name: str, case: Case) -> tuple[float | None, str]:
 
 
 def _measure(name: str, case: Case) -> int:
-    """In the child process."""
+    """Measure one call in the child process and print its bytes."""
     prepared = prepare(name, case)
     _start_threads(name)
     gc.collect()
@@ -57,7 +57,7 @@ def _measure(name: str, case: Case) -> int:
 
 
 def _start_threads(name: str) -> None:
-    """Thread pools and buffers of the linear algebra library cost several MB once per process: not the contestant's."""
+    """Start the thread pools of the linear algebra library, whose several MB must not count as the call's."""
     if name in TORCH:
         import torch
 
@@ -70,12 +70,12 @@ def _start_threads(name: str) -> None:
 
 
 class ResidentSet:
-    """VmHWM above VmRSS; the high-water mark is set back where Linux allows it."""
+    """The memory of the process: VmHWM minus VmRSS. The high-water mark is reset where Linux allows it."""
 
     def start(self) -> None:
-        """Takes the baseline."""
+        """Store the baseline."""
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # pages that the compiler has freed are given back first
+            ctypes.CDLL(None).malloc_trim(0)  # return the pages that the compiler has freed
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError as error:
@@ -83,12 +83,12 @@ class ResidentSet:
         self.baseline = _status("VmRSS")
 
     def peak(self) -> int:
-        """Bytes above it since."""
+        """Return the peak since the baseline, in bytes above it."""
         return _status("VmHWM") - self.baseline
 
 
 class _Cuda:
-    """torch's allocator."""
+    """The memory of torch's allocator."""
 
     def start(self) -> None:
         import torch
@@ -103,7 +103,7 @@ class _Cuda:
 
 
 class _JaxDevice:
-    """XLA's allocator. Its peak cannot be set back: what compiling used counts if it was more."""
+    """The memory of XLA's allocator. Its peak cannot be reset, so compilation counts if it used more."""
 
     def start(self) -> None:
         self.baseline = self._stats()["bytes_in_use"]
@@ -118,7 +118,7 @@ class _JaxDevice:
 
 
 def _gpu_meter(name: str) -> _Cuda | _JaxDevice | None:
-    """None on a CPU."""
+    """Return the device's memory counter, or None on a CPU."""
     if name in TORCH:
         import torch
 

@@ -26,7 +26,7 @@ LN_EPS = 1e-5
 
 @functools.lru_cache(maxsize=1)
 def weights(case: Case) -> dict[str, Any]:
-    """float32 arrays; matrices are [in, out], kernels [3, 3, in, out]."""
+    """Return the weights as float32 arrays; matrices are [in, out], kernels [3, 3, in, out]."""
     rng = np.random.default_rng(case.seed)
 
     def matrix(*shape: int, fan_in: int = 0) -> np.ndarray:
@@ -65,14 +65,14 @@ def weights(case: Case) -> dict[str, Any]:
 
 
 def count(case: Case) -> int:
-    """The number of parameters."""
+    """Return the number of parameters."""
     if case.kind == "text":
         return text_models.count(case)
     return sum(leaf.size for leaf in jax.tree.leaves(weights(case)))
 
 
 def inputs(case: Case) -> np.ndarray:
-    """The batch: [B, features], [B, 28, 28, 1], token ids [B, T]; for a language model [B, T + 1]."""
+    """Return the batch: [B, features], [B, 28, 28, 1], token ids [B, T]; for a language model [B, T + 1]."""
     if case.kind == "text":
         return text_models.inputs(case)
     rng = np.random.default_rng(case.seed + 1)
@@ -85,13 +85,13 @@ def inputs(case: Case) -> np.ndarray:
 
 
 def nudge_shape(case: Case) -> tuple[int, ...]:
-    """The shape of the first layer's output for one example."""
+    """Return the shape of the first layer's output for one example."""
     shapes = {"mlp": (case.width,), "cnn": (IMAGE, IMAGE, CONVOLUTIONS[0][1])}
     return shapes.get(case.kind, (case.length, case.width))
 
 
 def jax_function(case: Case, remat: bool = False) -> Callable[..., Array]:
-    """f(params, x, nudge=None) of one example, a scalar."""
+    """Return f(params, x, nudge=None), a scalar function of one example."""
     if case.kind == "lm":
         return lambda params, x, nudge=None: jnp.sum(token_log_probs(case, params, x, nudge, remat))
     logits = {"mlp": _mlp, "cnn": _cnn, "encoder": _encoder}[case.kind]
@@ -99,7 +99,7 @@ def jax_function(case: Case, remat: bool = False) -> Callable[..., Array]:
 
 
 def token_log_probs(case: Case, params: Any, x: Array, nudge: Array | None = None, remat: bool = False) -> Array:
-    """Log p of each next token, [T]."""
+    """Return log p of each next token, [T]."""
     h = _transformer(case, params, x[:-1], nudge, causal=True, remat=remat)
     logits = h @ (params["tokens"].T if case.tied else params["head"]["w"])
     return jnp.take_along_axis(jax.nn.log_softmax(logits), x[1:, None], axis=-1)[:, 0]

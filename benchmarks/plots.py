@@ -1,4 +1,4 @@
-"""Figures: bars of the ratios to isouq, and lines of growth."""
+"""Draws the ratios to isouq as bars, and growth as lines."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fal
 
 
 def bars(rows: Sequence[Row], path: Path) -> None:
-    """Per case: time and peak memory of every contestant as a multiple of isouq's, on logarithmic axes."""
+    """Draw time and peak memory of every contestant as a multiple of isouq's, for each case, on logarithmic axes."""
     cases = list(dict.fromkeys(row["case"] for row in rows))
     groups = [[row for row in rows if row["case"] == case] for case in cases]
     heights = [0.3 * len(group) + 0.9 for group in groups]
@@ -34,7 +34,7 @@ def bars(rows: Sequence[Row], path: Path) -> None:
 
 
 def growth(rows: Sequence[Row], path: Path) -> None:
-    """Time (top) and peak memory (bottom) against batch, width and length."""
+    """Draw time (top) and peak memory (bottom) against batch, width and length."""
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     looks = dict(zip(names, ((VERMILION, "o", 2.4), (BLUE, "s", 1.4), (BLACK, "^", 1.4)), strict=False))
@@ -53,7 +53,7 @@ def growth(rows: Sequence[Row], path: Path) -> None:
                         [row["value"] for row in mine], values, marker=marker, lw=width, ms=4, color=colour, label=name
                     )
                 known = [scale * row[key] for row in rows if row["axis"] == axis and row[key]]
-                wide = bool(known) and max(known) > 5 * min(known)  # else a log scale would make much of little
+                wide = bool(known) and max(known) > 5 * min(known)  # a log axis exaggerates small differences
                 ax.set(xscale="log", yscale="log" if wide else "linear", xlabel=axis, ylabel=label)
                 if not wide:
                     ax.set_ylim(0, 1.1 * max(known, default=1.0))
@@ -71,7 +71,7 @@ def growth(rows: Sequence[Row], path: Path) -> None:
 
 
 def _ratio_bars(ax: Axes, rows: Sequence[Row], key: str, absolute: Callable[[Row], str]) -> None:
-    """A bar from 1 to the ratio; a dot where the ratio is 1; the reason where there is no number."""
+    """Draw a bar from 1 to each ratio, a dot where the ratio is 1, and the reason where there is no number."""
     known = [row[key] for row in rows if row[key] is not None and np.isfinite(row[key])] or [1.0]
     low, high = min(*known, 0.8), max(*known, 2.0)
     span = high / low

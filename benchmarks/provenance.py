@@ -1,4 +1,4 @@
-"""What a run needs to be understood later: versions, device, threads, command, commit. No paths, no host names."""
+"""Records how a run was made: versions, device, threads, command, commit; no paths and no host names."""
 
 import datetime
 import os
@@ -15,7 +15,7 @@ PACKAGES = ("isouq", "jax", "jaxlib", "numpy", "torch", "transformers", "opacus"
 
 
 def provenance(arguments: Sequence[str]) -> dict[str, Any]:
-    """Of this process; `arguments` as on the command line, of which no folder is kept."""
+    """Return the record of this process. `arguments` are those of the command line; folders are removed from them."""
     import jax
 
     return {
@@ -38,7 +38,7 @@ def provenance(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def in_words(record: dict[str, Any]) -> str:
-    """One line for the table: command and machine."""
+    """Return one line for the table: command and machine."""
     device = f"{record['threads']} cores of {record['processor']}, {record['memory_gb']:.0f} GB"
     if record["device"] != "CPU":
         device = f"{record['device']}, {device}"
@@ -47,12 +47,12 @@ def in_words(record: dict[str, Any]) -> str:
 
 
 def threads() -> int:
-    """The cores this process may use; JAX and torch both get them all."""
+    """Return the number of cores that this process may use; JAX and torch both use all of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes() -> int | None:
-    """Memory still free on JAX's default device; None where the system does not say."""
+    """Return the free memory of JAX's default device, or None if the system does not report it."""
     import jax
 
     stats = jax.devices()[0].memory_stats() or {} if jax.default_backend() != "cpu" else {}
@@ -66,7 +66,7 @@ def free_bytes() -> int | None:
 
 
 def _without_folder(arguments: Sequence[str]) -> list[str]:
-    """`--out DIR` says nothing about the run; of another file the name is kept."""
+    """Return the arguments without `--out DIR`, and with other files reduced to their names."""
     kept, skip = [], False
     for argument in arguments:
         if not skip and not argument.startswith("--out"):
@@ -83,7 +83,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, "+ changes" where tracked files of isouq or benchmarks differ."""
+    """Return the commit of the checkout, with "+ changes" if tracked files of isouq or benchmarks differ."""
     root = Path(__file__).parents[1]
     try:
         head = subprocess.run(

@@ -1,4 +1,4 @@
-"""Time and memory of the reference posterior against chains, draws, width, inputs and devices.
+"""Measures time and memory of the reference posterior against chains, draws, width, inputs and devices.
 
 Every measurement is a process of its own: a first run compiles, a second one of the same shapes is timed, and its peak
 of resident memory is read above what the process held before. Devices are virtual ones on the same cores, so that
@@ -28,7 +28,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """XOR with `points` points, a network of one hidden layer, margins kept at `inputs` inputs."""
+    """XOR with `points` points and a network of one hidden layer; margins are stored at `inputs` inputs."""
 
     axis: str
     value: int
@@ -43,12 +43,12 @@ class Case:
     chains_at_once: int = 1
 
     def label(self) -> str:
-        """In words."""
+        """Return the case in words."""
         return f"{self.chains} chains of {self.draws} draws, MLP 2-{self.width}-1, {self.inputs} inputs"
 
 
 def cases(preset: str) -> Iterator[Case]:
-    """One thing at a time; both ways of putting chains into programs where that matters."""
+    """Return cases that vary one quantity at a time, with one chain or all chains in a program where that matters."""
     full = preset == "full"
     base = Case("", 0) if full else Case("", 0, draws=20, width=4, inputs=10, points=20, warmup=10, leapfrog=2)
     values = {
@@ -67,7 +67,7 @@ def cases(preset: str) -> Iterator[Case]:
 
 
 def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
-    """Measures all cases and writes reference.csv, .md, .png and .json after each, so that a stop loses one."""
+    """Measure all cases; write reference.csv, .md, .png and .json after each, so that an interruption loses one."""
     rows: list[dict[str, Any]] = []
     for case in cases(preset):
         rows.append(_row(case))
@@ -89,7 +89,7 @@ def _row(case: Case) -> dict[str, Any]:
 
 
 def _measure(case: Case) -> dict[str, float]:
-    """In the child process."""
+    """Measure one case in the child process."""
     import jax
 
     from isouq import models, problems

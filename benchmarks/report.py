@@ -1,4 +1,4 @@
-"""Rows to files: CSV with every number, a Markdown table a person reads, provenance."""
+"""Writes rows to files: a CSV with every number, a Markdown table, and the provenance."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ READING = (
 
 
 def write(name: str, rows: Sequence[Row], record: dict[str, Any], folder: Path, section: str = "") -> None:
-    """NAME.csv, NAME.md (with `section` after the tables), NAME.png and NAME.json (provenance)."""
+    """Write NAME.csv, NAME.md (with `section` after the tables), NAME.png and NAME.json (provenance)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -45,7 +45,7 @@ def write(name: str, rows: Sequence[Row], record: dict[str, Any], folder: Path, 
 
 
 def case_tables(rows: Sequence[Row]) -> str:
-    """One table per case."""
+    """Return one table per case."""
     header = ("", "time", "÷ isouq", "(10–90 %)", "peak MB", "÷ isouq", "compile s", "XLA temp MB", "error", "note")
     text = ""
     for case in dict.fromkeys(row["case"] for row in rows):
@@ -56,7 +56,7 @@ def case_tables(rows: Sequence[Row]) -> str:
 
 
 def growth_tables(rows: Sequence[Row]) -> str:
-    """One table per axis, with a column per contestant."""
+    """Return one table per axis, with a column per contestant."""
     present = [name for name in GROWTH if any(row["contestant"] == name for row in rows)]
     text = ""
     for axis in dict.fromkeys(row["axis"] for row in rows):
@@ -79,12 +79,12 @@ def growth_tables(rows: Sequence[Row]) -> str:
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *lines))
 
 
 def duration(seconds: float | None) -> str:
-    """Three digits with a unit; a dash for none."""
+    """Return three digits with a unit, or a dash for none."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
@@ -94,7 +94,7 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits, no exponent; a dash for none."""
+    """Return three digits without an exponent, or a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}" if abs(value) >= 1e-3 else f"{value:.1g}"

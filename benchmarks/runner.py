@@ -1,4 +1,4 @@
-"""Runs cases: sets every contestant up, checks its norms, times all in rounds, measures memory one by one."""
+"""Runs cases: prepares every contestant, checks its norms, times all in rounds, and measures memory one by one."""
 
 import gc
 import sys
@@ -20,21 +20,21 @@ COLUMNS = (
     *("time_ratio", "time_ratio_p10", "time_ratio_p90", "compile_seconds", "temp_mb", "peak_mb", "memory_ratio"),
     *("max_relative_error", "estimate_mean", "estimate_rms", "estimate_rms_expected", "estimate_p10", "estimate_p90"),
 )
-LEAST_MB = 1.0  # below it the peak is within what the method can tell, and no ratio is given
-WEIGHTS = {"mlp": 1, "cnn": 2, "encoder": 4, "lm": 12, "text": 12}  # for the estimate of the time left
+LEAST_MB = 1.0  # smaller peaks are below the resolution of the method, and no ratio is given
+WEIGHTS = {"mlp": 1, "cnn": 2, "encoder": 4, "lm": 12, "text": 12}  # relative times, to estimate the time left
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about how to measure."""
+    """The options of the command line that affect the measurement."""
 
     plan: timing.Plan
     memory: bool = True
-    only: str = ""  # isouq and the contestants whose name contains this
+    only: str = ""  # runs isouq and the contestants whose name contains this
 
 
 class Progress:
-    """A line per step, with the time left as far as the steps so far tell."""
+    """Prints a line per step, with the time left as estimated from the steps so far."""
 
     def __init__(self, cases: Sequence[tuple[str, Case]], options: Options) -> None:
         self.start, self.done = time.monotonic(), 0.0
@@ -42,7 +42,7 @@ class Progress:
         self.total = sum(steps * WEIGHTS[case.kind] * len(taking_part(name, case, options)) for name, case in cases)
 
     def step(self, case: Case, text: str, count: int = 1) -> None:
-        """`count` contestants are through with one of setting up, timing and memory."""
+        """Record that `count` contestants have finished a step: preparation, timing or memory."""
         self.done += WEIGHTS[case.kind] * count
         elapsed = time.monotonic() - self.start
         left = elapsed / self.done * (self.total - self.done)
@@ -50,12 +50,12 @@ class Progress:
 
 
 def taking_part(name: str, case: Case, options: Options) -> list[str]:
-    """The contestants of a case after `--only`; what the others are measured by stays."""
+    """Return the contestants of a case that `--only` selects, and always those that the others are compared with."""
     return [c for c in contestants(name, case) if options.only.lower() in c.lower() or c in (ISOUQ, PROBES)]
 
 
 def run_case(name: str, case: Case, options: Options, progress: Progress) -> list[Row]:
-    """One row per contestant, also for those that cannot run."""
+    """Return one row per contestant, including those that cannot run."""
     names = taking_part(name, case, options)
     rows = {c: _row(name, case, c) for c in names}
     ready, norms, first = _set_up(case, rows, progress)
@@ -80,7 +80,7 @@ def _row(name: str, case: Case, contestant: str) -> Row:
 def _set_up(
     case: Case, rows: dict[str, Row], progress: Progress
 ) -> tuple[dict[str, Prepared], dict[str, np.ndarray], dict[str, float]]:
-    """Build, compile and call once. A contestant that fails keeps its row, with the reason, and leaves."""
+    """Build, compile and call each contestant once. One that fails keeps its row, with the reason, and is dropped."""
     ready: dict[str, Prepared] = {}
     norms: dict[str, np.ndarray] = {}
     first: dict[str, float] = {}
@@ -97,7 +97,7 @@ def _set_up(
             text = f"first call {first[name]:.3g} s"
         except CannotRun as error:
             row["status"] = text = str(error)
-        except Exception as error:  # a peer that breaks must not stop the others
+        except Exception as error:  # a contestant that fails must not stop the others
             row["status"] = text = f"failed: {type(error).__name__}: {_one_line(error)}"
         progress.step(case, f"{name}: {text}")
         _forget(arrays=False)
@@ -105,7 +105,7 @@ def _set_up(
 
 
 def _check(case: Case, rows: dict[str, Row], ready: dict[str, Prepared], norms: dict[str, np.ndarray]) -> None:
-    """Largest relative error against JAX's own gradients (text: torch's); for estimates, the distribution of it."""
+    """Record the largest relative error against JAX's gradients (text: torch's); for estimates, its distribution."""
     trusted = (TORCH_LOOP, LAX_MAP) if case.kind == "text" else (VMAP, LAX_MAP, BACKWARDS)
     exact = next((norms[name] for name in trusted if name in norms), None)
     if exact is None:
@@ -161,7 +161,7 @@ def _memory(case: Case, rows: dict[str, Row], progress: Progress) -> None:
 
 
 def _forget(arrays: bool = True) -> None:
-    """Give back what the last contestant or case held."""
+    """Free the memory of the last contestant or case."""
     if arrays:
         from benchmarks import jax_contestants
 
@@ -169,7 +169,7 @@ def _forget(arrays: bool = True) -> None:
         models.weights.cache_clear()
     gc.collect()
     if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()  # does nothing where CUDA is not in use
+        sys.modules["torch"].cuda.empty_cache()  # has no effect without CUDA
 
 
 def _one_line(error: Exception) -> str:

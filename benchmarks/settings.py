@@ -1,10 +1,10 @@
-"""Settings that both processes, the timing one and the memory one, share."""
+"""The settings of the processes that measure time and memory."""
 
 import os
 
 
 def apply() -> None:
-    """Before JAX and torch are imported.
+    """Set the environment; call this before JAX and torch are imported.
 
     JAX takes memory on demand (it would reserve most of a GPU) and multiplies in full float32, as torch does here.
     torch's OpenMP threads sleep while they wait: spinning, they made torch five times slower and erratic as soon as

@@ -34,7 +34,7 @@ def prepare(name: str, case: Case) -> Prepared:
 
 
 def _scored(case: Case, model: Any, remat: bool, batch_size: int) -> Prepared:
-    """`score_rows`, which finds its program compiled; the squared norms of ∇ log p(answer)."""
+    """Prepare `score_rows` with its program compiled; its norms are those of ∇ log p(answer)."""
     from isouq.text import scoring
     from isouq.text.prompts import Row
 
@@ -58,7 +58,7 @@ def _scored(case: Case, model: Any, remat: bool, batch_size: int) -> Prepared:
 
 
 def _one_after_another(model: Any) -> Callable[[Any, Array], Array]:
-    """jax.grad of the same log p, with nothing of isouq but the model; one layer's activations at a time."""
+    """Return jax.grad of the same log p, with only the model from isouq, storing one layer of activations at a time."""
     from isouq.text import language_model
 
     def log_p(params: Any, ids: Array) -> Array:

@@ -26,7 +26,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 @functools.cache
 def scratch() -> Path:
-    """A folder for this run, which the processes it starts find through the environment; gone at the run's end."""
+    """Return a temporary folder of this run; its child processes find the folder through the environment."""
     if SCRATCH not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="isouq-benchmarks-")
         atexit.register(folder.cleanup)
@@ -35,7 +35,7 @@ def scratch() -> Path:
 
 
 def path(case: Case) -> Path:
-    """The model's files: a folder, or one GGUF file."""
+    """Return the path of the model's files: a folder, or one GGUF file."""
     from isouq.text import sources
 
     if case.model:
@@ -49,7 +49,7 @@ def path(case: Case) -> Path:
 
 @functools.lru_cache(maxsize=2)
 def load(path: Path, dtype: str) -> Any:
-    """The LanguageModel of isouq; both dtypes are kept, for all cases."""
+    """Return the LanguageModel of isouq; the models of both dtypes are cached for all cases."""
     from isouq import text
 
     return text.load(str(path), dtype=jnp.dtype(dtype))
@@ -57,7 +57,7 @@ def load(path: Path, dtype: str) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def count(case: Case) -> int:
-    """The number of parameters; only headers are read."""
+    """Return the number of parameters; reads headers only."""
     from isouq.text import checkpoint, language_model
 
     config = language_model.read_config(checkpoint.open_checkpoint(path(case)))
@@ -66,7 +66,7 @@ def count(case: Case) -> int:
 
 @functools.lru_cache(maxsize=8)
 def inputs(case: Case) -> np.ndarray:
-    """Token ids [B, T + 1]: passages that begin at equal distances in the text, which is repeated if it is short."""
+    """Return token ids [B, T + 1]: passages that begin at equal distances in the text, repeated if it is short."""
     from isouq.text import checkpoint, language_model
 
     tokenizer = language_model.read_tokenizer(checkpoint.open_checkpoint(path(case)))
@@ -76,7 +76,7 @@ def inputs(case: Case) -> np.ndarray:
 
 
 def _write_random(case: Case, folder: Path) -> None:
-    """A small Llama with a token for every printable letter; without torch."""
+    """Write a small Llama with a token for every printable letter, without torch."""
     import tokenizers
     from safetensors.numpy import save_file
 

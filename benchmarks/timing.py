@@ -1,4 +1,4 @@
-"""Interleaved rounds: in each, every contestant runs once, in an order shuffled anew."""
+"""Times contestants in interleaved rounds: each round runs every contestant once, in a newly shuffled order."""
 
 import random
 import time
@@ -9,21 +9,21 @@ import numpy as np
 
 from benchmarks.contestant import Prepared
 
-SAMPLE_SECONDS = 0.05  # fast calls are repeated until a sample takes about so long
+SAMPLE_SECONDS = 0.05  # fast calls are repeated until a sample takes about this long
 MOST_REPEATS = 20
-PAUSE_SECONDS = 0.02  # idle threads of the contestant before stop spinning
-MORE_ROUNDS = 4  # where the budget allows, at most so many times the rounds asked for
+PAUSE_SECONDS = 0.02  # lets idle threads of the previous contestant stop spinning
+MORE_ROUNDS = 4  # at most this many times the requested rounds, if the budget allows
 
 
 class Plan(NamedTuple):
-    """`rounds` at least, unless a contestant has used `budget` seconds; then it stops, with the rounds it has."""
+    """Runs at least `rounds` rounds; a contestant that has used `budget` seconds stops earlier."""
 
     rounds: int
     budget: float
 
 
 class Ratio(NamedTuple):
-    """Median over rounds of a paired ratio, and its 10–90 % range; NaN where there was no pair."""
+    """The median over rounds of a paired ratio and its 10–90 % range; NaN if there was no pair."""
 
     median: float
     low: float
@@ -31,7 +31,7 @@ class Ratio(NamedTuple):
 
 
 def first_call(prepared: Prepared) -> tuple[Any, float]:
-    """The result and how long it took; nothing was run before it."""
+    """Return the result of the first call and the seconds that it took."""
     start = time.perf_counter()
     result = prepared.call()
     return result, time.perf_counter() - start
@@ -43,7 +43,7 @@ def rounds(
     plan: Plan,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Seconds per call of every contestant in every round, NaN after it has stopped.
+    """Return the seconds per call of every contestant in every round, NaN after it has stopped.
 
     A contestant whose first call alone used up the budget is not called again: its first call is its one sample.
     """
@@ -71,7 +71,7 @@ def rounds(
 
 
 def paired_ratio(times: np.ndarray, of: np.ndarray) -> Ratio:
-    """Times / of, round by round."""
+    """Return the ratio of `times` to `of`, paired by round."""
     both = np.isfinite(times) & np.isfinite(of)
     if not both.any():
         return Ratio(np.nan, np.nan, np.nan)
@@ -80,7 +80,7 @@ def paired_ratio(times: np.ndarray, of: np.ndarray) -> Ratio:
 
 
 def _sample(prepared: Prepared, expected: float) -> float:
-    """Seconds per call: a pause, an untimed call if calls are short, then enough timed ones."""
+    """Return the seconds per call, after a pause and, for short calls, an untimed call."""
     repeats = int(np.clip(SAMPLE_SECONDS / max(expected, 1e-6), 1, MOST_REPEATS))
     time.sleep(PAUSE_SECONDS)
     if expected < 10 * SAMPLE_SECONDS:

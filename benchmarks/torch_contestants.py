@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", message="Full backward hook is firing")
 
 
 def prepare(name: str, case: Case) -> Prepared:
-    """Build the model with the case's weights, wrap it as the peer asks."""
+    """Build the model with the case's weights and wrap it as the library requires."""
     make: dict[str, Callable[[Case, Tensor], Callable[[], Any]]] = {
         TORCH_FUNC: _vmap_of_grad,
         BACKPACK: _backpack,
@@ -42,7 +42,7 @@ def _vmap_of_grad(case: Case, xs: Tensor) -> Callable[[], Tensor]:
     def single(params: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(model, params, (x[None],))[0]
 
-    torch.func.vmap(torch.func.grad(torch.sum))(torch.ones(1, 1))  # imports 150 MB of modules when first used
+    torch.func.vmap(torch.func.grad(torch.sum))(torch.ones(1, 1))  # the first use imports 150 MB of modules
     gradients = torch.func.vmap(torch.func.grad(single), in_dims=(None, 0))
     return lambda: sum(g.square().flatten(1).sum(1) for g in gradients(params, xs).values())
 

@@ -1,4 +1,4 @@
-"""The same models with the same weights in torch, made of layers that the peers cover where they can.
+"""The same models with the same weights in torch, built from layers that the other libraries support where possible.
 
 `forward` maps a batch to f, [B]: the probability of class 0, or the log-probability of each token sequence.
 """
@@ -17,9 +17,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def model(case: Case, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The module on the device, in training mode (no module of it behaves otherwise in evaluation).
+    """Return the module on the device, in training mode (none of its layers behaves differently in evaluation).
 
-    dtype: of a pretrained model's parameters.
+    dtype: the type of a pretrained model's parameters.
     """
     if case.kind == "text":
         from benchmarks import torch_text
@@ -33,16 +33,16 @@ def model(case: Case, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def inputs(case: Case) -> Tensor:
-    """[B, ...]; images are moved to channels first, token ids to int64."""
+    """Return the inputs [B, ...]; images have channels first, token ids are int64."""
     xs = models.inputs(case)
     if case.kind == "cnn":
-        # A copy, else torch takes one channel for "channels last", a layout whose norms Opacus 1.6 gets wrong.
+        # A copy: torch would treat one channel as "channels last", a layout for which Opacus 1.6 computes wrong norms.
         xs = np.moveaxis(xs, -1, 1).copy(order="C")
     return torch.from_numpy(xs.astype(np.int64) if xs.dtype == np.int32 else xs).to(DEVICE)
 
 
 class Classifier(nn.Module):
-    """Probability of class 0 on top of a module that gives logits."""
+    """The probability of class 0, on top of a module that returns logits."""
 
     def __init__(self, logits: nn.Module) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Trunk(nn.Module):
         self.ln = _norm(params["ln"])
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Positions are looked up for every example: Opacus wants the batch in front, and contiguous ids."""
+        """Look up the positions for every example: Opacus needs a leading batch axis and contiguous ids."""
         positions = torch.arange(ids.shape[1], device=ids.device).repeat(ids.shape[0], 1)
         return self.ln(self.blocks(self.tokens(ids) + self.positions(positions)))
 

@@ -1,4 +1,4 @@
-"""The same pretrained model in transformers."""
+"""The same pretrained model in the library transformers."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ class Pretrained(nn.Module):
         super().__init__()
         self.model = transformers.AutoModelForCausalLM.from_pretrained(_folder(case), dtype=dtype)
         for parameter in self.model.parameters():
-            parameter.data = parameter.data.clone()  # not pages of a file that the first call would read
+            parameter.data = parameter.data.clone()  # copies, so that the first call reads no pages of a file
         with torch.no_grad():
-            self(torch.zeros(1, 2, dtype=torch.int64))  # imports what is imported when first used
+            self(torch.zeros(1, 2, dtype=torch.int64))  # triggers the imports of the first use
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B]"""
@@ -31,7 +31,7 @@ class Pretrained(nn.Module):
 
 
 def _folder(case: Case) -> Path:
-    """A folder of safetensors; a GGUF file is read by transformers once, for that takes long."""
+    """Return a folder of safetensors; transformers converts a GGUF file once, because reading it takes long."""
     path = text_models.path(case)
     if path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""Copy a run into the repository: figures/, results/, the generated part of the README and the numbers in docs/.
+"""Copy a run into the repository: figures/, results/, and the numbers in README.md and the pages made from *.md.in.
 
 Command: python -m experiments.publish [OUT]
 OUT is the --out folder of a finished run; experiments that it lacks keep their committed results. Without OUT the
@@ -36,9 +36,9 @@ _SECTIONS = {
 }
 _HEAD = """# Results
 
-Every table that the experiments put forward, made of [results/](../results) by `python -m experiments.publish OUT`.
-[When can I trust ‖g‖²?](when-to-trust.md) is the page to act on, [the gallery](../figures) has the figures,
-[experiments](../experiments) the commands and times.
+This page contains the main tables of every experiment. `python -m experiments.publish OUT` copies them from
+[results/](../results). [When can I trust ‖g‖²?](when-to-trust.md) draws the practical conclusions.
+[The lab book](../experiments/README.md) lists the commands and times, and [the gallery](../figures) shows the figures.
 """
 
 
@@ -66,7 +66,7 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
     page.parent.mkdir(exist_ok=True)
     page.write_text(results_page(root / "results"), encoding="utf-8")
     written.append(page)
-    for template in sorted((root / "docs").glob("*.md.in")):
+    for template in sorted(root.glob("*/*.md.in")):
         page = template.with_suffix("")
         page.write_text(fill_numbers(template.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
         written.append(page)

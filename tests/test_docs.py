@@ -17,6 +17,7 @@ from isouq.cli import options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LAB_BOOK = ROOT / "experiments" / "README.md"
 TUTORIALS = {ROOT / "docs" / "tutorials" / f"{name}.md" for name in tutorials.names()}
 WRITTEN = [page for page in PAGES if page not in TUTORIALS]
 BLOCK = re.compile(r"(?:<!-- (given|not run): ([^>]*?) -->\n+)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -91,6 +92,8 @@ def commands():
     for name in EXPERIMENTS:
         for line in re.findall(r"^python -m .*$", cards.card(name), re.MULTILINE):
             yield pytest.param(line, id=line)
+    for line in re.findall(r"`(python -m [^`]+)`", LAB_BOOK.read_text(encoding="utf-8")):
+        yield pytest.param(line, id=f"lab book {line}")
 
 
 @pytest.mark.parametrize("command", list(commands()))
@@ -136,7 +139,7 @@ def anchors(page):
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, LAB_BOOK], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for match in links.LINK.finditer(text):
@@ -177,6 +180,13 @@ def test_every_experiment_has_a_card():
     assert places.experiments() == list(EXPERIMENTS)
 
 
+def test_the_lab_book_has_a_row_for_every_experiment():
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*`python -m experiments (\w+) ", LAB_BOOK.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert rows == [(name, name) for name in EXPERIMENTS]
+
+
 def test_the_house_is_drawn_as_it_is_built():
     drawn = house.arrows(house.block((ROOT / "docs" / "developers.md").read_text(encoding="utf-8")))
     built = {}
@@ -189,6 +199,14 @@ def test_the_house_is_drawn_as_it_is_built():
     assert {own: known for own, known in built.items() if known} == {own: set(known) for own, known in drawn.items()}
     folders = {path.stem.lstrip("_") for path in (ROOT / "isouq").glob("[a-z]*") if path.name != "py.typed"}
     assert folders <= rooms  # nothing public is left out of the drawing
+
+
+def test_the_guide_names_files_that_exist():
+    text = (ROOT / "docs" / "developers.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:isouq|experiments|benchmarks|docs|tests)/[\w/.]*)`", text)
+    assert len(paths) > 20
+    for path in paths:
+        assert (ROOT / path).exists(), f"developers.md names {path}, which does not exist"
 
 
 def room(module):

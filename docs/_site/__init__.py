@@ -1,1 +1,1 @@
-"""What builds the site: pages made from results/ and from the code, links, mathematics, tutorials."""
+"""Builds the site: pages made from results/ and from the code, links, mathematics, tutorials."""

@@ -1,4 +1,4 @@
-"""The lab cards: what each experiment asks, its commands, times, hardware, and the numbers to expect."""
+"""The lab cards: the question, commands, times, hardware and expected numbers of each experiment."""
 
 import inspect
 
@@ -7,22 +7,22 @@ from experiments.command import EXPERIMENTS
 
 PRESETS = ("smoke", "quick", "paper")
 ROWS = 14  # of a table, at most
-_HEAD = """# Experiments
+_HEAD = """# Lab cards
 
-One card for each table or figure: what it asks, the commands, how long they take, and what was committed. A finished
-cell is kept in `DIR/cells/` and not computed again; an interrupted command goes on where it stopped. All synthetic
-experiments at once: `python -m experiments all --preset quick`. [Results](results.md) shows the tables,
+Each card describes one experiment: its question, its commands, how long they take, and the committed results. Finished
+cells are stored in `DIR/cells/` and are not computed again, so an interrupted command resumes where it stopped.
+`python -m experiments all --preset quick` runs all synthetic experiments. [Results](results.md) shows the tables and
 [the gallery](gallery.md) the figures.
 """
 
 
 def page() -> str:
-    """The page of all cards."""
+    """Return the page of all cards."""
     return "\n".join([_HEAD, *map(card, experiments())])
 
 
 def card(name: str) -> str:
-    """One experiment's card, from the docstrings of its presets and of their module, and from its provenance."""
+    """Return one experiment's card, from the docstrings of its `jobs` and of their module, and from its provenance."""
     jobs = EXPERIMENTS[name].jobs
     about = inspect.getdoc(inspect.getmodule(jobs)) or ""
     paragraphs = [part for part in about.split("\n\n") if not part.startswith("Command:")]
@@ -46,18 +46,18 @@ def _times(docstring: str) -> list[str]:
 def _committed(name: str) -> str:
     facts = provenance(name)
     if facts is None:
-        return "Committed: nothing yet."
+        return "No results are committed yet."
     versions = facts["versions"]
     return (
         f"Committed: preset `{facts['preset']}`, by `{facts['command']}`, finished {facts['finished'][:10]} on "
         f"{facts['cpu_count']} cores ({', '.join(facts['devices'])}), Python {facts['python']}, jax {versions['jax']}, "
-        f"blackjax {versions['blackjax']}. Numbers to expect ([the whole summary](results/{name}.md)):\n\n"
+        f"blackjax {versions['blackjax']}. Expected numbers ([the complete summary](results/{name}.md)):\n\n"
         + _first_table(name)
     )
 
 
 def _first_table(name: str) -> str:
-    """The summary's first table under its heading, as far as it is short."""
+    """Return the first table of the summary under its heading, at most ROWS lines of it."""
     heading, table = "", []
     for line in (ROOT / "results" / name / "summary.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("|"):
@@ -66,7 +66,7 @@ def _first_table(name: str) -> str:
             break
         elif line.startswith("## "):
             heading = f"*{line.removeprefix('## ')}*\n\n"
-    return heading + "\n".join(table[:ROWS]) + ("\n\nand more rows." if len(table) > ROWS else "")
+    return heading + "\n".join(table[:ROWS]) + ("\n\nThe summary has more rows." if len(table) > ROWS else "")
 
 
 def _line(paragraph: str) -> str:

@@ -1,28 +1,28 @@
-"""The gallery: every committed figure, under the command that makes it."""
+"""The gallery: every committed figure under the command that produces it."""
 
 from docs._site.places import ROOT, experiments, provenance
 
 _HEAD = """# Gallery
 
-Every figure of the repository and the command that makes it. `python -m experiments.publish OUT` copied the figures of
-a finished run to `figures/`; `python -m benchmarks NAME` writes its own.
+This page shows every figure of the repository under the command that produces it. `python -m experiments.publish OUT`
+copies the figures of a finished run to `figures/`. `python -m benchmarks NAME` writes the figures of the benchmarks.
 """
 
 
 def figures() -> dict[str, list[str]]:
-    """Experiment or benchmark -> paths of its figures in the repository, the one of its own name first."""
-    found = {}
+    """Return the paths of the figures by experiment or benchmark; the figure that bears its name comes first."""
+    by_name = {}
     for name in experiments():
         paths = sorted((ROOT / "figures" / name).glob("*.png"), key=lambda path: (path.stem != name, path.name))
         if paths:
-            found[name] = [path.relative_to(ROOT).as_posix() for path in paths]
+            by_name[name] = [path.relative_to(ROOT).as_posix() for path in paths]
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.png")):
-        found[f"benchmark {path.stem}"] = [path.relative_to(ROOT).as_posix()]
-    return found
+        by_name[f"benchmark {path.stem}"] = [path.relative_to(ROOT).as_posix()]
+    return by_name
 
 
 def page() -> str:
-    """The page."""
+    """Return the page."""
     parts = [_HEAD]
     for name, paths in figures().items():
         parts.append(f"## {name}\n\n```sh\n{_command(name)}\n```\n")

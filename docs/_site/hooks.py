@@ -1,6 +1,6 @@
-"""MkDocs' hooks: generated pages join the hand-written ones, links into the repository become links into the site.
+"""Hooks for MkDocs: they add the generated pages and convert links of the repository to links of the site.
 
-Nothing of the site is fetched from the network when it is read: no fonts, no scripts, mathematics as MathML.
+The site loads nothing from the network: it has no external fonts or scripts, and mathematics is MathML.
 """
 
 import sys
@@ -21,7 +21,7 @@ GENERATED = {"experiments.md": cards.page, "gallery.md": gallery.page}
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the generated pages and copies of figures, summaries and benchmark tables."""
+    """Add the generated pages and copies of figures, summaries and benchmark tables."""
     _origin.clear()
     for page, make in GENERATED.items():
         files.append(File.generated(config, page, content=make()))
@@ -33,18 +33,18 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to files of the repository become links to their places in the site; the house becomes a drawing."""
-    here = page.file.src_uri
-    return house.drawn(links.into_site(markdown, here, _origin.get(here, f"docs/{here}")))
+    """Convert links to files of the repository to links of the site, and draw the house."""
+    target = page.file.src_uri
+    return house.draw(links.into_site(markdown, target, _origin.get(target, f"docs/{target}")))
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Mathematics as MathML; tables can be scrolled with the keyboard."""
+    """Convert the mathematics to MathML."""
     return mathematics.as_mathml(html)
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """The theme's search dialog gets the name that screen readers say."""
+    """Give the theme's search dialog a name for screen readers."""
     return output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )

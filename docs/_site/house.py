@@ -1,4 +1,4 @@
-"""The house as a drawing: the arrows of a ```house block, in layers."""
+"""Draws the arrows between rooms from a ```house block of a page, in layers."""
 
 import re
 
@@ -7,24 +7,24 @@ _WIDTH, _HEIGHT, _GAP, _RISE = 118, 34, 18, 92
 
 
 def arrows(text: str) -> dict[str, list[str]]:
-    """Room -> the rooms that it knows, from lines `room -> room, room`; a room that knows nobody has no arrow."""
-    found: dict[str, list[str]] = {}
+    """Return the rooms that each room imports, from lines `room -> room, room`."""
+    graph: dict[str, list[str]] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
-        room, _, known = line.partition("->")
-        found[room.strip()] = [name.strip() for name in known.split(",") if name.strip()]
-    return found
+        room, _, imported = line.partition("->")
+        graph[room.strip()] = [name.strip() for name in imported.split(",") if name.strip()]
+    return graph
 
 
 def block(markdown: str) -> str:
-    """The text of the page's house."""
+    """Return the text of the page's ```house block."""
     match = _BLOCK.search(markdown)
     if match is None:
         raise ValueError("the page has no ```house block; write lines `room -> room, room` in one")
     return match[1]
 
 
-def drawn(markdown: str) -> str:
-    """The page with every house drawn, and its text kept below for those who cannot see it."""
+def draw(markdown: str) -> str:
+    """Return the page with a drawing above the text of every ```house block; the text serves screen readers."""
 
     def both(match: re.Match[str]) -> str:
         return f"{_svg(arrows(match[1]))}\n\n```text\n{match[1]}```"

@@ -1,4 +1,4 @@
-"""Links of a page, as they stand in the repository, turned into links of the site."""
+"""Converts the links of a page from those of the repository to those of the site."""
 
 import posixpath
 import re
@@ -19,9 +19,10 @@ FOLDERS = {
 
 
 def into_site(markdown: str, page: str, origin: str) -> str:
-    """The text of `page` of the site, whose links are relative to the file `origin` of the repository.
+    """Return the text of `page` with its links converted.
 
-    A file that the site does not hold (code, a licence) becomes its name, without a link.
+    origin: the file of the repository that the links are relative to. A link to a file that is not part of the site,
+    such as code or a licence, becomes the file's name without a link.
     """
     known = {source: target for target, source in sources().items()} | FOLDERS
 

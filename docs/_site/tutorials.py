@@ -2,8 +2,8 @@
 
 Command: python -m docs._site.tutorials [NAME ...]
 
-A tutorial is a Python script in cells: `# %% [markdown]` begins text, `# %%` code. What a cell prints and the figures
-that it leaves open are its output.
+A tutorial is a Python script that consists of cells: `# %% [markdown]` begins a text cell and `# %%` a code cell. The
+output of a cell is what it prints and the figures that it leaves open.
 """
 
 import base64
@@ -26,8 +26,8 @@ class Cell(NamedTuple):
     source: str
 
 
-class Ran(NamedTuple):
-    """A cell and its output: what it printed, its figures as PNG."""
+class CellRun(NamedTuple):
+    """A cell with its printed output and its figures as PNG."""
 
     cell: Cell
     printed: str
@@ -35,25 +35,25 @@ class Ran(NamedTuple):
 
 
 def names() -> list[str]:
-    """The tutorials, by the names of their scripts."""
+    """Return the names of the tutorials, which are the names of their scripts."""
     return sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
 def cells(text: str) -> list[Cell]:
-    """The cells of a script."""
-    found = []
+    """Return the cells of a script."""
+    parts = []
     for part in ("\n" + text).split("\n# %%")[1:]:
         head, _, body = part.partition("\n")
         if head.strip() == "[markdown]":
             lines = (line[2:] for line in body.strip().splitlines())  # "# text", and "#" for an empty line
-            found.append(Cell("markdown", "\n".join(lines)))
+            parts.append(Cell("markdown", "\n".join(lines)))
         else:
-            found.append(Cell("code", body.strip("\n")))
-    return found
+            parts.append(Cell("code", body.strip("\n")))
+    return parts
 
 
-def run(name: str) -> Iterator[Ran]:
-    """Every cell with its output, in one namespace."""
+def run(name: str) -> Iterator[CellRun]:
+    """Run the cells of a tutorial in one namespace and yield each with its output."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,11 +71,11 @@ def run(name: str) -> Iterator[Ran]:
             plt.figure(number).savefig(picture, dpi=80)
             figures.append(picture.getvalue())
         plt.close("all")
-        yield Ran(cell, printed.getvalue(), figures)
+        yield CellRun(cell, printed.getvalue(), figures)
 
 
-def page(name: str, ran: list[Ran]) -> str:
-    """The page, in Markdown; figures are files beside it."""
+def page(name: str, ran: list[CellRun]) -> str:
+    """Return the page in Markdown; its figures are files beside it."""
     parts = [f"<!-- written by python -m docs._site.tutorials {name} from {name}.py -->\n"]
     count = 0
     for cell, printed, figures in ran:
@@ -91,8 +91,8 @@ def page(name: str, ran: list[Ran]) -> str:
     return "\n".join(parts)
 
 
-def notebook(ran: list[Ran]) -> str:
-    """The notebook, as JSON of nbformat 4.5."""
+def notebook(ran: list[CellRun]) -> str:
+    """Return the notebook as JSON in nbformat 4.5."""
     made = []
     for i, (cell, printed, figures) in enumerate(ran):
         one: dict[str, Any] = {"cell_type": cell.kind, "id": f"cell-{i}", "metadata": {}, "source": _lines(cell.source)}
@@ -115,7 +115,7 @@ def _lines(text: str) -> list[str]:
 
 
 def write(name: str) -> None:
-    """Runs one tutorial and writes its page, figures and notebook."""
+    """Run one tutorial and write its page, figures and notebook."""
     ran = list(run(name))
     for old in FOLDER.glob(f"{name}-*.png"):
         old.unlink()
@@ -126,13 +126,13 @@ def write(name: str) -> None:
 
 
 def main() -> int:
-    """Writes the named tutorials, all by default; returns the exit status."""
-    asked = sys.argv[1:] or names()
-    unknown = sorted(set(asked) - set(names()))
+    """Write the named tutorials, or all of them; return the exit status."""
+    chosen = sys.argv[1:] or names()
+    unknown = sorted(set(chosen) - set(names()))
     if unknown:
-        print(f"tutorials: there is no {', '.join(unknown)}; there are {', '.join(names())}", file=sys.stderr)
+        print(f"tutorials: {', '.join(unknown)} does not exist; expected {', '.join(names())}", file=sys.stderr)
         return 1
-    for name in asked:
+    for name in chosen:
         write(name)
         print(os.path.relpath(FOLDER / f"{name}.md"))
     return 0

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Check it against HMC on your problem
 #
-# How well does ‖g‖² rank *your* inputs? Sample the posterior of your model, let the sampler's verdict say whether the
-# sample can be believed, and compare. Small models only: HMC takes thousands of gradients. About fifteen seconds on two
-# CPU cores.
+# How well does ‖g‖² rank *your* inputs? To find out, this tutorial samples the posterior of a model, checks with a
+# convergence verdict whether the sample can be trusted, and compares. It suits small models only, because HMC takes
+# thousands of gradients. It takes about fifteen seconds on two CPU cores.
 
 # %%
 import jax
@@ -25,7 +25,7 @@ problem = problems.from_arrays(xs, ys, kind="binary", hidden=(16,))
 # %% [markdown]
 # ## Model, prior, trained parameters
 #
-# One log density serves the training, the estimate and the sampler.
+# Training and sampling use the same log density.
 
 # %%
 predict, init = models.mlp(2, problem.hidden, problem.num_outputs)
@@ -39,18 +39,18 @@ u = isouq.uncertainty(predict, fit.best(), grid, problem.kind)
 # %% [markdown]
 # ## The reference
 #
-# Four chains, each from its own trained network. Judged on predictions, never on weights, which are symmetric under
-# permutation and sign.
+# There are four chains, each started from its own trained network. The convergence diagnostics use predictions and not
+# weights, because the posterior of the weights is symmetric under permutations and sign changes of hidden units.
 
 # %%
 record = posterior.Margins(predict, grid, u.target, problem.kind)
 sampling = posterior.Sampling(num_warmup=200, num_draws=600, num_integration_steps=20)
 reference = posterior.sample_reference(log_density, fit.params, jax.random.key(2), sampling=sampling, record=record)
 print(reference.verdict)
-print(f"{reference.cost.gradient_evaluations} gradients; ‖g‖² took one an input")
+print(f"{reference.cost.gradient_evaluations} gradients; ‖g‖² took one per input")
 
 # %% [markdown]
-# If it says "unconverged", do not compare: raise `num_draws`, then `num_integration_steps`.
+# If the verdict is "unconverged", do not compare. Increase `num_draws` first and `num_integration_steps` second.
 #
 # ## Compare
 
@@ -70,9 +70,10 @@ for axis, (title, values) in zip(axes, {"HMC: Var[p]": sampled, "‖g‖²": np.
     axis.set(title=title, xlabel="x₁", ylabel="x₂")
 
 # %% [markdown]
-# ## Does it matter where?
+# ## Does the region matter?
 #
-# Agreement is often better near the data than away from them; here it is the same. Compare where you will use it.
+# The agreement is often better near the data than far from them; here it is the same. Compare on the inputs for which
+# you will use the uncertainty.
 
 # %%
 near = np.linalg.norm(np.asarray(grid)[:, None] - xs[None], axis=-1).min(axis=1) < 0.5

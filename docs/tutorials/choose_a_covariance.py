@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Choose a covariance
 #
-# ‖g‖² takes Σ = I. Where the training data are at hand, a Laplace approximation replaces it. This regression has a gap
-# in its inputs, and shows what each choice sees. About ten seconds on two CPU cores.
+# ‖g‖² uses Σ = I. If you have the training data, a Laplace approximation can replace it. This tutorial compares the
+# choices on a regression with a gap in its inputs. It takes about ten seconds on two CPU cores.
 
 # %%
 import jax
@@ -23,10 +23,10 @@ params = posterior.fit_map(log_density, inits).best()
 grid = problems.evaluation_inputs(data.xs)
 
 # %% [markdown]
-# ## Five of them
+# ## Five covariances
 #
-# The generalised Gauss-Newton matrix (GGN) of the training data, in four structures, beside the identity. The diagonal,
-# Kronecker and low-rank ones are applied without forming a gradient.
+# The five covariances are the identity and the inverse generalised Gauss-Newton matrix (GGN) of the training data in
+# four structures. The diagonal, Kronecker and low-rank structures are applied without forming a gradient.
 
 # %%
 covariances = {"identity": None}
@@ -40,7 +40,7 @@ maps = {
 # %% [markdown]
 # ## The gap
 #
-# No training input lies between −0.5 and 0.5. Uncertainty should rise there.
+# No training input lies between −0.5 and 0.5. The uncertainty should be higher there.
 
 # %%
 x = np.asarray(grid)[:, 0]
@@ -58,20 +58,20 @@ axis.set(xlabel="x", ylabel="gᵀΣg, largest = 1")
 axis.legend(fontsize="small")
 
 # %% [markdown]
-# The identity misses the gap: isotropy does not know where the data were. The dense GGN sees it.
+# The identity misses the gap, because isotropy ignores where the data are. The dense GGN finds it.
 #
-# ## A unit
+# ## A variance with a unit
 #
-# gᵀΣg with a Laplace covariance is a variance, in units of y². Its square root is an error bar of the mean:
+# gᵀΣg with a Laplace covariance is a variance in units of y². Its square root is an error bar for the mean:
 
 # %%
 bar = np.sqrt(maps["GGN, dense"])
 print(f"in the gap ± {bar[gap].mean():.2f}, near the data ± {bar[data_side].mean():.2f}; noise sd {problem.noise}")
 
 # %% [markdown]
-# ## Which one?
+# ## Which one to choose
 #
-# - no training data: the identity, for a ranking;
-# - a small model: "dense";
-# - a large one: "kronecker", about the cost of one epoch;
-# - data of another domain: not a Hessian of those, see [When can I trust it?](../when-to-trust.md).
+# - Without training data, use the identity, and only for a ranking.
+# - For a small model, use "dense".
+# - For a large model, use "kronecker"; it costs about one epoch.
+# - Do not use the Hessian of data from another domain; see [When can I trust it?](../when-to-trust.md).

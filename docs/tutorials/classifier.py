@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Uncertainty of a classifier
 #
-# Train a small network, ask for the two uncertainties of every prediction, and look at them. About ten seconds on two
-# CPU cores.
+# This tutorial trains a small network, computes the two uncertainties of every prediction and plots them. It takes
+# about ten seconds on two CPU cores.
 
 # %%
 import jax
@@ -15,8 +15,8 @@ from isouq import models, posterior, problems
 # %% [markdown]
 # ## Data and a trained network
 #
-# Two rings. `fit_map` trains four networks under a Gaussian prior; any trained network will do, and with one of your
-# own you start at "Score".
+# The data are two rings. `fit_map` trains four networks under a Gaussian prior. Any trained network can be used; if
+# you have one, start at "Compute the uncertainties".
 
 # %%
 data = problems.get("binary/rings").sample(jax.random.key(0), n=200)
@@ -29,9 +29,9 @@ labels = jax.vmap(predict, (None, 0))(params, data.xs) > 0
 print(f"training accuracy {np.mean(labels == data.ys):.2f}")
 
 # %% [markdown]
-# ## Score
+# ## Compute the uncertainties
 #
-# On a grid over the data's range, widened a little.
+# The evaluation inputs form a grid over the data's range, widened by 0.5 on each side.
 
 # %%
 grid = problems.evaluation_inputs(data.xs)
@@ -39,10 +39,11 @@ u = isouq.uncertainty(predict, params, grid, kind="binary")
 print(u.epistemic.shape, f"aleatoric between {u.aleatoric.min():.3f} and {u.aleatoric.max():.3f}")
 
 # %% [markdown]
-# ## Look
+# ## Plot them
 #
-# Each map is scaled by its own largest value: ‖g‖² has no unit. Aleatoric uncertainty is a line where p = ½. Epistemic
-# uncertainty is high there too, but not equally: it grows where few points hold the boundary in place.
+# Each map is divided by its own maximum, because ‖g‖² has no unit. Aleatoric uncertainty is highest along the line
+# where p = ½. Epistemic uncertainty is high there too, but not uniformly: it is higher where few points determine the
+# boundary.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
@@ -54,9 +55,9 @@ for axis, name in zip(axes, ("epistemic", "aleatoric"), strict=True):
     axis.set(title=name, xlabel="x₁", ylabel="x₂")
 
 # %% [markdown]
-# ## Which inputs to ask about
+# ## Which inputs to label next
 #
-# The inputs with the largest epistemic uncertainty are those whose labels would teach the model most.
+# The labels of the inputs with the largest epistemic uncertainty would teach the model most.
 
 # %%
 order = np.argsort(-np.asarray(u.epistemic))
@@ -65,16 +66,16 @@ for index in order[:3]:
     print(f"x = ({x1:.2f}, {x2:.2f})  p = {u.probability[index]:.2f}  ‖g‖² = {u.epistemic[index]:.3g}")
 
 # %% [markdown]
-# ## What the engine did
+# ## How the engine computed them
 #
-# No gradient was formed. `explain` says how each parameter was treated: "outer" is ‖x‖²‖δ‖², and the gradient of a bias
-# is as small as an activation, so it is taken directly.
+# The gradients of the weight matrices were not formed. `explain` shows how the engine treated each parameter. "outer"
+# is the formula ‖x‖²‖δ‖². The gradient of a bias is only as large as an activation, so it is computed directly.
 
 # %%
 print(isouq.explain(lambda params, x: predict(params, x))(params, grid[0]))
 
 # %% [markdown]
-# It equals the gradient's squared norm, as it must:
+# The result equals the squared norm of the gradient that `jax.grad` computes:
 
 # %%
 slow = isouq.uncertainty(predict, params, grid, kind="binary", engine="vmap")

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Read a trace
 #
-# Where in an answer is the model unsure? At every token: ‖∇p‖² of the token that was chosen, its p(1 − p), and the
-# entropy of the whole distribution. SmolLM2-135M; half a minute on two CPU cores.
+# Where in an answer is the model uncertain? A trace has three values for every token: ‖∇p‖² of the chosen token, its
+# p(1 − p), and the entropy of the next-token distribution. The model is SmolLM2-135M. The tutorial takes half a minute
+# on two CPU cores.
 
 # %%
 import jax
@@ -25,8 +26,8 @@ for piece, e, c, h in zip(series.pieces, series.epistemic, series.committal, ser
     print(f"{piece!r:14} epistemic {e:9.3g}   p(1 − p) {c:6.3f}   entropy {h:5.2f} nats")
 
 # %% [markdown]
-# The three are different questions. Entropy is about every next token, p(1 − p) about the one that was chosen, and
-# ‖∇p‖² about how much the parameters leave that choice open.
+# The three values measure different things. The entropy concerns all possible next tokens, p(1 − p) concerns the
+# chosen token, and ‖∇p‖² measures how sensitive the probability of that token is to the parameters.
 
 # %%
 figure, axes = plt.subplots(3, 1, figsize=(8, 5), sharex=True, layout="constrained")
@@ -39,7 +40,7 @@ axes[-1].set_xticks(positions, [piece.strip() for piece in series.pieces], rotat
 # %% [markdown]
 # ## Features for a classifier
 #
-# What the follow-up paper reads off a trace: the means of its thirds, its slope, and how straight it is.
+# The follow-up paper summarises a trace by the means of its three thirds, its slope, and the R² of a linear fit.
 
 # %%
 for name, value in features(series).items():
@@ -49,7 +50,8 @@ for name, value in features(series).items():
 # %% [markdown]
 # ## All tokens at once, by probes
 #
-# For long answers: K forward passes with a random tangent estimate every token's norm, with a relative error of √(2/K).
+# For long answers, K forward passes with random tangents estimate the norms of all tokens. Their relative standard
+# error is √(2/K).
 
 # %%
 rough = trace(model, prompt, answer, num_probes=16, key=jax.random.key(0))

