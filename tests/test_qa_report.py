@@ -179,7 +179,6 @@ def test_many_lines_that_were_left_out_are_counted():
     assert "- and 11 more" in found.summary
 
 
-@pytest.mark.slow
 def test_a_thousand_questions_of_known_areas(monkeypatch):
     monkeypatch.setattr(auroc, "RUNS", 300)
     monkeypatch.setattr(auroc, "TESTS", 1000)

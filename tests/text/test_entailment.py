@@ -60,7 +60,6 @@ def write(folder, family="Bert", seed=0, **changes):
     return folder
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("family", CONFIGS)
 def test_logits_equal_transformers(tmp_path, family):
     torch = pytest.importorskip("torch")

@@ -112,7 +112,6 @@ def test_a_llama_file_speaks_hugging_face(llama):
     assert metadata["general.architecture"] == "llama"
 
 
-@pytest.mark.slow
 def test_transformers_reads_the_same_tensors(llama):
     utils = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
     transformers = pytest.importorskip("transformers")

@@ -203,7 +203,6 @@ def test_variables_are_checked(model, given):
         model.tokenizer.chat(TALK, tools=[object()])
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("place", ["list", "files"])
 def test_named_templates_equal_transformers(folder, tmp_path, place):
     transformers = pytest.importorskip("transformers")
@@ -290,7 +289,6 @@ def test_what_stands_before_the_names_of_tensors(folder, model, tmp_path, body, 
     np.testing.assert_array_equal(load(str(tmp_path)).logits(ids), wanted.logits(ids))
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("alike", [True, False])
 def test_an_output_layer_beside_tied_embeddings(tmp_path, alike):
     transformers = pytest.importorskip("transformers")

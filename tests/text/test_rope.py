@@ -46,7 +46,6 @@ def tables(found, length):
     return found.tables(jnp.arange(length), jnp.asarray(length))
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tables_equal_transformers(variant):
     torch = pytest.importorskip("torch")
@@ -191,7 +190,6 @@ def test_the_old_way_counts_where_a_file_has_both():
     )
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize(
     "variant", [name for name, (family, _) in VARIANTS.items() if family == "Llama" and name != "default"]
 )
