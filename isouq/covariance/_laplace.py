@@ -40,7 +40,7 @@ def laplace(
     C is a curvature of the negative log likelihood on the data of `log_density`, Λ the prior's precision (diagonal).
 
     Args:
-        log_density: a `isouq.posterior.LogDensity`: model, data, prior and likelihood.
+        log_density: an `isouq.LogDensity`: model, data, prior and likelihood.
         params: where C is taken; θ*, a mode.
         curvature: "hessian" (−∇² log likelihood), "ggn" (generalised Gauss-Newton, equal to the Fisher matrix here)
             or "empirical_fisher" (from gradients at the labels).
@@ -101,7 +101,7 @@ def laplace(
     ):
         raise ValueError(
             f"log_density is a {type(log_density).__name__}; expected a LogDensity: build it with "
-            "isouq.posterior.LogDensity.of(predict, params, xs, ys, kind)"
+            "isouq.LogDensity.of(predict, params, xs, ys, kind)"
         )
     _checks.float_leaves("params", params)
     try:
