@@ -46,7 +46,7 @@ def saturated(kind, margin, curvature, ys):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])
 @pytest.mark.parametrize("margin", [3.0, 20.0, 40.0])
 def test_a_saturated_output_has_its_small_curvature(kind, curvature, margin):
     got, want = saturated(kind, margin, curvature, [1, 0] if kind == "binary" else [0, 1])

@@ -18,6 +18,7 @@ from isouq.posterior import (
     _blackjax,
     _sampling,
     fit_map,
+    judge,
     linear_regression,
     probabilities,
     sample_reference,
@@ -65,7 +66,7 @@ def test_a_gaussian_is_sampled_right(sampler):
         assert abs(statistic.mean() - truth) < 4 * statistic.std() / np.sqrt(size)
     assert got.verdict is None  # parameters are not judged
     assert got.divergent == 0
-    assert 0.6 < got.acceptance.mean() < 0.97
+    assert 0.6 < got.acceptance_rate.mean() < 0.97
     assert got.cost.transitions == 4 * 1200
     if sampler == "hmc":
         assert 4 * 1200 * 4 <= got.cost.gradient_evaluations <= 4 * 1200 * 12
@@ -93,6 +94,7 @@ def test_same_key_same_numbers_and_the_shape_of_what_is_kept():
     assert first.draws is None
     assert first.predictions.shape == (4, 30, 144)
     np.testing.assert_array_equal(first.predictions, again.predictions)
+    assert first.verdict == judge(first.predictions, first.divergent, probabilities(first.predictions, "binary"))
     assert not np.array_equal(first.predictions, other.predictions)
     assert first.cost == again.cost
     assert first.cost.transitions == 4 * (20 + 30 * 2)
@@ -130,10 +132,7 @@ def test_double_precision_gives_the_same_map():
         cast = jax.tree.map(
             lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (log_density, fit.params, record)
         )
-        got = sample_reference(
-            cast[0], cast[1], jax.random.key(0), sampling=Sampling(1000, 300, 20), record=cast[2],
-            map_scale=lambda m: probabilities(m, "binary"),
-        )  # fmt: skip
+        got = sample_reference(cast[0], cast[1], jax.random.key(0), sampling=Sampling(1000, 300, 20), record=cast[2])
         assert got.predictions.dtype == dtype
         return probabilities(got.predictions, "binary").var(axis=(0, 1))
 

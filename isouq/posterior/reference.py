@@ -17,7 +17,7 @@ from isouq._predict import margin
 from isouq.density import freeze_density
 from isouq.posterior import _blackjax
 from isouq.posterior._checkpoint import Checkpoint
-from isouq.posterior._sampling import Sampling, run
+from isouq.posterior._sampling import Sampling, chains_of_program, run
 from isouq.posterior.verdict import Verdict, judge
 
 
@@ -38,7 +38,7 @@ class Reference(NamedTuple):
     cost: gradient evaluations and transitions.
     divergent: share of divergent transitions after warm-up.
     step_size: the adapted step size, `[chains]`.
-    acceptance: mean acceptance probability after warm-up, `[chains]`.
+    acceptance_rate: mean acceptance probability after warm-up, `[chains]`.
     """
 
     draws: Any
@@ -47,7 +47,7 @@ class Reference(NamedTuple):
     cost: Cost
     divergent: float
     step_size: Any
-    acceptance: Any
+    acceptance_rate: Any
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +84,6 @@ def sample_reference(
     sampling: Sampling | None = None,
     record: Callable | None = None,
     inverse_mass_matrix: Any = None,
-    map_scale: Callable | None = None,
     verdict: bool = True,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | str | None = None,
@@ -103,8 +102,6 @@ def sample_reference(
             parameters themselves are recorded, which takes the memory of chains × draws × parameters.
         inverse_mass_matrix: the diagonal, as a pytree of scalars or of arrays like the parameters: about the posterior
             variance of each. By default the identity. The variance of the prior is a safe choice.
-        map_scale: elementwise NumPy function from recorded values to the scale on which the variance maps of the two
-            halves of the chains are compared; for `Margins` by default `probabilities`.
         verdict: whether to judge the predictions.
         progress: function that is called with the share that is done, between 0 and 1, about once every hundred
             transitions.
@@ -133,41 +130,44 @@ def sample_reference(
     sampling = sampling or Sampling()
     chains = check_inits(inits)
     _checks.positive("checkpoint_seconds", checkpoint_seconds)
-    sampling.group(chains)
+    chains_of_program(sampling, chains)
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     _check_dtype(first)
     log_density = freeze_density(log_density, inits)
     has_record = record is not None
-    if isinstance(record, Margins):
-        map_scale = map_scale or partial(probabilities, kind=record.kind)
-    record = freeze(_identity if record is None else record, first_row(inits), name="record")
-    judges = verdict and has_record and getattr(record.outputs, "ndim", None) == 1
-    if judges and (sampling.num_draws < 4 or record.outputs.shape[0] < 2):
+    frozen = freeze(_identity if record is None else record, first_row(inits), name="record")
+    judges = verdict and has_record and getattr(frozen.outputs, "ndim", None) == 1
+    if judges and (sampling.num_draws < 4 or frozen.outputs.shape[0] < 2):
         raise ValueError(
-            f"num_draws is {sampling.num_draws} and record gives {record.outputs.shape[0]} value(s) a draw; a verdict "
+            f"num_draws is {sampling.num_draws} and record gives {frozen.outputs.shape[0]} value(s) a draw; a verdict "
             "needs at least 4 draws of 2 values (or pass verdict=False)"
         )
     ones = jax.tree.map(lambda _: 1.0, first)
     diagonal = _blackjax.flat_diagonal(ones if inverse_mass_matrix is None else inverse_mass_matrix, first)
     open_checkpoint = None if checkpoint is None else partial(Checkpoint, Path(checkpoint), checkpoint_seconds)
     state, trace, warm_steps = run(
-        sampling, log_density, record, jax.tree.map(np.asarray, inits), diagonal, key, open_checkpoint,
+        sampling, log_density, frozen, jax.tree.map(np.asarray, inits), diagonal, key, open_checkpoint,
         progress or (lambda _: None),
     )  # fmt: skip
 
     transitions = chains * sampling.num_draws * sampling.thin
     divergent = float(trace.divergences.sum()) / transitions
     warm_gradients = warm_steps * chains if sampling.sampler == "hmc" else 0  # NUTS does not count those of its warm-up
-    maps = trace.recorded if map_scale is None or not judges else map_scale(trace.recorded)
     return Reference(
         draws=None if has_record else trace.recorded,
         predictions=trace.recorded if has_record else None,
-        verdict=judge(trace.recorded, divergent, maps) if judges else None,
+        verdict=judge_record(record, trace.recorded, divergent) if judges else None,
         cost=Cost(warm_gradients + int(trace.num_steps.sum()), transitions + chains * sampling.num_warmup),
         divergent=divergent,
         step_size=np.asarray(_blackjax.step_size(state)),
-        acceptance=trace.acceptance.mean(axis=1),
+        acceptance_rate=trace.acceptance.mean(axis=1),
     )
+
+
+def judge_record(record: Any, predictions: Any, divergent: float) -> Verdict:
+    """Return the verdict on the values of `record`; the variance maps of `Margins` are those of their probabilities."""
+    maps = probabilities(predictions, record.kind) if isinstance(record, Margins) else predictions
+    return judge(predictions, divergent, maps)
 
 
 def check_inits(inits: Any) -> int:

@@ -7,23 +7,26 @@ scores.epistemic, scores.aleatoric
 Needs the extra: pip install 'isouq[text]'.
 """
 
+from isouq._extras import extra
 from isouq.sharding import shard_over
-from isouq.text.baselines import (
-    clusters_by_entailment,
-    clusters_by_similarity,
-    naive_entropy,
-    p_true,
-    semantic_entropy,
-    semantic_entropy_discrete,
-)
-from isouq.text.continuations import Reading, read
-from isouq.text.encoder import TextEncoder, load_encoder
-from isouq.text.entailment import Entailment, load_entailment
-from isouq.text.generation import Answer, generate
-from isouq.text.language_model import LanguageModel, load
-from isouq.text.scoring import REDUCTIONS, Scores, score
-from isouq.text.selection import parameter_names
-from isouq.text.sources import resolve as fetch
+
+with extra("text"):
+    from isouq.text.baselines import (
+        clusters_by_entailment,
+        clusters_by_similarity,
+        naive_entropy,
+        p_true,
+        semantic_entropy,
+        semantic_entropy_discrete,
+    )
+    from isouq.text.continuations import Reading, read
+    from isouq.text.encoder import TextEncoder, load_encoder
+    from isouq.text.entailment import Entailment, load_entailment
+    from isouq.text.generation import Answer, generate
+    from isouq.text.language_model import LanguageModel, load
+    from isouq.text.scoring import REDUCTIONS, Scores, score
+    from isouq.text.selection import parameter_names
+    from isouq.text.sources import resolve as fetch
 
 __all__ = [
     "REDUCTIONS",
