@@ -18,8 +18,9 @@ from isouq.cli._output import Output
 from isouq.cli._progress import Rows, Screen
 from isouq.cli._rows import BadRow, InputRow
 from isouq.cli.options import Score
-from isouq.text import checkpoint, generation, language_model, prompts, scoring, selection, sources
+from isouq.text import generation, language_model, prompts, scoring, selection
 from isouq.text.language_model import LanguageModel
+from isouq.text.loading import checkpoint, sources
 
 WINDOW = 64  # batches that are sorted by length together
 GROUP = 4  # batches that are answered, scored and written together: what a kill may cost

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
-from isouq.text._extras import require
+from isouq.text.loading._extras import require
 
 tyro = require("tyro")
 

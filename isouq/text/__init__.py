@@ -21,9 +21,9 @@ from isouq.text.encoder import TextEncoder, load_encoder
 from isouq.text.entailment import Entailment, load_entailment
 from isouq.text.generation import Answer, generate
 from isouq.text.language_model import LanguageModel, load
+from isouq.text.loading.sources import resolve as fetch
 from isouq.text.scoring import REDUCTIONS, Scores, score
 from isouq.text.selection import parameter_names
-from isouq.text.sources import resolve as fetch
 
 __all__ = [
     "REDUCTIONS",

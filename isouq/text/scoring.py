@@ -29,8 +29,8 @@ from jaxtyping import Array, Float, Int
 from isouq import _checks
 from isouq.gradnorm import value_and_grad_sq_norm
 from isouq.text import selection
-from isouq.text.decoder_config import DecoderConfig
 from isouq.text.language_model import LanguageModel
+from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pairs
 from isouq.text.selection import Selection
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from isouq.text import language_model, parameters
-from isouq.text.decoder_config import DecoderConfig
+from isouq.text import language_model
+from isouq.text.models import parameters
+from isouq.text.models.decoder_config import DecoderConfig
 
 HEAD = "head.kernel"
 

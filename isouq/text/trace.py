@@ -26,8 +26,8 @@ from jaxtyping import Array, Float, Int
 from isouq import _checks
 from isouq.gradnorm import grad_sq_norm_probes, value_and_grad_sq_norm
 from isouq.text import language_model
-from isouq.text.decoder_config import DecoderConfig
 from isouq.text.language_model import LanguageModel
+from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pair
 from isouq.text.scoring import TINY, round_up
 
