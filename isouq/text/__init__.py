@@ -8,6 +8,7 @@ Needs the extra: pip install 'isouq[text]'.
 """
 
 from isouq.sharding import shard_over
+from isouq.text._trace import Trace, features, trace
 from isouq.text.baselines import (
     clusters_by_entailment,
     clusters_by_similarity,
@@ -33,8 +34,10 @@ __all__ = [
     "Reading",
     "Scores",
     "TextEncoder",
+    "Trace",
     "clusters_by_entailment",
     "clusters_by_similarity",
+    "features",
     "fetch",
     "generate",
     "load",
@@ -48,4 +51,5 @@ __all__ = [
     "semantic_entropy",
     "semantic_entropy_discrete",
     "shard_over",
+    "trace",
 ]
