@@ -48,7 +48,9 @@ def pytest_sessionfinish(session):
     if not folder or hasattr(session.config, "workerinput"):  # the workers leave this to the process that started them
         return
     size = 0
-    for stat, path in sorted(((path.stat(), path) for path in Path(folder).glob("*-cache")), key=last_use, reverse=True):
+    for stat, path in sorted(
+        ((path.stat(), path) for path in Path(folder).glob("*-cache")), key=last_use, reverse=True
+    ):
         size += stat.st_size
         if size > CACHE_BYTES:
             path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from experiments.answers.tiny_model import TINY, tiny_model
 from experiments.report.outputs import Outputs
 from experiments.run.job import Result
 from isouq import plots, stats
-from isouq.text.trace import Trace, features
+from isouq.text import Trace, features
 
 
 def traced(n=60, right=0.4, seed=0, signal=1.0, tokens=9):

@@ -26,7 +26,8 @@ from twins_text import (
     write_model,
 )
 
-from isouq.text import decoder_config, generate, language_model, load, score
+from isouq.text import generate, language_model, load, score
+from isouq.text.models import decoder_config
 
 PROMPTS = ["abcd", "z", "the quick ab cab", "m" * 20]
 

@@ -16,8 +16,8 @@ from twins_text import copy, rewrite
 
 import isouq
 from isouq.text import encoder as encoder_module
-from isouq.text import encoder_config
 from isouq.text.encoder import load_encoder, pool
+from isouq.text.models import encoder_config
 
 SMALL = dict(
     vocab_size=60,

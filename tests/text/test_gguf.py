@@ -8,7 +8,7 @@ import pytest
 from damage import one_line, opens_or_says_why
 from twins_text import permute
 
-from isouq.text.checkpoint import open_checkpoint
+from isouq.text.loading.checkpoint import open_checkpoint
 
 HIDDEN, HEADS, KV, INNER, VOCAB = 32, 4, 2, 64, 48
 

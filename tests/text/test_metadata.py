@@ -9,11 +9,11 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from twins_text import build, copy, edit, random_ids, rewrite, torch_logits, write_gguf, write_model, write_tokenizer
 
-from isouq.text import encoder_config, generate, load, prompts, read, score
-from isouq.text.architectures import DECODERS
-from isouq.text.decoder_config import from_config
-from isouq.text.tokenizer import Tokenizer
-from isouq.text.trace import trace
+from isouq.text import generate, load, prompts, read, score, trace
+from isouq.text.loading.tokenizer import Tokenizer
+from isouq.text.models import encoder_config
+from isouq.text.models.architectures import DECODERS
+from isouq.text.models.decoder_config import from_config
 
 SWITCH = (
     "{{ bos_token }}{% for m in messages %}<u>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>"

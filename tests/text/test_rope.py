@@ -18,7 +18,8 @@ from twins_text import (
     torch_logits,
 )
 
-from isouq.text import decoder_config, load, rope, score
+from isouq.text import load, score
+from isouq.text.models import decoder_config, rope
 
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
 VARIANTS = {

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isouq.text import _chat, _gguf_tokenizer
-from isouq.text.tokenizer import Tokenizer
+from isouq.text.loading import _chat, _gguf_tokenizer
+from isouq.text.loading.tokenizer import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
