@@ -18,7 +18,6 @@ if sys.prefix != sys.base_prefix:  # a virtual environment
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(sys.prefix, "jax_cache"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-CACHE_BYTES = 1_000_000_000
 
 import pytest
 from jaxtyping import install_import_hook
@@ -35,6 +34,8 @@ with install_import_hook("isouq", "beartype.beartype"):
 
 import jax
 import matplotlib.pyplot as plt
+
+CACHE_BYTES = 1_000_000_000
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
