@@ -21,7 +21,6 @@ from isouq.posterior._checkpoint import Checkpoint
 from isouq.posterior._sampling import Sampling, chains_of_program, run
 from isouq.posterior.verdict import Verdict, judge
 
-
 _OLD_NAMES = {
     "num_leapfrog": "num_integration_steps",
     "target_acceptance": "target_acceptance_rate",
