@@ -16,11 +16,10 @@ def draw_band(
     intervals: Sequence[Interval],
     colour: str,
     marker: str,
-    lw: float = 1.5,
-    label: str = "",
+    **line: Any,
 ) -> None:
     """Draw a line through the means with its 95 % band; both break where nothing was accepted (NaN)."""
-    axis.plot(xs, [i.mean for i in intervals], marker=marker, color=colour, ms=4, lw=lw, label=label)
+    axis.plot(xs, [i.mean for i in intervals], marker=marker, color=colour, ms=4, **line)
     bounds = [i.low for i in intervals], [i.high for i in intervals]
     axis.fill_between(xs, *bounds, color=colour, alpha=0.2, lw=0)
     axis.vlines(xs, *bounds, color=colour, lw=0.8)  # a point between two breaks has no band
