@@ -86,7 +86,7 @@ def rescale(rows: Array, cols: Array) -> tuple[Array, Array]:
     """Return factors with the same product whose squares are finite wherever those of the product are.
 
     The largest entry of the rows becomes 1, so that the columns are as large as the gradient. In float32 the square of
-    an input of 10²⁰ overflows and that of a cotangent of 10⁻²⁵ vanishes, where the square of their product does neither.
+    an input of 10²⁰ overflows and that of a cotangent of 10⁻²⁵ vanishes; the square of their product does neither.
     """
     rows, cols = (array.astype(at_least_float32(array.dtype)) for array in (rows, cols))
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), initial=0))
