@@ -1,6 +1,7 @@
 """Text to token ids and back, with the `tokenizers` library; equal to transformers' AutoTokenizer, without it."""
 
 import codecs
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,7 @@ class Tokenizer:
 
         Special tokens written in the text (`"<|im_start|>"`) become those tokens, as in transformers.
         add_special_tokens: whether the ones that frame a text (BOS, `[CLS]` ... `[SEP]`) are added. A text that begins
-        with BOS already (a chat template may have written it) gets no second one; transformers would double it.
+        with them already (a chat template may have written BOS) gets no second ones; transformers would double them.
         Raises ValueError unless text is a string that can be written as UTF-8.
         """
         if not isinstance(text, str):
@@ -134,14 +135,24 @@ class Tokenizer:
                 f"text holds {text[error.start]!r} at position {error.start}, half of a surrogate pair; "
                 "expected Unicode text; decode the source with errors='replace'"
             ) from None
-        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        twice = self.bos_id is not None and ids[:2] == [self.bos_id] * 2
-        return ids[1:] if add_special_tokens and twice and self._frame[:1] == [self.bos_id] else ids
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        if not add_special_tokens:
+            return ids
+        before, after = self._frame
+        return [*([] if ids[: len(before)] == before else before), *ids, *after]
 
-    @property
-    def _frame(self) -> list[int]:
-        """The ids of the special tokens that are added to every text."""
-        return self.backend.encode("", add_special_tokens=True).ids
+    def encode_prefix(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on: as `encode`, without the EOS that some tokenizers add."""
+        ids, after = self.encode(text), self._frame[1]
+        return ids[: len(ids) - len(after)]
+
+    @functools.cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens that are added before and after every text."""
+        encoding = self.backend.encode("a")
+        own = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+        start, stop = (own[0], own[-1] + 1) if own else (len(encoding.ids),) * 2
+        return encoding.ids[:start], encoding.ids[stop:]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids, without special tokens by default; an id beyond the vocabulary gives nothing."""

@@ -49,8 +49,8 @@ SCALINGS = {
 }
 
 
-def write_twice(folder, scaling, bos):
-    """A folder and a GGUF file of one model with a byte-level tokenizer."""
+def write_twice(folder, scaling, bos, eos=False):
+    """A folder and a GGUF file of one model with a byte-level tokenizer, which adds BOS and EOS as asked."""
     parts = tokenizers.pre_tokenizers
     vocabulary = [*NAMES, *sorted(parts.ByteLevel.alphabet()), "ab", "Ġc"]
     changes = dict(vocab_size=len(vocabulary), num_hidden_layers=1, max_position_embeddings=32, rope_theta=5000.0)
@@ -59,9 +59,9 @@ def write_twice(folder, scaling, bos):
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer, backend.decoder = parts.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(NAMES)
-    if bos:
+    if bos or eos:
         backend.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<s>:0 $A:0", special_tokens=[("<s>", 0)]
+            single=bos * "<s>:0 " + "$A:0" + eos * " </s>:0", special_tokens=[("<s>", 0), ("</s>", 1)]
         )
     backend.save(str(folder / "tokenizer.json"))
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": SWITCH, "add_bos_token": bos}
@@ -84,6 +84,7 @@ def write_twice(folder, scaling, bos):
         writer.add_eos_token_id(1)
         writer.add_eot_token_id(2)
         writer.add_add_bos_token(bos)
+        writer.add_add_eos_token(eos)
         writer.add_chat_template(SWITCH)
 
     write_gguf(folder, folder / "model.gguf", change)
@@ -174,6 +175,27 @@ def test_a_text_that_has_bos_gets_no_second_one(model):
     assert tokenizer.encode(rendered) == tokenizer.encode_chat(TALK)
     by_hand, by_us = score(model, [(rendered, "fg")]), score(model, [(TALK, "fg")])
     np.testing.assert_array_equal(by_hand.log_epistemic, by_us.log_epistemic)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_bos_that_no_file_names_is_not_added_twice(folder, tmp_path, named):
+    copy(folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    rewrite(tmp_path, bos_token_id=4 if named else None)  # 4 is not what tokenizer.json adds
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("<s>cde") == tokenizer.encode("cde")
+    assert tokenizer.encode("cde").count(1) == 1
+
+
+def test_an_eos_that_the_tokenizer_adds_ends_neither_prompt_nor_answer(tmp_path):
+    one, other = write_twice(tmp_path, None, bos=True, eos=True)
+    for model in (one, other):
+        assert model.tokenizer.encode("ab")[-1:] == [1]
+        assert prompts.encode_prompt(model, "") == [0]
+        row, plain = prompts.encode_pair(model, "ab", " c"), prompts.encode_prompt(model, "ab")
+        assert 1 not in row.ids
+        assert row.ids.tolist() == prompts.encode_pair(model, "ab", row.ids[row.first :]).ids.tolist()
+        assert (plain, row.first) == (row.ids[:2].tolist(), 2)
 
 
 # Chat templates

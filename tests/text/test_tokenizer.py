@@ -154,8 +154,8 @@ def gguf(backend, pre):
 
 def same(ours, theirs, texts=AWKWARD):
     for text in texts:
-        ids = ours.encode(text)
-        assert ids == theirs(text).input_ids, text
+        ids, wanted = ours.encode(text), theirs(text).input_ids
+        assert ids == (wanted[1:] if wanted[:2] == [1, 1] else wanted), text  # one BOS, where transformers writes two
         assert ours.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False).input_ids, text
         for skip in (True, False):
             assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip), text
