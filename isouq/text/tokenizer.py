@@ -184,7 +184,9 @@ class Tokenizer:
             found.append(half.decode(raw, final=position == len(ids) - 1))
         return found
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
+    def chat(
+        self, /, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         """Write the text of a conversation by the model's chat template.
 
         messages: `[{"role": "user", "content": "Hello"}, ...]`. add_generation_prompt: whether the text
@@ -202,7 +204,7 @@ class Tokenizer:
         return _chat.render(template, messages, variables)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self, /, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> list[int]:
         """The token ids of `chat`, without a second BOS: what the template writes and nothing more."""
         return self.encode(self.chat(messages, add_generation_prompt, **variables), add_special_tokens=False)
@@ -210,10 +212,12 @@ class Tokenizer:
     def _template(self, name: Any, tools: Any) -> str:
         """Choose the chat template: the named one, a text that is one itself, "tool_use" for tools, or the default."""
         name = "tool_use" if name is None and tools is not None and "tool_use" in self.templates else name
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"chat_template is {name!r:.60}; expected the name of a chat template, or its text")
         template = self.templates.get("default" if name is None else name)
         if template is not None:
             return template
-        if isinstance(name, str) and ("{{" in name or "{%" in name):
+        if name is not None and ("{{" in name or "{%" in name):
             return name
         if not self.templates:
             raise ValueError("this model has no chat template; expected one for chat; give plain prompts instead")

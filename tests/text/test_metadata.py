@@ -163,6 +163,29 @@ def test_an_end_that_is_no_id(folder, tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
+ADDED = "added_tokens_decoder"
+
+
+@pytest.mark.parametrize(
+    ("key", "tokens"),
+    [(ADDED, ["<u>"]), (ADDED, {"x": {"content": "y"}}), (ADDED, {"5": "z"}), ("extra_special_tokens", 3)],
+)
+def test_added_tokens_that_cannot_be_read(folder, tmp_path, key, tokens):
+    copy(folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: tokens}))
+    with pytest.raises(ValueError, match=r"tokenizer_config.json has an added token that cannot be read \(.+\); fetch"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: None}))
+    assert Tokenizer.from_folder(tmp_path).encode("cde") == [1, 7, 8, 9]
+
+
+def test_a_chat_template_that_is_not_text(folder, tmp_path):
+    copy(folder, tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ messages }}\xff")
+    with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8 \(.+\); fetch it again"):
+        Tokenizer.from_folder(tmp_path)
+
+
 # BOS
 
 
@@ -221,6 +244,11 @@ def test_variables_are_checked(model, given):
     encode_prompt = inspect.unwrap(prompts.encode_prompt)  # without the tests' own check of types
     with pytest.raises(ValueError, match=r"chat_template_kwargs is .*; expected a dictionary such as"):
         encode_prompt(model, TALK, given)
+    with pytest.raises(
+        ValueError, match=r"chat_template is \['a'\]; expected the name of a chat template, or its text"
+    ):
+        encode_prompt(model, TALK, {"chat_template": ["a"]})
+    assert encode_prompt(model, TALK, {"self": 1}) == encode_prompt(model, TALK)
     with pytest.raises(ValueError, match="variable 'tools' holds a object; expected text, numbers"):
         model.tokenizer.chat(TALK, tools=[object()])
 
