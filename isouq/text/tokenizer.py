@@ -10,7 +10,10 @@ from typing import Any
 from isouq.text import _chat, _folder_tokenizer, _gguf_tokenizer
 
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # transformers' list, in its order
-_ENDS_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>")  # llama.cpp's
+_ENDS = (  # llama.cpp's
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>", "<|end_of_text|>",
+)  # fmt: skip
+_END_OR_PADDING = "<|endoftext|>"  # in some vocabularies an end, in others a token like any other
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -19,8 +22,8 @@ class Tokenizer:
 
     backend: a `tokenizers.Tokenizer`. special_tokens: such as `{"bos_token": "<s>"}`, what a chat
     template may name. bos_id: the token that begins a text, or None. eos_ids: every token that ends a
-    generation. pad_id: a token that may fill up a batch: the padding token, else an end, else 0. templates: chat
-    templates by name; the usual one is "default".
+    generation, in order. pad_id: a token that may fill up a batch: the padding token, else an end, else 0.
+    templates: chat templates by name; the usual one is "default".
     """
 
     backend: Any
@@ -79,17 +82,23 @@ class Tokenizer:
         """Reconciles what the files of a folder, or the keys of a GGUF file, say about one tokenizer.
 
         A token named in special_tokens comes before the ids ("bos", "eos", "pad") that other places give. What ends a
-        generation is the union of all of them and of the added tokens whose name says that they end a turn.
+        generation is the union of all of them, of the added tokens whose name says that they end a turn or a text, and
+        of `<|endoftext|>` where texts begin with it or are padded with it.
         Truncation and padding are switched off.
         """
         backend.no_truncation()
         backend.no_padding()
         named = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
-        by_name = [i for i, t in backend.get_added_tokens_decoder().items() if t.content in _ENDS_OF_TURN]
-        ends = _distinct(named.get("eos_token"), *ids["eos"], named.get("eot_token"), named.get("eom_token"), *by_name)
         bos = _distinct(named.get("bos_token"), *ids.get("bos", ()))
-        pads = _distinct(named.get("pad_token"), *ids.get("pad", ()), *ends, 0)
-        return cls(backend, special_tokens, bos[0] if bos else None, ends, pads[0], templates, clean_up)
+        pads = _distinct(named.get("pad_token"), *ids.get("pad", ()))
+        by_name = [
+            i
+            for i, token in backend.get_added_tokens_decoder().items()
+            if token.content in _ENDS or (token.content == _END_OR_PADDING and i in (*bos, *pads))
+        ]
+        ends = _distinct(named.get("eos_token"), *ids["eos"], named.get("eot_token"), named.get("eom_token"), *by_name)
+        pad = (*pads, *ends, 0)[0]
+        return cls(backend, special_tokens, bos[0] if bos else None, tuple(sorted(ends)), pad, templates, clean_up)
 
     @property
     def chat_template(self) -> str | None:

@@ -122,7 +122,7 @@ def test_a_folder_and_its_gguf_file_say_the_same(tmp_path, scaling, bos):
         (None, None, "</s>", (2,)),
         (None, None, None, ()),
         (4, None, "</s>", (2, 4)),
-        ([4, 3], None, None, (4, 3)),
+        ([4, 3], None, None, (3, 4)),
         (4, [3, 2], "</s>", (2, 3, 4)),
         ([2, None], 3, {"content": "</s>"}, (2, 3)),
         (-1, 2, None, (2,)),
@@ -136,12 +136,22 @@ def test_ends_of_all_files_together(folder, tmp_path, config, generation, tokeni
     assert Tokenizer.from_folder(tmp_path).eos_ids == ends
 
 
-@pytest.mark.parametrize("name", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>"])
+@pytest.mark.parametrize("name", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>"])
 def test_tokens_that_end_a_turn_by_their_name(folder, tmp_path, name):
     copy(folder, tmp_path)
     state = json.loads((folder / "tokenizer.json").read_text().replace("<u>", name))
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     assert Tokenizer.from_folder(tmp_path).eos_ids == (2, 3)
+
+
+@pytest.mark.parametrize("use", ["bos_token", "pad_token", None])
+def test_an_end_of_text_that_begins_or_pads_texts(folder, tmp_path, use):
+    """As in Qwen, whose generation_config.json names the token and whose GGUF files do not."""
+    copy(folder, tmp_path)
+    state = json.loads((folder / "tokenizer.json").read_text().replace("<u>", "<|endoftext|>"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({use or "unk_token": "<|endoftext|>"}))
+    assert Tokenizer.from_folder(tmp_path).eos_ids == ((2, 3) if use else (2,))
 
 
 def test_generation_stops_at_any_of_them(folder, tmp_path):
