@@ -9,8 +9,9 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from twins_text import build, copy, edit, random_ids, rewrite, torch_logits, write_gguf, write_model, write_tokenizer
 
-from isouq.text import encoder_config, generate, load, prompts, read, score
+from isouq.text import encoder_config, generate, language_model, load, prompts, read, score
 from isouq.text.architectures import DECODERS
+from isouq.text.checkpoint import open_checkpoint
 from isouq.text.decoder_config import from_config
 from isouq.text.tokenizer import Tokenizer
 from isouq.text.trace import trace
@@ -303,7 +304,9 @@ def test_a_model_type_without_architectures(family, names):
         vocab_size=9, hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=None, head_dim=None, pad_token_id=None, model_type=family, architectures=names,
     )  # fmt: skip
+    name = next(name for name, known in DECODERS.items() if known == family)
     found = from_config(config)
+    assert found == from_config(config | {"architectures": [name]}) == from_config(config | {"architectures": name})
     assert (found.family, found.num_kv_heads, found.head_dim) == (family, 4, 8)
     with pytest.raises(ValueError, match="is not one of"):
         from_config(config | {"model_type": "mamba"})
@@ -348,6 +351,28 @@ def test_what_stands_before_the_names_of_tensors(folder, model, tmp_path, body, 
     save_file(renamed, tmp_path / "model.safetensors")
     ids = random_ids(9)
     np.testing.assert_array_equal(load(str(tmp_path)).logits(ids), wanted.logits(ids))
+
+
+@pytest.mark.torch
+def test_tied_embeddings_of_which_the_file_has_the_output_layer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    build(tmp_path, "Llama", num_hidden_layers=1, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    theirs, ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path), load(str(tmp_path))
+    np.testing.assert_allclose(ours.logits(random_ids(9)), torch_logits(theirs, random_ids(9)), atol=1e-4)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_gguf_file_that_repeats_its_embedding_as_its_output_layer(tmp_path, alike):
+    write_model(tmp_path, num_hidden_layers=1, tie_word_embeddings=True)
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    edit(tmp_path, **{"lm_head/weight": embedding if alike else embedding[::-1].copy()})
+    write_gguf(tmp_path, tmp_path / "model.gguf", lambda writer: None)
+    one, other = (language_model.read_config(open_checkpoint(path)) for path in (tmp_path, tmp_path / "model.gguf"))
+    assert one == other
+    assert one.tied is alike
 
 
 @pytest.mark.torch
