@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 pytest.importorskip("tyro")
 tokenizers = pytest.importorskip("tokenizers")
@@ -355,7 +356,18 @@ def test_what_can_be_checked_is_checked_before_the_model(llama, scored, tmp_path
     assert not out.exists()
 
 
-def test_a_full_disk_loses_nothing(llama, tmp_path, capsys):
+@pytest.fixture
+def no_compilation_cache():
+    """Write no compiled programs: their files would meet the limit too."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
+def test_a_full_disk_loses_nothing(llama, tmp_path, capsys, no_compilation_cache):
     source, out = write(tmp_path / "in.jsonl", ROWS * 4), tmp_path / "out.jsonl"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
@@ -429,6 +441,7 @@ def test_fields_that_are_not_read_are_named_once(llama, tmp_path, capsys):
 
 def start(run, **more):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that the command makes its own
     command = [sys.executable, "-m", "isouq", *run]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:

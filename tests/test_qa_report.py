@@ -103,7 +103,7 @@ def test_models_are_columns_and_the_combination_is_carried_over():
 def test_the_same_rows_give_the_same_report():
     rows = qa_rows.rows(n=60, right=0.4)
     one, other = made(rows), made(rows)
-    assert (one.summary, one.files) == (other.summary, other.files)
+    assert (one.summary, one.numbers.files) == (other.summary, other.numbers.files)
 
 
 @pytest.mark.parametrize(

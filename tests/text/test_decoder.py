@@ -161,7 +161,7 @@ Q = "model/layers/1/self_attn/q_proj/weight"
         (partial(rewrite, architectures=["BertModel"]), "architecture 'BertModel' is not one of LlamaForCausalLM, "),
         (partial(rewrite, architectures=["MambaForCausalLM"]), "architecture 'MambaForCausalLM' is not one of"),
         (partial(rewrite, architectures=None), "architecture None is not one of"),
-        (partial(rewrite, architectures="LlamaForCausalLM"), "architecture None is not one of"),
+        (partial(rewrite, architectures=3), "architecture None is not one of"),
         (partial(rewrite, architectures=["X"], auto_map={"AutoModel": "x.X"}), "code of its own"),
         (partial(rewrite, hidden_size=None), "config lacks 'hidden_size'; expected the config.json of a llama model"),
         (partial(rewrite, hidden_size="wide"), "hidden_size is 'wide'; expected a whole number of at least 1"),
