@@ -44,11 +44,6 @@ def noise(kind: str, value: Any) -> None:
         positive("noise", value)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its name where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def is_traced(tree: Any) -> bool:
     """Return whether a leaf is traced by jit, vmap or grad, so that its values cannot be read."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

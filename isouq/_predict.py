@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks
+from isouq._errors import first_line
 from isouq._frozen import Frozen, first_row, freeze
 
 
@@ -48,7 +49,7 @@ def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> tuple[F
         if not callable(predict):
             raise
         shapes = jax.tree.map(lambda e: e.shape, example)
-        reason = _checks.first_line(error)
+        reason = first_line(error)
         hint = "; for one input, give xs a leading axis: xs[None]" if () in jax.tree.leaves(shapes, _is_shape) else ""
         if type(error).__name__ in ("ModifyScopeVariableError", "InvalidRngError"):  # errors of Flax
             hint = (

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks, _memory, sharding
+from isouq._errors import first_line
 from isouq._predict import check_predict, check_target, margin, predicted_class
 from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
@@ -150,7 +151,7 @@ def uncertainty(
         if batch_size == 1:
             raise
         raise NotImplementedError(
-            f"predict cannot be batched ({_checks.first_line(error)}); pass batch_size=1, which scores one input at a "
+            f"predict cannot be batched ({first_line(error)}); pass batch_size=1, which scores one input at a "
             "time without vmap"
         ) from error
 

@@ -11,6 +11,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from isouq import _checks
+from isouq._errors import first_line
 from isouq._frozen import Frozen, as_pytree, first_row, freeze
 from isouq._predict import check_predict
 
@@ -105,7 +106,7 @@ class LogDensity:
             outputs = jax.vmap(self.predict, (None, 0))(params, self.xs)
         except NotImplementedError as error:
             raise NotImplementedError(
-                f"predict cannot be batched ({_checks.first_line(error)}); a log density maps it over the data by "
+                f"predict cannot be batched ({first_line(error)}); a log density maps it over the data by "
                 "jax.vmap, so write that operation in others, such as a gather and a product"
             ) from error
         if self.kind == "multiclass":
@@ -140,7 +141,7 @@ def freeze_density(log_density: Callable, inits: Any) -> Frozen:
         if not callable(log_density):
             raise
         raise ValueError(
-            f"log_density failed on one start: {_checks.first_line(error)}; inits needs a leading axis of "
+            f"log_density failed on one start: {first_line(error)}; inits needs a leading axis of "
             "starts: jax.vmap(init)(jax.random.split(key, 4))"
         ) from error
     shapes = [aval.shape for aval in jax.tree.leaves(frozen.outputs)]

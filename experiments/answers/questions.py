@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.answers.correctness import normalise
+from isouq._errors import first_line
 
 KINDS = ("alias", "references")
 SAMPLES = {
@@ -197,7 +198,7 @@ def _parse(line: bytes) -> Mapping[str, Any] | str:
     except UnicodeDecodeError:
         return "bytes that are not UTF-8; expected text in UTF-8"
     except (ValueError, RecursionError) as error:
-        return f"not JSON ({str(error).splitlines()[0][:80]}); expected an object in one line"
+        return f"not JSON ({first_line(error)[:80]}); expected an object in one line"
     return fields if isinstance(fields, dict) else f"{_short(fields)}; expected an object with question and answer"
 
 

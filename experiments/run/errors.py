@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from isouq._errors import first_line
+
 
 class RunError(Exception):
     """A run that cannot go on, or ended with failed jobs; the message is for the user."""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of the error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -4,10 +4,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.run.errors import RunError, first_line
+from experiments.run.errors import RunError
 from experiments.run.job import Job, Outcome
 from experiments.run.provenance import of_job
 from experiments.run.store import Store
+from isouq._errors import first_line
 
 
 def execute(folder: Path, job: Job, progress: Callable[[float], None] | None = None) -> Outcome:

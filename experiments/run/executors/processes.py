@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run._prepare import prepare
-from experiments.run.errors import first_line
 from experiments.run.executors import local
 from experiments.run.executors._attempts import run_with_attempts
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
+from isouq._errors import first_line
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.run.errors import RunError, first_line
+from experiments.run.errors import RunError
 from experiments.run.executors._attempts import ATTEMPTS, DIED
 from experiments.run.executors.settings import Settings, worker_python_path
 from experiments.run.job import Job, Outcome
+from isouq._errors import first_line
 
 TASKS = 4000  # that Ray has at a time, if no number of workers is given
 

@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.run.errors import RunError, first_line
+from experiments.run.errors import RunError
 from experiments.run.executors._attempts import run_with_attempts
 from experiments.run.executors.settings import Settings, worker_python_path
 from experiments.run.job import Job, Outcome
 from isouq import _files
+from isouq._errors import first_line
 
 MINUTES = 240  # of a task, if nothing else is asked for
 TASKS = 1000  # in the queue, at most: what SLURM takes of one array without being told otherwise
