@@ -1,7 +1,5 @@
 """The jobs of question answering: a block of questions and one study of it."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from experiments.answers.measure.judgements import judge
 from experiments.answers.measure.scores import score_answers
 from experiments.answers.measure.traces import trace_answers
 from experiments.clock import Clock
-from experiments.run.job import Result
+from experiments.run.job import Result, hash_fields
 from experiments.run.partial import Partial
 from isouq import _checks
 
@@ -63,8 +61,7 @@ class QaCell(Block):
         """Return a hash of the configuration and of the versions of the code; the questions by content, not by path."""
         fields = {name: value for name, value in asdict(self).items() if name not in ("data", "benchmark")}
         versions = [STUDIES["reference"].version, STUDIES[self.study].version]
-        text = json.dumps({"experiment": "qa", **fields, "versions": versions}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hash_fields({"experiment": "qa", **fields, "versions": versions})
 
     def label(self) -> str:
         """Return how progress and errors name the job."""

@@ -1,7 +1,5 @@
 """The studies of a fine-tuned encoder by name, and the job that runs one."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from experiments.domains.measure.memory import measure_memory
 from experiments.domains.measure.reference import fine_tune
 from experiments.domains.measure.rejection import score_predictions
 from experiments.domains.measure.tuned import Tuned
-from experiments.run.job import Result
+from experiments.run.job import Result, hash_fields
 from isouq import _checks
 
 Seconds = Callable[[Configuration], float]
@@ -75,8 +73,7 @@ class DomainCell(Configuration):
         """Return a hash of the configuration and of the versions of the code; the data by content, not by path."""
         fields = {name: value for name, value in asdict(self).items() if name != "data"}
         versions = [STUDIES["reference"].version, STUDIES[self.study].version]
-        text = json.dumps({"experiment": "domains", **fields, "versions": versions}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hash_fields({"experiment": "domains", **fields, "versions": versions})
 
     def label(self) -> str:
         """Return how progress and errors name the job."""

@@ -1,6 +1,8 @@
 """What a run computes: jobs, each a frozen configuration and a pure function of it, and what they return."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +14,11 @@ class Result(NamedTuple):
 
     numbers: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+
+def hash_fields(fields: Mapping[str, Any]) -> str:
+    """Return the key of a job: a hash of these fields, whatever their order."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Job(Protocol):

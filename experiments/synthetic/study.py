@@ -1,14 +1,12 @@
 """The studies of a posterior by name, and the job that runs one: a reference is sampled once, every study reads it."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.run.job import Result
+from experiments.run.job import Result, hash_fields
 from experiments.synthetic.configuration import Configuration
 from experiments.synthetic.measure import agreement, covariance, decomposition, second_opinion, spectrum
 from experiments.synthetic.measure.reference import measure_reference
@@ -68,8 +66,7 @@ class Cell(Configuration):
     def key(self) -> str:
         """Return a hash of the configuration and of the versions of the code that computes it."""
         versions = [STUDIES[name].version for name in ("reference", self.study)]
-        text = json.dumps({**dataclasses.asdict(self), "versions": versions}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hash_fields({**dataclasses.asdict(self), "versions": versions})
 
     def weight(self) -> float:
         """Return the expected seconds with two cores at work, for the estimate of the time left."""

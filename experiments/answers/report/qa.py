@@ -10,6 +10,7 @@ from experiments.answers.numbers.auroc import FEW, RUNS, TESTS
 from experiments.answers.numbers.combination import OURS
 from experiments.answers.numbers.qa import Benchmark, QaNumbers
 from experiments.answers.numbers.scores import BASELINES, MAIN, SCORES, VIEWS, paper
+from experiments.answers.report.parts import answers_section, explain_missing_auroc
 from experiments.answers.tiny_model import TINY
 from experiments.report import tables
 from experiments.report.outputs import Numbers
@@ -60,7 +61,7 @@ def _reading(rows: Sequence[Row]) -> str:
 
 
 def _answers(analyses: Sequence[Analysis]) -> str:
-    body, notes = [], []
+    body = []
     for one in analyses:
         group = one.group
         right, wrong = group.counts
@@ -68,18 +69,15 @@ def _answers(analyses: Sequence[Analysis]) -> str:
         counts = (len(group.rows), right, wrong, group.count_state("refused"), group.count_state("empty"))
         body.append([group.name, f"{params:,}" if params else "–", group.benchmark, *map(str, counts),
                      tables.number(right / max(1, right + wrong), 3), tables.number(one.below_half, 3)])  # fmt: skip
-        notes += [f"{group.title}: {note}" for note in _notes(one)]
     header = ["model", "parameters", "questions", "asked", "right", "wrong", "refused", "empty", "share right", "p < ½"]
-    return "## Answers\n\n" + tables.table(header, body) + "".join(f"\n{note}\n" for note in notes)
+    return answers_section(header, body, [one.group for one in analyses], [_notes(one) for one in analyses])
 
 
 def _notes(one: Analysis) -> list[str]:
     """Return what keeps an AUROC from being read, in sentences."""
+    if reason := explain_missing_auroc(one.group):
+        return [reason]
     right, wrong = one.group.counts
-    if right + wrong == 0:
-        return ["no answer could be judged, so there is no AUROC."]
-    if not one.group.has_both_classes:
-        return [f"all {right + wrong} answers are {'wrong' if wrong else 'right'}, so there is no AUROC."]
     notes = []
     if min(right, wrong) < FEW:
         notes.append(

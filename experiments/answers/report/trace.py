@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments.answers.numbers.auroc import FEW, RUNS, TESTS
 from experiments.answers.numbers.trace import COURSE, FOLDS, SPLITS, TITLES, TraceAnalysis, TraceNumbers
+from experiments.answers.report.parts import answers_section, explain_missing_auroc
 from experiments.answers.tiny_model import TINY
 from experiments.report import tables
 from experiments.report.outputs import Numbers
@@ -44,23 +45,20 @@ def _reading(analyses: Sequence[TraceAnalysis]) -> str:
 
 
 def _answers(analyses: Sequence[TraceAnalysis]) -> str:
-    body, notes = [], []
+    body = []
     for one in analyses:
         group = one.group
         counts = (len(group.rows), *group.counts, group.count_state("refused"))
         body.append([group.name, group.benchmark, *map(str, counts), f"{one.tokens[0]:.0f}, {one.tokens[1]}"])
-        notes += [f"{group.title}: {note}" for note in _notes(one)]
     header = ["model", "questions", "traced", "right", "wrong", "refused", "tokens: median, most"]
-    return "## Answers\n\n" + tables.table(header, body) + "".join(f"\n{note}\n" for note in notes)
+    return answers_section(header, body, [one.group for one in analyses], [_notes(one) for one in analyses])
 
 
 def _notes(one: TraceAnalysis) -> list[str]:
     """Return what keeps an AUROC from being read, in sentences."""
+    if reason := explain_missing_auroc(one.group):
+        return [reason]
     right, wrong = one.group.counts
-    if right + wrong == 0:
-        return ["no answer could be judged, so there is no AUROC."]
-    if not one.group.has_both_classes:
-        return [f"all {right + wrong} answers are {'wrong' if wrong else 'right'}, so there is no AUROC."]
     notes = []
     if min(right, wrong) < FEW:
         notes.append(
