@@ -22,13 +22,29 @@ def encode_prompt(model: Any, prompt: Any, chat_template_kwargs: Mapping[str, An
     are no dictionary, for an empty prompt (there must be a token that the first answer token follows), and for one
     that fills the context.
     """
+    return _encode_prompt(model, prompt, _text(model, prompt, chat_template_kwargs))
+
+
+def _text(model: Any, prompt: Any, chat_template_kwargs: Any) -> str:
+    """Return the text of a prompt, which for messages is that of the chat template; raise for another type."""
     if not isinstance(prompt, Sequence):
         raise ValueError(
             f'the prompt is a {type(prompt).__name__}; expected text or a list of {{"role": ..., "content": ...}}'
         )
     variables = _variables(chat_template_kwargs)
-    tokenizer = model.tokenizer
-    ids = tokenizer.encode_prefix(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(prompt, **variables)
+    return prompt if isinstance(prompt, str) else model.tokenizer.chat(prompt, **variables)
+
+
+def _encode(model: Any, prompt: Any, text: str) -> list[int]:
+    """Return the token ids of the prompt's text, and of what follows it; a chat template writes the special tokens."""
+    if isinstance(prompt, str):
+        return model.tokenizer.encode_prefix(text)
+    return model.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _encode_prompt(model: Any, prompt: Any, text: str) -> list[int]:
+    """Return the token ids of the prompt's text; raise unless there is one and the context has room for an answer."""
+    ids = _encode(model, prompt, text)
     if not ids:
         raise ValueError("the prompt is empty; expected at least one token")
     if len(ids) >= model.config.context_length:
@@ -47,17 +63,15 @@ def encode_pair(model: Any, prompt: Any, answer: Any, chat_template_kwargs: Mapp
 
     Raises ValueError for an empty prompt or answer and for more tokens than the context.
     """
-    start = encode_prompt(model, prompt, chat_template_kwargs)
+    text = _text(model, prompt, chat_template_kwargs)
+    start = _encode_prompt(model, prompt, text)
     if isinstance(answer, str) and not answer:
         raise ValueError("the answer is empty; expected text or token ids")
     if not isinstance(answer, str):
         ids = [*start, *_token_ids(answer, model.config.vocab_size)]
         first = len(start)
     else:
-        plain = isinstance(prompt, str)
-        text = str(prompt) if plain else model.tokenizer.chat(prompt, **_variables(chat_template_kwargs))
-        whole = text + answer
-        ids = model.tokenizer.encode_prefix(whole) if plain else model.tokenizer.encode(whole, add_special_tokens=False)
+        ids = _encode(model, prompt, text + answer)
         first = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
         if first == len(ids):
             raise ValueError(f"the answer {answer!r} adds no token to the prompt; expected text")
