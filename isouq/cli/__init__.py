@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line (`sys.argv` by default); returns the exit status."""
+    """Run the command line (`sys.argv` by default) and return the exit status."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:  # `isouq explain M | head`

@@ -22,7 +22,7 @@ WAYS = (("default", "remat_bytes"), ("--no-remat", "no_remat_bytes"))
 
 
 def run(options: Explain) -> int:
-    """Prints what is known of a model."""
+    """Print what is known of a model."""
     for name in ("prompt_tokens", "answer_tokens", "batch_size"):
         _checks.positive_int(f"--{name.replace('_', '-')}", getattr(options, name))
     source = sources.resolve(options.model)
@@ -69,7 +69,7 @@ def _encoder(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _parameters(abstract: Any, layers: int) -> dict[str, Any]:
-    """One row a parameter; those of the layers are alike, and their row says how many there are."""
+    """Return one row a parameter; equal layers share a row, which says how many there are."""
     rows = []
     for path, leaf in parameters.flatten(abstract):
         outside, inside, name = path.partition("layers.")
@@ -87,7 +87,7 @@ def _parameters(abstract: Any, layers: int) -> dict[str, Any]:
 
 
 def _memory(config: DecoderConfig, options: Explain) -> dict[str, Any]:
-    """Bytes that scoring one batch takes, by XLA's account of the program compiled for shapes alone."""
+    """Return the bytes that scoring one batch takes, by XLA's account of the program compiled for shapes alone."""
     count = options.prompt_tokens + options.answer_tokens
     if count > config.context_length:
         raise ValueError(
@@ -139,7 +139,10 @@ def _text(facts: dict[str, Any], options: Explain) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table; what follows the first two columns is a number, as is all where the first has no head."""
+    """Return the lines of a table.
+
+    All columns but the first two hold numbers; if the first has no heading, all of them do.
+    """
     widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
     left = 2 if head[0] else 1
 

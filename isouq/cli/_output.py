@@ -28,7 +28,7 @@ class Output:
     """
 
     def __init__(self, path: Path, lines: int) -> None:
-        """Opens (or makes) and locks the file, and finds its rows. lines: how many the input has."""
+        """Open or make the file, lock it, and find its rows. lines: how many the input has."""
         self.path = Path(os.path.realpath(path))  # the final rename is for the file, not for a link to it
         self._shown = path
         self._descriptor, self._new = self._open()
@@ -59,7 +59,7 @@ class Output:
         return json.loads(self._raw(line))
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Writes rows, each with its "line" first; after an error the file holds what it held before."""
+        """Write rows, each with its "line" first; after an error the file holds what it held before."""
         encoded = [json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n" for row in rows]
         left = memoryview(b"".join(encoded))
         try:
@@ -77,7 +77,7 @@ class Output:
             self._end += len(raw)
 
     def finish(self) -> None:
-        """Puts the rows in the order of the input, by one rename; an ordered file stays as it is."""
+        """Put the rows in the order of the input, by one rename; an ordered file stays as it is."""
         self._reader.close()
         self._reader = self.path.open("rb")  # without what the old one has in its buffer
         offsets = [offset for offset in self._offsets if offset >= 0]
@@ -96,7 +96,7 @@ class Output:
             raise self._unwritten(error, "in no order; the same command orders them once there is room") from error
 
     def close(self) -> None:
-        """Releases the file; a new one without a row is removed."""
+        """Release the file, and remove a new one without a row."""
         if self._new and not os.fstat(self._descriptor).st_size:
             self.path.unlink(missing_ok=True)
         if self._reader is not None:
@@ -104,7 +104,7 @@ class Output:
         os.close(self._descriptor)
 
     def _open(self) -> tuple[int, bool]:
-        """A locked descriptor of the file, and whether it was made just now."""
+        """Return a locked descriptor of the file, and whether it was made just now."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
@@ -121,7 +121,7 @@ class Output:
             raise OSError(f"cannot write to --output {self._shown}: {error.strerror or error}") from error
 
     def _lock(self, descriptor: int) -> bool:
-        """Whether the descriptor is locked and still that of the path; raises where another process has it."""
+        """Return whether the descriptor is locked and still that of the path; raise if another process holds it."""
         if fcntl is None:
             return True
         try:
@@ -139,7 +139,7 @@ class Output:
             return False
 
     def _probe(self) -> None:
-        """Raises an OSError unless the folder takes the file that the end of the run renames.
+        """Raise an OSError unless the folder takes the file that the end of the run renames.
 
         The file is locked: what a killed run left behind is nobody's.
         """
@@ -190,7 +190,7 @@ class Output:
         return self._reader.readline()
 
     def _whole(self) -> bool:
-        """Whether these rows are all that the file holds: nothing torn behind them, none twice."""
+        """Return whether these rows are all that the file holds: nothing torn behind them, none twice."""
         size = os.fstat(self._descriptor).st_size
         return size == self._end and self._end == sum(len(self._raw(line)) for line in self._lines())
 

@@ -19,17 +19,17 @@ class Screen:
         self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False, emoji=False)
 
     def error(self, text: str) -> None:
-        """A line that is shown always."""
+        """Print a line, --quiet or not."""
         self.console.print(text, markup=False)
 
     def note(self, text: str) -> None:
-        """A line that --quiet leaves out."""
+        """Print a line unless --quiet is given."""
         if not self.quiet:
             self.error(text)
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
-        """A spinner while something takes long, on a terminal."""
+        """Show a spinner on a terminal while the block runs."""
         if self.quiet or not self.console.is_terminal:
             yield
             return
@@ -38,7 +38,7 @@ class Screen:
 
     @contextmanager
     def rows(self, total: int, kept: int) -> Iterator["Rows"]:
-        """The progress of `total` rows, of which `kept` are there already."""
+        """Show the progress of `total` rows, of which `kept` are there already."""
         if self.quiet or not self.console.is_terminal:
             yield Rows(self, None, total, kept)
             return
@@ -66,7 +66,7 @@ class Rows:
             self._screen.note(f"isouq: {self._count()}, {self._speed(now)}")
 
     def rate(self) -> str:
-        """Rows a second of this run, and how long it took."""
+        """Return the rows per second of this run, and how long it took."""
         seconds = time.monotonic() - self._started
         return f"{_clock(seconds)}, {_per_time((self.done - self._kept) / seconds)}"
 
@@ -80,12 +80,12 @@ class Rows:
 
 
 def _per_time(rate: float) -> str:
-    """Rows a second, or a minute where they are few."""
+    """Return the rows per second, or per minute where they are few."""
     return f"{rate:.1f} rows/s" if rate >= 1 else f"{60 * rate:.1f} rows/min"
 
 
 def _clock(seconds: float) -> str:
-    """A duration in the unit that suits it."""
+    """Return a duration in the unit that suits it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -35,7 +35,7 @@ class BadRow(NamedTuple):
 
 
 def count_lines(path: Path) -> int:
-    """Lines of a file, blank ones included."""
+    """Return the number of lines of a file, blank ones included."""
     with path.open("rb") as file:
         return sum(1 for _ in file)
 
@@ -53,7 +53,7 @@ def read(path: Path, lines: int) -> Iterator[InputRow | BadRow]:
 
 
 def _parse(line: int, raw: bytes) -> InputRow:
-    """The row in the bytes of one line; raises a ValueError that says what is wrong."""
+    """Return the row in the bytes of one line; raise a ValueError that says what is wrong."""
     fields = strict_object(raw)
     if "prompt" not in fields:
         raise ValueError('the field "prompt" is missing')
@@ -90,7 +90,7 @@ def unknown_fields(names: Iterable[str]) -> str:
 
 
 def strict_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object in a line, which can be written as strict JSON in UTF-8 again; raises ValueError."""
+    """Return the JSON object in a line; raise ValueError unless it can be written again as strict JSON in UTF-8."""
     try:
         fields = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -113,7 +113,7 @@ def strict_object(raw: bytes) -> dict[str, Any]:
 
 
 def chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` rows; the last may be shorter."""
+    """Yield lists of `size` rows; the last may be shorter."""
     while chunk := list(itertools.islice(rows, size)):
         yield chunk
 

@@ -87,7 +87,7 @@ def run(options: Score) -> int:
 
 
 def _check(options: Score) -> tuple[Path, Path]:
-    """Raises for every option that is wrong by itself; the paths of input and output."""
+    """Return the paths of input and output; raise for every option that is wrong by itself."""
     _checks.positive_int("--batch-size", options.batch_size)
     _checks.positive_int("--max-new-tokens", options.max_new_tokens)
     _checks.positive_int("--seed", options.seed, 0)
@@ -114,7 +114,7 @@ def _check(options: Score) -> tuple[Path, Path]:
 
 
 def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Survey:
-    """Looks at every row, names the bad ones, and compares the others with those that the output holds."""
+    """Look at every row, name the bad ones, and compare the others with those that the output holds."""
     total = bad = compared = failed = 0
     replaced: set[str] = set()
     unknown: set[str] = set()
@@ -148,7 +148,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
 
 
 def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
-    """Raises unless a row of the output came from this row of the input, by these options."""
+    """Raise unless a row of the output came from this row of the input, by these options."""
     if row.answer is None:
         same = done.get("generated") is True
     else:
@@ -166,7 +166,7 @@ def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
 
 
 def _first_difference(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """(name, before, now) of an option, or of the first inside that differs."""
+    """Return (name, before, now) of an option, or of the first inside that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         inside = next(key for key in (now | before) if now.get(key) != before.get(key))
         return inside, before.get(inside), now.get(inside)
@@ -181,7 +181,7 @@ def _differs(options: Score, line: int) -> str:
 
 
 def _own(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that are copied from the input."""
+    """Return the fields that are copied from the input."""
     return {name: value for name, value in fields.items() if name not in RESULTS}
 
 
@@ -225,13 +225,13 @@ def _parse_variables(text: str | None) -> dict[str, Any]:
 
 
 def _report(options: Score, screen: Screen, line: int, reason: str) -> None:
-    """Names a row that has an error."""
+    """Name a row that has an error."""
     text = " ".join(reason.split())
     screen.error(f"{options.input}:{line}: {text if len(text) <= 300 else text[:300] + '…'}")
 
 
 def _resolve(options: Score, before: set[str]) -> sources.Source:
-    """The model's files; raises where an expression matches no parameter, or the output has another model's scores."""
+    """Return the model's files; raise if --select matches no parameter or the output has another model's scores."""
     source = sources.resolve(options.model, progress=not options.quiet)
     for name in before - {source.name}:
         raise ValueError(
@@ -336,7 +336,7 @@ class _Run:
         return self._row(ready, numbers)
 
     def _fail(self, ready: Ready, reason: str) -> int:
-        """Writes a row without scores, so that it is not tried again; returns 1."""
+        """Write a row without scores, so that it is not tried again; return 1."""
         empty = dict.fromkeys(RESULTS[RESULTS.index("log_probability") : RESULTS.index("error")])
         self.output.append([self._row(ready, empty | {"error": reason})])
         _report(self.options, self.screen, ready.row.line, reason)
@@ -344,7 +344,7 @@ class _Run:
         return 1
 
     def _row(self, ready: Ready, numbers: dict[str, Any]) -> dict[str, Any]:
-        """A row of the output around its numbers."""
+        """Return a row of the output around its numbers."""
         row = ready.row
         ids = [] if ready.first is None else [int(token) for token in ready.ids[ready.first :]]
         return {

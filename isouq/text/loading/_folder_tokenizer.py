@@ -11,7 +11,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """`(backend, what else the folder tells)`; see `Tokenizer.from_folder` for the errors."""
+    """Return `(backend, what else the folder tells)`; see `Tokenizer.from_folder` for the errors."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; expected one with tokenizer.json")
     config = _json(folder / "tokenizer_config.json")
@@ -58,7 +58,7 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _word_piece(vocabulary: Path, config: Mapping[str, Any]) -> Any:
-    """BERT's tokenizer of a vocab.txt, one token a line."""
+    """Return BERT's tokenizer of a vocab.txt, which has one token a line."""
     tokenizers = require("tokenizers")
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
     tokens = {name: _content(config.get(name)) or usual for name, usual in names.items()}
@@ -90,7 +90,7 @@ def _word_piece(vocabulary: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _add_tokens(backend: Any, config: Mapping[str, Any], special: Iterable[str]) -> None:
-    """Adds what tokenizer_config.json knows and tokenizer.json does not: such tokens get ids at the end."""
+    """Add what tokenizer_config.json knows and tokenizer.json does not: such tokens get ids at the end."""
     added = require("tokenizers").AddedToken
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     try:
@@ -123,14 +123,14 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _clean_up(backend: Any, config: Mapping[str, Any]) -> bool:
-    """Whether decoding removes spaces before punctuation; transformers never does so for BPE unless forced."""
+    """Return whether decoding removes spaces before punctuation; transformers never does so for BPE unless forced."""
     forced = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False)
     is_bpe = type(backend.model).__name__ == "BPE"
     return bool(config.get("clean_up_tokenization_spaces", False)) and (forced or not is_bpe)
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which the files write as text or as a dictionary."""
+    """Return the text of a special token, which the files write as text or as a dictionary."""
     token = token.get("content") if isinstance(token, Mapping) else token
     return token if isinstance(token, str) else None
 
@@ -148,7 +148,7 @@ def _ids(files: Iterable[Path], key: str) -> list[int]:
 
 
 def _text(path: Path) -> str:
-    """The text of a file; raises a ValueError of one line where it is not UTF-8."""
+    """Return the text of a file; raise a ValueError of one line where it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -156,5 +156,5 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The dictionary of a file, empty if there is none."""
+    """Return the dictionary of a file, empty if there is none."""
     return read_json(path) if path.is_file() else {}

@@ -72,7 +72,7 @@ class GGUFCheckpoint:
         self.config: dict[str, Any] = self._read_config()
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32, whatever its quantisation."""
+        """Return one tensor as float32, whatever its quantisation."""
         weights = self._dequantise(name, self._tensors[name])
         if self._architecture != "llama" or not (".q_proj." in name or ".k_proj." in name):
             return weights
@@ -84,7 +84,7 @@ class GGUFCheckpoint:
         return _unpermute(weights, heads)
 
     def tokenizer_parts(self) -> dict[str, Any]:
-        """The metadata about the tokenizer and the model's name, as Python values."""
+        """Return the metadata about the tokenizer and the model's name, as Python values."""
         keys = [key for key in self._header.keys if key.startswith(("general.", "tokenizer."))]
         return {"metadata": {key: self._header.value(key) for key in keys}}
 
@@ -160,7 +160,7 @@ class GGUFCheckpoint:
         return config
 
     def _is_tied(self) -> bool:
-        """Whether the output layer is the embedding: the file has none, or one of the same bytes."""
+        """Return whether the output layer is the embedding: the file has none, or one of the same bytes."""
         embedding, head = (self._tensors.get(f"{name}.weight") for name in ("model.embed_tokens", "lm_head"))
         if embedding is None or head is None:
             return head is None
@@ -179,7 +179,7 @@ class GGUFCheckpoint:
         return self._dequantise(name, self._header.tensors[name]).astype(float).tolist()
 
     def _rope_scaling(self) -> dict[str, Any] | None:
-        """How positions are scaled, in the words of Hugging Face; None where they are not.
+        """Return how positions are scaled, in the words of Hugging Face; None where they are not.
 
         A factor for each frequency (Llama 3, worked out when the file was made) has no words there:
         `{"rope_type": "frequencies", "factors": [...]}`, of which each divides its frequency.
@@ -218,7 +218,7 @@ class GGUFCheckpoint:
 
 
 def _unpermute(weights: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a rotary projection from GGUF's order (pairs side by side) to Hugging Face's (halves).
+    """Return the rows of a rotary projection from GGUF's order (pairs side by side) to Hugging Face's (halves).
 
     weights: `[heads * head_dim, ...]`. llama.cpp stores row `2 i + half` of a head where Hugging Face
     has row `half * head_dim / 2 + i`.

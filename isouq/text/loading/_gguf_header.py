@@ -58,7 +58,7 @@ class Header:
         return list(self._fields)
 
     def value(self, key: str, default: Any = None) -> Any:
-        """The metadata entry of that name as a Python value, or `default`."""
+        """Return the metadata entry of that name as a Python value, or `default`."""
         if key not in self._fields:
             return default
         kind, at = self._fields[key]
@@ -68,7 +68,7 @@ class Header:
             raise ValueError(f"{self.path} is damaged at {key} ({error}); fetch it again") from error
 
     def bytes_of(self, tensor: Tensor) -> np.ndarray:
-        """The stored bytes of a tensor, a read-only view of the file."""
+        """Return the stored bytes of a tensor, a read-only view of the file."""
         return np.frombuffer(self.data, np.uint8, tensor.size, tensor.start)
 
     def _parse(self) -> None:
@@ -135,7 +135,7 @@ class Header:
         return value, at + struct.calcsize(code)
 
     def _array_head(self, at: int) -> tuple[int, int, int]:
-        """(type of the elements, their number, where they begin)."""
+        """Return the type of the elements, their number, and where they begin."""
         kind, count = struct.unpack_from("<IQ", self.data, at)
         if kind != STRING and kind not in SCALARS:
             raise _Damage(f"an array of the unknown type {kind} at byte {at}")

@@ -79,7 +79,7 @@ _SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 
 
 
 def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], list[int]]:
-    """`(backend, special tokens by name, ids that the file says end a generation)` of a GGUF file.
+    """Return `(backend, special tokens by name, ids that the file says end a generation)` of a GGUF file.
 
     metadata: the file's keys and Python values. Raises ValueError on another kind of vocabulary, an
     unknown pre-tokenizer, or a key that is missing or contradicts the vocabulary.
@@ -173,7 +173,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Se
 
 
 def _merges_of_scores(tokens: Sequence[str], types: Sequence[int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges that build the tokens, the best score first; of one score the longest left part first."""
+    """Return the merges that build the tokens, the best score first; of one score the longest left part first."""
     ids = {token: index for index, token in enumerate(tokens) if types[index] in (NORMAL, USER_DEFINED)}
     merges = []
     for token, index in ids.items():
@@ -206,7 +206,7 @@ def _add_tokens(backend: Any, tokens: Sequence[str], types: Sequence[int]) -> No
 
 
 def _frame(backend: Any, bos: str | None, eos: str | None) -> None:
-    """Sets what stands before and after every encoded text."""
+    """Set what stands before and after every encoded text."""
     if bos is None and eos is None:
         return
     backend.post_processor = require("tokenizers").processors.TemplateProcessing(

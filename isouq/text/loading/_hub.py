@@ -30,18 +30,18 @@ NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+\.gguf))?(?:@(?P<
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name` reads as `org/name` or `org/name@revision`."""
+    """Return whether `name` reads as `org/name` or `org/name@revision`."""
     found = NAME.fullmatch(name)
     return found is not None and found["file"] is None and not name.startswith(".") and not name.endswith(".gguf")
 
 
 def wanted(file: str) -> bool:
-    """Whether a file of a model's folder is one that isouq reads."""
+    """Return whether a file of a model's folder is one that isouq reads."""
     return any(fnmatch(file, pattern) for pattern in FILES) and not any(fnmatch(file, p) for p in IGNORED)
 
 
 def fetch(name: str, revision: str | None, progress: bool, also: str = "") -> tuple[str, Path]:
-    """`(hf:org/name[/file.gguf]@commit, path)` of a name without its `hf:`.
+    """Return `(hf:org/name[/file.gguf]@commit, path)` of a name without its `hf:`.
 
     also: what the message about an unknown repository adds.
     """
@@ -88,7 +88,7 @@ def _download(repo: str, file: str | None, revision: str, **options: Any) -> Pat
 
 
 def _asked(repo: str, revision: str, also: str, question: Callable[[], Any]) -> Any:
-    """What the hub answers; the exception itself where there was no answer, whatever the HTTP library raised."""
+    """Return what the hub answers; the exception itself where there was no answer, whatever the HTTP library raised."""
     errors = _extras.require("huggingface_hub.errors")
     try:
         return question()
@@ -109,7 +109,7 @@ def _asked(repo: str, revision: str, also: str, question: Callable[[], Any]) -> 
 
 
 def _cached(repo: str, file: str | None, revision: str) -> Path | None:
-    """The files in Hugging Face's cache, or None where they are not all there."""
+    """Return the files in Hugging Face's cache, or None where they are not all there."""
     errors = _extras.require("huggingface_hub.errors")
     try:
         path = _download(repo, file, revision, local_files_only=True)
@@ -119,7 +119,7 @@ def _cached(repo: str, file: str | None, revision: str) -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a cached folder has its configuration and weights: older caches keep no list of files."""
+    """Return whether a cached folder has its configuration and weights: older caches keep no list of files."""
     try:
         files = weight_files(folder)
     except (ValueError, FileNotFoundError):
@@ -128,7 +128,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _check_listing(repo: str, file: str | None, files: list[str]) -> None:
-    """Raises before anything is fetched where a repository lacks what isouq reads."""
+    """Raise before anything is fetched where a repository lacks what isouq reads."""
     ggufs = sorted(name for name in files if name.endswith(".gguf"))
     choice = f"; it has {', '.join(ggufs[:8])}" if ggufs else ""
     if file:

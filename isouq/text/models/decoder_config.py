@@ -45,7 +45,7 @@ class DecoderConfig:
 
 
 def from_config(config: dict[str, Any]) -> DecoderConfig:
-    """The DecoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
+    """Return the DecoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
     _, family = architecture(config, DECODERS)
     try:
         common = _common(family, config)

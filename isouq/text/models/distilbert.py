@@ -26,5 +26,5 @@ def table(prefix: str, norm: tuple[str, str]) -> Table:
 
 
 def head_table(prefix: str) -> Table:
-    """The head of DistilBertForSequenceClassification."""
+    """Return the head of DistilBertForSequenceClassification."""
     return bert.dense_and_norms("", {"dense": "pre_classifier", "out": "classifier"}, "", ("", ""))

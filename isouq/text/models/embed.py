@@ -16,5 +16,5 @@ class Embed(nnx.Module):
         self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, features)))
 
     def __call__(self, numbers: Int[Array, " T"]) -> Float[Array, "T D"]:
-        """The rows of these numbers."""
+        """Return the rows of these numbers."""
         return jnp.take(self.embedding[...], numbers, axis=0)

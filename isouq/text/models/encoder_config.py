@@ -55,7 +55,7 @@ class EncoderConfig:
 
 
 def from_config(config: dict[str, Any]) -> EncoderConfig:
-    """The EncoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
+    """Return the EncoderConfig of a Hugging Face config.json (a dict). Raises ValueError of one line."""
     name, family = architecture(config, ENCODERS)
     _refuse(config)
     try:
@@ -73,7 +73,7 @@ def from_config(config: dict[str, Any]) -> EncoderConfig:
 
 
 def _refuse(config: dict[str, Any]) -> None:
-    """Raises for variants of these architectures that compute something else."""
+    """Raise for variants of these architectures that compute something else."""
     kind = config.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise ValueError(f"position_embedding_type is {kind!r}; expected 'absolute'")
@@ -108,7 +108,7 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the classes in order; Hugging Face's own where none are given, two classes by default."""
+    """Return the names of the classes in order; Hugging Face's own where none are given, two classes by default."""
     named = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(whole(config, "num_labels", 2))}
     if not isinstance(named, dict) or not all(str(key).isdecimal() for key in named):
         raise ValueError(f"id2label is {named!r:.60}; expected a dictionary from the numbers of classes to their names")

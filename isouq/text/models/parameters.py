@@ -44,7 +44,7 @@ def assemble(
     place: Place | None,
     ignore: tuple[str, ...],
 ) -> Any:
-    """The parameters `abstract` describes (a nested dict of ShapeDtypeStruct), read from the checkpoint.
+    """Return the parameters `abstract` describes (a nested dict of ShapeDtypeStruct), read from the checkpoint.
 
     dtype: of every parameter. place: a sharding for all, or a function of (path, shape) that gives one for each;
     None for the first device. ignore: endings of tensor names that a checkpoint may hold without need.
@@ -67,19 +67,19 @@ def assemble(
 
 @functools.lru_cache(maxsize=64)
 def structure(build: Callable[[Any, nnx.Rngs], nnx.Module], config: Any) -> tuple[Any, Any]:
-    """(graph, shapes) of the module `build(config, rngs)`: shapes is a nested dict of ShapeDtypeStruct."""
+    """Return (graph, shapes) of the module `build(config, rngs)`: shapes is a nested dict of ShapeDtypeStruct."""
     graph, params = nnx.split(nnx.eval_shape(lambda: build(config, nnx.Rngs(0))), nnx.Param)
     return graph, nnx.to_pure_dict(params)
 
 
 def flatten(tree: Any) -> Iterator[tuple[str, Any]]:
-    """`("layers.attention.q.kernel", leaf)` of every leaf of a nested dict, in jax's order."""
+    """Return `("layers.attention.q.kernel", leaf)` of every leaf of a nested dict, in jax's order."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield ".".join(str(key.key) for key in path), leaf
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict that `flatten` took apart."""
+    """Return the nested dict that `flatten` took apart."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split(".")

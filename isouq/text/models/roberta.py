@@ -14,5 +14,5 @@ LEFT_OVER = ("lm_head.", "pooler.")
 
 
 def head_table(prefix: str) -> Table:
-    """The head of RobertaForSequenceClassification, on the first token."""
+    """Return the head of RobertaForSequenceClassification, on the first token."""
     return bert.dense_and_norms("", {"dense": "classifier.dense", "out": "classifier.out_proj"}, "", ("", ""))

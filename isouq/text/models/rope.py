@@ -47,7 +47,7 @@ class Rope:
     def tables(
         self, positions: Int[Array, " T"], length: Int[Array, ""]
     ) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
-        """(cos, sin) of every position and pair, float32.
+        """Return (cos, sin) of every position and pair, float32.
 
         length: tokens of the sequence, which `dynamic` and `longrope` depend on and the others do not.
         """
@@ -76,7 +76,7 @@ class Rope:
 
 
 def turn(x: Float[Array, "T heads d"], cos: Float[Array, "T half"], sin: Float[Array, "T half"]) -> Array:
-    """The first 2 · half coordinates of every head turned by its position's angles, the rest as they are."""
+    """Return the first 2 · half coordinates of every head turned by its position's angles, the rest as they are."""
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos[:, None, :].astype(x.dtype), sin[:, None, :].astype(x.dtype)
@@ -198,7 +198,7 @@ def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
 
 
 def _yarn(plain: np.ndarray, rope: Rope) -> np.ndarray:
-    """Pairs that turn more than `high` times in the original context are kept, less than `low` stretched."""
+    """Keep pairs that turn more than `high` times in the original context; stretch those of fewer turns than `low`."""
 
     def pair(turns: float) -> float:
         return rope.dim * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
