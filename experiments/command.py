@@ -15,7 +15,7 @@ from experiments.run.executors.settings import EXECUTORS, Settings
 from experiments.run.loop import finished_results, run_jobs
 from experiments.run.plan import Plan
 from experiments.run.progress import console
-from experiments.run.provenance import of_run
+from experiments.run.provenance import describe_run
 from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 
 EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
@@ -40,15 +40,15 @@ def _count(text: str) -> int:
 
 def _resources(text: str) -> dict[str, float]:
     try:
-        found = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
-        cpus, gpus = found.get("cpus", 1), found.get("gpus", 0)
-        if not found.keys() <= {"cpus", "gpus"} or not 0 <= gpus < float("inf") or not cpus >= 1 or cpus % 1:
+        amounts = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+        cpus, gpus = amounts.get("cpus", 1), amounts.get("gpus", 0)
+        if not amounts.keys() <= {"cpus", "gpus"} or not 0 <= gpus < float("inf") or not cpus >= 1 or cpus % 1:
             raise ValueError
-        if found.get("gpus", 0) > 1 and found["gpus"] % 1:
+        if amounts.get("gpus", 0) > 1 and amounts["gpus"] % 1:
             raise argparse.ArgumentTypeError(f"{text!r}; of GPUs a worker has a share of one, or whole ones")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; write for example cpus=4 or cpus=2,gpus=0.5") from None
-    return found
+    return amounts
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,45 +169,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     settings = _settings(options, parser)
-    screen = console()
     names = list(SYNTHETIC) if options.name == "all" else [options.name]
-    command = shlex.join(["python", "-m", "experiments", *arguments])
-    out = options.out or Path("out") / options.preset
     for option in OPTIONS:
         if getattr(options, option) and not any(option in EXPERIMENTS[name].options for name in names):
             parser.error(f"--{option} means nothing to {options.name}")
+    out = options.out or Path("out") / options.preset
     try:
-        check_writable(out)
-        jobs = {}
-        for name in names:
-            extra = {option: getattr(options, option) for option in EXPERIMENTS[name].options}
-            jobs[name] = EXPERIMENTS[name].jobs(options.preset, options.seeds, **extra)
-        started = time.monotonic()
-        every = [job for experiment_jobs in jobs.values() for job in experiment_jobs]
-        if options.finished:
-            results = finished_results(every, out)
-        else:
-            plan = Plan(options.name, options.preset, command, [])
-            results = dict(zip(every, run_jobs(every, out, settings, screen, plan), strict=True))
-        empty: list[str] = []
-        for name, experiment_jobs in jobs.items():
-            finished = [results[job] for job in experiment_jobs if job in results]
-            if not finished:
-                empty.append(name)
-                continue
-            outputs = EXPERIMENTS[name].summarise(finished, options.preset)
-            if len(finished) < len(experiment_jobs):
-                outputs = outputs.with_note(
-                    f"Made from {len(finished)} of the preset's {len(experiment_jobs)} jobs; the others were not run."
-                )
-            facts = of_run(name, options.preset, command, started)
-            for path in write_outputs(outputs, out / name, facts):
-                print(path)
-        if empty:
-            lacking = f"{out / 'cells'} holds no finished job of {', '.join(empty)} at preset {options.preset}"
-            if len(empty) == len(names):
-                raise RunError(lacking)
-            screen.print(lacking, markup=False)
+        _run(options, names, out, settings, shlex.join(["python", "-m", "experiments", *arguments]))
     except RunError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 1
@@ -219,3 +187,37 @@ def main(arguments: list[str] | None = None) -> int:
         print("experiments: interrupted; finished jobs are kept, the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(options: argparse.Namespace, names: list[str], out: Path, settings: Settings, command: str) -> None:
+    """Run the jobs of the experiments, write the outputs of each, and print their paths."""
+    check_writable(out)
+    jobs = {}
+    for name in names:
+        extra = {option: getattr(options, option) for option in EXPERIMENTS[name].options}
+        jobs[name] = EXPERIMENTS[name].jobs(options.preset, options.seeds, **extra)
+    started, screen = time.monotonic(), console()
+    every = [job for experiment_jobs in jobs.values() for job in experiment_jobs]
+    if options.finished:
+        results = finished_results(every, out)
+    else:
+        plan = Plan(options.name, options.preset, command, [])
+        results = dict(zip(every, run_jobs(every, out, settings, screen, plan), strict=True))
+    finished = {
+        name: [results[job] for job in experiment_jobs if job in results] for name, experiment_jobs in jobs.items()
+    }
+    empty = [name for name in names if not finished[name]]
+    if empty:
+        lacking = f"{out / 'cells'} holds no finished job of {', '.join(empty)} at preset {options.preset}"
+        if empty == names:
+            raise RunError(lacking)
+        screen.print(lacking, markup=False)
+    for name in names:
+        if name in empty:
+            continue
+        outputs = EXPERIMENTS[name].summarise(finished[name], options.preset)
+        done, count = len(finished[name]), len(jobs[name])
+        if done < count:
+            outputs = outputs.with_note(f"Made from {done} of the preset's {count} jobs; the others were not run.")
+        for path in write_outputs(outputs, out / name, describe_run(name, options.preset, command, started)):
+            print(path)

@@ -49,8 +49,7 @@ def read_plans(out: Path) -> Iterator[Plan]:
     for path in sorted((out / FOLDER).glob("*.json")):
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            planned = fields.pop("cells", None) or fields["jobs"]  # "cells": plans of earlier versions
-            jobs = [PlannedJob(str(key), str(label), float(weight)) for key, label, weight in planned]
+            jobs = [PlannedJob(str(key), str(label), float(weight)) for key, label, weight in fields["jobs"]]
             yield Plan(**{**fields, "jobs": jobs})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is no plan of a run ({type(error).__name__}); remove it") from error
