@@ -215,9 +215,13 @@ def _run(options: argparse.Namespace, names: list[str], out: Path, settings: Set
     for name in names:
         if name in empty:
             continue
-        outputs = EXPERIMENTS[name].summarise(finished[name], options.preset)
+        numbers = EXPERIMENTS[name].numbers(finished[name])
+        report = EXPERIMENTS[name].report(numbers, options.preset)
+        figures = EXPERIMENTS[name].figures(finished[name], numbers)
         done, count = len(finished[name]), len(jobs[name])
         if done < count:
-            outputs = outputs.with_note(f"Made from {done} of the preset's {count} jobs; the others were not run.")
-        for path in write_outputs(outputs, out / name, describe_run(name, options.preset, command, started)):
+            note = f"Made from {done} of the preset's {count} jobs; the others were not run."
+            report = report.replace("\n", f"\n\n{note}\n", 1)
+        provenance = describe_run(name, options.preset, command, started)
+        for path in write_outputs(out / name, numbers, report, figures, provenance):
             print(path)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from stages import summarise
 
 from experiments.synthetic.measure import covariance
 from experiments.synthetic.measure import proxies as _proxies
@@ -95,7 +96,7 @@ def test_every_method_and_both_data_sets_are_measured(xor):
 def test_summary_leaves_unconverged_seeds_out_of_the_agreement_but_not_of_the_proxies(xor):
     good = xor._replace(numbers=xor.numbers | {"accepted": True, "identity_pearson": 0.25})
     bad = xor._replace(numbers=xor.numbers | {"accepted": False, "identity_pearson": 0.75, "seed": 1})
-    outputs = EXPERIMENTS["covariance"].summarise([good, bad], "smoke")
+    outputs = summarise(EXPERIMENTS["covariance"], [good, bad], "smoke")
     table = outputs.summary.split("## Agreement of gᵀΣg with the reference, Pearson's r")[1]
     assert "| identity | 0.25 |" in table
     assert "| accepted references | 1/2 |" in table
