@@ -26,7 +26,7 @@ def _widths(text: str) -> tuple[int, ...]:
     try:
         widths = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of widths; write for example 2,16,128") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of widths; write for example 2,16,128") from None
     if min(widths) < 1:
         raise argparse.ArgumentTypeError(f"a width is {min(widths)}; expected whole numbers of at least 1")
     return widths
@@ -45,7 +45,7 @@ def _resources(text: str) -> dict[str, float]:
         if not amounts.keys() <= {"cpus", "gpus"} or not 0 <= gpus < float("inf") or not cpus >= 1 or cpus % 1:
             raise ValueError
         if amounts.get("gpus", 0) > 1 and amounts["gpus"] % 1:
-            raise argparse.ArgumentTypeError(f"{text!r}; of GPUs a worker has a share of one, or whole ones")
+            raise argparse.ArgumentTypeError(f"{text!r}; a worker gets a share of one GPU, or whole GPUs")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; write for example cpus=4 or cpus=2,gpus=0.5") from None
     return amounts
@@ -75,21 +75,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=_count,
-        help=f"at most so many jobs at once (default: what there is room for); {_executors('workers')}",
+        help=f"the largest number of jobs at once (default: as many as there is room for); {_executors('workers')}",
     )
     parser.add_argument(
         "--resources", type=_resources, metavar="cpus=N,gpus=X",
-        help=f"of a worker, one core by default; ray takes shares of a GPU, as gpus=0.5; {_executors('resources')}",
+        help=f"what a worker gets (default: a core); ray takes shares of a GPU, as gpus=0.5; {_executors('resources')}",
     )  # fmt: skip
     parser.add_argument(
         "--address",
-        help=f"of a running cluster, as ray.init takes it (default: a local one); {_executors('address')}",
+        help=f"the running cluster, as ray.init takes it (default: start a local one); {_executors('address')}",
     )
-    parser.add_argument("--slurm-partition", metavar="NAME", help=f"of the jobs; {_executors('slurm_partition')}")
-    parser.add_argument("--slurm-time", type=_count, metavar="MINUTES", help=f"of a job; {_executors('slurm_time')}")
+    parser.add_argument(
+        "--slurm-partition", metavar="NAME", help=f"the partition of the jobs; {_executors('slurm_partition')}"
+    )
+    parser.add_argument(
+        "--slurm-time", type=_count, metavar="MINUTES", help=f"the time limit of a job; {_executors('slurm_time')}"
+    )
     parser.add_argument(
         "--slurm-cluster", choices=("slurm", "local"),
-        help=f"local: the jobs are processes of this machine, to try; {_executors('slurm_cluster')}",
+        help=f"local: run the jobs as processes on this machine, to try it; {_executors('slurm_cluster')}",
     )  # fmt: skip
     parser.add_argument("--seeds", type=_count, help="number of seeds instead of the preset's")
     parser.add_argument(
@@ -114,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         f"hf:org/name[:config[:split]]; may be given several times; for {_experiments('questions')}",
     )
     parser.add_argument(
-        "--limit", type=_count, help=f"so many questions of each file, from its start; for {_experiments('limit')}"
+        "--limit",
+        type=_count,
+        help=f"use only the first questions of each file, this many; for {_experiments('limit')}",
     )
     parser.add_argument(
         "--model",

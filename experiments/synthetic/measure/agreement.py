@@ -43,7 +43,7 @@ def measure(subject: Subject) -> Result:
     if subject.cell.problem == "regression/linear" and subject.cell.width is None:
         maps["exact"] = _exact(subject)
         for name in ("reference", "laplace"):
-            numbers |= against(f"exact_{name}", maps["exact"][grid], maps[name][grid])
+            numbers |= compare_maps(f"exact_{name}", maps["exact"][grid], maps[name][grid])
     arrays = {name: values[grid].astype(np.float32) for name, values in maps.items()}
     arrays |= {
         "grid": np.asarray(subject.xs[grid]),
@@ -85,7 +85,7 @@ def _exact(subject: Subject) -> np.ndarray:
     return posterior.predictive_variance(subject.xs)
 
 
-def against(name: str, truth: np.ndarray, other: np.ndarray) -> dict[str, float]:
+def compare_maps(name: str, truth: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Return r, ρ, and the scale, which is the ratio of the means, other to truth."""
     return {**correlations(name, truth, other), f"{name}_scale": float(np.mean(other) / np.mean(truth))}
 

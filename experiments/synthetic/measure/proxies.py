@@ -48,7 +48,7 @@ def images(xs: Any, halves: Halves) -> Any:
     return xs @ np.asarray(halves.symmetry, np.float32).T
 
 
-def symmetric(problem: problems.Problem, halves: Halves) -> problems.Problem:
+def symmetrise(problem: problems.Problem, halves: Halves) -> problems.Problem:
     """Return the problem whose data sets hold a sample together with its images: exactly symmetric."""
 
     def draw(key: Any, n: int) -> tuple[Any, Any]:
@@ -72,7 +72,7 @@ def measure_proxies(subject: Subject) -> tuple[dict[str, Any], dict[str, np.ndar
     truth = subject.variance[subject.grid]
     for name in ("proxy_a", "proxy_b"):
         numbers |= correlations(f"{name}_hessian", truth, maps[name])
-    setting = set_up(subject.cell, symmetric(subject.setting.problem, halves))
+    setting = set_up(subject.cell, symmetrise(subject.setting.problem, halves))
     theta = fit_map(setting.log_density, setting.inits).best()
     for other, prefixed in zip(_maps(setting, theta, grid, halves), (numbers, maps), strict=True):
         prefixed |= {f"orbit_{name}": value for name, value in other.items()}
