@@ -209,17 +209,6 @@ def page(content: dict[str, Any]) -> str:
     return "// Written by: python -m experiments.explorer OUT\nwindow.ISOUQ = " + text + ";\n"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the content of a data file."""
-    return json.loads(path.read_text(encoding="utf-8").split("window.ISOUQ = ", 1)[1].rstrip().rstrip(";"))
-
-
-def decode(one: dict[str, Any]) -> np.ndarray:
-    """Return the values of a map from `encode`, float64."""
-    codes = np.frombuffer(base64.b64decode(one["codes"]), np.uint8)
-    return one["low"] + (one["high"] - one["low"]) * (codes / 255.0) ** 3
-
-
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.explorer", description=__doc__)

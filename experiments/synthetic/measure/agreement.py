@@ -6,8 +6,7 @@ import numpy as np
 
 from experiments.clock import Clock
 from experiments.run.job import Result
-from experiments.synthetic.subject import Subject, correlations
-from isouq._uncertainty import uncertainty
+from experiments.synthetic.subject import Subject, correlations, epistemic_map
 from isouq.covariance import Dense, laplace
 from isouq.posterior import linear_regression
 
@@ -33,8 +32,7 @@ def measure(subject: Subject) -> Result:
         covariance = laplace(setting.log_density, subject.theta, "hessian")
         assert isinstance(covariance, Dense)
         numbers["laplace_clipped"] = float(covariance.clipped)
-        other = uncertainty(setting.predict, subject.theta, subject.xs, subject.kind, covariance=covariance)
-        maps["laplace"] = np.asarray(other.epistemic, np.float64)
+        maps["laplace"] = epistemic_map(setting, subject.theta, subject.xs, covariance)
         clock.lap("seconds_laplace")
     if subject.kind != "regression":
         maps["aleatoric"] = np.asarray(estimate.aleatoric, np.float64)
