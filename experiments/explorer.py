@@ -165,7 +165,7 @@ def distance(row: Row, result: Result) -> float:
     )
 
 
-def data(results: Path, out: Path, finished: bool = False, executor: str = "processes") -> tuple[dict[str, Any], float]:
+def data(results: Path, out: Path, finished: bool = False) -> tuple[dict[str, Any], float]:
     """Return what the page reads, and how far the maps that it shows lie from the committed numbers at most.
 
     finished: True leaves out the maps of cells that OUT lacks, False runs those cells.
@@ -176,7 +176,7 @@ def data(results: Path, out: Path, finished: bool = False, executor: str = "proc
     if finished:
         known = finished_results(cells, out)
     else:
-        known = dict(zip(cells, run_jobs(cells, out, Settings(executor), console()), strict=True))
+        known = dict(zip(cells, run_jobs(cells, out, Settings(), console()), strict=True))
     gap, entries = 0.0, []
     points: dict[str, dict[str, list[Any]]] = {}
     agreement = _summary(results, "validation") | _summary(results, "scaling")

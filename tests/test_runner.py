@@ -311,7 +311,7 @@ def status_of(out, capsys):
 
 
 def planned(jobs):
-    return [PlannedJob(job.key(), job.label(), 1.0) for job in jobs]
+    return [PlannedJob(job.key(), job.label()) for job in jobs]
 
 
 def test_status_says_what_is_done_failed_and_waiting_and_who_is_at_work(tmp_path, store, capsys):
@@ -368,7 +368,7 @@ def test_ten_thousand_finished_jobs_are_listed_quickly(tmp_path, store, capsys):
     for i in range(10_000):
         for suffix in ("json", "npz"):
             os.close(os.open(store.folder / f"{i:016x}.{suffix}", os.O_CREAT | os.O_WRONLY))
-    jobs = [PlannedJob(f"{i:016x}", f"job {i}", 2.0) for i in range(10_000)]
+    jobs = [PlannedJob(f"{i:016x}", f"job {i}") for i in range(10_000)]
     write_plan(tmp_path, Plan("rings", "paper", "again", jobs))
     started = time.process_time()
     assert status_of(tmp_path, capsys)[1].out.startswith("rings, preset paper: 10000 of 10000 jobs done")
