@@ -90,7 +90,7 @@ def measure(count: int, seconds: float, workers: int, out: str) -> dict[str, flo
 def _status(out: Path, count: int) -> float:
     """Return the seconds of `python -m experiments status`, the start of Python included."""
     plan: dict[str, Any] = {"name": "sweep", "preset": "", "command": ""}
-    plan |= {"jobs": [[Nothing(seed).key(), f"job {seed}", 0.01] for seed in range(count)]}
+    plan |= {"jobs": [[Nothing(seed).key(), f"job {seed}"] for seed in range(count)]}
     (out / "plans").mkdir(exist_ok=True)
     (out / "plans" / "sweep.json").write_text(json.dumps(plan))
     started = time.monotonic()

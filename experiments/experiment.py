@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments.report.outputs import Numbers, Outputs
+from experiments.report.outputs import Numbers
 
 
 class Experiment(NamedTuple):
@@ -20,8 +20,3 @@ class Experiment(NamedTuple):
     report: Callable[[Numbers, str], str]
     figures: Callable[[list, Numbers], dict[str, Any]]
     options: tuple[str, ...] = ()
-
-    def summarise(self, results: list, preset: str) -> Outputs:
-        """Return what is written of the results."""
-        numbers = self.numbers(results)
-        return Outputs(numbers, self.report(numbers, preset), self.figures(results, numbers))

@@ -72,24 +72,24 @@ def encode(values: np.ndarray) -> dict[str, Any]:
     low, high = float(values.min()), float(values.max())
     share = np.zeros_like(values) if high == low else (values - low) / (high - low)
     codes = np.round(255 * np.cbrt(share)).astype(np.uint8)
-    return {"low": _short(low, 9), "high": _short(high, 9), "codes": base64.b64encode(codes.tobytes()).decode()}
+    return {"low": _round(low, 9), "high": _round(high, 9), "codes": base64.b64encode(codes.tobytes()).decode()}
 
 
-def _short(value: float | None, digits: int = 4) -> float | None:
+def _round(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
-def _both_intervals(values: Mapping[str, Interval], name: str) -> dict[str, list[Any]]:
+def _interval_pair(values: Mapping[str, Interval], name: str) -> dict[str, list[Any]]:
     """Return r and ρ as [mean, low, high, seeds]; null where there is no number."""
     intervals = {statistic: values[f"{name}_{statistic}"] for statistic in STATISTICS}
-    return {s: [*map(_short, (i.mean, i.low, i.high)), i.count] for s, i in intervals.items()}
+    return {s: [*map(_round, (i.mean, i.low, i.high)), i.count] for s, i in intervals.items()}
 
 
-def _both(row: Row, name: str) -> dict[str, float | None]:
-    return {statistic: _short(row[f"{name}_{statistic}"]) for statistic in STATISTICS}
+def _correlations(row: Row, name: str) -> dict[str, float | None]:
+    return {statistic: _round(row[f"{name}_{statistic}"]) for statistic in STATISTICS}
 
 
-def _first(rows: list[Row]) -> Row:
+def _first_row(rows: list[Row]) -> Row:
     return next(row for row in rows if row["seed"] == SEED)
 
 
@@ -104,7 +104,7 @@ def _entry(
     rows: one a seed. agreement, terms: the model's numbers in `scaling` (or `validation`) and in `decomposition`.
     arrays: the maps of the first seed.
     """
-    first = _first(rows)
+    first = _first_row(rows)
     problem = problems.get(first["problem"])
     hidden = problem.hidden if first["width"] is None else (first["width"],)
     estimates = [name for name in ESTIMATES if first.get(f"{name}_pearson") is not None]
@@ -119,12 +119,12 @@ def _entry(
         "parameters": first["num_params"],
         "seeds": len(rows),
         "accepted": sum(row["accepted"] for row in rows),
-        "agreement": {name: _both_intervals(agreement, name) for name in estimates},
-        "each": [{"accepted": row["accepted"], **_both(row, "epistemic")} for row in rows],
-        "decomposition": {term: _both_intervals(terms, term) for term in TERMS},
+        "agreement": {name: _interval_pair(agreement, name) for name in estimates},
+        "each": [{"accepted": row["accepted"], **_correlations(row, "epistemic")} for row in rows],
+        "decomposition": {term: _interval_pair(terms, term) for term in TERMS},
         "is_accepted": first["accepted"],
         "verdict": str(Verdict(**{field: first[field] for field in Verdict._fields})),
-        "seed": {name: _both(first, name) for name in estimates},
+        "seed": {name: _correlations(first, name) for name in estimates},
     }
     return entry if arrays is None else entry | maps_of(arrays)
 
@@ -132,7 +132,7 @@ def _entry(
 def maps_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return the maps as the page reads them, with the ends of their grid and its points a side."""
     grid = arrays["grid"]
-    ends = {"low": _rounded(grid.min(axis=0)), "high": _rounded(grid.max(axis=0))}
+    ends = {"low": _round_array(grid.min(axis=0)), "high": _round_array(grid.max(axis=0))}
     if grid.shape[1] == 2:
         maps = {name: encode(arrays[name]) for name in MAPS if name in arrays}
         return {"grid": ends, "side": round(len(grid) ** 0.5), "maps": maps}
@@ -141,10 +141,10 @@ def maps_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _curve(values: np.ndarray) -> dict[str, Any]:
-    return {"low": _short(values.min()), "high": _short(values.max()), "values": [_short(value) for value in values]}
+    return {"low": _round(values.min()), "high": _round(values.max()), "values": [_round(value) for value in values]}
 
 
-def _rounded(values: np.ndarray) -> list[Any]:
+def _round_array(values: np.ndarray) -> list[Any]:
     return np.round(np.asarray(values, np.float64), 3).tolist()
 
 
@@ -165,34 +165,34 @@ def distance(row: Row, result: Result) -> float:
     )
 
 
-def data(results: Path, out: Path, finished: bool = False, executor: str = "processes") -> tuple[dict[str, Any], float]:
+def data(results: Path, out: Path, finished: bool = False) -> tuple[dict[str, Any], float]:
     """Return what the page reads, and how far the maps that it shows lie from the committed numbers at most.
 
     finished: True leaves out the maps of cells that OUT lacks, False runs those cells.
     """
     groups = models(results)
-    cells = [cell_of(_first(rows)) for rows in groups]
+    cells = [cell_of(_first_row(rows)) for rows in groups]
     known: dict[Job, Result]
     if finished:
         known = finished_results(cells, out)
     else:
-        known = dict(zip(cells, run_jobs(cells, out, Settings(executor), console()), strict=True))
+        known = dict(zip(cells, run_jobs(cells, out, Settings(), console()), strict=True))
     gap, entries = 0.0, []
     points: dict[str, dict[str, list[Any]]] = {}
     agreement = _summary(results, "validation") | _summary(results, "scaling")
     terms = _summary(results, "decomposition")
     for rows, cell in zip(groups, cells, strict=True):
         result, name = known.get(cell), model_name(rows[0])
-        far = 0.0 if result is None else distance(_first(rows), result)
+        far = 0.0 if result is None else distance(_first_row(rows), result)
         arrays = None if result is None or far > FAR else result.arrays
         entries.append(_entry(rows, agreement[name], terms[name], arrays))
         if result is not None and (share := relative_range(result.arrays["epistemic"])) < FLAT:
-            entries[-1]["flat"] = _short(share, 2)
+            entries[-1]["flat"] = _round(share, 2)
         if far > FAR:
-            entries[-1]["apart"] = _short(far, 2)
+            entries[-1]["apart"] = _round(far, 2)
         elif result is not None:
             gap = max(gap, far)
-            points[cell.problem] = {name: _rounded(result.arrays[name]) for name in ("xs", "ys")}
+            points[cell.problem] = {name: _round_array(result.arrays[name]) for name in ("xs", "ys")}
     facts = json.loads((results / "scaling" / "provenance.json").read_text(encoding="utf-8"))
     about = {"preset": facts["preset"], "finished": facts["finished"][:10], "seed": SEED}
     palette = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 1, 65))]
@@ -207,17 +207,6 @@ def page(content: dict[str, Any]) -> str:
     """Return the data file: a script, because a page that is opened from a folder may read no JSON."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return "// Written by: python -m experiments.explorer OUT\nwindow.ISOUQ = " + text + ";\n"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the content of a data file."""
-    return json.loads(path.read_text(encoding="utf-8").split("window.ISOUQ = ", 1)[1].rstrip().rstrip(";"))
-
-
-def decode(one: dict[str, Any]) -> np.ndarray:
-    """Return the values of a map from `encode`, float64."""
-    codes = np.frombuffer(base64.b64decode(one["codes"]), np.uint8)
-    return one["low"] + (one["high"] - one["low"]) * (codes / 255.0) ** 3
 
 
 def main() -> int:

@@ -77,12 +77,12 @@ def fill_results(readme: str, results: Path) -> str:
     """Return the README with its generated part written again from results/."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END, 1)[1]
-    return f"{before}{BEGIN}\n\n{_generated(results, _FIRST)}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{_shown_sections(results, _FIRST)}\n{END}{after}"
 
 
 def results_page(results: Path) -> str:
     """Return the page docs/results.md: every table that the experiments put forward."""
-    return f"{_HEAD}\n{_generated(results, _SECTIONS, '#')}"
+    return f"{_HEAD}\n{_shown_sections(results, _SECTIONS, '#')}"
 
 
 def fill_numbers(template: str, results: Path) -> str:
@@ -136,7 +136,7 @@ def _from_rows(match: re.Match[str], results: Path) -> Interval:
     return bootstrap_mean(values)
 
 
-def _generated(results: Path, shown: Mapping[str, tuple[str, ...]], level: str = "##") -> str:
+def _shown_sections(results: Path, shown: Mapping[str, tuple[str, ...]], level: str = "##") -> str:
     """Return the sections that are shown, under headings one below `level`."""
     parts = []
     for name, sections in shown.items():

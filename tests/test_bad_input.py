@@ -454,9 +454,9 @@ COMMANDS = {
     "one width zero": (["scaling", "--widths", "4,0"], r"--widths: a width is 0; expected"),
     "widths in words": (
         ["scaling", "--widths", "a,b"],
-        r"--widths: 'a,b' is no list of widths; write for example 2,16,128",
+        r"--widths: 'a,b' is not a list of widths; write for example 2,16,128",
     ),
-    "no widths": (["scaling", "--widths", ""], r"--widths: '' is no list of widths"),
+    "no widths": (["scaling", "--widths", ""], r"--widths: '' is not a list of widths"),
 }
 
 

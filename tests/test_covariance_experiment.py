@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from stages import summarise
 
 from experiments.synthetic.measure import covariance
 from experiments.synthetic.measure import proxies as _proxies
@@ -40,7 +41,7 @@ def test_a_symmetry_leaves_the_problem_as_it_is(name):
 @pytest.mark.parametrize("name", _proxies.HALVES)
 def test_symmetric_data_hold_every_image(name):
     halves = _proxies.HALVES[name]
-    problem = _proxies.symmetric(problems.get(name), halves)
+    problem = _proxies.symmetrise(problems.get(name), halves)
     data = problem.sample(jax.random.key(1), 12 * halves.order)
     rows = np.round(np.column_stack([np.asarray(data.xs), np.asarray(data.ys)]), 3)
     moved = np.column_stack([_proxies.images(data.xs, halves), np.asarray(halves.labels)[np.asarray(data.ys)]])
@@ -63,7 +64,7 @@ def test_proxy_data_lie_in_their_halves_and_are_as_many_as_the_training_data():
 def test_the_identity_is_symmetric_on_symmetric_data_and_both_proxies_are_not(seed):
     """The paper's Fig. 1, in numbers, without a reference."""
     problem, halves = problems.get("binary/xor"), _proxies.HALVES["binary/xor"]
-    made = set_up(Cell("binary/xor", seed), _proxies.symmetric(problem, halves))
+    made = set_up(Cell("binary/xor", seed), _proxies.symmetrise(problem, halves))
     grid = problems.evaluation_inputs(made.data.xs, 25)
     numbers, maps = _proxies._maps(made, fit_map(made.log_density, made.inits).best(), grid, halves)
     assert numbers["identity_symmetry"] >= 0.9
@@ -92,7 +93,7 @@ def test_every_method_and_both_data_sets_are_measured(xor):
 def test_summary_leaves_unconverged_seeds_out_of_the_agreement_but_not_of_the_proxies(xor):
     good = xor._replace(numbers=xor.numbers | {"accepted": True, "identity_pearson": 0.25})
     bad = xor._replace(numbers=xor.numbers | {"accepted": False, "identity_pearson": 0.75, "seed": 1})
-    outputs = EXPERIMENTS["covariance"].summarise([good, bad], "smoke")
+    outputs = summarise(EXPERIMENTS["covariance"], [good, bad], "smoke")
     table = outputs.summary.split("## Agreement of gᵀΣg with the reference, Pearson's r")[1]
     assert "| identity | 0.25 |" in table
     assert "| accepted references | 1/2 |" in table

@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stages
 from jax.flatten_util import ravel_pytree
 
 from experiments.run.job import Result
@@ -23,7 +25,7 @@ from isouq.alignment import align_hidden_units
 from isouq.posterior import Margins, probabilities
 
 TINY = {"num_points": 40, "resolution": 8, "study": "decomposition"}
-summarise = EXPERIMENTS["decomposition"].summarise
+summarise = partial(stages.summarise, EXPERIMENTS["decomposition"])
 VERDICT = {"accepted": True, "rhat": 1.001, "ess_bulk": 900.0, "divergent": 0.0, "halves": 0.99}
 
 

@@ -142,18 +142,3 @@ def test_what_slurm_cannot_do_is_said(settings, message, folder, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RunError, match=message):
         outcomes(settings, folder, [])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"name": "k8s"}, "executor is 'k8s'; expected one of"),
-        ({"workers": 0}, "workers is 0; expected"),
-        ({"cpus": 0}, "cpus is 0; expected"),
-        ({"gpus": -1}, "gpus is -1; expected"),
-        ({"cluster": "cloud"}, "cluster is 'cloud'; expected"),
-    ],
-)
-def test_wrong_settings(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Settings(**wrong)

@@ -148,7 +148,7 @@ def test_all_writes_every_file(first):
     assert len({cell.reference() for cell in smoke_cells("validation", "maps", "scaling")}) == 9
     assert len(list((out / "cells").glob("*.json"))) == len(list((out / "cells").glob("*.npz"))) == FILES
     store = Store(out / "cells")
-    assert all(store.holds(cell) and store.holds(cell.reference()) for cell in smoke_cells(*EXPERIMENTS))
+    assert all(store.load(cell) and store.load(cell.reference()) for cell in smoke_cells(*EXPERIMENTS))
     assert not list((out / "cells").glob("*.tmp"))
     assert {path.name for path in (out / "maps").glob("*.png")} == {
         "maps.png", "binary_xor.png", "multiclass_clusters.png", "regression_linear.png"

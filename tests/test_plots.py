@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from stages import summarise
 from synthetic_rows import fake
 
 from experiments.synthetic.figures import decomposition, scaling, spectrum
@@ -105,7 +106,7 @@ def validated():
     """The figure of a problem with an unconverged and an undefined seed, and of one with nothing accepted."""
     seeds = [(True, 0.8), (True, 0.9), (False, -0.4), (True, float("nan"))]
     cells = [fake(Cell("binary/xor", seed), ok, value) for seed, (ok, value) in enumerate(seeds)]
-    return EXPERIMENTS["validation"].summarise([*cells, fake(Cell("binary/rings"), False, 0.1)], "smoke").figures
+    return summarise(EXPERIMENTS["validation"], [*cells, fake(Cell("binary/rings"), False, 0.1)], "smoke").figures
 
 
 def test_agreement():

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import qa_rows
+from stages import Outputs
 
 from experiments.answers.figures.auroc import draw_auroc
 from experiments.answers.figures.qa import draw_correlations, draw_rejection, figures
@@ -15,7 +16,6 @@ from experiments.answers.numbers import analysis, auroc
 from experiments.answers.numbers.analysis import Curve
 from experiments.answers.numbers.qa import numbers_of_rows
 from experiments.answers.report.qa import report
-from experiments.report.outputs import Outputs
 from isouq.stats import Interval
 
 FIGURES = {"auroc", "rejection", "correlations", "length"}

@@ -39,8 +39,8 @@ def dying(at):
 def test_steps_are_kept_and_not_done_again(tmp_path):
     path = tmp_path / "a.part.npz"
     values = {"rows": [1.5, float("-inf"), None], "text": "é"}
-    assert Partial(path, "mark", 1e-9).found("a", lambda: values) == values
-    assert Partial(path, "mark").found("a", lambda: pytest.fail("done again")) == values
+    assert Partial(path, "mark", 1e-9).step("a", lambda: values) == values
+    assert Partial(path, "mark").step("a", lambda: pytest.fail("done again")) == values
     assert Partial(path, "mark").get("b", 3) == 3
     with pytest.warns(UserWarning, match=r"a\.part\.npz belongs to another run"):
         assert Partial(path, "other").get("a", None) is None
@@ -50,7 +50,7 @@ def test_steps_are_kept_and_not_done_again(tmp_path):
 
 
 def test_what_is_kept_is_what_a_fresh_step_gives():
-    assert Partial().found("a", lambda: {1: (1, np.float64(0.1))}) == {"1": [1, 0.1]}
+    assert Partial().step("a", lambda: {1: (1, np.float64(0.1))}) == {"1": [1, 0.1]}
 
 
 # fine-tuning

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from stages import summarise
 
 from experiments.run.job import Result
 from experiments.synthetic.measure import spectrum
@@ -197,7 +198,7 @@ def test_the_bootstrap_resamples_clusters_and_not_cells(dense):
 def test_summary_of_synthetic_rows(dense):
     results = [Result(r, dense.arrays) for r in synthetic({**dense.numbers, "prior": "unit", "lowest_curvature": 0.5})]
     own = row(dense.numbers, 0.2, 0.6, width=None, problem="binary/xor", seed=0, lowest_curvature=-0.2)
-    outputs = EXPERIMENTS["spectrum"].summarise([*results, Result(own, dense.arrays)], "smoke")
+    outputs = summarise(EXPERIMENTS["spectrum"], [*results, Result(own, dense.arrays)], "smoke")
     text = outputs.summary
     assert text.startswith("# Spectrum, preset `smoke`")
     assert "Epistemic r: yes." in text
@@ -212,5 +213,5 @@ def test_summary_of_synthetic_rows(dense):
 
 def test_summary_with_nothing_accepted(dense):
     numbers = dataclasses.asdict(Cell("multiclass/rings", width=4)) | dense.numbers | {"accepted": False}
-    outputs = EXPERIMENTS["spectrum"].summarise([Result(numbers, dense.arrays)], "smoke")
+    outputs = summarise(EXPERIMENTS["spectrum"], [Result(numbers, dense.arrays)], "smoke")
     assert "too few accepted models to say" in outputs.summary

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from stages import summarise
 from synthetic_rows import fake
 
 from experiments import command
@@ -182,11 +183,9 @@ def test_training_lists_what_did_not_converge(cells):
 def test_a_summary_does_not_depend_on_unconverged_values(name, cell):
     def summary(of_unconverged):
         seeds = [(0, True, 0.5), (1, False, of_unconverged), (2, True, 0.7)]
-        return (
-            command.EXPERIMENTS[name]
-            .summarise([fake(dataclasses.replace(cell, seed=s), ok, v) for s, ok, v in seeds], "smoke")
-            .summary
-        )
+        return summarise(
+            command.EXPERIMENTS[name], [fake(dataclasses.replace(cell, seed=s), ok, v) for s, ok, v in seeds], "smoke"
+        ).summary
 
     text = summary(-0.99)
     assert text == summary(0.3)
@@ -199,7 +198,7 @@ def test_a_summary_does_not_depend_on_unconverged_values(name, cell):
     ("name", "cell"), [("validation", Cell("binary/xor")), ("scaling", Cell(scaling.PROBLEM, width=4))]
 )
 def test_nothing_accepted_is_said_and_has_no_number(name, cell):
-    text = command.EXPERIMENTS[name].summarise([fake(cell, accepted=False, value=0.1234)], "smoke").summary
+    text = summarise(command.EXPERIMENTS[name], [fake(cell, accepted=False, value=0.1234)], "smoke").summary
     assert "| unconverged | – |" in text
     assert "0/1" in text
     assert "0.12" not in text
@@ -211,7 +210,7 @@ def test_a_second_opinion_stands_on_the_row_of_its_cell():
         dataclasses.replace(cells[1], study="second_opinion"), value=0.1234, numpyro_pearson=0.9, numpyro_spearman=0.8,
         numpyro_scale=1.1, numpyro_accepted=True,
     )  # fmt: skip
-    outputs = command.EXPERIMENTS["validation"].summarise([fake(cells[0]), fake(cells[1]), opinion], "paper")
+    outputs = summarise(command.EXPERIMENTS["validation"], [fake(cells[0]), fake(cells[1]), opinion], "paper")
     assert [(row["seed"], row["study"], row.get("numpyro_scale")) for row in outputs.numbers.rows] == [
         (0, "agreement", None), (1, "agreement", 1.1)
     ]  # fmt: skip
@@ -219,12 +218,12 @@ def test_a_second_opinion_stands_on_the_row_of_its_cell():
     assert "| binary/xor | 1 | yes | yes | 0.900 | 0.800 | 1.100 |" in outputs.summary
     assert "2 of 2 accepted" in outputs.summary
     with pytest.raises(RunError, match="a second opinion alone makes no table"):
-        command.EXPERIMENTS["validation"].summarise([opinion], "paper")
+        summarise(command.EXPERIMENTS["validation"], [opinion], "paper")
 
 
 def test_maps_mark_what_was_not_accepted():
-    outputs = command.EXPERIMENTS["maps"].summarise(
-        [fake(Cell("binary/xor"), accepted=False), fake(Cell("binary/rings"))], "smoke"
+    outputs = summarise(
+        command.EXPERIMENTS["maps"], [fake(Cell("binary/xor"), accepted=False), fake(Cell("binary/rings"))], "smoke"
     )
     assert set(outputs.figures) == {"maps", "binary_xor", "binary_rings"}
     labels = [axis.get_ylabel() for axis in outputs.figures["maps"].axes]
@@ -294,8 +293,8 @@ def test_a_flat_estimate_is_said_to_agree_with_nothing():
     flat, uneven = fake(Cell(scaling.PROBLEM, width=4)), fake(Cell(scaling.PROBLEM, 1, width=8))
     flat.arrays["epistemic"] = np.array([1.0, 1 - 1e-5])
     uneven.arrays["epistemic"] = np.array([1.0, 0.9])
-    summarise = command.EXPERIMENTS["scaling"].summarise
-    text = summarise([flat, uneven], "smoke").summary
+    scaling_experiment = command.EXPERIMENTS["scaling"]
+    text = summarise(scaling_experiment, [flat, uneven], "smoke").summary
     assert "(unit σ = 1, 1e-05 at width 4; seed 0)" in text
     assert "at width 8" not in text
-    assert "compare rounding" not in summarise([uneven], "smoke").summary
+    assert "compare rounding" not in summarise(scaling_experiment, [uneven], "smoke").summary

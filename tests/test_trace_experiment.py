@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import qa_rows
+from stages import Outputs
 
 from experiments.answers.figures.trace import figures
 from experiments.answers.measure.traces import trace_answers
@@ -16,7 +17,6 @@ from experiments.answers.questions import Question
 from experiments.answers.report.trace import report
 from experiments.answers.study import QaCell
 from experiments.answers.tiny_model import TINY, tiny_model
-from experiments.report.outputs import Outputs
 from experiments.run.job import Result
 from isouq import plots, stats
 from isouq.text import Trace, features

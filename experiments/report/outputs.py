@@ -77,19 +77,6 @@ class Numbers:
         return group_numbers(self.summary)
 
 
-class Outputs(NamedTuple):
-    """What an experiment writes. summary: the text of summary.md. figures: matplotlib figures by name."""
-
-    numbers: Numbers
-    summary: str
-    figures: dict[str, Any]
-
-    def with_note(self, note: str) -> "Outputs":
-        """Return these outputs with a sentence under the summary's title."""
-        title, rest = self.summary.split("\n", 1)
-        return self._replace(summary=f"{title}\n\n{note}\n{rest}")
-
-
 def check_writable(out: Path) -> None:
     """Raise RunError unless files can be made in `out`: before the long part, not after."""
     try:
@@ -101,21 +88,23 @@ def check_writable(out: Path) -> None:
         raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
 
 
-def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) -> list[Path]:
-    """Write tables, summaries, further files, figures (PNG and PDF) and provenance.json; return their paths."""
+def write_outputs(
+    folder: Path, numbers: Numbers, report: str, figures: dict[str, Any], provenance: dict[str, Any]
+) -> list[Path]:
+    """Write tables, report, further files, figures (PNG and PDF) and provenance.json; return their paths."""
     import matplotlib.pyplot as plt
 
     texts = {
-        "table.csv": table_csv(outputs.numbers.rows),
-        "summary.csv": summary_csv(outputs.numbers.summary),
-        "summary.md": outputs.summary,
-        **outputs.numbers.files,
+        "table.csv": table_csv(numbers.rows),
+        "summary.csv": summary_csv(numbers.summary),
+        "summary.md": report,
+        **numbers.files,
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         _files.replace_text(path, text)
-    for name, figure in outputs.figures.items():
+    for name, figure in figures.items():
         for suffix, extra in (("png", {"metadata": {"Software": None}}), ("pdf", {"metadata": {"CreationDate": None}})):
             paths.append(folder / f"{name}.{suffix}")
             _files.replace(paths[-1], partial(figure.savefig, format=suffix, dpi=150, **extra))

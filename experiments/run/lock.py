@@ -34,7 +34,7 @@ def lock(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(_busy(out, _read(descriptor))) from None
+            raise RunError(_busy_message(out, _read(descriptor))) from None
         except OSError as error:
             raise RunError(
                 f"cannot lock {out / NAME}: {error.strerror or error}; choose an --out on a file system with locks"
@@ -62,7 +62,7 @@ def holder(out: Path) -> Holder | None:
     return None
 
 
-def _busy(out: Path, other: Holder) -> str:
+def _busy_message(out: Path, other: Holder) -> str:
     return (
         f"process {other.process} on {other.host} is at work in {out}: wait until it ends "
         f"(python -m experiments status --out {out}), stop it, or choose another --out"

@@ -19,21 +19,21 @@ class Partial:
         """mark: the job's key; the file of another is not taken (a warning of one line)."""
         self._file = None if path is None else Checkpoint(path, seconds, mark)
         saved = None if self._file is None else self._file.load(np.zeros(0, np.uint8), None)
-        self._found: dict[str, Any] = {} if saved is None else json.loads(saved.state.tobytes())
+        self._results: dict[str, Any] = {} if saved is None else json.loads(saved.state.tobytes())
 
-    def found(self, name: str, compute: Callable[[], Any]) -> Any:
+    def step(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the step's result, stored or computed now; what comes back has been through JSON either way."""
-        if name not in self._found:
+        if name not in self._results:
             self.put(name, compute())
-        return self._found[name]
+        return self._results[name]
 
     def get(self, name: str, default: Any) -> Any:
         """Return what is stored under a name."""
-        return self._found.get(name, default)
+        return self._results.get(name, default)
 
     def put(self, name: str, value: Any) -> None:
         """Store a step's result."""
-        self._found[name] = json.loads(json.dumps(value))
+        self._results[name] = json.loads(json.dumps(value))
         if self._file is not None and self._file.due():
-            text = json.dumps(self._found).encode()
-            self._file.save(Saved(len(self._found), np.frombuffer(text, np.uint8), None))
+            text = json.dumps(self._results).encode()
+            self._file.save(Saved(len(self._results), np.frombuffer(text, np.uint8), None))

@@ -1,6 +1,6 @@
 """What a run is to compute, in a file that anyone can read: DIR/plans/NAME.json, the last command of each name.
 
-{"name", "preset", "command", "jobs": [[key, label, weight], ...]}; weight: expected seconds on two cores.
+{"name", "preset", "command", "jobs": [[key, label], ...]}
 """
 
 import json
@@ -21,7 +21,6 @@ class PlannedJob(NamedTuple):
 
     key: str
     label: str
-    weight: float
 
 
 class Plan(NamedTuple):
@@ -34,7 +33,7 @@ class Plan(NamedTuple):
 
     def with_jobs(self, jobs: Iterable["Job"]) -> "Plan":
         """Return the same plan for other jobs, each once."""
-        return self._replace(jobs=[PlannedJob(job.key(), job.label(), job.weight()) for job in dict.fromkeys(jobs)])
+        return self._replace(jobs=[PlannedJob(job.key(), job.label()) for job in dict.fromkeys(jobs)])
 
 
 def write_plan(out: Path, plan: Plan) -> None:
@@ -49,8 +48,7 @@ def read_plans(out: Path) -> Iterator[Plan]:
     for path in sorted((out / FOLDER).glob("*.json")):
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            planned = fields.pop("cells", None) or fields["jobs"]  # "cells": plans of earlier versions
-            jobs = [PlannedJob(str(key), str(label), float(weight)) for key, label, weight in planned]
+            jobs = [PlannedJob(str(key), str(label)) for key, label in fields["jobs"]]
             yield Plan(**{**fields, "jobs": jobs})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is no plan of a run ({type(error).__name__}); remove it") from error

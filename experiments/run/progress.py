@@ -11,24 +11,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from experiments.run import clock
 from experiments.run.job import Job
-from experiments.run.status import FILE
+from experiments.run.status import FILE, duration
 
 Report = Callable[..., None]  # (job, share done, error=None); a share of 0 says that it starts, of 1 that it has ended
 
 
 @contextmanager
 def reporter(jobs: list[Job], console: Console, out: Path) -> Iterator[Report]:
-    """Give the function that is told how far each job is, and that shows it on the console and in DIR/progress.json."""
+    """Yield a function that shows how far a job is, on the console and in DIR/progress.json."""
     count = _Count(jobs)
     show = _live(count, console) if console.is_terminal else _lines(count, console)
-    with show as shown:
+    with show as show_job:
 
         def report(job: Job, share: float, error: str | None = None) -> None:
             if count.update(job, share):
                 _write(out, count)
-            shown(job, share, error)
+            show_job(job, share, error)
 
         yield report
     (out / FILE).unlink(missing_ok=True)
@@ -64,13 +63,13 @@ class _Count:
     def left(self) -> str:
         """Return the time left in words."""
         seconds = self.seconds_left()
-        return "time left unknown" if seconds is None else f"about {clock.words(seconds)} left"
+        return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
 
 
 @contextmanager
 def _lines(count: _Count, console: Console) -> Iterator[Report]:
     total = len(count.weights)
-    console.print(f"{total} jobs to run, about {clock.words(count.total)} on two CPU cores")
+    console.print(f"{total} jobs to run, about {duration(count.total)} on two CPU cores")
 
     def show(job: Job, share: float, error: str | None) -> None:
         if share == 1.0:

@@ -17,7 +17,7 @@ from experiments.run.job import Job
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
 
 
-def of_run(name: str, preset: str, command: str, started: float) -> dict[str, Any]:
+def describe_run(name: str, preset: str, command: str, started: float) -> dict[str, Any]:
     """Return versions, device, commit, command and time of a run. started: `time.monotonic()` at its start."""
     return {
         "experiment": name,
@@ -30,7 +30,7 @@ def of_run(name: str, preset: str, command: str, started: float) -> dict[str, An
     }
 
 
-def of_job(job: Job, numbers: dict[str, Any]) -> dict[str, Any]:
+def describe_job(job: Job, numbers: dict[str, Any]) -> dict[str, Any]:
     """Return what is stored beside the numbers of a job; None where a job has no seed or no sampler."""
     return {
         **_surroundings(),

@@ -13,10 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.run import clock, lock
+from experiments.run import lock
 from experiments.run.plan import Plan, read_plans
 
 FILE = "progress.json"  # in the folder of the run; written by its driver
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes or hours, whichever reads best."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plan_lines(plan: Plan, folder: Path, names: set[str], is_running: bool) -> Iterator[str]:
@@ -39,10 +46,10 @@ def plan_lines(plan: Plan, folder: Path, names: set[str], is_running: bool) -> I
 def driver_lines(holder: lock.Holder, progress: dict[str, Any]) -> Iterator[str]:
     """Yield who is at work and the time left, then a line for each job under way that the driver knows of."""
     left, now = progress.get("left"), time.time()
-    rest = "" if left is None else f", about {clock.words(max(0.0, left - (now - progress['written'])))} left"
-    yield f"process {holder.process} on {holder.host} is at work for {clock.words(now - holder.started)}{rest}"
+    rest = "" if left is None else f", about {duration(max(0.0, left - (now - progress['written'])))} left"
+    yield f"process {holder.process} on {holder.host} is at work for {duration(now - holder.started)}{rest}"
     for label, started in progress.get("running", []):
-        yield f"  running: {label}, for {clock.words(now - started)}"
+        yield f"  running: {label}, for {duration(now - started)}"
 
 
 def _failure(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,6 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def holds(self, job: Job) -> bool:
-        """Return whether both files of the job are there and the larger one is whole at its end, without reading it."""
-        return self._path(job, "json").exists() and zipfile.is_zipfile(self._path(job, "npz"))
-
     def load(self, job: Job) -> Result | None:
         """Return the stored result, or None if there is none, its files are damaged or they are another job's.
 
@@ -38,8 +33,7 @@ class Store:
         """
         try:
             numbers = json.loads(self._path(job, "json").read_text(encoding="utf-8"))
-            key = numbers.pop(PROVENANCE, {}).get("key", job.key())  # the first versions wrote no key
-            if not numbers or key != job.key():
+            if numbers.pop(PROVENANCE)["key"] != job.key():
                 return None
             with open(self._path(job, "npz"), "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return Result(numbers, dict(stored))

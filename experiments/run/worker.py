@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.run.errors import RunError
 from experiments.run.job import Job, Outcome
-from experiments.run.provenance import of_job
+from experiments.run.provenance import describe_job
 from experiments.run.store import Store
 from isouq._errors import first_line
 
@@ -24,7 +24,7 @@ def execute(folder: Path, job: Job, progress: Callable[[float], None] | None = N
         if needs is not None and needed is None:
             raise RunError(f"the result of {needs.label()} cannot be read; give the same command again")
         result = job.run(needed, store.checkpoint_path(job), progress)
-        return Outcome(result, of_job(job, result.numbers))
+        return Outcome(result, describe_job(job, result.numbers))
     except RunError as error:
         return Outcome(error=str(error))
     except Exception as error:  # a failed job must not end its worker

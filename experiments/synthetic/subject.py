@@ -116,6 +116,12 @@ def subject(cell: Configuration, problem: problems.Problem, reference: Result) -
     return Subject(cell, setting, theta, starts, xs, grid, wide, estimate, variance, draws, reference, seconds)
 
 
+def epistemic_map(setting: Setting, theta: Any, xs: Any, covariance: Any = None) -> np.ndarray:
+    """Return the epistemic uncertainty gᵀΣg at every input, float64; ‖g‖² without a covariance."""
+    kind = setting.log_density.kind
+    return np.asarray(uncertainty(setting.predict, theta, xs, kind, covariance=covariance).epistemic, np.float64)
+
+
 def correlations(name: str, one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Return the correlations of two maps as the columns NAME_pearson and NAME_spearman."""
     return {f"{name}_pearson": stats.pearson(one, other), f"{name}_spearman": stats.spearman(one, other)}

@@ -33,7 +33,7 @@ def score_choices(
     partial = partial or Partial()
     rows: list[dict[str, Any]] = []
     for i, item in enumerate(questions):
-        rows.append(partial.found(str(item.index), functools.partial(_choice, block, model, item)))
+        rows.append(partial.step(str(item.index), functools.partial(_choice, block, model, item)))
         progress((i + 1) / len(questions))
     return Result({"questions": rows}, {})
 

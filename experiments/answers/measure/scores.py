@@ -51,11 +51,11 @@ def score_answers(
             ("likelihoods", 0.9, lambda: likelihoods(model, pairs)),
         )
         for name, share, compute in steps:
-            columns = partial.found(name, functools.partial(_plain, compute))
+            columns = partial.step(name, functools.partial(_plain, compute))
             for j, i in enumerate(scored):
                 rows[i] |= {column: float(values[j]) for column, values in columns.items()}
             progress(share)
-        by_row = partial.found("p_true", lambda: _p_true(block, model, questions, answered, scored))
+        by_row = partial.step("p_true", lambda: _p_true(block, model, questions, answered, scored))
         for i, value in by_row.items():
             rows[int(i)]["p_true"] = 1 - value
     leaves = jax.tree.leaves(model.params)

@@ -42,11 +42,11 @@ def trace_answers(
         row: dict[str, Any] = {"index": one["index"]}
         if has_answer(one):
             pair = answer_prompt(item.question, block.kind, block.prompt), one["greedy"]["ids"]
-            columns, values = partial.found(str(i), functools.partial(_trace, model, *pair))
+            columns, values = partial.step(str(i), functools.partial(_trace, model, *pair))
             traces.append(values)
             row |= columns
             if block.start == 0 and not check:
-                check = partial.found("check", functools.partial(compare, model, *pair))
+                check = partial.step("check", functools.partial(compare, model, *pair))
         rows.append(row)
         progress((i + 1) / len(questions))
     arrays = {name: np.array([value for values in traces for value in values[name]], np.float64) for name in ARRAYS}

@@ -4,14 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from isouq import _checks
-
 EXECUTORS = ("local", "processes", "ray", "slurm")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where jobs are run, and with how much of a machine.
+    """Where jobs are run, and with how much of a machine; the command line checks the values.
 
     workers: at most so many jobs at once; by default as many as there is room for. address: of a Ray cluster, as
     ray.init takes it; None: a local one. cpus, gpus: of one worker, for ray and slurm; a share of a GPU (ray) lets
@@ -27,16 +25,6 @@ class Settings:
     partition: str | None = None
     minutes: int | None = None
     cluster: str = "slurm"
-
-    def __post_init__(self) -> None:
-        _checks.one_of("executor", self.name, EXECUTORS)
-        _checks.one_of("cluster", self.cluster, ("slurm", "local"))
-        _checks.positive_int("cpus", self.cpus)
-        for name in ("workers", "minutes"):
-            if getattr(self, name) is not None:
-                _checks.positive_int(name, getattr(self, name))
-        if not 0 <= self.gpus < float("inf"):
-            raise ValueError(f"gpus is {self.gpus!r}; expected 0 or a positive number")
 
 
 def worker_python_path() -> str:

@@ -24,10 +24,10 @@ from experiments.run.job import Job, Outcome
 from isouq import _files
 from isouq._errors import first_line
 
-MINUTES = 240  # of a task, if nothing else is asked for
+MINUTES = 240  # a task may take, unless --slurm-time says otherwise
 TASKS = 1000  # in the queue, at most: what SLURM takes of one array without being told otherwise
 POLL_SECONDS = 1.0  # between two looks at the tasks
-TIMEOUTS = 1000  # of one task, before it stays out of the queue
+TIMEOUTS = 1000  # that a task may have before it stays out of the queue
 
 
 @contextmanager

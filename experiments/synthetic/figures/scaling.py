@@ -14,7 +14,7 @@ from experiments.synthetic.presets.scaling import CURVES
 from isouq.plots import BLUE, GREEN, GREY, ORANGE
 from isouq.stats import Interval
 
-_SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"))  # of the priors in CURVES
+_SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"))  # colour and marker of each prior in CURVES
 ByPrior = Mapping[tuple[str, float], Mapping[int, Mapping[str, Interval]]]
 
 

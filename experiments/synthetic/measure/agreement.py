@@ -6,8 +6,7 @@ import numpy as np
 
 from experiments.clock import Clock
 from experiments.run.job import Result
-from experiments.synthetic.subject import Subject, correlations
-from isouq._uncertainty import uncertainty
+from experiments.synthetic.subject import Subject, correlations, epistemic_map
 from isouq.covariance import Dense, laplace
 from isouq.posterior import linear_regression
 
@@ -33,8 +32,7 @@ def measure(subject: Subject) -> Result:
         covariance = laplace(setting.log_density, subject.theta, "hessian")
         assert isinstance(covariance, Dense)
         numbers["laplace_clipped"] = float(covariance.clipped)
-        other = uncertainty(setting.predict, subject.theta, subject.xs, subject.kind, covariance=covariance)
-        maps["laplace"] = np.asarray(other.epistemic, np.float64)
+        maps["laplace"] = epistemic_map(setting, subject.theta, subject.xs, covariance)
         clock.lap("seconds_laplace")
     if subject.kind != "regression":
         maps["aleatoric"] = np.asarray(estimate.aleatoric, np.float64)
@@ -43,7 +41,7 @@ def measure(subject: Subject) -> Result:
     if subject.cell.problem == "regression/linear" and subject.cell.width is None:
         maps["exact"] = _exact(subject)
         for name in ("reference", "laplace"):
-            numbers |= against(f"exact_{name}", maps["exact"][grid], maps[name][grid])
+            numbers |= compare_maps(f"exact_{name}", maps["exact"][grid], maps[name][grid])
     arrays = {name: values[grid].astype(np.float32) for name, values in maps.items()}
     arrays |= {
         "grid": np.asarray(subject.xs[grid]),
@@ -85,7 +83,7 @@ def _exact(subject: Subject) -> np.ndarray:
     return posterior.predictive_variance(subject.xs)
 
 
-def against(name: str, truth: np.ndarray, other: np.ndarray) -> dict[str, float]:
+def compare_maps(name: str, truth: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Return r, ρ, and the scale, which is the ratio of the means, other to truth."""
     return {**correlations(name, truth, other), f"{name}_scale": float(np.mean(other) / np.mean(truth))}
 

@@ -10,30 +10,26 @@ from jax.flatten_util import ravel_pytree
 from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.measure.proxies import HALVES, measure_proxies
-from experiments.synthetic.subject import Subject, correlations
-from isouq._uncertainty import uncertainty
+from experiments.synthetic.subject import Subject, correlations, epistemic_map
 from isouq.covariance import from_draws, laplace
 
+_CURVATURES = {"hessian": "Hessian", "ggn": "GGN", "empirical_fisher": "empirical Fisher"}
+_STRUCTURES = {
+    "hessian": ("dense", "low_rank", "diagonal"),
+    "ggn": ("dense", "low_rank", "kronecker", "diagonal"),
+    "empirical_fisher": ("dense", "kronecker", "diagonal"),
+}
 # The curvature and the structure that `isouq.covariance.laplace` takes, by method.
 LAPLACE = {
-    "hessian_dense": ("hessian", "dense"),
-    "hessian_low_rank": ("hessian", "low_rank"),
-    "hessian_diagonal": ("hessian", "diagonal"),
-    "ggn_dense": ("ggn", "dense"),
-    "ggn_low_rank": ("ggn", "low_rank"),
-    "ggn_kronecker": ("ggn", "kronecker"),
-    "ggn_diagonal": ("ggn", "diagonal"),
-    "fisher_dense": ("empirical_fisher", "dense"),
-    "fisher_kronecker": ("empirical_fisher", "kronecker"),
-    "fisher_diagonal": ("empirical_fisher", "diagonal"),
+    f"{curvature.removeprefix('empirical_')}_{structure}": (curvature, structure)
+    for curvature, structures in _STRUCTURES.items()
+    for structure in structures
 }
-_CURVATURES = {"hessian": "Hessian", "ggn": "GGN", "empirical_fisher": "empirical Fisher"}
 METHODS = {
     "identity": "identity",
-    **{name: f"{_CURVATURES[c]}, {s.replace('_', ' ')}"
-       for name, (c, s) in LAPLACE.items()},
+    **{name: f"{_CURVATURES[c]}, {structure.replace('_', ' ')}" for name, (c, structure) in LAPLACE.items()},
     "draws_within": "reference's draws, dense",
-}  # fmt: skip
+}
 RANK = 20
 # The methods whose curvatures below zero are lifted and counted: low rank drops them, Kronecker has none.
 CLIPPED = tuple(name for name in METHODS if not name.endswith(("low_rank", "kronecker")))
@@ -64,9 +60,9 @@ def _method(subject: Subject, method: str) -> dict[str, Any]:
     truth, xs, clock = subject.variance[subject.grid], subject.xs[subject.grid], Clock()
     covariance, gradients = _build(subject, method)
     clock.lap("build", covariance)
-    epistemic = _epistemic(subject, xs, covariance)
+    epistemic = epistemic_map(subject.setting, subject.theta, xs, covariance)
     clock.lap("compile")
-    _epistemic(subject, xs, covariance)
+    epistemic_map(subject.setting, subject.theta, xs, covariance)
     clock.lap("apply")
     laps = clock.laps()
     clipped = {f"{method}_clipped": float(getattr(covariance, "clipped", 0.0))} if method in CLIPPED else {}
@@ -100,10 +96,3 @@ def _build(subject: Subject, method: str) -> tuple[Any, int]:
     else:
         gradients = 1 if curvature == "empirical_fisher" else subject.setting.problem.num_outputs
     return laplace(log_density, theta, curvature, structure, rank=RANK), gradients
-
-
-def _epistemic(subject: Subject, xs: Any, covariance: Any) -> np.ndarray:
-    return np.asarray(
-        uncertainty(subject.setting.predict, subject.theta, xs, subject.kind, covariance=covariance).epistemic,
-        np.float64,
-    )

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.synthetic.subject import Setting, Subject, correlations, set_up
+from experiments.synthetic.subject import Setting, Subject, correlations, epistemic_map, set_up
 from isouq import problems, stats
-from isouq._uncertainty import uncertainty
 from isouq.covariance import laplace
 from isouq.posterior import fit_map
 
@@ -48,7 +47,7 @@ def images(xs: Any, halves: Halves) -> Any:
     return xs @ np.asarray(halves.symmetry, np.float32).T
 
 
-def symmetric(problem: problems.Problem, halves: Halves) -> problems.Problem:
+def symmetrise(problem: problems.Problem, halves: Halves) -> problems.Problem:
     """Return the problem whose data sets hold a sample together with its images: exactly symmetric."""
 
     def draw(key: Any, n: int) -> tuple[Any, Any]:
@@ -72,7 +71,7 @@ def measure_proxies(subject: Subject) -> tuple[dict[str, Any], dict[str, np.ndar
     truth = subject.variance[subject.grid]
     for name in ("proxy_a", "proxy_b"):
         numbers |= correlations(f"{name}_hessian", truth, maps[name])
-    setting = set_up(subject.cell, symmetric(subject.setting.problem, halves))
+    setting = set_up(subject.cell, symmetrise(subject.setting.problem, halves))
     theta = fit_map(setting.log_density, setting.inits).best()
     for other, prefixed in zip(_maps(setting, theta, grid, halves), (numbers, maps), strict=True):
         prefixed |= {f"orbit_{name}": value for name, value in other.items()}
@@ -88,21 +87,15 @@ def _maps(setting: Setting, theta: Any, grid: Any, halves: Halves) -> tuple[dict
     points = jnp.concatenate([grid, images(grid, halves)])
     size = len(grid)
     in_a = np.asarray(points)[:, halves.axis] < 0
-
-    def epistemic(covariance: Any) -> np.ndarray:
-        kind = setting.log_density.kind
-        return np.asarray(
-            uncertainty(setting.predict, theta, points, kind, covariance=covariance).epistemic, np.float64
-        )
-
-    identity = epistemic(None)
+    identity = epistemic_map(setting, theta, points)
     numbers: dict[str, Any] = {"identity_symmetry": stats.pearson(identity[:size], identity[size:])}
     arrays = {"identity": identity[:size].astype(np.float32)}
     data = _data(setting, halves.axis)
     for curvature in CURVATURES:
         maps = {}
         for side, (xs, ys) in data.items():
-            maps[side] = epistemic(laplace(dataclasses.replace(setting.log_density, xs=xs, ys=ys), theta, curvature))
+            density = dataclasses.replace(setting.log_density, xs=xs, ys=ys)
+            maps[side] = epistemic_map(setting, theta, points, laplace(density, theta, curvature))
             own = in_a if side == "a" else ~in_a
             name = f"proxy_{side}_{curvature}"
             numbers |= {

@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments.clock import Clock
 from experiments.run.job import Result
-from experiments.synthetic.measure.agreement import against, seconds
+from experiments.synthetic.measure.agreement import compare_maps, seconds
 from experiments.synthetic.subject import Subject
 from isouq.posterior import Margins, probabilities, sample_numpyro
 
@@ -26,7 +26,7 @@ def measure(subject: Subject) -> Result:
     clock.lap("seconds_numpyro")
     numbers = {
         **subject.facts(),
-        **against("numpyro", variance, subject.variance[grid]),
+        **compare_maps("numpyro", variance, subject.variance[grid]),
         "numpyro_accepted": nuts.verdict is not None and nuts.verdict.accepted,
     }
     arrays = {"grid": np.asarray(subject.xs[grid]), "numpyro": variance, "reference": subject.variance[grid]}

@@ -20,7 +20,7 @@ def page(title: str, numbers: Numbers, *sections: str) -> str:
     return "\n".join(part for part in (f"# {title}\n", _HOW_TO_READ, *sections, *end) if part)
 
 
-def where(row: Row) -> str:
+def row_name(row: Row) -> str:
     """Return the name of a row's model and seed."""
     width = "" if row["width"] is None else f", width {row['width']}"
     return f"{row['problem']}{width}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
@@ -31,7 +31,7 @@ def training_section(rows: Sequence[Row]) -> str:
     worst = max(row["map_grad_norm"] for row in rows)
     late = [row for row in rows if not row["map_converged"]]
     text = f"## Training\n\n{len(rows) - len(late)} of {len(rows)} θ* converged; largest ‖∇ log p(θ*|D)‖ {worst:.3g}.\n"
-    return text + "".join(f"- not converged: {where(row)}, {row['map_grad_norm']:.3g}\n" for row in late)
+    return text + "".join(f"- not converged: {row_name(row)}, {row['map_grad_norm']:.3g}\n" for row in late)
 
 
 def reference_section(rows: Sequence[Row]) -> str:
@@ -40,5 +40,5 @@ def reference_section(rows: Sequence[Row]) -> str:
     text = f"## Reference posteriors\n\n{len(rows) - len(failed)} of {len(rows)} accepted.\n"
     for row in failed:
         verdict = Verdict(**{field: row[field] for field in Verdict._fields})
-        text += f"- {where(row)}: {verdict}\n"
+        text += f"- {row_name(row)}: {verdict}\n"
     return text

@@ -10,7 +10,7 @@ from experiments.synthetic.numbers.models import Model, Row
 from experiments.synthetic.numbers.prediction import OUTCOMES, PREDICTORS, Relation
 from experiments.synthetic.numbers.spectrum import ALL_MODELS
 from experiments.synthetic.presets.scaling import PROBLEM
-from experiments.synthetic.report.page import page, where
+from experiments.synthetic.report.page import page, row_name
 
 MIN_CLUSTERS = 5  # for a verdict
 COLUMNS = (
@@ -62,7 +62,7 @@ def _maxima(rows: Sequence[Row]) -> str:
         "direction: a saddle, listed with its lowest curvature in units of the prior's precision. (Of a Krylov space, "
         "the lowest that it holds.)\n"
     )
-    return text + "".join(f"- {where(row)}: {row['lowest_curvature']:.3g}\n" for row in saddles)
+    return text + "".join(f"- {row_name(row)}: {row['lowest_curvature']:.3g}\n" for row in saddles)
 
 
 def _bulk(numbers: Numbers) -> str:
