@@ -46,7 +46,7 @@ def _scored(case: Case, model: Any, remat: bool, batch_size: int) -> Prepared:
     fits(getattr(analysis, "temp_size_in_bytes", 0), "the compiled program needs")
 
     def call() -> Any:
-        return list(scoring.score_rows(model, rows, "answer", batch_size=batch_size, remat=remat))
+        return list(scoring.score_rows(model, rows, "answer", batch_size, remat=remat))
 
     def norms(result: Any) -> np.ndarray:
         found = np.empty(len(rows))

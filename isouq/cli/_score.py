@@ -19,6 +19,7 @@ from isouq.cli._progress import Rows, Screen
 from isouq.cli._rows import BadRow, InputRow
 from isouq.cli.options import Score
 from isouq.text import generation, language_model, prompts, scoring, selection
+from isouq.text._batches import batches_by_length
 from isouq.text.language_model import LanguageModel
 from isouq.text.loading import checkpoint, sources
 
@@ -283,9 +284,9 @@ class _Run:
                 _report(self.options, self.screen, row.line, str(error))
                 self.progress.advance(1)
         failed = len(rows) - len(ready)
-        ready.sort(key=lambda r: (len(r.ids), r.row.line))
-        for group in _rows.chunks(iter(ready), GROUP * self.options.batch_size):
-            failed += self._group(group)
+        lengths = [len(r.ids) for r in ready]
+        for indices, _ in batches_by_length(lengths, GROUP * self.options.batch_size):
+            failed += self._group([ready[i] for i in indices])
         return failed
 
     def _encode(self, row: InputRow) -> Ready:
@@ -298,8 +299,10 @@ class _Run:
     def _group(self, group: list[Ready]) -> int:
         answered = [ready for ready in group if ready.first is not None]
         failed = 0
-        for batch in _rows.chunks(iter(r for r in group if r.first is None), self.options.batch_size):
-            for ready, ids in zip(batch, self._answers(batch), strict=True):
+        asked = [ready for ready in group if ready.first is None]
+        for indices, filled in batches_by_length([len(ready.ids) for ready in asked], self.fill):
+            answers = self._answers([asked[i] for i in filled])
+            for ready, ids in zip((asked[i] for i in indices), answers, strict=False):
                 if ids:
                     answered.append(Ready(ready.row, [*ready.ids, *ids], len(ready.ids)))
                 else:
@@ -308,11 +311,8 @@ class _Run:
             return failed
         o = self.options
         rows = [prompts.Row(np.asarray(r.ids, np.int32), int(r.first or 0)) for r in answered]
-        rows += rows[-1:] * (self.fill - len(rows))
-        for indices, scores in scoring.score_rows(
-            self.model, rows, o.reduction, o.select, o.batch_size, not o.no_remat
-        ):
-            there = [(i, answered[at]) for i, at in enumerate(indices) if at < len(answered)]
+        for indices, scores in scoring.score_rows(self.model, rows, o.reduction, self.fill, o.select, not o.no_remat):
+            there = [(i, answered[at]) for i, at in enumerate(indices)]
             lost = [ready for i, ready in there if np.isnan(scores.log_epistemic[i])]
             made = [self._result(ready, scores, i) for i, ready in there if ready not in lost]
             self.output.append(made)
@@ -323,11 +323,10 @@ class _Run:
     def _answers(self, batch: list[Ready]) -> list[list[int]]:
         """Token ids of an answer to each prompt; the draws of a row depend on the seed and its line."""
         o = self.options
-        filled = (batch + batch[-1:] * self.fill)[: self.fill]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray([r.row.line for r in filled]))
-        ids = [list(r.ids) for r in filled]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray([r.row.line for r in batch]))
+        ids = [list(r.ids) for r in batch]
         answers = generation.generate_rows(self.model, ids, keys, o.max_new_tokens, (o.temperature, 1.0), o.stop)
-        return [answer.ids for answer in answers[: len(batch)]]
+        return [answer.ids for answer in answers]
 
     def _result(self, ready: Ready, scores: scoring.Scores, i: int) -> dict[str, Any]:
         names = ("log_probability", "probability", "aleatoric", "epistemic", "log_aleatoric", "log_epistemic")

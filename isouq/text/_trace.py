@@ -26,10 +26,11 @@ from jaxtyping import Array, Float, Int
 from isouq import _checks
 from isouq.gradnorm import grad_sq_norm_probes, value_and_grad_sq_norm
 from isouq.text import language_model
+from isouq.text._batches import pad, round_up
 from isouq.text.language_model import LanguageModel
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pair
-from isouq.text.scoring import TINY, round_up
+from isouq.text.scoring import TINY
 
 LEAST_LOG = 2 * math.log(TINY)  # of a squared norm: below it float32 resolves nothing
 PROBES_AT_A_TIME = 4
@@ -134,26 +135,20 @@ def _by_backward(model: LanguageModel, row: Row, batch_size: int) -> Iterator[Pa
     """Batch by batch; each reads the sequence up to its last token."""
     for start in range(row.first, len(row.ids), batch_size):
         stop = min(start + batch_size, len(row.ids))
-        ids = _padded(row.ids[: stop - 1], round_up(stop - 1, 4, 16))
+        ids = pad([row.ids[: stop - 1]], round_up(stop - 1, 4, 16))[0]
         size = min(round_up(stop - start, 1, 1), batch_size)
-        targets = _padded(row.ids[start:stop], size)
-        at = _padded(np.arange(start - 1, stop - 1), size)
+        targets, at = pad([row.ids[start:stop], np.arange(start - 1, stop - 1)], size)
         found = _backward(model.config, model.params, ids, np.int32(len(row.ids)), at, targets)
         yield tuple(np.asarray(array)[: stop - start] for array in found)
 
 
 def _by_probes(model: LanguageModel, row: Row, num_probes: int, key: Array) -> Part:
     count = len(row.ids) - row.first
-    ids = _padded(row.ids[:-1], round_up(len(row.ids) - 1, 4, 16))
+    ids = pad([row.ids[:-1]], round_up(len(row.ids) - 1, 4, 16))[0]
     size = round_up(count, 2, 8)
-    targets = _padded(row.ids[row.first :], size)
-    at = _padded(np.arange(row.first - 1, len(row.ids) - 1), size)
+    targets, at = pad([row.ids[row.first :], np.arange(row.first - 1, len(row.ids) - 1)], size)
     found = _probes(model.config, num_probes, model.params, ids, np.int32(len(row.ids)), at, targets, key)
     return tuple(np.asarray(array)[:count] for array in found)
-
-
-def _padded(values: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(values, (0, size - len(values))).astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks
 from isouq.text import language_model
+from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.generation import gather, read_prompts
 from isouq.text.language_model import LanguageModel
 from isouq.text.models import decoder
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pairs, encode_prompt
-from isouq.text.scoring import round_up
 
 BY_LENGTH = ("dynamic", "longrope")  # rotary variants that turn every token by the length of the whole sequence
 
@@ -76,18 +76,16 @@ def read(
     prompts = [encode_prompt(model, prompt, chat_template_kwargs) for prompt, _ in pairs]
     groups = _grouped(model, prompts, rows)
     readings: dict[int, Reading] = {}
-    size = min(batch_size, len(groups))
-    for start in range(0, len(groups), size):
-        batch = groups[start : start + size]
-        prefixes = (batch + batch[-1:] * size)[:size]
-        width = round_up(max(len(group.prefix) for group in batch), 4, 16)
-        cache = read_prompts(model, [g.prefix for g in prefixes], width, [g.total for g in prefixes]).cache
-        readings |= _read_answers(model, rows, batch, cache, min(batch_size, len(rows)))
+    lengths = [len(group.prefix) for group in groups]
+    for indices, filled in batches_by_length(lengths, min(batch_size, len(groups))):
+        prefixes, totals = [groups[i].prefix for i in filled], [groups[i].total for i in filled]
+        cache = read_prompts(model, prefixes, round_up(max(map(len, prefixes)), 4, 16), totals).cache
+        readings |= _read_answers(model, rows, [groups[i] for i in indices], cache, min(batch_size, len(rows)))
     return [readings[i] for i in range(len(rows))]
 
 
 def _grouped(model: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[Row]) -> list[_Group]:
-    """The rows by their prompts' tokens, short prompts first.
+    """The rows by their prompts' tokens.
 
     A prefix ends before the token whose logits predict the first answer token: it may be empty.
     """
@@ -99,40 +97,29 @@ def _grouped(model: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[
     for (prompt, total), numbers in members.items():
         shared = min(rows[i].first for i in numbers) - 1
         groups.append(_Group(list(prompt[:shared]), total, numbers))
-    return sorted(groups, key=lambda group: len(group.prefix))
+    return groups
 
 
 def _read_answers(
     model: LanguageModel, rows: Sequence[Row], groups: Sequence[_Group], cache: decoder.Cache, batch_size: int
 ) -> dict[int, Reading]:
     """The readings of these groups' members, by number. cache: of the groups' prefixes, in their order."""
-    members = [(i, g) for g, group in enumerate(groups) for i in group.members]
-    members.sort(key=lambda member: len(rows[member[0]].ids) - len(groups[member[1]].prefix))
+    members = [i for group in groups for i in group.members]
+    group_of = [g for g, group in enumerate(groups) for _ in group.members]
+    starts = np.array([len(group.prefix) for group in groups], np.int32)[group_of]
+    totals = np.array([group.total for group in groups], np.int32)[group_of]
+    tails = [rows[i].ids[start:] for i, start in zip(members, starts, strict=True)]
     readings = {}
-    for start in range(0, len(members), batch_size):
-        part = members[start : start + batch_size]
-        filled = (part + part[-1:] * batch_size)[:batch_size]
-        own = gather(cache, [g for _, g in filled])
-        starts = np.array([len(groups[g].prefix) for _, g in filled], np.int32)
-        ids, targets = _pad([rows[i].ids[s:] for (i, _), s in zip(filled, starts, strict=True)])
-        totals = np.array([groups[g].total for _, g in filled], np.int32)
-        log_p, entropy = map(np.asarray, _extend(model.config, model.params, own, starts, ids, targets, totals))
-        for j, (i, _) in enumerate(part):
-            answer = slice(rows[i].first - 1 - starts[j], len(rows[i].ids) - 1 - starts[j])
-            each = log_p[j, answer].astype(np.float64), entropy[j, answer].astype(np.float64)
-            readings[i] = Reading(*each, len(each[0]))
+    for indices, filled in batches_by_length([len(tail) for tail in tails], batch_size):
+        width = round_up(len(tails[indices[-1]]) - 1, 2, 8)
+        ids, targets = pad([tails[i][:-1] for i in filled], width), pad([tails[i][1:] for i in filled], width)
+        prefixes = gather(cache, [group_of[i] for i in filled])
+        results = _extend(model.config, model.params, prefixes, starts[filled], ids, targets, totals[filled])
+        for i, log_p, entropy in zip(indices, *(np.asarray(array, np.float64) for array in results), strict=False):
+            row, stop = rows[members[i]], len(tails[i]) - 1
+            answer = slice(stop - (len(row.ids) - row.first), stop)
+            readings[members[i]] = Reading(log_p[answer], entropy[answer], len(row.ids) - row.first)
     return readings
-
-
-def _pad(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, targets), each `[B, A]`: every token but the last, and the one that follows each."""
-    size = round_up(max(len(sequence) for sequence in sequences) - 1, 2, 8)
-    ids = np.zeros((len(sequences), size), np.int32)
-    targets = np.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence) - 1] = sequence[:-1]
-        targets[row, : len(sequence) - 1] = sequence[1:]
-    return ids, targets
 
 
 @functools.partial(jax.jit, static_argnums=0)

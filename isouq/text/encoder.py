@@ -6,7 +6,7 @@ xs = encoder.encode_texts(texts)
 isouq.uncertainty(encoder.predict, encoder.params, xs, "multiclass")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks
+from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.loading import checkpoint, sources
 from isouq.text.loading._reading import read_json
 from isouq.text.loading.tokenizer import Tokenizer
@@ -139,20 +140,32 @@ class TextEncoder:
         beside a text changes its vector by rounding alone. normalize: to Euclidean length 1. max_length: see
         `encode_texts` (sentence-transformers cut many models at 256 or 128 tokens, below their context).
         """
-        _checks.positive_int("batch_size", batch_size)
-        encodings = self._tokenize(texts, max_length)
-        batch_size = min(batch_size, len(encodings))
-        order = sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids))
-        vectors = np.empty((len(encodings), self.config.hidden_size), np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            filled = rows + rows[-1:] * (batch_size - len(rows))
-            width = _bucket(len(encodings[rows[-1]].ids), self.config.context_length)
-            xs = self._pad([encodings[i] for i in filled], width)
-            vectors[rows] = np.asarray(_vectors(self.predict, self.params, xs))[: len(rows)]
+        vectors = self.map_batches(_vectors, texts, batch_size, max_length)
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+    def map_batches(
+        self,
+        function: Callable[[Predict, Any, dict[str, np.ndarray]], Array],
+        texts: Sequence[Any],
+        batch_size: int,
+        max_length: int | None = None,
+    ) -> np.ndarray:
+        """Return `function(predict, params, xs)` of all texts, in the order given, computed batch by batch.
+
+        Texts are sorted by length and padded to one of a few lengths, so that few programs are compiled. What shares a
+        batch with a text changes its result by rounding alone.
+        """
+        _checks.positive_int("batch_size", batch_size)
+        encodings = self._tokenize(texts, max_length)
+        lengths = [len(encoding.ids) for encoding in encodings]
+        results: dict[int, np.ndarray] = {}
+        for indices, filled in batches_by_length(lengths, min(batch_size, len(lengths))):
+            width = min(round_up(lengths[indices[-1]], 2, 16), self.config.context_length)
+            batch = function(self.predict, self.params, self._pad([encodings[i] for i in filled], width))
+            results |= zip(indices, np.asarray(batch), strict=False)
+        return np.stack([results[i] for i in range(len(lengths))])
 
     def with_head(self, num_classes: int, key: Array) -> "TextEncoder":
         """The same encoder with a fresh linear head on the pooled vector, in place of any that it has.
@@ -183,12 +196,8 @@ class TextEncoder:
             raise ValueError(
                 f"a text has {length.max()} tokens and pad_to is {width}; pass max_length={width} to cut it"
             )
-        ids = np.zeros((len(encodings), width), np.int32)  # masked: any token that has a row will do
-        types = np.zeros_like(ids)
-        for row, encoding in enumerate(encodings):
-            ids[row, : length[row]] = encoding.ids
-            types[row, : length[row]] = encoding.type_ids
-        arrays = {"ids": ids, "length": length}
+        types = pad([e.type_ids for e in encodings], width)
+        arrays = {"ids": pad([e.ids for e in encodings], width), "length": length}
         if types.any() and self.config.type_vocab_size > 1:
             arrays["token_types"] = types
         return arrays
@@ -352,9 +361,3 @@ def _longest_first(one: int, other: int, room: int) -> tuple[int, int]:
         return one, other
     short = min(one, other, room // 2)
     return (short, room - short) if one <= other else (room - short, short)
-
-
-def _bucket(length: int, context: int) -> int:
-    """The length that a batch is padded to: a multiple of 16, 32 or 64, rising with the length."""
-    step = 16 if length <= 64 else 32 if length <= 128 else 64
-    return min(-(-length // step) * step, context)

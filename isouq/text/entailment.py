@@ -12,9 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from isouq import _checks
 from isouq.text.encoder import Predict, TextEncoder, load_encoder
-from isouq.text.scoring import round_up
 
 LABEL = "entailment"
 
@@ -29,22 +27,9 @@ class Entailment:
     def logits(self, pairs: Sequence[tuple[str, str]], batch_size: int = 32) -> Float[np.ndarray, "n classes"]:
         """The classifier's logits of every (premise, hypothesis), float32.
 
-        Pairs beyond the context are cut, the longer side first. They are sorted by length and padded to one of a few
-        lengths; what stands beside a pair changes its logits by rounding alone.
+        Pairs beyond the context are cut, the longer side first.
         """
-        _checks.positive_int("batch_size", batch_size)
-        xs = self.encoder.encode_texts(pairs)
-        lengths = xs["length"]
-        order = np.argsort(lengths, kind="stable")
-        size = min(batch_size, len(order))
-        found = np.empty((len(order), self.encoder.config.num_classes), np.float32)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            filled = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])
-            width = min(round_up(int(lengths[rows].max()), 4, 16), self.encoder.config.context_length)
-            batch = {name: _widen(array[filled], width) for name, array in xs.items()}
-            found[rows] = np.asarray(_logits(self.encoder.predict, self.encoder.params, batch))[: len(rows)]
-        return found
+        return self.encoder.map_batches(_logits, pairs, batch_size)
 
     def matrix(self, texts: Sequence[str], batch_size: int = 32) -> Bool[np.ndarray, "n n"]:
         """Whether text i entails text j: whether that is the likeliest class. Equal texts entail each other.
@@ -76,13 +61,6 @@ def load_entailment(name: str, revision: str | None = None) -> Entailment:
             "take a classifier of natural language inference"
         )
     return Entailment(encoder, numbers[0])
-
-
-def _widen(array: np.ndarray, width: int) -> Any:
-    """`[n, T]` cut or filled with 0 to `[n, width]`; `[n]` as it is."""
-    if array.ndim == 1:
-        return array
-    return np.pad(array[:, :width], ((0, 0), (0, max(0, width - array.shape[1]))))
 
 
 @jax.jit

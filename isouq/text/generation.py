@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks
 from isouq.text import language_model
+from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.language_model import LanguageModel
 from isouq.text.models import decoder
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import encode_prompt
-from isouq.text.scoring import round_up
 
 CHUNK = 8  # tokens between two looks at whether every row has ended
 
@@ -87,15 +87,12 @@ def generate(
             raise ValueError(f"prompt {i}: {error}") from None
     key = jax.random.key(0) if key is None else key
     answers = {} if answers is None else answers
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))  # equal prompts share a batch
-    size = min(batch_size, len(rows))
-    for start in range(0, len(order), size):
-        indices = order[start : start + size]
+    lengths = [(len(row), row) for row in rows]  # the tokens break ties, so that equal prompts share a batch
+    for indices, filled in batches_by_length(lengths, min(batch_size, len(rows))):
         if all(i in answers for i in indices):
             continue
-        padded = (indices + indices[-1:] * size)[:size]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(padded))
-        batch = generate_rows(model, [rows[i] for i in padded], keys, max_new_tokens, (temperature, top_p), stop)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(filled))
+        batch = generate_rows(model, [rows[i] for i in filled], keys, max_new_tokens, (temperature, top_p), stop)
         answers.update(zip(indices, batch, strict=False))
         if on_batch:
             on_batch(len(answers))
@@ -170,12 +167,12 @@ def read_prompts(
     keys = list(zip(map(tuple, rows), totals or map(len, rows), strict=True))
     distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     size = min(round_up(len(distinct), 1, 1), len(rows))  # a power of two, so that few programs are compiled
-    filled = (list(distinct) + list(distinct)[-1:] * size)[:size]
-    lengths = np.array([len(row) for row, _ in filled], np.int32)
-    ids = np.zeros((size, min(round_up(int(lengths.max()), 4, 16), model.config.context_length)), np.int32)
-    for (row, _), tokens in zip(filled, ids, strict=True):
-        tokens[: len(row)] = row
-    state = _prefill(model.config, places, model.params, ids, lengths, np.array([t for _, t in filled], np.int32))
+    filled = list(distinct)
+    filled += filled[-1:] * (size - len(filled))
+    lengths, sequence_lengths = np.array([(len(row), total) for row, total in filled], np.int32).T
+    width = min(round_up(int(lengths.max()), 4, 16), model.config.context_length)
+    ids = pad([row for row, _ in filled], width)
+    state = _prefill(model.config, places, model.params, ids, lengths, sequence_lengths)
     if len(distinct) == len(rows):
         return state
     return gather(state, [distinct[key] for key in keys])

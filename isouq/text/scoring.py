@@ -16,7 +16,6 @@ leaves even a double at a few hundred tokens.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +28,7 @@ from jaxtyping import Array, Float, Int
 from isouq import _checks
 from isouq.gradnorm import value_and_grad_sq_norm
 from isouq.text import selection
+from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.language_model import LanguageModel
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pairs
@@ -139,10 +139,11 @@ def score(
 
     Source: arXiv 2603.29466 for the two uncertainties; the reductions are ours.
     """
+    _checks.positive_int("batch_size", batch_size)
     pairs = list(pairs)
     rows = encode_pairs(model, pairs, chat_template_kwargs)
     done: dict[int, tuple] = {}
-    for indices, batch in score_rows(model, rows, reduction, select, batch_size, remat):
+    for indices, batch in score_rows(model, rows, reduction, min(batch_size, len(rows)), select, remat):
         done |= {i: (batch, j) for j, i in enumerate(indices)}
         if on_batch:
             on_batch(len(done))
@@ -159,22 +160,19 @@ def score(
 def score_rows(
     model: LanguageModel,
     rows: Sequence[Row],
-    reduction: str = "mean",
+    reduction: str,
+    batch_size: int,
     select: str | None = None,
-    batch_size: int = 4,
     remat: bool = True,
 ) -> Iterator[tuple[list[int], Scores]]:
-    """Batch by batch, as each is done: the indices of its rows and their scores. Rows are `encode_pair`'s."""
+    """Yield (indices of rows, their Scores) batch by batch; a batch of fewer rows is filled up to `batch_size`."""
     _checks.one_of("reduction", reduction, REDUCTIONS)
-    _checks.positive_int("batch_size", batch_size)
     chosen = selection.select(model.config, select)
-    batch_size = min(batch_size, len(rows))
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), len(rows[i].ids) - rows[i].first))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        filled = [rows[i] for i in (indices + indices[-1:] * batch_size)[:batch_size]]
-        found = _score(model.config, chosen, reduction, remat, model.params, *_pad(filled))
-        yield indices, _reduced(reduction, [rows[i] for i in indices], *map(np.asarray, found))
+    lengths = [(len(row.ids), len(row.ids) - row.first) for row in rows]
+    for indices, filled in batches_by_length(lengths, batch_size):
+        arrays = _pad([rows[i] for i in filled])
+        results = _score(model.config, chosen, reduction, remat, model.params, *arrays)
+        yield indices, _reduced(reduction, [rows[i] for i in indices], *map(np.asarray, results))
 
 
 def lower(
@@ -189,27 +187,14 @@ def lower(
     return _score.lower(config, selection.select(config, select), reduction, remat, params, *_pad(rows))
 
 
-def round_up(length: int, per_octave: int, least: int) -> int:
-    """The next of `per_octave` sizes between a power of two and the next, at least `least`."""
-    if length <= least:
-        return least
-    step = max(1, 2 ** math.floor(math.log2(length - 1)) // per_octave)
-    return -(-length // step) * step
-
-
 def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
-    """(ids [B, T], length [B], at [B, A], targets [B, A]), T and A rounded up, for `_score`."""
-    size = round_up(max(len(row.ids) for row in rows) - 1, 4, 16)  # the last token is predicted, not read
-    answers = round_up(max(len(row.ids) - row.first for row in rows), 2, 8)
-    ids = np.zeros((len(rows), size), np.int32)
-    at = np.full((len(rows), answers), -1, np.int32)
-    targets = np.zeros((len(rows), answers), np.int32)
-    for i, row in enumerate(rows):
-        count = len(row.ids) - row.first
-        ids[i, : len(row.ids) - 1] = row.ids[:-1]
-        at[i, :count] = np.arange(row.first - 1, len(row.ids) - 1)
-        targets[i, :count] = row.ids[row.first :]
-    return ids, np.array([len(row.ids) for row in rows], np.int32), at, targets
+    """Return (ids [B, T], length [B], at [B, A], targets [B, A]), T and A rounded up, for `_score`."""
+    ids = [row.ids[:-1] for row in rows]  # the last token is predicted, not read
+    at = [np.arange(row.first - 1, len(row.ids) - 1) for row in rows]
+    width, answers = round_up(max(map(len, ids)), 4, 16), round_up(max(map(len, at)), 2, 8)
+    targets = [row.ids[row.first :] for row in rows]
+    lengths = np.array([len(row.ids) for row in rows], np.int32)
+    return pad(ids, width), lengths, pad(at, answers, -1), pad(targets, answers)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -271,13 +271,13 @@ def test_pooling_that_is_not_built_here_is_refused(classifier, tmp_path):
     assert load_encoder(str(folder), pooling="cls").pooling == "cls"
 
 
-def test_embedding_compiles_once_a_bucket_and_keeps_the_order(classifier):
+def test_embedding_compiles_once_a_width_and_keeps_the_order(classifier):
     encoder, _ = classifier
     rng = np.random.default_rng(3)
     texts = ["".join(rng.choice(list(string.ascii_letters), size=n)) for n in rng.integers(0, 60, 100)]
     before = encoder_module._vectors._cache_size()
     vectors = encoder.embed(texts, batch_size=16)
-    assert encoder_module._vectors._cache_size() - before <= 3  # 16, 32 and the context, 40
+    assert encoder_module._vectors._cache_size() - before <= 4  # 16, 24, 32 and the context, 40
     assert vectors.shape == (100, 32)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)

@@ -12,8 +12,9 @@ from twins_text import VOCAB, random_ids, write_model, write_tokenizer
 
 import isouq
 from isouq.text import language_model, load, parameter_names, score, scoring, shard_over
+from isouq.text._batches import round_up
 from isouq.text.prompts import encode_pair
-from isouq.text.scoring import Scores, round_up
+from isouq.text.scoring import Scores
 
 PAIRS = [("abcd", [5, 6, 7, 30]), ("z", [9, 30, 31]), ("the cab", [12])]
 SIZES = [(3, 2), (5, 1), (9, 8), (12, 3), (13, 7), (4, 5), (1, 8)]
