@@ -178,7 +178,7 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
     _checks.one_of("structure", structure, ("dense", "diagonal", "low_rank"))
     _checks.float_leaves("draws", draws)
     _checks.finite("draws", draws)
-    size = _checks.inputs(draws, "draws", "draw")
+    size = _checks.count_rows(draws, "draws", "draw")
     if size < 2:
         raise ValueError("draws has one row; a covariance needs at least two draws")
     if structure == "diagonal":
