@@ -264,7 +264,7 @@ WRONG = {
     "curvature": ({"curvature": "gauss"}, "curvature is 'gauss'; expected one of 'hessian', 'ggn', 'empirical_fisher'"),
     "structure": ({"structure": "full"}, "structure is 'full'; expected one of 'dense', 'diagonal', 'kronecker'"),
     "no factors": ({"curvature": "hessian", "structure": "kronecker"}, "use curvature='ggn' or 'empirical_fisher'"),
-    "function": ({"log_density": lambda p: 0.0}, "log_density is a function; .* build it with isouq.posterior.LogDens"),
+    "function": ({"log_density": lambda p: 0.0}, "log_density is a function; .* build it with isouq.LogDens"),
     "tree": ({"params": {"w": jnp.ones(3)}}, "params do not fit the model .* pass parameters of that model"),
     "shape": ({"params": "shape"}, "params do not fit the model .* pass parameters of that model"),
     "NaN": ({"params": "NaN"}, r"params\['b1'\] holds 3 NaN .* remove or replace them"),

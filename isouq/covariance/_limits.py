@@ -1,4 +1,4 @@
-"""The memory that the structures of `laplace` take: refuse too much, keep to `max_bytes`, say what would fit."""
+"""Keep `laplace` to the memory of the machine or to `max_bytes`, and say which structure would fit."""
 
 import math
 import os
