@@ -145,9 +145,9 @@ def _numeric(name: str, leaf: Any) -> None:
     if isinstance(leaf, jax.Array):  # traced ones too
         return
     if not is_array_like(leaf) or is_foreign(leaf):
-        given = describe(leaf) if is_foreign(leaf) else f"a {type(leaf).__name__}"
+        kind = describe(leaf) if is_foreign(leaf) else f"a {type(leaf).__name__}"
         raise ValueError(
-            f"{name} holds {given}; expected JAX or NumPy arrays of numbers, such as numpy.asarray({name}, float)"
+            f"{name} holds {kind}; expected JAX or NumPy arrays of numbers, such as numpy.asarray({name}, float)"
         )
 
 

@@ -40,14 +40,14 @@ def _batch_size(
         return temporary_bytes(estimate.lower(*args, kind, batch, engine).compile())
 
     try:
-        whole = needed(None)
+        bytes_of_all = needed(None)
     except NotImplementedError:  # a primitive without a rule for vmap needs one input at a time
-        if (one := needed(1)) > max_bytes:
-            raise ValueError(_too_large(one, max_bytes, needed, engine)) from None
+        if (least := needed(1)) > max_bytes:
+            raise ValueError(_too_large(least, max_bytes, needed, engine)) from None
         return 1
-    if whole <= max_bytes:
+    if bytes_of_all <= max_bytes:
         return None
-    low, high, guess = 0, size, round(size * max_bytes / whole)  # low fits, high does not
+    low, high, guess = 0, size, round(size * max_bytes / bytes_of_all)  # low fits, high does not
     for _ in range(8):
         if high - low <= max(1, low // 4):
             break
@@ -56,8 +56,8 @@ def _batch_size(
             low, guess = guess, guess + guess // 4
         else:
             high, guess = guess, (low + guess) // 2
-    if not low and (one := needed(1)) > max_bytes:
-        raise ValueError(_too_large(one, max_bytes, needed, engine))
+    if not low and (least := needed(1)) > max_bytes:
+        raise ValueError(_too_large(least, max_bytes, needed, engine))
     return max(low, 1)
 
 
@@ -69,7 +69,7 @@ def temporary_bytes(compiled: Any) -> int:
     return int(analysis.temp_size_in_bytes)
 
 
-def _too_large(one: int, max_bytes: int, needed: Callable, engine: str) -> str:
+def _too_large(least: int, max_bytes: int, needed: Callable, engine: str) -> str:
     """Return the message that one input needs more than max_bytes, with what would fit."""
     other = "vmap" if engine == "jaxpr" else "jaxpr"
     bytes_of_other = needed(1, other)
@@ -79,4 +79,4 @@ def _too_large(one: int, max_bytes: int, needed: Callable, engine: str) -> str:
         else f"engine={other!r} needs {bytes_of_other:,}; wrap the blocks of predict in jax.checkpoint, "
         "or use isouq.grad_sq_norm_probes"
     )
-    return f"max_bytes is {max_bytes:,}, but one input needs {one:,} bytes with engine={engine!r}; {advice}"
+    return f"max_bytes is {max_bytes:,}, but one input needs {least:,} bytes with engine={engine!r}; {advice}"

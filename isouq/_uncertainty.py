@@ -168,9 +168,9 @@ def _estimate_over(
     mesh: jax.sharding.Mesh,
 ) -> Uncertainty:
     """Return `_estimate` of the inputs of each device by itself, so that a batch never crosses devices."""
-    rows, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    rows, copies = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
     estimate = partial(_estimate, kind=kind, batch_size=batch_size, engine=engine)
-    specs = (whole, whole, rows, rows, whole)
+    specs = (copies, copies, rows, rows, copies)
     spread = jax.shard_map(estimate, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
     return spread(predict, params, xs, target, covariance)
 

@@ -107,14 +107,14 @@ def from_nnx(module: nnx.Module, **kwargs: Any) -> tuple[Callable, Any]:
     """
     if not isinstance(module, nnx.Module):
         raise ValueError(f"module is {_name(module)}; {_NNX}")
-    graphdef, params, rest = nnx.split(_guard_switches(module), nnx.Param, ...)  # type: ignore[misc]
-    params, rest = nnx.to_pure_dict(params), _copy_numpy(nnx.to_pure_dict(rest))
+    graphdef, params, state = nnx.split(_guard_switches(module), nnx.Param, ...)  # type: ignore[misc]
+    params, state = nnx.to_pure_dict(params), _copy_numpy(nnx.to_pure_dict(state))
     if not jax.tree.leaves(params):
         raise ValueError(f"module is {_name(module)} and holds no nnx.Param; {_NNX}")
 
     def predict(params: Any, x: Any) -> Any:
         arguments = {k: nnx.clone(v) if isinstance(v, (nnx.Module, nnx.Rngs)) else v for k, v in kwargs.items()}
-        return nnx.merge(graphdef, params, _copy_numpy(rest), copy=True)(x, **arguments)
+        return nnx.merge(graphdef, params, _copy_numpy(state), copy=True)(x, **arguments)
 
     return predict, params
 
@@ -135,11 +135,11 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, An
             f"variables has collections {sorted(variables)}; expected one named 'params': "
             "pass what module.init returned"
         )
-    rest = _copy_numpy({name: value for name, value in variables.items() if name != "params"})
+    state = _copy_numpy({name: value for name, value in variables.items() if name != "params"})
     with_state = kwargs.get("mutable", False) is not False or bool(kwargs.get("capture_intermediates"))
 
     def predict(params: Any, x: Any) -> Any:
-        outputs = module.apply({"params": params, **_copy_numpy(rest)}, x, **kwargs)
+        outputs = module.apply({"params": params, **_copy_numpy(state)}, x, **kwargs)
         return outputs[0] if with_state else outputs
 
     return predict, variables["params"]

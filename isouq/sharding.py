@@ -80,8 +80,8 @@ def shard_params(params: Any, rules: Sequence[tuple[str, PartitionSpec]] | None,
                 raise ValueError(f"rule {pattern!r} finds no parameter; the paths are {_list_first(paths)}")
         place = _by_rules(rules, mesh)
     leaves, treedef = jax.tree.flatten(params)
-    placed = [_put(leaf, place(path, np.shape(leaf))) for path, leaf in zip(paths, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, placed)
+    leaves = [_put(leaf, place(path, np.shape(leaf))) for path, leaf in zip(paths, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def shard_over(mesh: Mesh, axis: str | None = None) -> Place:

@@ -296,17 +296,17 @@ def _sum_chunks(chunk: Callable, tree: Any, batch_size: int) -> Any:
     """Return the sum of `chunk` over batches of a leading axis; the last one may be smaller."""
     tree = jax.tree.map(jnp.asarray, tree)
     size = jax.tree.leaves(tree)[0].shape[0]
-    whole = size // batch_size * batch_size
+    end = size // batch_size * batch_size
     if batch_size == size:
         return chunk(tree)
 
     def step(total: Any, batch: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, chunk(batch)), None
 
-    split = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, batch_size, *leaf.shape[1:]), tree)
+    split = jax.tree.map(lambda leaf: leaf[:end].reshape(-1, batch_size, *leaf.shape[1:]), tree)
     first = jax.eval_shape(chunk, jax.tree.map(lambda leaf: leaf[0], split))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
     total, _ = jax.lax.scan(step, zeros, split)
-    if whole < size:
-        total = jax.tree.map(jnp.add, total, chunk(jax.tree.map(lambda leaf: leaf[whole:], tree)))
+    if end < size:
+        total = jax.tree.map(jnp.add, total, chunk(jax.tree.map(lambda leaf: leaf[end:], tree)))
     return total

@@ -171,9 +171,9 @@ def _pair_leaves(params: Any, tree: Any, name: str) -> list[tuple[Any, Any]]:
         raise ValueError(f"{name} is not a pytree like the parameters; build it with jax.tree.map over them") from error
 
 
-def _check_shape(name: str, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if given != expected:
-        raise ValueError(f"{name} has shape {given} for a leaf that asks for {expected}; build it for the same model")
+def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise ValueError(f"{name} has shape {shape} for a leaf that needs {expected}; build it for the same model")
 
 
 def _describe(value: Any) -> str:

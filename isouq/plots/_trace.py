@@ -56,30 +56,30 @@ def _norm(values: np.ndarray) -> Normalize:
 
 def _place_tokens(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
     """Return (line from 1, column, printable text) of every token."""
-    placed, line, column = [], 1, 0
+    tokens, line, column = [], 1, 0
     for piece in pieces:
-        shown = piece.replace("\n", "⏎").replace("\t", "⇥") or "·"
-        shown = "".join(c if c.isprintable() else "□" for c in shown)
-        if column and column + len(shown) > LINE:
+        text = piece.replace("\n", "⏎").replace("\t", "⇥") or "·"
+        text = "".join(c if c.isprintable() else "□" for c in text)
+        if column and column + len(text) > LINE:
             line, column = line + 1, 0
-        placed.append((line, column, shown))
-        column += len(shown)
-    return placed
+        tokens.append((line, column, text))
+        column += len(text)
+    return tokens
 
 
-def _draw_text(axis: Any, placed: list[tuple[int, int, str]], answer: Mapping[str, Any], norm: Normalize) -> None:
+def _draw_text(axis: Any, tokens: list[tuple[int, int, str]], answer: Mapping[str, Any], norm: Normalize) -> None:
     colours = plt.get_cmap(_MAP)
-    for (line, column, shown), value in zip(placed, answer["epistemic"], strict=True):
+    for (line, column, text), value in zip(tokens, answer["epistemic"], strict=True):
         red, green, blue, _ = colour = colours(norm(value))
         ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
         axis.add_patch(
-            plt.Rectangle((column, line - 0.45), len(shown), 0.9, facecolor=colour, edgecolor="white", lw=0.8)
+            plt.Rectangle((column, line - 0.45), len(text), 0.9, facecolor=colour, edgecolor="white", lw=0.8)
         )
-        for i, letter in enumerate(shown):
+        for i, letter in enumerate(text):
             axis.text(column + i + 0.5, line, letter.replace("$", r"\$"), color=ink, ha="center", va="center",
                       family="monospace", fontsize=8)  # fmt: skip
     axis.set_xlim(0, LINE)
-    axis.set_ylim(placed[-1][0] + 0.6, 0.4)
+    axis.set_ylim(tokens[-1][0] + 0.6, 0.4)
     axis.axis("off")
 
 
