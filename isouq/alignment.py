@@ -78,12 +78,10 @@ def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.n
     width = len(units)
     block = max(1, _SIMILARITIES_AT_A_TIME // width**2)
     # in float64, because the products square what the units have in common, which must not hide their differences
-    target_units = goal[compared].astype(np.float64)
+    aims = goal[compared].astype(np.float64)
     for start in range(0, len(flat), block):
         rows = flat[start : start + block]
-        similar = np.einsum(
-            "if,bjf->bij", target_units, rows[:, compared].astype(np.float64), optimize=True
-        )  # v_i · u_j
+        similar = np.einsum("if,bjf->bij", aims, rows[:, compared].astype(np.float64), optimize=True)  # v_i · u_j
         order = np.stack([linear_sum_assignment(np.abs(matrix), maximize=True)[1] for matrix in similar])[:, :, None]
         signs = np.where(np.take_along_axis(similar, order, axis=2) < 0, -1, 1).astype(flat.dtype)
         rows[:, units] = signs * np.take_along_axis(rows[:, units], order, axis=1)
