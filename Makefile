@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help reproduce test test-long lint docs dist clean
+.PHONY: help reproduce test test-slow test-all lint docs dist clean
 
 help:
 	@echo "make reproduce   all synthetic experiments at the quick preset: figures and tables under out/quick"
-	@echo "make test        format, types and tests; make test-long: the few that take longest"
+	@echo "make test        format, types and tests; make test-slow: the long ones; make test-all: both"
 	@echo "make docs        the documentation, in out/docs"
 	@echo "python -m benchmarks NAME   against the peers; see benchmarks/README.md"
 
@@ -18,10 +18,12 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-long: $(VENV)/.dev
-	$(BIN)/python -m pytest -m long
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-all: test test-slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -102,6 +102,23 @@ def test_same_key_same_numbers_and_the_shape_of_what_is_kept():
     assert shares[-1] == 1.0
 
 
+def test_settings_may_be_keywords_and_old_names_are_said():
+    sampling = Sampling(num_draws=20, num_warmup=10, num_integration_steps=4)
+    want = sample_reference(gaussian, chains(), jax.random.key(0), sampling=sampling)
+    with pytest.warns(DeprecationWarning, match="num_leapfrog is called num_integration_steps"):
+        got = sample_reference(gaussian, chains(), jax.random.key(0), num_draws=20, num_warmup=10, num_leapfrog=4)
+    np.testing.assert_array_equal(got.draws["a"], want.draws["a"])
+    with pytest.warns(DeprecationWarning, match="inverse_mass is called inverse_mass_matrix"):
+        scaled = sample_reference(
+            gaussian, chains(), jax.random.key(0), sampling=sampling, inverse_mass={"a": 2.0, "b": 2.0}
+        )
+    assert not np.array_equal(scaled.draws["a"], want.draws["a"])
+    with pytest.raises(ValueError, match="sampling and num_draws were both given"):
+        sample_reference(gaussian, chains(), jax.random.key(0), sampling=sampling, num_draws=20)
+    with pytest.raises(TypeError, match="got num_steps=, which is no argument and no setting; the settings are num_dr"):
+        sample_reference(gaussian, chains(), jax.random.key(0), num_steps=20)
+
+
 def test_compiles_once_for_a_shape():
     sampling = Sampling(40, 20, 5)
     _, log_density, fit, record = case("binary/xor", width=3)
@@ -126,7 +143,6 @@ def test_chains_take_as_few_rounds_as_the_devices_allow():
     assert _sampling.Layout.of(6, 2).rounds == 2
 
 
-@pytest.mark.slow
 def test_double_precision_gives_the_same_map():
     def variance(dtype):
         _, log_density, fit, record = case("binary/xor", width=4)

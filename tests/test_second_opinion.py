@@ -9,7 +9,7 @@ from isouq._uncertainty import uncertainty
 from isouq.posterior import LogDensity, Margins, Sampling, fit_map, probabilities, sample_numpyro, sample_reference
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_numpyro_and_hmc_give_the_same_map():
     data = problems.get("binary/linear").sample(jax.random.key(0), 100)

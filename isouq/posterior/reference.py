@@ -1,5 +1,6 @@
 """The reference posterior: BlackJAX's HMC in several chains on all local devices, and a verdict on the result."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,12 @@ from isouq.posterior import _blackjax
 from isouq.posterior._checkpoint import Checkpoint
 from isouq.posterior._sampling import Sampling, chains_of_program, run
 from isouq.posterior.verdict import Verdict, judge
+
+_OLD_NAMES = {
+    "num_leapfrog": "num_integration_steps",
+    "target_acceptance": "target_acceptance_rate",
+    "inverse_mass": "inverse_mass_matrix",
+}
 
 
 class Cost(NamedTuple):
@@ -88,6 +95,7 @@ def sample_reference(
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_seconds: float = 60.0,
+    **settings: Any,
 ) -> Reference:
     """Sample exp(log_density) with HMC or NUTS and judge the result in prediction space.
 
@@ -98,6 +106,7 @@ def sample_reference(
             independently.
         key: a JAX key.
         sampling: the settings, a `Sampling`; by default `Sampling()`.
+        **settings: fields of `Sampling` in place of `sampling`, such as num_draws=500.
         record: function from parameters to what is recorded of a draw, as a rule `Margins(...)`. Without it the
             parameters themselves are recorded, which takes the memory of chains × draws × parameters.
         inverse_mass_matrix: the diagonal, as a pytree of scalars or of arrays like the parameters: about the posterior
@@ -127,7 +136,11 @@ def sample_reference(
 
     Source: Neal (2011); Hoffman and Gelman (2014); Vehtari et al. (2021) for the diagnostics.
     """
-    sampling = sampling or Sampling()
+    settings = _with_new_names(settings)
+    inverse_mass_matrix = settings.pop("inverse_mass_matrix", inverse_mass_matrix)
+    if sampling is not None and settings:
+        raise ValueError(f"sampling and {', '.join(settings)} were both given; put all settings into sampling")
+    sampling = sampling or Sampling(**settings)
     chains = check_inits(inits)
     _checks.positive("checkpoint_seconds", checkpoint_seconds)
     chains_of_program(sampling, chains)
@@ -168,6 +181,22 @@ def judge_record(record: Any, predictions: Any, divergent: float) -> Verdict:
     """Return the verdict on the values of `record`; the variance maps of `Margins` are those of their probabilities."""
     maps = probabilities(predictions, record.kind) if isinstance(record, Margins) else predictions
     return judge(predictions, divergent, maps)
+
+
+def _with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords with the names of version 0.2, and warn of each old one; raise where one is unknown."""
+    renamed = {}
+    for name, value in settings.items():
+        new = _OLD_NAMES.get(name, name)
+        if new != name:
+            warnings.warn(f"{name} is called {new} since version 0.2", DeprecationWarning, stacklevel=3)
+        elif name not in Sampling.__dataclass_fields__:
+            raise TypeError(
+                f"sample_reference got {name}=, which is no argument and no setting; the settings are "
+                f"{', '.join(Sampling.__dataclass_fields__)}"
+            )
+        renamed[new] = value
+    return renamed
 
 
 def check_inits(inits: Any) -> int:

@@ -11,6 +11,7 @@ from isouq._extras import extra
 from isouq.sharding import shard_over
 
 with extra("text"):
+    from isouq.text._trace import Trace, features, trace
     from isouq.text.baselines import (
         clusters_by_entailment,
         clusters_by_similarity,
@@ -24,9 +25,9 @@ with extra("text"):
     from isouq.text.entailment import Entailment, load_entailment
     from isouq.text.generation import Answer, generate
     from isouq.text.language_model import LanguageModel, load
+    from isouq.text.loading.sources import resolve as fetch
     from isouq.text.scoring import REDUCTIONS, Scores, score
     from isouq.text.selection import parameter_names
-    from isouq.text.sources import resolve as fetch
 
 __all__ = [
     "REDUCTIONS",
@@ -36,8 +37,10 @@ __all__ = [
     "Reading",
     "Scores",
     "TextEncoder",
+    "Trace",
     "clusters_by_entailment",
     "clusters_by_similarity",
+    "features",
     "fetch",
     "generate",
     "load",
@@ -51,4 +54,5 @@ __all__ = [
     "semantic_entropy",
     "semantic_entropy_discrete",
     "shard_over",
+    "trace",
 ]

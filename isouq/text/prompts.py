@@ -28,7 +28,7 @@ def encode_prompt(model: Any, prompt: Any, chat_template_kwargs: Mapping[str, An
         )
     variables = _variables(chat_template_kwargs)
     tokenizer = model.tokenizer
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(prompt, **variables)
+    ids = tokenizer.encode_prefix(prompt) if isinstance(prompt, str) else tokenizer.encode_chat(prompt, **variables)
     if not ids:
         raise ValueError("the prompt is empty; expected at least one token")
     if len(ids) >= model.config.context_length:
@@ -56,7 +56,8 @@ def encode_pair(model: Any, prompt: Any, answer: Any, chat_template_kwargs: Mapp
     else:
         plain = isinstance(prompt, str)
         text = str(prompt) if plain else model.tokenizer.chat(prompt, **_variables(chat_template_kwargs))
-        ids = model.tokenizer.encode(text + answer, add_special_tokens=plain)  # a template writes its own
+        whole = text + answer
+        ids = model.tokenizer.encode_prefix(whole) if plain else model.tokenizer.encode(whole, add_special_tokens=False)
         first = next((i for i, (a, b) in enumerate(zip(start, ids, strict=False)) if a != b), min(len(start), len(ids)))
         if first == len(ids):
             raise ValueError(f"the answer {answer!r} adds no token to the prompt; expected text")

@@ -9,11 +9,12 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from twins_text import build, copy, edit, random_ids, rewrite, torch_logits, write_gguf, write_model, write_tokenizer
 
-from isouq.text import encoder_config, generate, load, prompts, read, score
-from isouq.text.architectures import DECODERS
-from isouq.text.decoder_config import from_config
-from isouq.text.tokenizer import Tokenizer
-from isouq.text.trace import trace
+from isouq.text import generate, language_model, load, prompts, read, score, trace
+from isouq.text.loading.checkpoint import open_checkpoint
+from isouq.text.loading.tokenizer import Tokenizer
+from isouq.text.models import encoder_config
+from isouq.text.models.architectures import DECODERS
+from isouq.text.models.decoder_config import from_config
 
 SWITCH = (
     "{{ bos_token }}{% for m in messages %}<u>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>"
@@ -49,8 +50,8 @@ SCALINGS = {
 }
 
 
-def write_twice(folder, scaling, bos):
-    """A folder and a GGUF file of one model with a byte-level tokenizer."""
+def write_twice(folder, scaling, bos, eos=False):
+    """A folder and a GGUF file of one model with a byte-level tokenizer, which adds BOS and EOS as asked."""
     parts = tokenizers.pre_tokenizers
     vocabulary = [*NAMES, *sorted(parts.ByteLevel.alphabet()), "ab", "Ġc"]
     changes = dict(vocab_size=len(vocabulary), num_hidden_layers=1, max_position_embeddings=32, rope_theta=5000.0)
@@ -59,9 +60,9 @@ def write_twice(folder, scaling, bos):
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer, backend.decoder = parts.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
     backend.add_special_tokens(NAMES)
-    if bos:
+    if bos or eos:
         backend.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<s>:0 $A:0", special_tokens=[("<s>", 0)]
+            single=bos * "<s>:0 " + "$A:0" + eos * " </s>:0", special_tokens=[("<s>", 0), ("</s>", 1)]
         )
     backend.save(str(folder / "tokenizer.json"))
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": SWITCH, "add_bos_token": bos}
@@ -84,6 +85,7 @@ def write_twice(folder, scaling, bos):
         writer.add_eos_token_id(1)
         writer.add_eot_token_id(2)
         writer.add_add_bos_token(bos)
+        writer.add_add_eos_token(eos)
         writer.add_chat_template(SWITCH)
 
     write_gguf(folder, folder / "model.gguf", change)
@@ -121,7 +123,7 @@ def test_a_folder_and_its_gguf_file_say_the_same(tmp_path, scaling, bos):
         (None, None, "</s>", (2,)),
         (None, None, None, ()),
         (4, None, "</s>", (2, 4)),
-        ([4, 3], None, None, (4, 3)),
+        ([4, 3], None, None, (3, 4)),
         (4, [3, 2], "</s>", (2, 3, 4)),
         ([2, None], 3, {"content": "</s>"}, (2, 3)),
         (-1, 2, None, (2,)),
@@ -135,12 +137,22 @@ def test_ends_of_all_files_together(folder, tmp_path, config, generation, tokeni
     assert Tokenizer.from_folder(tmp_path).eos_ids == ends
 
 
-@pytest.mark.parametrize("name", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>"])
+@pytest.mark.parametrize("name", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>"])
 def test_tokens_that_end_a_turn_by_their_name(folder, tmp_path, name):
     copy(folder, tmp_path)
     state = json.loads((folder / "tokenizer.json").read_text().replace("<u>", name))
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     assert Tokenizer.from_folder(tmp_path).eos_ids == (2, 3)
+
+
+@pytest.mark.parametrize("use", ["bos_token", "pad_token", None])
+def test_an_end_of_text_that_begins_or_pads_texts(folder, tmp_path, use):
+    """As in Qwen, whose generation_config.json names the token and whose GGUF files do not."""
+    copy(folder, tmp_path)
+    state = json.loads((folder / "tokenizer.json").read_text().replace("<u>", "<|endoftext|>"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({use or "unk_token": "<|endoftext|>"}))
+    assert Tokenizer.from_folder(tmp_path).eos_ids == ((2, 3) if use else (2,))
 
 
 def test_generation_stops_at_any_of_them(folder, tmp_path):
@@ -162,6 +174,29 @@ def test_an_end_that_is_no_id(folder, tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
+ADDED = "added_tokens_decoder"
+
+
+@pytest.mark.parametrize(
+    ("key", "tokens"),
+    [(ADDED, ["<u>"]), (ADDED, {"x": {"content": "y"}}), (ADDED, {"5": "z"}), ("extra_special_tokens", 3)],
+)
+def test_added_tokens_that_cannot_be_read(folder, tmp_path, key, tokens):
+    copy(folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: tokens}))
+    with pytest.raises(ValueError, match=r"tokenizer_config.json has an added token that cannot be read \(.+\); fetch"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: None}))
+    assert Tokenizer.from_folder(tmp_path).encode("cde") == [1, 7, 8, 9]
+
+
+def test_a_chat_template_that_is_not_text(folder, tmp_path):
+    copy(folder, tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ messages }}\xff")
+    with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8 \(.+\); fetch it again"):
+        Tokenizer.from_folder(tmp_path)
+
+
 # BOS
 
 
@@ -174,6 +209,27 @@ def test_a_text_that_has_bos_gets_no_second_one(model):
     assert tokenizer.encode(rendered) == tokenizer.encode_chat(TALK)
     by_hand, by_us = score(model, [(rendered, "fg")]), score(model, [(TALK, "fg")])
     np.testing.assert_array_equal(by_hand.log_epistemic, by_us.log_epistemic)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_bos_that_no_file_names_is_not_added_twice(folder, tmp_path, named):
+    copy(folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    rewrite(tmp_path, bos_token_id=4 if named else None)  # 4 is not what tokenizer.json adds
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer.encode("<s>cde") == tokenizer.encode("cde")
+    assert tokenizer.encode("cde").count(1) == 1
+
+
+def test_an_eos_that_the_tokenizer_adds_ends_neither_prompt_nor_answer(tmp_path):
+    one, other = write_twice(tmp_path, None, bos=True, eos=True)
+    for model in (one, other):
+        assert model.tokenizer.encode("ab")[-1:] == [1]
+        assert prompts.encode_prompt(model, "") == [0]
+        row, plain = prompts.encode_pair(model, "ab", " c"), prompts.encode_prompt(model, "ab")
+        assert 1 not in row.ids
+        assert row.ids.tolist() == prompts.encode_pair(model, "ab", row.ids[row.first :]).ids.tolist()
+        assert (plain, row.first) == (row.ids[:2].tolist(), 2)
 
 
 # Chat templates
@@ -199,11 +255,15 @@ def test_variables_are_checked(model, given):
     encode_prompt = inspect.unwrap(prompts.encode_prompt)  # without the tests' own check of types
     with pytest.raises(ValueError, match=r"chat_template_kwargs is .*; expected a dictionary such as"):
         encode_prompt(model, TALK, given)
+    with pytest.raises(
+        ValueError, match=r"chat_template is \['a'\]; expected the name of a chat template, or its text"
+    ):
+        encode_prompt(model, TALK, {"chat_template": ["a"]})
+    assert encode_prompt(model, TALK, {"self": 1}) == encode_prompt(model, TALK)
     with pytest.raises(ValueError, match="variable 'tools' holds a object; expected text, numbers"):
         model.tokenizer.chat(TALK, tools=[object()])
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("place", ["list", "files"])
 def test_named_templates_equal_transformers(folder, tmp_path, place):
     transformers = pytest.importorskip("transformers")
@@ -243,7 +303,9 @@ def test_a_model_type_without_architectures(family, names):
         vocab_size=9, hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=None, head_dim=None, pad_token_id=None, model_type=family, architectures=names,
     )  # fmt: skip
+    name = next(name for name, known in DECODERS.items() if known == family)
     found = from_config(config)
+    assert found == from_config(config | {"architectures": [name]}) == from_config(config | {"architectures": name})
     assert (found.family, found.num_kv_heads, found.head_dim) == (family, 4, 8)
     with pytest.raises(ValueError, match="is not one of"):
         from_config(config | {"model_type": "mamba"})
@@ -290,7 +352,27 @@ def test_what_stands_before_the_names_of_tensors(folder, model, tmp_path, body, 
     np.testing.assert_array_equal(load(str(tmp_path)).logits(ids), wanted.logits(ids))
 
 
-@pytest.mark.torch
+def test_tied_embeddings_of_which_the_file_has_the_output_layer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    build(tmp_path, "Llama", num_hidden_layers=1, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    theirs, ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path), load(str(tmp_path))
+    np.testing.assert_allclose(ours.logits(random_ids(9)), torch_logits(theirs, random_ids(9)), atol=1e-4)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_gguf_file_that_repeats_its_embedding_as_its_output_layer(tmp_path, alike):
+    write_model(tmp_path, num_hidden_layers=1, tie_word_embeddings=True)
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    edit(tmp_path, **{"lm_head/weight": embedding if alike else embedding[::-1].copy()})
+    write_gguf(tmp_path, tmp_path / "model.gguf", lambda writer: None)
+    one, other = (language_model.read_config(open_checkpoint(path)) for path in (tmp_path, tmp_path / "model.gguf"))
+    assert one == other
+    assert one.tied is alike
+
+
 @pytest.mark.parametrize("alike", [True, False])
 def test_an_output_layer_beside_tied_embeddings(tmp_path, alike):
     transformers = pytest.importorskip("transformers")

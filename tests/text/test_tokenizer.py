@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isouq.text import _chat, _gguf_tokenizer
-from isouq.text.tokenizer import Tokenizer
+from isouq.text.loading import _chat, _gguf_tokenizer
+from isouq.text.loading.tokenizer import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -154,14 +154,13 @@ def gguf(backend, pre):
 
 def same(ours, theirs, texts=AWKWARD):
     for text in texts:
-        ids = ours.encode(text)
-        assert ids == theirs(text).input_ids, text
+        ids, wanted = ours.encode(text), theirs(text).input_ids
+        assert ids == (wanted[1:] if wanted[:2] == [1, 1] else wanted), text  # one BOS, where transformers writes two
         assert ours.encode(text, add_special_tokens=False) == theirs(text, add_special_tokens=False).input_ids, text
         for skip in (True, False):
             assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip), text
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("kind", [*BYTE_LEVEL, "sentencepiece", "wordpiece"])
 def test_a_folder_equals_transformers(kind, backends, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -179,7 +178,6 @@ def test_a_folder_equals_transformers(kind, backends, tmp_path):
     same(Tokenizer.from_folder(path), transformers.AutoTokenizer.from_pretrained(path), [*AWKWARD, "de  tail <pad>"])
 
 
-@pytest.mark.torch
 def test_a_vocabulary_of_words_equals_transformers(backends, tmp_path):
     transformers = pytest.importorskip("transformers")
     vocab = backends["wordpiece"].get_vocab()
@@ -218,7 +216,7 @@ def test_gguf_equals_the_tokenizer_it_came_from(pre, backends):
         assert ours.encode(text) == ids, text
         assert ours.decode(ids, False) == backend.decode(ids, skip_special_tokens=False), text
         assert "".join(ours.pieces(ids)) == ours.decode(ids, False), text
-    assert (ours.bos_id, ours.eos_ids, ours.pad_id, ours.chat_template) == (1, (2, 0), 2, CHATML)
+    assert (ours.bos_id, ours.eos_ids, ours.pad_id, ours.chat_template) == (1, (0, 2), 2, CHATML)
     told = Tokenizer.from_gguf(
         gguf(backend, pre) | {"tokenizer.ggml.add_bos_token": pre != "llama-bpe", "tokenizer.ggml.add_eos_token": True}
     )
@@ -239,6 +237,14 @@ def test_gguf_finds_the_end_of_a_turn_by_name(backends):
     metadata = gguf(backends["gpt-2"], "gpt-2") | {"tokenizer.ggml.eos_token_id": 0}
     for eot in (None, 0):  # whatever the file names beside it, as in llama.cpp
         assert Tokenizer.from_gguf(metadata | {"tokenizer.ggml.eot_token_id": eot}).eos_ids == (0, 2)
+
+
+@pytest.mark.parametrize("none", [-1, 2**32 - 1])
+def test_gguf_without_a_token(backends, none):
+    metadata = gguf(backends["gpt-2"], "gpt-2")
+    absent = {f"tokenizer.ggml.{name}_token_id": none for name in ("bos", "eot", "padding")}
+    ours = Tokenizer.from_gguf(metadata | absent)
+    assert (ours.bos_id, ours.eos_ids, ours.pad_id) == (None, (2,), 2)
 
 
 def greedy(text, metadata):
@@ -300,7 +306,6 @@ def test_any_text_comes_back(backends, text):
         assert "".join(ours.pieces(ids)) == text
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, FEATURES, SYSTEM])
 @pytest.mark.parametrize("place", ["config", "named", "file"])
 def test_a_chat_equals_transformers(template, place, backends, tmp_path):
@@ -395,6 +400,7 @@ def test_a_folder_that_cannot_be_read(backends, tmp_path):
         ({"tokens": []}, "tokens is missing"),
         ({"token_type": [1]}, "token_type has 1"),
         ({"eos_token_id": 10**6}, "eos_token_id is 1000000"),
+        ({"eot_token_id": [1, 2]}, r"eot_token_id is \[1, 2\]; expected an id below"),
         ({"merges": ["no such"]}, "do not fit"),
         ({"model": "llama", "merges": []}, "scores has 0"),
     ],
@@ -406,7 +412,7 @@ def test_gguf_that_cannot_be_read(change, reason, backends):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.torch
+@pytest.mark.slow
 def test_minilm_equals_transformers(minilm_path):
     transformers = pytest.importorskip("transformers")
     ours = Tokenizer.from_folder(minilm_path)
@@ -421,6 +427,7 @@ def smollm2_metadata(smollm2_path):
     return {key: entry.contents() for key, entry in reader.fields.items() if key.startswith("tokenizer.")}
 
 
+@pytest.mark.slow
 def test_smollm2_is_the_original(smollm2_metadata):
     """Ids of the published tokenizer: digits one by one, then the regex of GPT-2; nothing added."""
     ours = Tokenizer.from_gguf(smollm2_metadata)
@@ -433,7 +440,7 @@ def test_smollm2_is_the_original(smollm2_metadata):
         assert ours.decode(ids, False) == text == "".join(ours.pieces(ids))
 
 
-@pytest.mark.torch
+@pytest.mark.slow
 def test_smollm2_equals_transformers(smollm2_metadata, smollm2_path):
     """transformers 5.24 forgets the digits: it joins a space to a digit where the original keeps them apart."""
     transformers = pytest.importorskip("transformers")

@@ -8,11 +8,12 @@ from typing import Any
 import ml_dtypes  # noqa: F401  older safetensors find bfloat16 only after this import
 import numpy as np
 
-from isouq.text import _extras
-from isouq.text._reading import one_line, read_json
+from isouq.text.loading import _extras
+from isouq.text.loading._reading import one_line, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -37,6 +38,8 @@ class SafetensorsCheckpoint:
         for file, names in weight_files(folder).items():
             self._open(file, names)
         self._names = usual_names(self._files)
+        if self.config.get("tie_word_embeddings") and EMBEDDING not in self._names and HEAD in self._names:
+            self._names[EMBEDDING] = self._names.pop(HEAD)  # of two tensors that are one, the file has the other
         self.shapes: Mapping[str, tuple[int, ...]] = {
             usual: tuple(self._files[name].get_slice(name).get_shape()) for usual, name in self._names.items()
         }

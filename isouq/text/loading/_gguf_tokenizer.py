@@ -7,7 +7,7 @@ read: `gpt2` (byte-level BPE with merges) and `llama` (SentencePiece BPE with sc
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from isouq.text._extras import require
+from isouq.text.loading._extras import require
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
 
@@ -98,12 +98,13 @@ def build(metadata: Mapping[str, Any]) -> tuple[Any, dict[str, str], list[int]]:
         raise ValueError(f"tokenizer.ggml.token_type has {len(types)} values; expected {len(tokens)}, one a token")
     ids = {} if model == "gpt2" else dict(_SENTENCEPIECE_IDS)
     for key in (*_SPECIAL_KEYS.values(), *_END_KEYS[1:]):
-        if metadata.get(f"tokenizer.ggml.{key}") is not None:
-            ids[key] = int(metadata[f"tokenizer.ggml.{key}"])
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        if value not in (None, -1, 2**32 - 1):  # −1 stands for no token, also where it is written without a sign
+            ids[key] = value
     for key, value in ids.items():
-        if not 0 <= value < len(tokens):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens):
             raise ValueError(
-                f"tokenizer.ggml.{key} is {value}; expected an id below {len(tokens)}; the file is damaged"
+                f"tokenizer.ggml.{key} is {value!r:.60}; expected an id below {len(tokens)}; the file is damaged"
             )
     special = {name: tokens[ids[key]] for name, key in _SPECIAL_KEYS.items() if key in ids}
 

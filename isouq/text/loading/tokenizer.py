@@ -1,15 +1,19 @@
 """Text to token ids and back, with the `tokenizers` library; equal to transformers' AutoTokenizer, without it."""
 
 import codecs
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isouq.text import _chat, _folder_tokenizer, _gguf_tokenizer
+from isouq.text.loading import _chat, _folder_tokenizer, _gguf_tokenizer
 
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # transformers' list, in its order
-_ENDS_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>")  # llama.cpp's
+_ENDS = (  # llama.cpp's
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<|end_of_turn|>", "<|end|>", "<|end_of_text|>",
+)  # fmt: skip
+_END_OR_PADDING = "<|endoftext|>"  # in some vocabularies an end, in others a token like any other
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -18,8 +22,8 @@ class Tokenizer:
 
     backend: a `tokenizers.Tokenizer`. special_tokens: such as `{"bos_token": "<s>"}`, what a chat
     template may name. bos_id: the token that begins a text, or None. eos_ids: every token that ends a
-    generation. pad_id: a token that may fill up a batch: the padding token, else an end, else 0. templates: chat
-    templates by name; the usual one is "default".
+    generation, in order. pad_id: a token that may fill up a batch: the padding token, else an end, else 0.
+    templates: chat templates by name; the usual one is "default".
     """
 
     backend: Any
@@ -78,17 +82,23 @@ class Tokenizer:
         """Reconciles what the files of a folder, or the keys of a GGUF file, say about one tokenizer.
 
         A token named in special_tokens comes before the ids ("bos", "eos", "pad") that other places give. What ends a
-        generation is the union of all of them and of the added tokens whose name says that they end a turn.
+        generation is the union of all of them, of the added tokens whose name says that they end a turn or a text, and
+        of `<|endoftext|>` where texts begin with it or are padded with it.
         Truncation and padding are switched off.
         """
         backend.no_truncation()
         backend.no_padding()
         named = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
-        by_name = [i for i, t in backend.get_added_tokens_decoder().items() if t.content in _ENDS_OF_TURN]
-        ends = _distinct(named.get("eos_token"), *ids["eos"], named.get("eot_token"), named.get("eom_token"), *by_name)
         bos = _distinct(named.get("bos_token"), *ids.get("bos", ()))
-        pads = _distinct(named.get("pad_token"), *ids.get("pad", ()), *ends, 0)
-        return cls(backend, special_tokens, bos[0] if bos else None, ends, pads[0], templates, clean_up)
+        pads = _distinct(named.get("pad_token"), *ids.get("pad", ()))
+        by_name = [
+            i
+            for i, token in backend.get_added_tokens_decoder().items()
+            if token.content in _ENDS or (token.content == _END_OR_PADDING and i in (*bos, *pads))
+        ]
+        ends = _distinct(named.get("eos_token"), *ids["eos"], named.get("eot_token"), named.get("eom_token"), *by_name)
+        pad = (*pads, *ends, 0)[0]
+        return cls(backend, special_tokens, bos[0] if bos else None, tuple(sorted(ends)), pad, templates, clean_up)
 
     @property
     def chat_template(self) -> str | None:
@@ -122,7 +132,7 @@ class Tokenizer:
 
         Special tokens written in the text (`"<|im_start|>"`) become those tokens, as in transformers.
         add_special_tokens: whether the ones that frame a text (BOS, `[CLS]` ... `[SEP]`) are added. A text that begins
-        with BOS already (a chat template may have written it) gets no second one; transformers would double it.
+        with them already (a chat template may have written BOS) gets no second ones; transformers would double them.
         Raises ValueError unless text is a string that can be written as UTF-8.
         """
         if not isinstance(text, str):
@@ -134,14 +144,24 @@ class Tokenizer:
                 f"text holds {text[error.start]!r} at position {error.start}, half of a surrogate pair; "
                 "expected Unicode text; decode the source with errors='replace'"
             ) from None
-        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        twice = self.bos_id is not None and ids[:2] == [self.bos_id] * 2
-        return ids[1:] if add_special_tokens and twice and self._frame[:1] == [self.bos_id] else ids
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        if not add_special_tokens:
+            return ids
+        before, after = self._frame
+        return [*([] if ids[: len(before)] == before else before), *ids, *after]
 
-    @property
-    def _frame(self) -> list[int]:
-        """The ids of the special tokens that are added to every text."""
-        return self.backend.encode("", add_special_tokens=True).ids
+    def encode_prefix(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on: as `encode`, without the EOS that some tokenizers add."""
+        ids, after = self.encode(text), self._frame[1]
+        return ids[: len(ids) - len(after)]
+
+    @functools.cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens that are added before and after every text."""
+        encoding = self.backend.encode("a")
+        own = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+        start, stop = (own[0], own[-1] + 1) if own else (len(encoding.ids),) * 2
+        return encoding.ids[:start], encoding.ids[stop:]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids, without special tokens by default; an id beyond the vocabulary gives nothing."""
@@ -173,7 +193,9 @@ class Tokenizer:
             found.append(half.decode(raw, final=position == len(ids) - 1))
         return found
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> str:
+    def chat(
+        self, /, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         """Write the text of a conversation by the model's chat template.
 
         messages: `[{"role": "user", "content": "Hello"}, ...]`. add_generation_prompt: whether the text
@@ -191,7 +213,7 @@ class Tokenizer:
         return _chat.render(template, messages, variables)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self, /, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> list[int]:
         """The token ids of `chat`, without a second BOS: what the template writes and nothing more."""
         return self.encode(self.chat(messages, add_generation_prompt, **variables), add_special_tokens=False)
@@ -199,10 +221,12 @@ class Tokenizer:
     def _template(self, name: Any, tools: Any) -> str:
         """Choose the chat template: the named one, a text that is one itself, "tool_use" for tools, or the default."""
         name = "tool_use" if name is None and tools is not None and "tool_use" in self.templates else name
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"chat_template is {name!r:.60}; expected the name of a chat template, or its text")
         template = self.templates.get("default" if name is None else name)
         if template is not None:
             return template
-        if isinstance(name, str) and ("{{" in name or "{%" in name):
+        if name is not None and ("{{" in name or "{%" in name):
             return name
         if not self.templates:
             raise ValueError("this model has no chat template; expected one for chat; give plain prompts instead")

@@ -52,7 +52,7 @@ def architecture(config: Mapping[str, Any], known: Mapping[str, str]) -> tuple[s
         names = [TYPES[given]] if isinstance(given, str) and given in TYPES and "auto_map" not in config else []
         if names and names[0] in ENCODERS and ("id2label" in config or "num_labels" in config):
             names = [names[0].replace("Model", "ForSequenceClassification")]
-    names = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    names = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
     for name in names:
         if name in known:
             return name, known[name]

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from isouq.text._extras import require
-from isouq.text._reading import one_line, read_json
+from isouq.text.loading._extras import require
+from isouq.text.loading._reading import one_line, read_json
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -63,7 +63,7 @@ def _word_piece(vocabulary: Path, config: Mapping[str, Any]) -> Any:
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
     tokens = {name: _content(config.get(name)) or usual for name, usual in names.items()}
     tokens["mask_token"] = _content(config.get("mask_token")) or "[MASK]"
-    lines = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines: tokens may hold \u2028
+    lines = _text(vocabulary).rstrip("\n").split("\n")  # not splitlines: tokens may hold \u2028
     ids = {token: index for index, token in enumerate(lines)}
     missing = [tokens[name] for name in names if tokens[name] not in ids]
     if missing:
@@ -92,17 +92,17 @@ def _word_piece(vocabulary: Path, config: Mapping[str, Any]) -> Any:
 def _add_tokens(backend: Any, config: Mapping[str, Any], special: Iterable[str]) -> None:
     """Adds what tokenizer_config.json knows and tokenizer.json does not: such tokens get ids at the end."""
     added = require("tokenizers").AddedToken
-    listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     try:
+        listed = sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0]))
         backend.add_tokens(
             [added(token["content"], **{flag: token[flag] for flag in _FLAGS if flag in token}) for _, token in listed]
         )
-    except (KeyError, TypeError) as error:
+        extra = list(extra.values() if isinstance(extra, Mapping) else extra)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"tokenizer_config.json has an added token that cannot be read ({error}); fetch the file again"
+            f"tokenizer_config.json has an added token that cannot be read ({one_line(error)}); fetch the file again"
         ) from None
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    extra = list(extra.values()) if isinstance(extra, Mapping) else extra
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     wanted = dict.fromkeys((*special, *(_content(token) for token in extra)))
     backend.add_special_tokens([added(t, special=True, normalized=False) for t in wanted if t and t not in known])
@@ -114,7 +114,7 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if (folder / "chat_template.jinja").is_file():
         paths["default"] = folder / "chat_template.jinja"
     if paths:
-        return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+        return {name: _text(path) for name, path in paths.items()}
     given = config.get("chat_template")
     if isinstance(given, list):
         given = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, Mapping)}
@@ -145,6 +145,14 @@ def _ids(files: Iterable[Path], key: str) -> list[int]:
                 raise ValueError(f"{path} has {key} = {value!r:.60}; expected a token's id, a list of ids, or null")
             ids += [one] if one is not None and one >= 0 else []
     return ids
+
+
+def _text(path: Path) -> str:
+    """The text of a file; raises a ValueError of one line where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); fetch it again") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

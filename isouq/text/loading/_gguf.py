@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from isouq.text import _extras
-from isouq.text._gguf_header import Header, Tensor
+from isouq.text.loading import _extras
+from isouq.text.loading._gguf_header import Header, Tensor
 
 ARCHITECTURES = {  # the file's name: (Hugging Face's model_type, its class)
     "llama": ("llama", "LlamaForCausalLM"),
@@ -142,7 +142,7 @@ class GGUFCheckpoint:
             "rope_theta": self._metadata("rope.freq_base", 10000.0),
             "vocab_size": embedding[0],
             "hidden_act": "silu",
-            "tie_word_embeddings": "lm_head.weight" not in self.shapes,
+            "tie_word_embeddings": self._is_tied(),
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self.shapes,
             "mlp_bias": "model.layers.0.mlp.up_proj.bias" in self.shapes,
             "sliding_window": self._metadata("attention.sliding_window") or None,
@@ -158,6 +158,14 @@ class GGUFCheckpoint:
             if (token := self._header.value(f"tokenizer.ggml.{theirs}_token_id")) is not None:
                 config[f"{ours}_token_id"] = token
         return config
+
+    def _is_tied(self) -> bool:
+        """Whether the output layer is the embedding: the file has none, or one of the same bytes."""
+        embedding, head = (self._tensors.get(f"{name}.weight") for name in ("model.embed_tokens", "lm_head"))
+        if embedding is None or head is None:
+            return head is None
+        same_form = (embedding.kind, embedding.shape) == (head.kind, head.shape)
+        return same_form and np.array_equal(self._header.bytes_of(embedding), self._header.bytes_of(head))
 
     def _whole(self, key: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
