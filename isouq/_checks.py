@@ -1,4 +1,4 @@
-"""Checks of arguments, before anything is traced: each raises one line that says what is wrong and what to do."""
+"""Check arguments before anything is traced: each check raises one line that says what is wrong and what to do."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ KINDS = ("binary", "multiclass", "regression")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise a ValueError that lists the allowed names."""
+    """Raise a ValueError that lists the allowed values unless `value` is one of them."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
@@ -55,10 +55,10 @@ def finite(name: str, tree: Any) -> None:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
-            bad = sum(int(np.sum(~np.isfinite(part))) for part in _parts(leaf))
-            if bad:
+            count = sum(int(np.sum(~np.isfinite(part))) for part in _parts(leaf))
+            if count:
                 raise ValueError(
-                    f"{name}{jax.tree_util.keystr(path)} holds {bad} NaN or infinite values "
+                    f"{name}{jax.tree_util.keystr(path)} holds {count} NaN or infinite values "
                     f"among {np.size(leaf)}; remove or replace them first"
                 )
 
@@ -110,7 +110,7 @@ def float_leaves(name: str, params: Any) -> None:
             raise ValueError(f"{where} is {dtype}; expected 16 bits or more: astype(jax.numpy.float32)")
 
 
-def inputs(xs: Any, name: str = "xs", axis: str = "batch") -> int:
+def count_rows(xs: Any, name: str = "xs", axis: str = "batch") -> int:
     """Return the number of rows; raise unless every leaf of `xs` has the same, non-zero leading axis."""
     leaves = jax.tree_util.tree_leaves_with_path(xs, is_leaf=is_sparse)
     if not leaves:
@@ -140,28 +140,16 @@ def _numeric(name: str, leaf: Any) -> None:
     if isinstance(leaf, jax.Array):  # traced ones too
         return
     if not is_array_like(leaf) or is_foreign(leaf):
-        given = describe(leaf) if is_foreign(leaf) else f"a {type(leaf).__name__}"
+        kind = describe(leaf) if is_foreign(leaf) else f"a {type(leaf).__name__}"
         raise ValueError(
-            f"{name} holds {given}; expected JAX or NumPy arrays of numbers, such as numpy.asarray({name}, float)"
-        )
-
-
-def several_chains(chains: int) -> None:
-    """Raise unless there are at least two chains."""
-    if chains < 2:
-        raise ValueError(
-            f"inits has {chains} chain; expected at least 2 (4 or more for a verdict): "
-            "jax.vmap(init)(jax.random.split(key, 4))"
+            f"{name} holds {kind}; expected JAX or NumPy arrays of numbers, such as numpy.asarray({name}, float)"
         )
 
 
 def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
-    """Raise unless (xs, ys) is a usable data set of the kind.
-
-    Checks equal lengths, finite values, integer labels in range and at least two classes.
-    """
+    """Raise unless xs and ys are finite, have one length and, for classes, hold labels in range of at least two."""
     one_of("kind", kind, KINDS)
-    size = inputs(xs)
+    size = count_rows(xs)
     if jnp.shape(ys) != (size,):
         one_hot = kind != "regression" and jnp.ndim(ys) == 2 and jnp.shape(ys)[1] > 1
         hint = "; for one-hot labels, ys.argmax(axis=1)" if one_hot else ""
@@ -174,8 +162,8 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
         return
     labels = np.asarray(ys)
     if not np.all(labels == np.round(labels)):
-        wrong = labels[labels != np.round(labels)][0]
-        raise ValueError(f"ys holds {wrong}, which is not whole; {kind} expects class labels 0, 1, …")
+        fraction = labels[labels != np.round(labels)][0]
+        raise ValueError(f"ys holds {fraction}, which is not whole; {kind} expects class labels 0, 1, …")
     top = 2 if kind == "binary" else num_classes
     if labels.min() < 0 or (top is not None and labels.max() >= top):
         raise ValueError(

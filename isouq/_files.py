@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Replace files such that they are whole or absent, whatever happens while they are written."""
 
 import os
 import socket
@@ -8,10 +8,13 @@ from typing import Any
 
 
 def replace(path: Path, write: Callable[[Any], Any]) -> None:
-    """`write(file)` fills the file; whatever happens, path is the old one or the new one. The disk has it on return.
+    """Replace the file at path by what `write(file)` writes; on return it is on the disk.
 
-    The temporary name begins as path's does and ends in .tmp; no other process on any machine uses it. A kill may
-    leave it. OSError when the folder is full or read-only; the old file stays.
+    If the process is killed, path is the old file or the new one, and a temporary file may stay, with a name
+    that begins as that of path does, ends in .tmp and is used by no other process on any machine.
+
+    Raises:
+        OSError: the disk is full or the folder is read-only; the old file stays.
     """
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -25,5 +28,5 @@ def replace(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """The same for a text, in UTF-8, line ends as they are."""
+    """Replace the file at path by a text in UTF-8, without a change of its line ends; see `replace`."""
     replace(path, lambda file: file.write(text.encode()))

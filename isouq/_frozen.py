@@ -155,12 +155,12 @@ class Frozen:
 
     @property
     def traceable(self) -> bool:
-        """Whether the trace can be used in place of the function, also inside the trace of another function."""
+        """Return whether the trace can be used in place of the function, also inside the trace of another function."""
         return self.program.f is None
 
     @property
     def outputs(self) -> Any:
-        """The abstract values that a call returns."""
+        """Return the abstract values of what a call returns."""
         return jax.tree.unflatten(self.program.out_tree, Body(self.program.jaxpr).outputs)
 
 

@@ -1,4 +1,4 @@
-"""A batch size that keeps to a number of bytes, by the compiled program's own account."""
+"""Choose a batch size whose compiled program keeps to a number of bytes."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,13 @@ from isouq import _checks
 
 
 def batch_size(estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int) -> int | None:
-    """The largest batch size found whose program keeps to max_bytes; None for all inputs at once.
+    """Return a batch size, about the largest, whose program keeps to max_bytes; None stands for all inputs at once.
 
-    `estimate(*args, batch_size, engine)` is a jitted function whose third argument are the inputs and whose
-    sixth is a string. Programs are compiled for abstract arguments; nothing is computed. The answer is kept.
+    `estimate(*args, batch_size, engine)` is a jitted function. Its third argument is the inputs and its sixth a string.
+    Programs are compiled for abstract arguments, and nothing is computed. The answer is cached for equal shapes.
+
+    Raises:
+        ValueError: not even one input at a time keeps to max_bytes, or the call is traced.
     """
     _checks.positive_int("max_bytes", max_bytes)
     if _checks.is_traced(args):
@@ -37,14 +40,14 @@ def _batch_size(
         return temporary_bytes(estimate.lower(*args, kind, batch, engine).compile())
 
     try:
-        whole = needed(None)
-    except NotImplementedError:  # a primitive without a rule for vmap: one by one
-        if (one := needed(1)) > max_bytes:
-            raise ValueError(_does_not_fit(one, max_bytes, needed, engine)) from None
+        bytes_of_all = needed(None)
+    except NotImplementedError:  # a primitive without a rule for vmap needs one input at a time
+        if (least := needed(1)) > max_bytes:
+            raise ValueError(_too_large(least, max_bytes, needed, engine)) from None
         return 1
-    if whole <= max_bytes:
+    if bytes_of_all <= max_bytes:
         return None
-    low, high, guess = 0, size, round(size * max_bytes / whole)  # low fits, high does not
+    low, high, guess = 0, size, round(size * max_bytes / bytes_of_all)  # low fits, high does not
     for _ in range(8):
         if high - low <= max(1, low // 4):
             break
@@ -53,26 +56,27 @@ def _batch_size(
             low, guess = guess, guess + guess // 4
         else:
             high, guess = guess, (low + guess) // 2
-    if not low and (one := needed(1)) > max_bytes:
-        raise ValueError(_does_not_fit(one, max_bytes, needed, engine))
+    if not low and (least := needed(1)) > max_bytes:
+        raise ValueError(_too_large(least, max_bytes, needed, engine))
     return max(low, 1)
 
 
 def temporary_bytes(compiled: Any) -> int:
-    """Bytes that a compiled program takes beside its arguments and results."""
+    """Return the bytes that a compiled program takes beside its arguments and results."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise ValueError("max_bytes needs a memory analysis, which this backend does not give; give batch_size")
     return int(analysis.temp_size_in_bytes)
 
 
-def _does_not_fit(one: int, max_bytes: int, needed: Callable, engine: str) -> str:
+def _too_large(least: int, max_bytes: int, needed: Callable, engine: str) -> str:
+    """Return the message that one input needs more than max_bytes, with what would fit."""
     other = "vmap" if engine == "jaxpr" else "jaxpr"
-    what = needed(1, other)
+    bytes_of_other = needed(1, other)
     advice = (
-        f"engine={other!r} needs {what:,} and fits"
-        if what <= max_bytes
-        else f"engine={other!r} needs {what:,}; wrap the blocks of predict in jax.checkpoint, "
+        f"engine={other!r} needs {bytes_of_other:,} and fits"
+        if bytes_of_other <= max_bytes
+        else f"engine={other!r} needs {bytes_of_other:,}; wrap the blocks of predict in jax.checkpoint, "
         "or use isouq.grad_sq_norm_probes"
     )
-    return f"max_bytes is {max_bytes:,}, but one input needs {one:,} bytes with engine={engine!r}; {advice}"
+    return f"max_bytes is {max_bytes:,}, but one input needs {least:,} bytes with engine={engine!r}; {advice}"

@@ -1,4 +1,4 @@
-"""Epistemic and aleatoric uncertainty of predictions: the function that a user calls.
+"""The epistemic and aleatoric uncertainty of predictions: `isouq.uncertainty`.
 
 With the margin m = log p_c − log(1 − p_c) (the log-odds of class c) and
 a = p_c(1 − p_c), the chain rule gives ∇p_c = a ∇m, hence
@@ -114,7 +114,7 @@ def uncertainty(
     Source: arXiv 2603.29466; regression replaces p by the mean.
     """
     _checks.one_of("kind", kind, _checks.KINDS)
-    size = _checks.inputs(xs)
+    size = _checks.count_rows(xs)
     _checks.inexact_leaves("params", params)
     _checks.finite("params", params)
     _checks.finite("xs", xs)
@@ -137,7 +137,7 @@ def uncertainty(
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
-        rows, labels = (xs, target) if devices is None else _share((xs, target), share)
+        rows, labels = (xs, target) if devices is None else _device_rows((xs, target), share)
         args = (predict, params, rows, labels, covariance, kind)
         batch_size = _memory.batch_size(_estimate, args, engine, max_bytes)
     try:
@@ -169,9 +169,9 @@ def _estimate_over(
     mesh: jax.sharding.Mesh,
 ) -> Uncertainty:
     """Return `_estimate` of the inputs of each device by itself, so that a batch never crosses devices."""
-    rows, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    rows, copies = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
     estimate = partial(_estimate, kind=kind, batch_size=batch_size, engine=engine)
-    specs = (whole, whole, rows, rows, whole)
+    specs = (copies, copies, rows, rows, copies)
     spread = jax.shard_map(estimate, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
     return spread(predict, params, xs, target, covariance)
 
@@ -207,7 +207,7 @@ def _estimate(
 
     if batch_size is None:
         return jax.vmap(one)(xs, target)
-    vmapped = None if batch_size == 1 else batch_size  # no vmap of single inputs: some primitives have no rule for it
+    vmapped = None if batch_size == 1 else batch_size  # one input is not vmapped, because some primitives have no rule
     return jax.lax.map(lambda row: one(*row), (xs, target), batch_size=vmapped)
 
 
@@ -225,7 +225,7 @@ def _value_and_quadratic(
     return value, covariance.quadratic(jax.tree.map(lambda g: g[None], grad))[0]
 
 
-def _share(tree: Any, rows: int) -> Any:
+def _device_rows(tree: Any, rows: int) -> Any:
     """Return the shapes of the rows that one device gets."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *jnp.shape(leaf)[1:]), jax.dtypes.result_type(leaf)), tree

@@ -1,8 +1,8 @@
-"""Draws of a network's posterior brought to one of its symmetric copies.
+"""Align draws of a network's posterior to one of its symmetric copies.
 
-The hidden units of an MLP can be exchanged, and with an odd activation (tanh) the sign of everything
-into and out of a unit can be flipped, without any change of the function. Draws visit these copies
-at random, which makes their covariance look more isotropic than the posterior is around one θ*.
+The hidden units of an MLP can be permuted, and with an odd activation (tanh) the sign of all weights into and out of a
+unit can be flipped, without any change of the function. Draws visit the symmetric copies at random, which makes their
+covariance look more isotropic than the posterior is around one θ*.
 """
 
 from collections.abc import Mapping
@@ -18,37 +18,36 @@ _SIMILARITIES_AT_A_TIME = 2**23  # numbers: 64 MB in float64
 
 
 class _Layer(NamedTuple):
-    """Where a layer's parameters stand in the flat vector."""
+    """The positions of a layer's parameters in the flat vector."""
 
     kernel: Int[np.ndarray, "inputs outputs"]
     bias: Int[np.ndarray, " outputs"]
 
 
 def align_hidden_units(draws: Any, target: Any) -> Float[np.ndarray, "*batch P"]:
-    """Every draw with its hidden units exchanged and sign-flipped so that they match those of `target`.
+    """Return every draw with its hidden units permuted and their signs flipped so that they match those of `target`.
 
-    A unit is the vector of its incoming weights, its bias and its outgoing weights. For the units u_j of
-    a draw and v_i of the target, the permutation π and the signs s_i = ±1 minimise Σ_i ‖s_i u_π(i) − v_i‖²,
-    which is the same as maximising Σ_i |u_π(i) · v_i|: the norms are those of the same units whatever π is.
-    The network function is unchanged: for an MLP with an odd activation (tanh), as `isouq.models.mlp`
-    makes it; nothing here can check the activation.
+    A unit is the vector of its incoming weights, its bias and its outgoing weights. For the units u_j of a draw and v_i
+    of the target, the permutation π and the signs s_i = ±1 minimise Σ_i ‖s_i u_π(i) − v_i‖². This is the same as
+    maximising Σ_i |u_π(i) · v_i|, because Σ_i ‖u_π(i)‖² does not depend on π. The function of the network does not
+    change if the activation is odd, as the tanh of `isouq.models.mlp` is. That the activation is odd is not checked.
+
+    With one hidden layer the match is the best of all. Deeper networks are matched once, layer by layer from the input.
+    A unit of a layer that feeds another hidden layer is then matched by incoming weights and bias alone, because its
+    outgoing weights lead to units that are not matched yet.
 
     Args:
         draws: `[*batch, P]`, each draw flat in the order of `jax.flatten_util.ravel_pytree(target)`.
-        target: the parameters to match, `{"layers": {0: {"kernel": [in, out], "bias": [out]}, ...}}`, the last
-            layer being the output layer. Without a hidden layer the draws come back unchanged.
+        target: the parameters to match, `{"layers": {0: {"kernel": [in, out], "bias": [out]}, ...}}`. The last layer is
+            the output layer. Without a hidden layer the draws are returned unchanged.
 
     Returns:
         The aligned draws, a new array of the shape and dtype of `draws`.
 
     Raises:
-        ValueError: another tree than that of an MLP, draws of another length, or values that are not finite.
+        ValueError: target is not a tree of an MLP, draws have another length, or a value is not finite.
 
-    One hidden layer: the best match of all. Deeper nets: layer by layer from the input, greedily, each once;
-    a unit of a layer that feeds another hidden layer is matched by incoming weights and bias alone, for
-    its outgoing weights lead to units that are not matched yet.
-
-    Cost: draws × width² × (fan-in + fan-out) multiplications, and one assignment problem a draw and layer
+    Cost: draws × width² × (fan-in + fan-out) multiplications, and one assignment problem for each draw and layer
     (width³ at worst; 0.04 ms at width 32, 10 ms at 256, 0.4 s at 1024 on one core). Memory: a copy of the draws.
 
     Source: the symmetries are those of Sussmann (1992); matching units by an assignment problem, e.g.
@@ -72,24 +71,24 @@ def align_hidden_units(draws: Any, target: Any) -> Float[np.ndarray, "*batch P"]
 
 
 def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.ndarray) -> None:
-    """Exchanges and flips the units of every draw in place.
+    """Permute and flip the units of every draw in place.
 
-    units: `[width, parameters]`, where the parameters of each unit stand; compared: those that are matched.
+    units: positions of the parameters of each unit, `[width, parameters]`. compared: those that are matched.
     """
     width = len(units)
     block = max(1, _SIMILARITIES_AT_A_TIME // width**2)
-    # in float64, for the products square the units' common level, which must not hide their differences
-    wanted = goal[compared].astype(np.float64)
+    # in float64, because the products square what the units have in common, which must not hide their differences
+    aims = goal[compared].astype(np.float64)
     for start in range(0, len(flat), block):
         rows = flat[start : start + block]
-        similar = np.einsum("if,bjf->bij", wanted, rows[:, compared].astype(np.float64), optimize=True)  # v_i · u_j
-        order = np.stack([linear_sum_assignment(np.abs(one), maximize=True)[1] for one in similar])[:, :, None]
+        similar = np.einsum("if,bjf->bij", aims, rows[:, compared].astype(np.float64), optimize=True)  # v_i · u_j
+        order = np.stack([linear_sum_assignment(np.abs(matrix), maximize=True)[1] for matrix in similar])[:, :, None]
         signs = np.where(np.take_along_axis(similar, order, axis=2) < 0, -1, 1).astype(flat.dtype)
         rows[:, units] = signs * np.take_along_axis(rows[:, units], order, axis=1)
 
 
 def _layers(target: Any) -> list[_Layer]:
-    """The layers of an MLP in order; raises unless the tree is that of one."""
+    """Return the layers of an MLP in order; raise unless target is the tree of one."""
     expected = 'expected {"layers": {0: {"kernel": [in, out], "bias": [out]}, ...}} as isouq.models.mlp makes it'
     if not isinstance(target, Mapping) or set(target) != {"layers"} or not isinstance(target["layers"], Mapping):
         names = sorted(map(str, target)) if isinstance(target, Mapping) else type(target).__name__
@@ -102,7 +101,7 @@ def _layers(target: Any) -> list[_Layer]:
     layers = jax.tree.unflatten(jax.tree.structure(target), where)["layers"]
     if sorted(layers) != list(range(len(layers))) or not layers:
         raise ValueError(f"target has layers {sorted(map(str, layers))}; {expected}")
-    found: list[_Layer] = []
+    positions: list[_Layer] = []
     for depth in range(len(layers)):
         layer = layers[depth]
         if not isinstance(layer, Mapping) or set(layer) != {"kernel", "bias"}:
@@ -111,7 +110,7 @@ def _layers(target: Any) -> list[_Layer]:
         kernel, bias = layer["kernel"], layer["bias"]
         if kernel.ndim != 2 or bias.shape != kernel.shape[1:]:
             raise ValueError(f"layer {depth} has kernel {kernel.shape} and bias {bias.shape}; {expected}")
-        if found and found[-1].bias.size != kernel.shape[0]:
-            raise ValueError(f"layer {depth} takes {kernel.shape[0]} inputs after {found[-1].bias.size} units")
-        found.append(_Layer(kernel, bias))
-    return found
+        if positions and positions[-1].bias.size != kernel.shape[0]:
+            raise ValueError(f"layer {depth} takes {kernel.shape[0]} inputs after {positions[-1].bias.size} units")
+        positions.append(_Layer(kernel, bias))
+    return positions

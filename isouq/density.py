@@ -146,8 +146,8 @@ def freeze_density(log_density: Callable, inits: Any) -> Frozen:
         ) from error
     shapes = [aval.shape for aval in jax.tree.leaves(frozen.outputs)]
     if shapes != [()]:
-        given = f"shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} arrays"
-        raise ValueError(f"log_density returned {given} for one start; expected a scalar []")
+        outputs = f"shape {shapes[0]}" if len(shapes) == 1 else f"{len(shapes)} arrays"
+        raise ValueError(f"log_density returned {outputs} for one start; expected a scalar []")
     return frozen
 
 
@@ -155,11 +155,11 @@ def check_starts(values: Any, grads: Any) -> None:
     """Raise unless the log density `[chains]` and its gradient, leading axis chains, are finite at every start."""
     values = np.asarray(values)
     finite = [np.isfinite(np.asarray(g)).reshape(len(values), -1).all(axis=1) for g in jax.tree.leaves(grads)]
-    for what, bad in (("log density", ~np.isfinite(values)), ("gradient of the log density", ~np.all(finite, axis=0))):
+    for name, bad in (("log density", ~np.isfinite(values)), ("gradient of the log density", ~np.all(finite, axis=0))):
         if bad.any():
             chains = ", ".join(map(str, np.flatnonzero(bad)))
-            shown = f" ({', '.join(map(str, values[bad]))})" if what == "log density" else ""
+            numbers = f" ({', '.join(map(str, values[bad]))})" if name == "log density" else ""
             raise ValueError(
-                f"the {what} is not finite{shown} at the start of chain {chains} of {len(values)}, counted from 0; "
+                f"the {name} is not finite{numbers} at the start of chain {chains} of {len(values)}, counted from 0; "
                 "start it where it is, for instance at a mode from fit_map"
             )

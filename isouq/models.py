@@ -1,6 +1,6 @@
-"""The Flax MLPs of the study, and adapters: whatever the library, `predict(params, x)` of ONE example.
+"""The Flax MLPs of the experiments, and adapters that give `predict(params, x)` of ONE example for a Flax module.
 
-A plain function is already `predict`; Equinox users pass `lambda params, x: eqx.combine(params, static)(x)`.
+A plain function is already a `predict`. For Equinox it is `lambda params, x: eqx.combine(params, static)(x)`.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ with extra("models"):
 
 
 class MLP(nnx.Module):
-    """A fully connected network `[in_features] -> [out_features]`, any width and depth.
+    """A fully connected network from `[in_features]` to `[out_features]`.
 
-    hidden: widths of the hidden layers; empty is a linear model. activation: tanh by default.
+    hidden: widths of the hidden layers; without any the model is linear. activation: a function between the layers.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*batch in_features"]) -> Float[Array, "*batch out_features"]:
-        """Logits or mean `[out_features]`."""
+        """Return logits or a mean, `[out_features]`."""
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)
@@ -54,24 +54,25 @@ class MLP(nnx.Module):
 def mlp(
     in_features: int, hidden: tuple[int, ...], out_features: int, activation: Callable = jnp.tanh
 ) -> tuple[Callable, Callable]:
-    """`(predict, init)` of an `MLP`; `init(key)` gives parameters and may be vmapped over keys.
+    """Return `(predict, init)` of an `MLP`, whose arguments are the same.
 
-    predict(params, x `[in_features]`) returns `[out_features]`, or `[]` when out_features is 1.
-    Two MLPs of one shape share one `predict`, so a compiled program is used again.
+    `init(key)` gives parameters and can be mapped over keys by `jax.vmap`. `predict(params, x)` takes one x
+    `[in_features]` and returns `[out_features]`, or `[]` where out_features is 1. Two MLPs with the same activation
+    and depth have equal `predict`, so that they share a compiled program.
     """
 
     def init(key: Array) -> Any:
         module = MLP(in_features, hidden, out_features, activation=activation, rngs=nnx.Rngs(key))
         return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
-    jax.eval_shape(init, jax.random.key(0))  # a wrong width is said now
+    jax.eval_shape(init, jax.random.key(0))  # raises for a wrong width
     return _PredictMLP(activation, len(hidden) + 1, out_features == 1), init
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _PredictMLP:
-    """`MLP.__call__` on plain parameters: a module is not rebuilt at every trace."""
+    """`MLP.__call__` on plain parameters, without building a module at every trace."""
 
     activation: Callable
     depth: int
@@ -88,54 +89,57 @@ class _PredictMLP:
 
 
 def from_nnx(module: nnx.Module, **kwargs: Any) -> tuple[Callable, Any]:
-    """`(predict, params)` of an NNX module that maps one example to its outputs.
+    """Return `(predict, params)` of an NNX module that maps one example to its outputs.
 
-    predict(params, x) is `module(x, **kwargs)` with params in the place of the module's. params holds every
-    `nnx.Param` (and every Variable whose type is derived from it) as a plain nested dictionary.
+    `predict(params, x)` is `module(x, **kwargs)` with `params` in place of the module's own. `params` holds every
+    `nnx.Param`, and every variable of a type derived from it, as a plain nested dictionary.
 
-    The rest of the module is bound as it stands now: running statistics, random streams, counters, arrays, numbers
-    and switches. A later change to the module is seen by a new `from_nnx` only; an object of your own that the module
-    refers to (a configuration) is not copied. What the module writes in its call, such as a counter, the carry of
-    `nnx.RNN` or the place of a random stream, is discarded: every example starts from the same state and draws the
-    same random numbers.
+    Everything else in the module keeps the value that it has now: running statistics, random streams, counters, arrays,
+    numbers and switches. To see a later change of the module, call `from_nnx` again. An object of your own that the
+    module refers to, such as a configuration, is not copied. What the module writes while it is called, such as a
+    counter, the carry of `nnx.RNN` or the position in a random stream, is discarded: every example starts from the same
+    state and draws the same random numbers.
 
     Raises:
-        ValueError: no module with parameters. From predict: dropout, batch normalisation or the like that is used in
-            training mode; call `module.eval()` first (or switch it off in the module's own call, by
-            `deterministic=True` or `use_running_average=True`).
+        ValueError: module is no NNX module, or has no parameters. `predict` raises it where dropout, batch
+            normalisation or a similar layer is in training mode: call `module.eval()` first, or pass
+            `deterministic=True` or `use_running_average=True` in the module's own call.
     """
     if not isinstance(module, nnx.Module):
         raise ValueError(f"module is {_name(module)}; {_NNX}")
-    graphdef, params, rest = nnx.split(_guarded(module), nnx.Param, ...)  # type: ignore[misc]
-    params, rest = nnx.to_pure_dict(params), _copy_numpy(nnx.to_pure_dict(rest))
+    graphdef, params, state = nnx.split(_guard_switches(module), nnx.Param, ...)  # type: ignore[misc]
+    params, state = nnx.to_pure_dict(params), _copy_numpy(nnx.to_pure_dict(state))
     if not jax.tree.leaves(params):
         raise ValueError(f"module is {_name(module)} and holds no nnx.Param; {_NNX}")
 
     def predict(params: Any, x: Any) -> Any:
         arguments = {k: nnx.clone(v) if isinstance(v, (nnx.Module, nnx.Rngs)) else v for k, v in kwargs.items()}
-        return nnx.merge(graphdef, params, _copy_numpy(rest), copy=True)(x, **arguments)
+        return nnx.merge(graphdef, params, _copy_numpy(state), copy=True)(x, **arguments)
 
     return predict, params
 
 
 def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, Any]:
-    """`(predict, params)` of a Linen module and its variables `{"params": ..., ...}`.
+    """Return `(predict, params)` of a Linen module and its variables `{"params": ..., ...}`.
 
-    predict(params, x) is `module.apply({**variables, "params": params}, x, **kwargs)`: other collections are bound,
-    and so are keywords, of the module (`train=False`, an array) or of `apply` (`rngs`, `method`, `mutable`). Of what
-    `mutable` and `capture_intermediates` return only the outputs are kept; state written in the call is discarded.
-    Batch normalisation in training mode, which `mutable` lets pass, takes the statistics of ONE example.
+    `predict(params, x)` is `module.apply({**variables, "params": params}, x, **kwargs)`. The other collections keep the
+    values that they have now. Keywords may be those of the module (`train=False`, an array) or of `apply` (`rngs`,
+    `method`, `mutable`). With `mutable` or `capture_intermediates` only the outputs are returned, and the state is
+    discarded. Batch normalisation in training mode, which `mutable` permits, uses the statistics of ONE example.
+
+    Raises:
+        ValueError: variables has no collection "params".
     """
     if "params" not in variables:
         raise ValueError(
             f"variables has collections {sorted(variables)}; expected one named 'params': "
             "pass what module.init returned"
         )
-    rest = _copy_numpy({name: value for name, value in variables.items() if name != "params"})
+    state = _copy_numpy({name: value for name, value in variables.items() if name != "params"})
     with_state = kwargs.get("mutable", False) is not False or bool(kwargs.get("capture_intermediates"))
 
     def predict(params: Any, x: Any) -> Any:
-        outputs = module.apply({"params": params, **_copy_numpy(rest)}, x, **kwargs)
+        outputs = module.apply({"params": params, **_copy_numpy(state)}, x, **kwargs)
         return outputs[0] if with_state else outputs
 
     return predict, variables["params"]
@@ -146,7 +150,7 @@ _SWITCHES = ("deterministic", "use_running_average")
 
 
 class _Training:
-    """The value of a switch that says training: an error where the module's call reads it."""
+    """The value of a switch that is set to training; it raises where the call of the module reads it."""
 
     def __init__(self, layer: str) -> None:
         self.layer = layer
@@ -155,17 +159,17 @@ class _Training:
         raise ValueError(f"module has {self.layer} in training mode; call module.eval() first")
 
 
-def _guarded(module: nnx.Module) -> nnx.Module:
-    """The module with its variables, in which no layer can drop units or take ONE example's statistics unnoticed."""
-    guarded = nnx.merge(*nnx.split(module))
-    if any(getattr(part, "hijax", False) or getattr(part, "ref", False) for part in _variables(guarded)):
-        guarded = nnx.with_vars(guarded, hijax=False, ref=False, allow_duplicates=True)
-    for _, part in nnx.iter_graph(guarded):
+def _guard_switches(module: nnx.Module) -> nnx.Module:
+    """Return a copy of the module that raises where a layer would drop units or use the statistics of ONE example."""
+    copy = nnx.merge(*nnx.split(module))
+    if any(getattr(part, "hijax", False) or getattr(part, "ref", False) for part in _variables(copy)):
+        copy = nnx.with_vars(copy, hijax=False, ref=False, allow_duplicates=True)
+    for _, part in nnx.iter_graph(copy):
         if isinstance(part, nnx.Module) and getattr(part, "rate", getattr(part, "dropout_rate", None)) != 0:
             for switch in _SWITCHES:
                 if getattr(part, switch, None) is False:
                     setattr(part, switch, _Training(type(part).__name__))
-    return guarded
+    return copy
 
 
 def _variables(module: nnx.Module) -> list[nnx.Variable]:
@@ -173,7 +177,7 @@ def _variables(module: nnx.Module) -> list[nnx.Variable]:
 
 
 def _copy_numpy(tree: Any) -> Any:
-    """The tree with NumPy arrays of its own: a module may write into them."""
+    """Return the tree with copies of its NumPy arrays, because a module may write into them."""
     return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
 
 

@@ -1,7 +1,7 @@
-"""The synthetic problems, as pure functions of (key, n), and a user's own data in the same place.
+"""The synthetic problems as pure functions of (key, n).
 
-The distributions are fixed in one place, here; `PROBLEMS[name].sample(key, n)` draws a data set.
-Arrays become a problem by `from_arrays`, a function `(key, n) -> (xs, ys)` by `Problem(...)`.
+`PROBLEMS[name].sample(key, n)` draws a data set. A user's own arrays become a problem by `from_arrays`, and a function
+`(key, n) -> (xs, ys)` by `Problem(...)`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from isouq import _checks
 
 
 class Dataset(NamedTuple):
-    """Training data: xs `[n, features]` float32, ys `[n]` (int32 labels, or float32 values)."""
+    """Training data: xs `[n, features]` in float32, and ys `[n]`, labels in int32 or values in float32."""
 
     xs: Float[Array, "n features"]
     ys: Num[Array, " n"]
@@ -27,10 +27,12 @@ class Dataset(NamedTuple):
 class Problem:
     """A data-generating process and the model that goes with it.
 
-    name: how it is called in tables. kind: "binary", "multiclass" or "regression".
-    draw: `(key, n) -> (xs [n, features], ys [n])`, pure.
-    num_outputs: 1, or the number of classes. hidden: widths of the tanh MLP's hidden layers.
-    noise: standard deviation of y given x, known (regression only).
+    name: its name in tables.
+    kind: "binary", "multiclass" or "regression".
+    draw: a pure function `(key, n) -> (xs [n, features], ys [n])`.
+    num_outputs: 1, or the number of classes.
+    hidden: widths of the hidden layers of the tanh MLP.
+    noise: the known standard deviation of y given x, for regression alone.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Problem:
         _checks.noise(self.kind, self.noise)
 
     def sample(self, key: Array, n: int = 200) -> Dataset:
-        """A data set of n points; the same key gives the same points. Checked before use."""
+        """Return a data set of n points, which is checked; the same key gives the same points."""
         _checks.positive_int("n", n)
         with jax.enable_x64(False):  # the same data in every precision mode
             xs, ys = self.draw(key, n)
@@ -70,9 +72,13 @@ def from_arrays(
     noise: float | None = None,
     name: str = "own",
 ) -> Problem:
-    """A user's own arrays xs `[n, features]`, ys `[n]` as a problem.
+    """Return a user's own arrays xs `[n, features]` and ys `[n]` as a problem.
 
-    `sample(key, n)` draws n of the rows without replacement, in an order that depends on the key.
+    Its `sample(key, n)` draws n of the rows without replacement, in an order that depends on the key. hidden, noise and
+    name are those of `Problem`.
+
+    Raises:
+        ValueError: the arrays are no data set of the kind; the message says what to do.
     """
     _checks.dataset(xs, ys, kind)
     xs, ys = np.asarray(xs), np.asarray(ys)
@@ -90,12 +96,17 @@ def from_arrays(
 def evaluation_inputs(
     xs: Any, resolution: int | None = None, *, widen: float | None = 0.5
 ) -> Float[Array, "m features"]:
-    """Inputs on which estimate and reference are compared: the data's range widened by a half.
+    """Return the inputs on which estimate and reference are compared, a grid over the widened range of the data.
 
-    One feature: `resolution` (400) points on a line; two features: a `resolution` × `resolution`
-    (50 × 50) grid, first feature fastest. A range [lo, hi] becomes [lo − widen, hi + widen], in
-    units of x. widen=None is the wide region: 1.5 times the range about its middle.
-    With more features there is no grid: pass inputs of your own instead.
+    Args:
+        xs: the data, `[n, features]` with one or two features.
+        resolution: points along each feature; by default 400 for one feature and 50 for each of two. In a grid the
+            first feature runs fastest.
+        widen: length in units of x by which the range is extended at both ends. None extends it by a quarter of itself
+            at both ends, which is the wide region of the experiments.
+
+    Raises:
+        ValueError: xs has no or more than two features.
     """
     xs = np.asarray(xs, np.float32)
     if xs.ndim != 2 or xs.shape[1] not in (1, 2):
@@ -193,6 +204,6 @@ PROBLEMS: dict[str, Problem] = {
 
 
 def get(name: str) -> Problem:
-    """The problem of that name; an unknown name is an error that lists the known ones."""
+    """Return the problem of that name; raise a ValueError that lists the names where there is none."""
     _checks.one_of("problem", name, PROBLEMS)
     return PROBLEMS[name]

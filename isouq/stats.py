@@ -1,4 +1,4 @@
-"""Statistics of the study: correlations, intervals over seeds, AUROC, paired tests. NumPy and SciPy only."""
+"""Statistics of the experiments: correlations, bootstrap intervals, AUROC and p-values, with NumPy and SciPy alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from jaxtyping import Float
 
 
 def pearson(a: Any, b: Any) -> float:
-    """Pearson's r of two arrays of one shape; NaN when either is constant (r is undefined there)."""
+    """Return Pearson's r of two arrays of one shape; NaN where one is constant, because r is undefined there."""
     return _correlation(scipy.stats.pearsonr, a, b)
 
 
 def spearman(a: Any, b: Any) -> float:
-    """Spearman's ρ of two arrays of one shape; NaN when either is constant (ρ is undefined there)."""
+    """Return Spearman's ρ of two arrays of one shape; NaN where one is constant, because ρ is undefined there."""
     return _correlation(scipy.stats.spearmanr, a, b)
 
 
@@ -32,7 +32,7 @@ def _correlation(statistic: Any, a: Any, b: Any) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds: count, mean, sd (n − 1), and a bootstrap interval [low, high]."""
+    """A mean over seeds: their count, the mean, the standard deviation (n − 1) and a bootstrap interval [low, high]."""
 
     count: int
     mean: float
@@ -42,11 +42,10 @@ class Interval:
 
 
 def bootstrap_mean(values: Any, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Mean, sd and percentile bootstrap interval of the mean of `values` (one a seed).
+    """Return mean, standard deviation and percentile bootstrap interval of the mean of `values`, one for each seed.
 
-    With no value everything is NaN and count 0; with one, sd and interval are NaN: one seed has no
-    spread. Source: Efron (1979), the percentile interval; narrow for very few seeds, so read the
-    count beside it.
+    Without values all numbers but the count are NaN. With one value the standard deviation and the interval are NaN.
+    With very few seeds the interval is too narrow. Source: Efron (1979), the percentile interval.
     """
     values = np.asarray(values, np.float64).ravel()
     nan = float("nan")
@@ -55,12 +54,12 @@ def bootstrap_mean(values: Any, *, level: float = 0.95, resamples: int = 10_000,
     mean = float(values.mean())
     if values.size == 1:
         return Interval(1, mean, nan, nan, nan)
-    means = _resampled_means(values, resamples, seed)
+    means = _resample_means(values, resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(values.size, mean, float(values.std(ddof=1)), float(low), float(high))
 
 
-def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def _resample_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     rows = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
     return values[rows].mean(axis=1)
 
@@ -87,34 +86,33 @@ def percentile_interval(resampled: Any) -> Float[np.ndarray, "2 ..."]:
 
 
 def paired_bootstrap(a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0) -> tuple[Interval, float]:
-    """The interval of mean(a − b) on the same seeds or questions, and a two-sided p-value.
-
-    p = 2 · min(share of resampled means ≤ 0, share ≥ 0), at least 1/resamples.
-    """
+    """Return the interval of mean(a − b) on the same seeds or questions, and the p-value of `two_sided_p`."""
     a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     if a.shape != b.shape or a.size < 2:
         raise ValueError(f"got {a.size} and {b.size} values; expected pairs, at least 2")
-    means = _resampled_means(a - b, resamples, seed)
+    means = _resample_means(a - b, resamples, seed)
     return bootstrap_mean(a - b, resamples=resamples, seed=seed), two_sided_p(means)
 
 
 def two_sided_p(resampled: Any) -> float:
-    """2 · min(share of resampled differences ≤ 0, share ≥ 0), at least 1 / their number and at most 1."""
+    """Return p = 2 · min(share of resampled differences ≤ 0, share ≥ 0), at least 1 / their number and at most 1."""
     resampled = np.asarray(resampled, np.float64)
     tail = min(np.mean(resampled <= 0), np.mean(resampled >= 0))
     return float(np.clip(2 * tail, 1 / len(resampled), 1))
 
 
 def benjamini_hochberg(p_values: Any) -> Float[np.ndarray, " tests"]:
-    """p-values adjusted for the false discovery rate over a family of tests."""
+    """Return p-values adjusted for the false discovery rate (Benjamini and Hochberg 1995)."""
     return np.asarray(scipy.stats.false_discovery_control(np.asarray(p_values, np.float64)))
 
 
 def auroc(wrong: Any, score: Any) -> float:
-    """Area under the ROC curve: the chance that a wrong answer has a higher score than a right one.
+    """Return the area under the ROC curve: the probability that a wrong answer has a higher score than a right one.
 
-    wrong: 1 = the answer is wrong, 0 = right; score: higher = more uncertain. Ties count one half.
-    One class only is an error, for the area is undefined there.
+    wrong: 1 where the answer is wrong, else 0. score: higher where it is less certain. Ties count one half.
+
+    Raises:
+        ValueError: all answers are right or all are wrong, so that the area is undefined, or a score is NaN.
     """
     wrong, score = np.asarray(wrong).astype(bool).ravel(), np.asarray(score, np.float64).ravel()
     if wrong.shape != score.shape:

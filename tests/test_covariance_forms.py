@@ -198,7 +198,7 @@ WRONG = {
             {"w": (jnp.eye(4), jnp.eye(2)), "b": (jnp.eye(1), jnp.eye(2))},
             {"w": jnp.ones((2, 4)), "b": jnp.ones((1, 2))},
         ),
-        r"variances has shape \(2, 4\) for a leaf that asks for \(4, 2\)",
+        r"variances has shape \(2, 4\) for a leaf that needs \(4, 2\)",
     ),
     "no K": (lambda p: isouq.LowRank(p), "leading axes"),
     "other weights": (

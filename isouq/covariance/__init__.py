@@ -1,8 +1,8 @@
 """Covariances Σ of the parameters, for the quadratic form gᵀΣg.
 
-`Identity` is the paper's isotropic choice. `Diagonal`, `Kronecker` and `LowRank` respect the shape of
-the parameters, so that `isouq.uncertainty` needs no gradients for them. `Dense` holds any covariance
-of a small model. `laplace` builds them from data, `from_draws` from draws of a posterior.
+`Identity` is the paper's isotropic choice. `Diagonal`, `Kronecker` and `LowRank` have a form for each leaf of the
+parameters, so that `isouq.uncertainty` needs no gradients for them. `Dense` is any covariance of a small model.
+`laplace` builds covariances from data, and `from_draws` from draws of a posterior.
 """
 
 from isouq.covariance._dense import Dense, negative_hessian

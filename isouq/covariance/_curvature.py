@@ -2,11 +2,14 @@
 
 C_hessian = −∇² Σᵢ log p(yᵢ|xᵢ,θ). The two others are sums of squares of rows, C = Σᵢ JᵢᵀJᵢ:
 
-    empirical Fisher   Jᵢ = ∇ log p(yᵢ|xᵢ,θ)                 [1, P]
+    empirical Fisher   Jᵢ = ∇ log p(yᵢ|xᵢ,θ)                     [1, P]
     GGN                Jᵢ = Lᵢᵀ ∂fᵢ/∂θ,  LᵢLᵢᵀ = −∂² log p/∂f²   [outputs, P]
 
-with f the outputs of the network. The GGN is the Fisher matrix here, for the likelihoods are exponential families
-in f. Sources: Martens (2020), Kunstner et al. (2019) for the difference to the empirical one.
+with f the outputs of the network. The GGN is the Fisher matrix, because the likelihoods are exponential families in f.
+The empirical Fisher matrix is another matrix. Sources: Martens (2020); Kunstner et al. (2019).
+
+Many functions have the arguments `batch_size`, the largest number of data at a time, and `rows`, the largest number of
+rows (data × outputs) at a time. Without `rows` as many are taken as fit in `_room.ROOM` bytes.
 """
 
 import functools
@@ -26,31 +29,31 @@ from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._moments import moment_products, zero_moments
 
 CURVATURES = ("hessian", "ggn", "empirical_fisher")
-AT_ONCE = 256  # products with basis vectors, at most
+AT_ONCE = 256  # largest number of products with basis vectors at a time
 
 
 def hessian(f: Callable, params: Any) -> Array:
-    """∇²f `[P, P]`, by P forward-over-reverse products, as many at a time as there is room for."""
+    """Return ∇²f `[P, P]`, by P forward-over-reverse products, as many at a time as there is room for."""
     flat, unravel = ravel_pytree(params)
     times = _hessian_product(f, flat, unravel)
-    return _rows(times, flat, _at_once(times, flat))
+    return _symmetric_matrix(times, flat, _products_at_once(times, flat))
 
 
 def _hessian_product(f: Callable, flat: Array, unravel: Callable) -> Callable:
-    """The map v ↦ ∇²f v of flat vectors."""
+    """Return the map v ↦ ∇²f v of flat vectors."""
     gradient = jax.grad(lambda theta: f(unravel(theta)))
     return lambda v: jax.jvp(gradient, (flat,), (v,))[1]
 
 
-def _at_once(times: Callable, flat: Array, rows: int | None = None, data: int = 1) -> int:
-    """How many products of a map to form at a time; rows: data × products that are allowed."""
+def _products_at_once(times: Callable, flat: Array, rows: int | None = None, data: int = 1) -> int:
+    """Return how many products of a map to form at a time, where each takes `data` rows."""
     if rows is not None:
         return min(AT_ONCE, max(1, rows // data))
     return steps(1, min(AT_ONCE, flat.size), 1, bytes_of_one(lambda _, v: times(v), (), flat)).each
 
 
-def _rows(times: Callable, flat: Array, at_once: int) -> Array:
-    """The symmetric matrix of a product, `at_once` rows at a time."""
+def _symmetric_matrix(times: Callable, flat: Array, at_once: int) -> Array:
+    """Return the matrix of a symmetric map, `at_once` rows at a time."""
     rows = jax.lax.map(lambda index: times(_basis(flat, index)), jnp.arange(flat.size), batch_size=at_once)
     return (rows + rows.T) / 2
 
@@ -61,10 +64,10 @@ def _basis(flat: Array, index: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size", "rows"))
 def dense(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None) -> Array:
-    """C `[P, P]`."""
+    """Return C `[P, P]`."""
     if curvature == "hessian":
         flat, times, at_once = _hessian_products(log_density, params, batch_size, rows)
-        return _rows(times, flat, at_once)
+        return _symmetric_matrix(times, flat, at_once)
     gradient = _gradient_of_row(log_density, params, curvature)
 
     def square(*batch: Any) -> Array:
@@ -77,9 +80,9 @@ def dense(log_density: Any, params: Any, curvature: str, batch_size: int, rows: 
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size", "rows"))
 def diagonal(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None) -> Array:
-    """The diagonal of C `[P]`; of the Hessian by P products, exact.
+    """Return the diagonal of C `[P]`, that of the Hessian by P products.
 
-    A sum of squared rows Σ gᵢ² is the derivative of Σ gᵀ diag(v) g by v, which the engine knows without gradients.
+    A sum of squared rows Σ gᵢ² is the derivative of Σ gᵀ diag(v) g by v, which the engine computes without gradients.
     """
     if curvature != "hessian":
         return ravel_pytree(_sum_of_derivatives("diagonal", log_density, params, curvature, batch_size, rows))[0]
@@ -95,14 +98,14 @@ def diagonal(log_density: Any, params: Any, curvature: str, batch_size: int, row
 def kronecker(
     log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None
 ) -> list[tuple[Array, Array]]:
-    """KFAC's factors (A, B) of every leaf, C's block ≈ A ⊗ B: A the mean of its rows' moments, B their sum."""
+    """Return KFAC's factors of every leaf, with A ⊗ B ≈ the block of C: A is a mean over the rows, B a sum."""
     total = _sum_of_derivatives("kronecker", log_density, params, curvature, batch_size, rows)
     size = log_density.ys.shape[0] * num_rows(log_density, params, curvature)
     return [(first / size, second) for first, second in total]
 
 
 def product(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None) -> Callable:
-    """The map v ↦ C v of flat vectors: two passes over the data, so many of them at a time as there is room for."""
+    """Return the map v ↦ C v of flat vectors, which takes two passes over the data."""
     flat, unravel = ravel_pytree(params)
     data = _data_at_once(log_density, params, curvature, batch_size, rows)
 
@@ -116,15 +119,15 @@ def product(log_density: Any, params: Any, curvature: str, batch_size: int, rows
 
 
 def _hessian_products(log_density: Any, params: Any, batch_size: int, rows: int | None) -> tuple[Array, Callable, int]:
-    """The flat parameters, the map v ↦ C v, and how many products to form at a time."""
+    """Return the flat parameters, the map v ↦ C v of the Hessian, and how many products to form at a time."""
     flat = ravel_pytree(params)[0]
     times = product(log_density, params, "hessian", batch_size, rows)
     data = _data_at_once(log_density, params, "hessian", batch_size, rows)
-    return flat, times, _at_once(times, flat, rows, data)
+    return flat, times, _products_at_once(times, flat, rows, data)
 
 
 def _product_of_data(log_density: Any, unravel: Callable, curvature: str) -> Callable:
-    """The map (flat, xs, ys, v) ↦ C v of some of the data."""
+    """Return the map (flat, xs, ys, v) ↦ C v of some of the data."""
 
     def times(flat: Array, xs: Any, ys: Array, v: Array) -> Array:
         if curvature == "hessian":
@@ -142,23 +145,24 @@ def _product_of_data(log_density: Any, unravel: Callable, curvature: str) -> Cal
 
 
 def _data_at_once(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None) -> int:
+    """Return how many data a product takes at a time."""
     bytes_each = 0 if rows is not None else row_bytes(log_density, params, curvature, "low_rank")
     return steps(log_density.ys.shape[0], 1, batch_size, bytes_each, rows).data
 
 
 def row_bytes(log_density: Any, params: Any, curvature: str, structure: str) -> int:
-    """Bytes that a step holds of one row of one datum at most; of one datum, where products are taken."""
+    """Return an upper bound of the bytes that a step holds for one row of one datum, or for one datum in a product."""
     datum = first_row((log_density.xs, log_density.ys))
     if structure == "low_rank" or curvature == "hessian":
         datum = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), datum)
 
-        def of_datum(params: Any, *datum: Any) -> Array:
+        def product_of_datum(params: Any, *datum: Any) -> Array:
             flat, unravel = ravel_pytree(params)
             return _product_of_data(log_density, unravel, curvature)(flat, *datum, flat)
 
-        return bytes_of_one(of_datum, params, *datum)
+        return bytes_of_one(product_of_datum, params, *datum)
     return bytes_of_one(
-        lambda params, *datum: _OF_ONE_ROW[structure](log_density, params, curvature)(params, *datum),
+        lambda params, *datum: _ROW_FUNCTIONS[structure](log_density, params, curvature)(params, *datum),
         params,
         *datum,
         jax.ShapeDtypeStruct((), jnp.int32),
@@ -166,11 +170,12 @@ def row_bytes(log_density: Any, params: Any, curvature: str, structure: str) -> 
 
 
 def _gradient_of_row(log_density: Any, params: Any, curvature: str) -> Callable:
+    """Return the function (params, x, y, index) ↦ flat gradient of one row."""
     return lambda params, *datum: ravel_pytree(jax.grad(_row(log_density, curvature))(params, *datum))[0]
 
 
 def _diagonal_form(log_density: Any, params: Any, curvature: str) -> tuple[Callable, Any]:
-    """gᵀ diag(v) g of one row as a function of (v, params, x, y, index), and some v."""
+    """Return gᵀ diag(v) g of one row as a function of (v, params, x, y, index), and a v of ones."""
     ones = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), at_least_float32(jnp.result_type(leaf))), params)
 
     def quadratic(variances: Any, *args: Any) -> Array:
@@ -181,14 +186,14 @@ def _diagonal_form(log_density: Any, params: Any, curvature: str) -> tuple[Calla
 
 
 def _moments_form(log_density: Any, params: Any, curvature: str) -> tuple[Callable, Any]:
-    """Σ ⟨A, M⟩ + ⟨B, N⟩ of one row as a function of (the pairs, params, x, y, index), and zero pairs."""
+    """Return Σ ⟨A, M⟩ + ⟨B, N⟩ of one row as a function of (pairs (M, N), params, x, y, index), and pairs of zeros."""
     shapes = moment_shapes(log_density, params, curvature)
     zeros = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), shapes)
     return moment_products(_row(log_density, curvature)), zeros
 
 
 def moment_shapes(log_density: Any, params: Any, curvature: str) -> list[tuple[Any, Any]]:
-    """Shapes of the factors (A, B) of every leaf."""
+    """Return the shapes of the factors (A, B) of every leaf."""
     datum = (*first_row((log_density.xs, log_density.ys)), jax.ShapeDtypeStruct((), jnp.int32))
     return jax.eval_shape(zero_moments(_row(log_density, curvature)), params, *datum)
 
@@ -196,33 +201,34 @@ def moment_shapes(log_density: Any, params: Any, curvature: str) -> list[tuple[A
 _FORMS = {"diagonal": _diagonal_form, "kronecker": _moments_form}
 
 
-def _of_form(structure: str, log_density: Any, params: Any, curvature: str) -> Callable:
+def _form_of_row(structure: str, log_density: Any, params: Any, curvature: str) -> Callable:
+    """Return the form of a structure as a function of (params, x, y, index)."""
     f, at = _FORMS[structure](log_density, params, curvature)
     return functools.partial(f, at)
 
 
-_OF_ONE_ROW: dict[str, Callable] = {
+_ROW_FUNCTIONS: dict[str, Callable] = {
     "dense": _gradient_of_row,
-    **{name: functools.partial(_of_form, name) for name in _FORMS},
+    **{name: functools.partial(_form_of_row, name) for name in _FORMS},
 }
 
 
 def num_rows(log_density: Any, params: Any, curvature: str) -> int:
-    """The number of rows Jᵢ of one datum."""
+    """Return the number of rows Jᵢ of one datum."""
     datum = first_row((log_density.xs, log_density.ys))
     return jax.eval_shape(lambda p, x, y: _row_outputs(log_density, p, x, y, curvature), params, *datum).shape[0]
 
 
 def _row(log_density: Any, curvature: str) -> Callable:
-    """One row as a scalar function of (params, x, y, its index)."""
+    """Return one row as a scalar function of (params, x, y, its index)."""
     return lambda theta, x, y, index: _row_outputs(log_density, theta, x, y, curvature)[index]
 
 
 def _row_outputs(log_density: Any, theta: Any, x: Any, y: Array, curvature: str) -> Array:
-    """A function of theta whose Jacobian are the rows Jᵢ of one datum; their weights are constants at theta.
+    """Return values whose Jacobian by theta is the rows Jᵢ of one datum; the factor Lᵢ is a constant at theta.
 
-    Written in log-probabilities and in differences to the likeliest class, so that no digit is lost where a class is
-    all but certain, or where the logits have a large common part.
+    They are computed from log-probabilities and from differences to the likeliest class, so that no digit is lost where
+    a class is all but certain, or where the logits are large and close to each other.
     """
     outputs = log_density.predict(theta, x).reshape(-1)
     fixed = jax.lax.stop_gradient(outputs)
@@ -244,16 +250,16 @@ def _row_outputs(log_density: Any, theta: Any, x: Any, y: Array, curvature: str)
 
 
 def _over_rows(f: Callable) -> Callable:
-    """f(x, y, index) of all data and all indices, `[data, indices, ...]`."""
+    """Return f(x, y, index) mapped over all data and all indices, `[data, indices, ...]`."""
     return jax.vmap(jax.vmap(f, (None, None, 0)), (0, 0, None))
 
 
 def _sum_of_derivatives(
     structure: str, log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None
 ) -> Any:
-    """The sum over all rows of the derivative of a form by what it is linear in.
+    """Return the sum over all rows of the derivative of a form by the argument in which it is linear.
 
-    The sum is differentiated and not its terms: the derivative of a single row is never held.
+    The sum is differentiated and not its terms, so that the derivative of a single row is never held.
     """
     form, at = _FORMS[structure](log_density, params, curvature)
 
@@ -275,32 +281,32 @@ def _sum_over_rows(
     batch_size: int,
     rows: int | None,
 ) -> Any:
-    """The sum over the data of `part(xs, ys, indices)`, of as many data and rows of each as there is room for."""
+    """Return the sum of `part(xs, ys, indices)` over all data and rows, in steps of as many as there is room for."""
     count = num_rows(log_density, params, curvature)
     bytes_each = 0 if rows is not None else row_bytes(log_density, params, curvature, structure)
     size = steps(log_density.ys.shape[0], count, batch_size, bytes_each, rows)
 
-    def of_data(batch: Any) -> Any:
+    def sum_of_batch(batch: Any) -> Any:
         return _sum_chunks(lambda indices: part(*batch, indices), jnp.arange(count), size.each)
 
-    return _sum_chunks(of_data, (log_density.xs, log_density.ys), size.data)
+    return _sum_chunks(sum_of_batch, (log_density.xs, log_density.ys), size.data)
 
 
 def _sum_chunks(chunk: Callable, tree: Any, batch_size: int) -> Any:
-    """The sum of `chunk` over batches of a leading axis; the last one may be smaller."""
+    """Return the sum of `chunk` over batches of a leading axis; the last one may be smaller."""
     tree = jax.tree.map(jnp.asarray, tree)
     size = jax.tree.leaves(tree)[0].shape[0]
-    whole = size // batch_size * batch_size
+    end = size // batch_size * batch_size
     if batch_size == size:
         return chunk(tree)
 
     def step(total: Any, batch: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, chunk(batch)), None
 
-    split = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, batch_size, *leaf.shape[1:]), tree)
+    split = jax.tree.map(lambda leaf: leaf[:end].reshape(-1, batch_size, *leaf.shape[1:]), tree)
     first = jax.eval_shape(chunk, jax.tree.map(lambda leaf: leaf[0], split))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
     total, _ = jax.lax.scan(step, zeros, split)
-    if whole < size:
-        total = jax.tree.map(jnp.add, total, chunk(jax.tree.map(lambda leaf: leaf[whole:], tree)))
+    if end < size:
+        total = jax.tree.map(jnp.add, total, chunk(jax.tree.map(lambda leaf: leaf[end:], tree)))
     return total

@@ -1,4 +1,4 @@
-"""Any covariance of a small model, and the Hessian that the Laplace approximation inverts."""
+"""The dense covariance of a small model, and the Hessian of a log density."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ from isouq.covariance._limits import check_matrix
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dense:
-    """Σ = W Wᵀ for a model of P parameters, kept as the factor W `[P, P]`: gᵀΣg = ‖Wᵀg‖² ≥ 0.
+    """Σ = W Wᵀ for a model of P parameters, stored as the factor W `[P, P]`: gᵀΣg = ‖Wᵀg‖² ≥ 0.
 
-    Rows follow `jax.flatten_util.ravel_pytree(params)`. Memory 4·P² bytes, so for small models:
-    P = 10,000 takes 400 MB. `clipped` is the share of eigenvalues that had to be lifted to make
-    the matrix a covariance (0 when nothing was repaired).
+    factor: W, whose rows are in the order of `jax.flatten_util.ravel_pytree(params)`.
+    clipped: share of eigenvalues that were lifted to make the matrix a covariance.
+
+    Memory: 4·P² bytes, which is 400 MB for P = 10,000.
     """
 
     factor: Any
@@ -31,11 +32,14 @@ class Dense:
 
     @classmethod
     def from_precision(cls, precision: Any, floor: float = 1e-6) -> "Dense":
-        """Σ = H⁻¹ from a symmetric H `[P, P]`, by an eigendecomposition in float64 on the host.
+        """Return Σ = H⁻¹ of a symmetric H `[P, P]`, by an eigendecomposition in float64 on the host in O(P³) time.
 
-        Eigenvalues below `floor` (an indefinite Hessian away from a mode) are lifted to it; their
-        share is `clipped` (below it by more than 0.1 %, so that rounding does not count). A choice for a
-        Hessian of a log posterior is the smallest prior precision. O(P³) time.
+        Eigenvalues below `floor`, which a Hessian has away from a mode, are lifted to it. `clipped` is the share of
+        those that are below it by more than 0.1 %, so that rounding does not count. For the Hessian of a log posterior
+        the smallest precision of the prior is a good floor.
+
+        Raises:
+            ValueError: H is not square, symmetric and finite, or floor is not positive.
         """
         _checks.positive("floor", floor)
         values, vectors = _eigh("precision", precision)
@@ -45,15 +49,15 @@ class Dense:
 
     @classmethod
     def from_covariance(cls, covariance: Any) -> "Dense":
-        """Σ `[P, P]` itself; negative eigenvalues are set to 0 and counted in `clipped`."""
+        """Return a symmetric Σ `[P, P]` as it is; negative eigenvalues are set to 0, and `clipped` is their share."""
         values, vectors = _eigh("covariance", covariance)
         factor = vectors * np.sqrt(np.maximum(values, 0.0))
-        # rounding leaves tiny negative eigenvalues in a singular covariance: those are no repair
+        # the tiny negative eigenvalues that rounding leaves in a singular covariance do not count
         tolerance = 1e-6 * max(float(values.max()), 0.0)
         return cls(_as_array(factor, covariance), float(np.mean(values < -tolerance)))
 
     def quadratic(self, grads: Any) -> Float[Array, " batch"]:
-        """gᵀΣg for each gradient of the batch, O(batch · P²)."""
+        """Return gᵀΣg of each gradient of a batch, leaves `[batch, ...]`, in O(batch · P²) time."""
         _checks.real_leaves("grads", grads, " with a covariance other than Identity")
         grads = jax.tree.map(lambda g: g.astype(self.factor.dtype), grads)
         flat = jax.vmap(lambda grad: ravel_pytree(grad)[0])(grads)
@@ -67,13 +71,13 @@ class Dense:
 
 
 def negative_hessian(log_density: Callable, params: Any) -> Float[Array, "params params"]:
-    """H = −∇² log p(θ|D) at θ, dense `[P, P]`, rows in the order of `ravel_pytree(params)`.
+    """Return H = −∇² log p(θ|D) at θ = params, `[P, P]` with rows in the order of `ravel_pytree(params)`.
 
     Raises:
-        ValueError: a matrix of more bytes than the machine has.
+        ValueError: the matrix needs more memory than the machine has.
 
-    Cost: P forward-over-reverse products, as many at a time as fit in 256 MiB. For models up to a few thousand
-    parameters.
+    Cost: P forward-over-reverse products, as many at a time as fit in 256 MiB. It is meant for models of up to a few
+    thousand parameters.
     """
     check_matrix(params)
     return _negative_hessian(freeze(log_density, params, name="log_density"), params)
@@ -85,6 +89,7 @@ def _negative_hessian(log_density: Callable, params: Any) -> Array:
 
 
 def _eigh(name: str, matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues and eigenvectors in float64; raise unless the matrix is square, finite and symmetric."""
     matrix = np.asarray(matrix, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise ValueError(f"{name} has shape {matrix.shape}; expected a square matrix [P, P]")

@@ -1,4 +1,4 @@
-"""Builders: the Laplace approximation in four structures, and the covariance of draws."""
+"""Build covariances: the Laplace approximation in four structures, and the covariance of draws."""
 
 import dataclasses
 import functools
@@ -16,9 +16,9 @@ from isouq.covariance import _curvature, _limits
 from isouq.covariance._curvature import CURVATURES
 from isouq.covariance._dense import Dense
 from isouq.covariance._family import Diagonal, Kronecker, LowRank
+from isouq.density import LogDensity
 
-# of a low-rank form: the relative error that cancellation may bring where g lies in the stiffest direction
-_MAX_ROUNDING = 0.1
+_MAX_ROUNDING = 0.1  # relative error by cancellation that a low-rank form may have in its stiffest direction
 _BATCH_SIZE = 128
 STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
 
@@ -35,52 +35,53 @@ def laplace(
     batch_size: int | None = None,
     max_bytes: int | None = None,
 ) -> Dense | Diagonal | Kronecker | LowRank:
-    """The Laplace approximation Σ = (C + Λ + damping · I)⁻¹ around params, in one of four structures.
+    """Return the Laplace approximation Σ = (C + Λ + damping · I)⁻¹ around params, in one of four structures.
 
-    C is a curvature of the negative log likelihood on the data of `log_density`, Λ the prior's precision (diagonal).
+    C is a curvature of the negative log likelihood on the data of `log_density`, Λ the diagonal precision of the prior.
 
     Args:
         log_density: an `isouq.LogDensity`: model, data, prior and likelihood.
-        params: where C is taken; θ*, a mode.
-        curvature: "hessian" (−∇² log likelihood), "ggn" (generalised Gauss-Newton, equal to the Fisher matrix here)
-            or "empirical_fisher" (from gradients at the labels).
-        structure: "dense"; "diagonal", of C; "kronecker", KFAC: C's block of a weight is A ⊗ B, in the eigenbasis of
-            which the prior is added exactly; "low_rank": C's `rank` largest eigenpairs in units of the prior, by
-            Lanczos (matfree), the prior elsewhere.
-        damping: added to the precision (units: 1/parameter²); 0 is the posterior itself.
+        params: the point θ* at which C is taken, a mode of the posterior.
+        curvature: "hessian" (−∇² log likelihood), "ggn" (generalised Gauss-Newton, equal to the Fisher matrix for these
+            likelihoods) or "empirical_fisher" (the sum of squares of the gradients at the labels).
+        structure: "dense"; "diagonal", that of C; "kronecker", which is KFAC: the block of C of a weight is A ⊗ B, and
+            the prior is added exactly in its eigenbasis; or "low_rank": the `rank` largest eigenpairs of C in units of
+            the prior, by Lanczos (matfree), and the prior in all other directions.
+        damping: a number that is added to the precision (units: 1/parameter²); 0 gives the posterior itself.
         rank: number of eigenpairs, for "low_rank".
-        key: JAX key of Lanczos' start, for "low_rank"; `jax.random.key(0)` by default.
-        batch_size: data at a time at most, 128 by default; fewer are taken where they would take more than 256 MiB,
-            and of one datum fewer outputs at a time. Bounds memory, changes no number beyond rounding.
-        max_bytes: memory that laplace may take beside log_density and params, its result included, in bytes: the
-            compiled programs' own account, and the host's decompositions. As many data and outputs at a time as
-            fit are used (a few compilations). Not together with batch_size.
+        key: JAX key of the start of Lanczos, for "low_rank"; by default `jax.random.key(0)`.
+        batch_size: largest number of data at a time, by default 128. Fewer data, and fewer outputs of each, are taken
+            where they would need more than 256 MiB. It changes no number beyond rounding.
+        max_bytes: memory that laplace may take beside log_density and params, in bytes, its result and the
+            decompositions on the host included. As many data and outputs at a time as fit are used, after a few
+            compilations. It cannot be given together with batch_size.
 
     Returns:
-        A covariance for `isouq.uncertainty(..., covariance=...)`. An indefinite C (a Hessian away from a mode of the
-        likelihood) is repaired: in coordinates scaled by the prior, eigenvalues (for "diagonal" entries) of C below 0
-        are set to 0, so that no direction is wider than the prior. `clipped` is the share of them
-        below −0.1 % of the prior's precision (and below −10⁻⁷ of the largest, which float32 does not resolve).
-        "low_rank" has no such field: it keeps positive eigenvalues alone.
+        A covariance for `isouq.uncertainty(..., covariance=...)`. A C that is not positive semidefinite, such as a
+        Hessian away from a mode of the likelihood, is repaired: in coordinates scaled by the prior its eigenvalues (for
+        "diagonal" its entries) below 0 are set to 0, so that no direction is wider than the prior. The field `clipped`
+        is the share of them below −0.1 % of the prior's precision and below −10⁻⁷ of the largest, which float32 does
+        not resolve. "low_rank" has no such field, because it keeps positive eigenvalues alone.
 
     Raises:
-        ValueError: an unknown curvature or structure, "kronecker" of a Hessian (it has no such factors), a log
-            density that is not a `LogDensity`, params that do not fit it, a curvature that is not finite, "low_rank" of
-            data that outweigh the prior about 10⁶ times (float32 cannot subtract so closely), a structure that takes
-            more memory than this machine has or than max_bytes; the message says which would fit.
+        ValueError: an unknown curvature or structure; "kronecker" of a Hessian, which has no such factors; a
+            log_density that is no `LogDensity`; params that do not fit it; a curvature that is not finite; "low_rank"
+            where the data outweigh the prior about 10⁶ times, which float32 cannot subtract; or a structure that takes
+            more memory than max_bytes or the machine has. The message says what to do.
         MemoryError: memory ran out; the message says what took it and what would fit.
 
-    Cost in gradients of the log likelihood (R = 1 for "empirical_fisher", the number of outputs for "ggn"): Hessian,
-    dense or diagonal, 2P; the others R; "low_rank" 4 (3 · rank + 10). Memory: dense 40·P² bytes and O(P³) time in
-    float64 on the host; diagonal 4·P numbers; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while
-    it is built. A step adds at most about 256 MiB, or what one output of one datum takes: for "diagonal" and
-    "kronecker" its activations and the gradients of those weights alone that are used several times, in a way no rule
-    knows or, for "diagonal", at several positions; for "dense" its gradient. "low_rank" scores as a difference: see
-    `LowRank`.
+    Cost in gradients of the log likelihood, with R = 1 for "empirical_fisher" and the number of outputs for "ggn": 2P
+    for a dense or diagonal Hessian, 4 (3 · rank + 10) for "low_rank", R otherwise.
 
-    The factor of an axis that is looked up (the words of an embedding) is diagonal, and kept as a vector: time and
-    memory grow with the vocabulary. So is, as an approximation, every factor of more than 8,192 rows: its diagonal
-    alone is kept.
+    Memory: dense 40·P² bytes, and O(P³) time in float64 on the host; diagonal 4·P numbers; Kronecker C² + F² for a
+    weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. One step adds at most about 256 MiB, or what one
+    output of one datum takes: its gradient for "dense", its activations for "diagonal" and "kronecker". To these are
+    added the gradients of weights that are used several times in a way that no rule knows, and for "diagonal" of those
+    that are used at several positions.
+
+    The factor of an axis that is looked up (the words of an embedding) is diagonal and stored as a vector, so that time
+    and memory grow with the vocabulary. Of a factor of more than 8,192 rows only the diagonal is used, which is an
+    approximation. A "low_rank" covariance scores by a difference: see `LowRank`.
 
     Sources: MacKay (1992); Martens and Grosse (2015) and Ritter et al. (2018) for KFAC; Eschenhagen et al., arXiv
     2311.00636, for shared weights; Daxberger et al., arXiv 2106.14806, for the family.
@@ -96,9 +97,7 @@ def laplace(
     _checks.positive_int("rank", rank)
     if damping != 0:
         _checks.positive("damping", damping)
-    if not all(
-        hasattr(log_density, name) for name in ("log_likelihood", "predict", "scales", "xs", "ys", "noise", "kind")
-    ):
+    if not isinstance(log_density, LogDensity):
         raise ValueError(
             f"log_density is a {type(log_density).__name__}; expected a LogDensity: build it with "
             "isouq.LogDensity.of(predict, params, xs, ys, kind)"
@@ -115,7 +114,7 @@ def laplace(
         raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'empirical_fisher'")
     request = _limits.Request(structure, log_density, params, curvature, rank)
     _limits.check_machine(request)
-    # the sd under prior and damping together, one number a leaf
+    # the standard deviation under prior and damping together, one number for each leaf
     scales = jax.tree.map(
         lambda s: jnp.asarray(1 / np.sqrt(1 / np.float64(s) ** 2 + damping), s.dtype), log_density.scales
     )
@@ -131,16 +130,16 @@ def laplace(
 def _build(
     request: _limits.Request, scales: Any, key: Any, batch_size: int, max_bytes: int | None
 ) -> Dense | Diagonal | Kronecker | LowRank:
-    """Build the structure by programs that keep to batch_size or to max_bytes."""
+    """Return the structure, built by programs that keep to batch_size or to max_bytes."""
     structure, log_density, params, curvature, rank = request
-    flat_scales = _flat(scales, params)
+    flat_sd = _spread(scales, params)
     depth = _limits.depth(rank)
-    by_lanczos = structure == "low_rank" and depth < flat_scales.size
+    by_lanczos = structure == "low_rank" and depth < flat_sd.size
     program: Any
     args: tuple[Any, ...]
     if by_lanczos:
-        start = jax.random.normal(jax.random.key(0) if key is None else key, flat_scales.shape, flat_scales.dtype)
-        program, args = _krylov, (log_density, params, flat_scales, start, curvature, depth)
+        start = jax.random.normal(jax.random.key(0) if key is None else key, flat_sd.shape, flat_sd.dtype)
+        program, args = _krylov, (log_density, params, flat_sd, start, curvature, depth)
     else:
         programs = {"diagonal": _curvature.diagonal, "kronecker": _curvature.kronecker}
         program, args = programs.get(structure, _curvature.dense), (log_density, params, curvature)
@@ -155,30 +154,37 @@ def _build(
     if structure == "diagonal":
         return _diagonal(curvatures, scales, params, curvature)
     if by_lanczos:
-        values, vectors = _leading(curvatures, log_density, params, flat_scales, curvature, batch_size, rows)
-        return _low_rank(values, vectors, flat_scales, scales, params, rank)
+        values, vectors = _ritz_pairs(curvatures, log_density, params, flat_sd, curvature, batch_size, rows)
+        return _low_rank(values, vectors, flat_sd, scales, params, rank)
     matrix = np.asarray(curvatures, np.float64)
     _check_finite(matrix)
-    wide = np.asarray(flat_scales, np.float64)
-    values, vectors = np.linalg.eigh(wide[:, None] * (matrix + matrix.T) / 2 * wide)
+    sd = np.asarray(flat_sd, np.float64)
+    values, vectors = np.linalg.eigh(sd[:, None] * (matrix + matrix.T) / 2 * sd)
     if structure == "low_rank":
-        return _low_rank(values, vectors, wide, scales, params, rank)
-    factor = wide[:, None] * vectors / np.sqrt(1 + np.maximum(values, 0))
-    return Dense(jnp.asarray(factor, flat_scales.dtype), _share(values, curvature))
+        return _low_rank(values, vectors, sd, scales, params, rank)
+    factor = sd[:, None] * vectors / np.sqrt(1 + np.maximum(values, 0))
+    return Dense(jnp.asarray(factor, flat_sd.dtype), _negative_share(values, curvature))
 
 
 def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRank:
-    """The covariance of S draws of the parameters (divided by S), such as those of `sample_reference`.
+    """Return the covariance Σ_s (θ_s − θ̄)(θ_s − θ̄)ᵀ / S of S draws of the parameters, as of `sample_reference`.
 
-    draws: a pytree like the parameters with a leading axis of draws (several chains: join them, after
-    taking each chain's mean away if the covariance within chains is meant).
-    structure: "dense", "diagonal", or "low_rank": U = centred draws / √S, exact, and gᵀΣg the variance of the
-    projections g·θ: no P × P matrix, S multiplications a parameter.
+    Args:
+        draws: a pytree like the parameters with a leading axis of draws. Concatenate several chains; subtract the mean
+            of each chain first if the covariance within chains is meant.
+        structure: "dense"; "diagonal"; or "low_rank", which is exact: its directions are the centred draws / √S, and
+            gᵀΣg is the variance of the projections g·θ_s.
+
+    Raises:
+        ValueError: an unknown structure, fewer than two draws, or a value that is not finite.
+
+    Cost: "dense" takes P² numbers and O(P³) time; "low_rank" takes S numbers, and S multiplications for each gradient,
+    for each parameter.
     """
     _checks.one_of("structure", structure, ("dense", "diagonal", "low_rank"))
     _checks.float_leaves("draws", draws)
     _checks.finite("draws", draws)
-    size = _checks.inputs(draws, "draws", "draw")
+    size = _checks.count_rows(draws, "draws", "draw")
     if size < 2:
         raise ValueError("draws has one row; a covariance needs at least two draws")
     if structure == "diagonal":
@@ -193,7 +199,7 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
 
 
 def _centre(leaf: Any) -> np.ndarray:
-    """Subtract the mean of the draws in float64: in float32 it loses digits where the level is far above the spread."""
+    """Return draws minus their mean, in float64: float32 loses digits where the mean is far above the spread."""
     leaf = np.asarray(leaf, np.float64)
     return leaf - leaf.mean(axis=0, keepdims=True)
 
@@ -203,18 +209,18 @@ def _as_leaf(array: np.ndarray, like: Any) -> jax.Array:
     return jnp.asarray(array, _dtype(like))
 
 
-def _flat(scales: Any, params: Any) -> Any:
-    """One number a leaf, spread over its entries."""
+def _spread(scales: Any, params: Any) -> Any:
+    """Return one number for each leaf spread over the entries of the leaf, as a flat vector."""
     return ravel_pytree(jax.tree.map(lambda s, leaf: jnp.full(jnp.shape(leaf), s, _dtype(leaf)), scales, params))[0]
 
 
 def _dtype(leaf: Any) -> Any:
-    """Of a covariance: the parameter's, float32 or better."""
+    """Return the dtype of a covariance of a leaf: the leaf's own, but at least float32."""
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
 
 
-def _wide_enough(params: Any) -> Any:
-    """A tree like params in the dtype of a covariance."""
+def _zeros(params: Any) -> Any:
+    """Return a tree of zeros like params, with the dtypes of a covariance."""
     return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), _dtype(leaf)), params)
 
 
@@ -226,8 +232,8 @@ def _check_finite(*curvatures: Any) -> None:
         )
 
 
-def _share(values: Any, curvature: str) -> float:
-    """The share of negative curvatures, in units of the prior's precision; rounding does not count."""
+def _negative_share(values: Any, curvature: str) -> float:
+    """Return the share of curvatures, in units of the prior's precision, that are negative by more than rounding."""
     if curvature != "hessian":
         return 0.0  # a sum of squares has none
     values = np.asarray(values)
@@ -236,14 +242,14 @@ def _share(values: Any, curvature: str) -> float:
 
 def _diagonal(entries: Any, scales: Any, params: Any, curvature: str) -> Diagonal:
     _check_finite(entries)
-    wide = _flat(scales, params)
-    in_units = entries * wide * wide
-    variances = 1 / (jnp.maximum(entries, 0) + 1 / wide / wide)
-    return Diagonal(ravel_pytree(_wide_enough(params))[1](variances), _share(in_units, curvature))
+    sd = _spread(scales, params)
+    relative = entries * sd * sd
+    variances = 1 / (jnp.maximum(entries, 0) + 1 / sd / sd)
+    return Diagonal(ravel_pytree(_zeros(params))[1](variances), _negative_share(relative, curvature))
 
 
 def _kronecker(factors: list[Any], scales: Any, params: Any) -> Kronecker:
-    """The posterior in the eigenbasis of the two factors: v = 1 / (a ⊗ b + 1/scale²)."""
+    """Return the posterior in the eigenbasis of the two factors of each leaf, with variances 1 / (a ⊗ b + 1/scale²)."""
     pairs, variances = [], []
     for (first, second), scale, leaf in zip(factors, jax.tree.leaves(scales), jax.tree.leaves(params), strict=True):
         _check_finite(first, second)
@@ -257,24 +263,24 @@ def _kronecker(factors: list[Any], scales: Any, params: Any) -> Kronecker:
 
 
 def _eigh(factor: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and eigenvectors of a factor; of a diagonal one its entries, and the identity as a diagonal."""
+    """Return eigenvalues and eigenvectors of a factor; those of a diagonal one are its entries and a vector of ones."""
     factor = np.asarray(factor, np.float64)
     if factor.ndim == 1:
         return factor, np.ones_like(factor)
     return np.linalg.eigh(factor)
 
 
-def _leading(
-    basis: Any, log_density: Any, params: Any, wide: Any, curvature: str, batch_size: int, rows: int | None
+def _ritz_pairs(
+    basis: Any, log_density: Any, params: Any, sd: Any, curvature: str, batch_size: int, rows: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ritz values and vectors `[P, depth]` of C in units of the prior, from a basis of a Krylov space.
+    """Return Ritz values and vectors `[P, depth]` of C in units of the prior, from a basis of a Krylov space.
 
-    In float32 Lanczos' vectors lose their orthogonality once the space is exhausted, and spurious copies of
-    eigenvectors would be subtracted twice: so they are made orthonormal in float64, and C is projected on them anew.
+    Once the space is exhausted, the vectors of Lanczos lose their orthogonality in float32, and copies of eigenvectors
+    would be subtracted twice. They are therefore made orthonormal in float64, and C is projected on them again.
     """
     basis = np.asarray(basis, np.float64)
     basis = np.linalg.qr(basis[np.isfinite(basis).all(axis=1)].T)[0]
-    images = _products(log_density, params, wide, jnp.asarray(basis.T, wide.dtype), curvature, batch_size, rows)
+    images = _products(log_density, params, sd, jnp.asarray(basis.T, sd.dtype), curvature, batch_size, rows)
     _check_finite(images)
     projected = basis.T @ np.asarray(images, np.float64).T
     values, vectors = np.linalg.eigh((projected + projected.T) / 2)
@@ -285,7 +291,7 @@ def _leading(
 def _krylov(
     log_density: Any,
     params: Any,
-    wide: Any,
+    sd: Any,
     start: Any,
     curvature: str,
     depth: int,
@@ -293,38 +299,38 @@ def _krylov(
     rows: int | None = None,
 ) -> jax.Array:
     times = _curvature.product(log_density, params, curvature, batch_size, rows)
-    return decomp.tridiag_sym(depth, custom_vjp=False)(lambda v: wide * times(wide * v), start).Q_tall
+    return decomp.tridiag_sym(depth, custom_vjp=False)(lambda v: sd * times(sd * v), start).Q_tall
 
 
 @functools.partial(jax.jit, static_argnames=("curvature", "batch_size", "rows"))
 def _products(
     log_density: Any,
     params: Any,
-    wide: Any,
+    sd: Any,
     vectors: Any,
     curvature: str,
     batch_size: int,
     rows: int | None = None,
 ) -> jax.Array:
     times = _curvature.product(log_density, params, curvature, batch_size, rows)
-    return jax.lax.map(lambda v: wide * times(wide * v), vectors)
+    return jax.lax.map(lambda v: sd * times(sd * v), vectors)
 
 
-def _low_rank(values: Any, vectors: Any, wide: Any, scales: Any, params: Any, rank: int) -> LowRank:
-    """Σ = S (I − V diag(λ / (1 + λ)) Vᵀ) S of the `rank` largest positive λ."""
-    values, vectors, wide = (np.asarray(a, np.float64) for a in (values, vectors, wide))
+def _low_rank(values: Any, vectors: Any, sd: Any, scales: Any, params: Any, rank: int) -> LowRank:
+    """Return Σ = S (I − V diag(λ / (1 + λ)) Vᵀ) S of the `rank` largest λ, of which negative ones count as 0."""
+    values, vectors, sd = (np.asarray(a, np.float64) for a in (values, vectors, sd))
     top = np.argsort(values)[::-1][:rank]
-    kept = np.maximum(values[top], 0)
-    shaped = _wide_enough(params)
+    leading = np.maximum(values[top], 0)
+    shaped = _zeros(params)
     flat, unravel = ravel_pytree(shaped)
-    directions = wide[:, None] * vectors[:, top]
-    if len(top) == len(wide):  # all of them: nothing is left to the prior, and nothing has to be subtracted
-        return LowRank(jax.vmap(unravel)(jnp.asarray((directions / np.sqrt(1 + kept)).T, flat.dtype)))
-    if kept.max() * np.finfo(flat.dtype).eps > _MAX_ROUNDING:
+    directions = sd[:, None] * vectors[:, top]
+    if len(top) == len(sd):  # with all eigenpairs nothing has to be subtracted from the prior
+        return LowRank(jax.vmap(unravel)(jnp.asarray((directions / np.sqrt(1 + leading)).T, flat.dtype)))
+    if leading.max() * np.finfo(flat.dtype).eps > _MAX_ROUNDING:
         raise ValueError(
-            f"the data outweigh the prior {kept.max():.1e} times in some direction, too much for a low-rank form in "
+            f"the data outweigh the prior {leading.max():.1e} times in some direction, too much for a low-rank form in "
             f"{flat.dtype}; use structure='dense' or 'kronecker', or set jax_enable_x64"
         )
     directions = jax.vmap(unravel)(jnp.asarray(directions.T, flat.dtype))
     variances = jax.tree.map(lambda s, leaf: jnp.square(s.astype(leaf.dtype)), scales, shaped)
-    return LowRank(directions, variances, jnp.asarray(-kept / (1 + kept), flat.dtype))
+    return LowRank(directions, variances, jnp.asarray(-leading / (1 + leading), flat.dtype))

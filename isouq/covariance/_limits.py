@@ -1,4 +1,4 @@
-"""The memory that the structures of `laplace` take: refuse too much, keep to `max_bytes`, say what would fit."""
+"""Keep `laplace` to the memory of the machine or to `max_bytes`, and say which structure would fit."""
 
 import math
 import os
@@ -136,13 +136,13 @@ def _rows_each(request: Request) -> int:
 
 def _list_smaller(request: Request) -> str:
     """List the structures that take less memory than the one of the request, and how much each takes."""
-    own = structure_bytes(request)
+    limit = structure_bytes(request)
     sizes = {
         structure: structure_bytes(request._replace(structure=structure))
         for structure in _ORDER
         if structure != request.structure and not (structure == "kronecker" and request.curvature == "hessian")
     }
-    smaller = [f"structure={structure!r} needs {size:,}" for structure, size in sizes.items() if size < own]
+    smaller = [f"structure={structure!r} needs {size:,}" for structure, size in sizes.items() if size < limit]
     return "; ".join(smaller) or "give fewer parameters: bind the rest inside predict"
 
 

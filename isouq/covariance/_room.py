@@ -1,4 +1,4 @@
-"""How many data, outputs and products at a time: what a program holds for each of them, read off its jaxpr."""
+"""Choose how many data, outputs and products to take at a time, by the bytes that a jaxpr holds for each of them."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ ROOM = 2**28  # bytes that the rows of one step may take, where no max_bytes say
 
 
 class Steps(NamedTuple):
-    """Sizes of one step: so many data, and of each so many of the rows or products that are wanted of it."""
+    """The size of one step: a number of data, and for each datum a number of rows or products."""
 
     data: int
     each: int
@@ -44,7 +44,7 @@ def bytes_of_one(f: Callable, fixed: Any, *varying: Any) -> int:
 
 
 def _bytes(body: Body, depends: list[bool]) -> tuple[int, list[bool]]:
-    """Return the bytes of the equations that depend on the inputs so marked, and which outputs do."""
+    """Return the bytes of the equations that depend on the inputs marked in `depends`, and which outputs do so too."""
     total = 0
 
     def visit(equation: Equation, operands: list[Any]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib figures out. Nothing is shown or saved here; colours are safe for the colour-blind."""
+"""Draw matplotlib figures from arrays. Nothing is shown or saved; the colours suit the colour-blind."""
 
 from isouq._extras import extra
 

@@ -1,4 +1,4 @@
-"""Uncertainty maps of two-dimensional problems, and curves of one-dimensional ones."""
+"""Draw the uncertainty of two-dimensional problems as maps, and that of one-dimensional problems as curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,17 +18,17 @@ _PANELS = (
 
 
 def unit_range(values: Any) -> np.ndarray:
-    """Values scaled to [0, 1] by their own minimum and maximum; a constant becomes 0."""
+    """Return values scaled to [0, 1] by their own minimum and maximum; a constant becomes 0."""
     values = np.asarray(values, np.float64)
     spread = np.ptp(values)
     return np.zeros_like(values) if spread == 0 else (values - values.min()) / spread
 
 
 def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
-    """One row of four panels a problem: reference and estimate, epistemic and aleatoric.
+    """Return a figure with a row of four maps for each problem: reference and estimate, epistemic and aleatoric.
 
-    problems: (title, arrays) with `grid` `[m², 2]` (first feature fastest), `xs`, `ys` and the maps
-    `[m²]` `reference`, `epistemic`, `aleatoric_reference`, `aleatoric`. Each map has its own scale.
+    problems: pairs of a title and arrays: `grid` `[m², 2]` with the first feature fastest, the data `xs` and `ys`, and
+    the maps `reference`, `epistemic`, `aleatoric_reference` and `aleatoric`, each `[m²]` and drawn on its own scale.
     """
     rows = len(problems)
     figure, axes = plt.subplots(rows, 4, figsize=(10.6, 2.45 * rows + 0.55), squeeze=False, layout="constrained")
@@ -41,7 +41,7 @@ def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure
                 unit_range(arrays[name]).reshape(side, side),
                 origin="lower", extent=(left, right, bottom, top), cmap="viridis", vmin=0, vmax=1, aspect="auto",
             )  # fmt: skip
-            _points(axis, arrays)
+            _draw_points(axis, arrays)
             axis.tick_params(labelsize=7)
             if index == 0:
                 axis.set_title(heading, fontsize=9)
@@ -54,7 +54,7 @@ def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure
     return figure
 
 
-def _points(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_points(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
     for label, (face, edge, marker) in enumerate(
         (("white", "black", "o"), ("black", "white", "s"), (ORANGE, "white", "^"))
     ):
@@ -63,10 +63,10 @@ def _points(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
-    """One-dimensional problems: the predictive mean with the data, and both uncertainties as curves.
+    """Return a figure with two panels for each problem of one feature: the predictive mean, and the epistemic curves.
 
-    problems: (title, arrays) with `grid` `[m, 1]`, `xs`, `ys`, `probability` (the mean at θ*), `mean`
-    (under the reference) and the curves `reference`, `epistemic` and, where present, `laplace`.
+    problems: pairs of a title and arrays: `grid` `[m, 1]`, the data `xs` and `ys`, `probability` (the mean at θ*),
+    `mean` (under the reference), and the curves `reference`, `epistemic` and, where present, `laplace`.
     """
     figure, axes = plt.subplots(len(problems), 2, figsize=(9, 3.2 * len(problems)), squeeze=False, layout="constrained")
     for (left, right), (title, arrays) in zip(axes, problems, strict=True):

@@ -1,4 +1,4 @@
-"""Uncertainty along an answer: its text coloured by U_E, and the three series below."""
+"""Draw the uncertainty along an answer: its text coloured by U_E, and three curves below it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from isouq.plots._palette import BLUE, GREEN, ORANGE
 
-_SERIES = (
+_CURVES = (
     ("epistemic", "U_E = ‖∇p‖²", ORANGE, "o"),
     ("committal", "p(1 − p)", BLUE, "s"),
     ("entropy", "entropy, nats", GREEN, "^"),
@@ -22,21 +22,23 @@ _MAP = "cividis"
 
 
 def trace_tokens(examples: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """An answer a block: its tokens on a ground coloured by U_E, on one logarithmic scale, and the series below.
+    """Return a figure with two panels for each answer: its tokens coloured by U_E, and three curves over the tokens.
 
-    examples: title -> "pieces", the text of each token, and "epistemic", "committal", "entropy", arrays `[T]`; and
-    "error", the standard error of U_E `[T]`, where it was estimated.
+    The colours of all answers have one logarithmic scale.
+
+    examples: from a title to "pieces", the text of each token; the arrays "epistemic", "committal" and "entropy" `[T]`;
+    and, where U_E was estimated, "error", its standard error `[T]`.
     """
-    lines = {title: _lines(one["pieces"]) for title, one in examples.items()}
+    lines = {title: _place_tokens(answer["pieces"]) for title, answer in examples.items()}
     heights = [h for title in examples for h in (0.35 + 0.26 * lines[title][-1][0], 2.2)]
     figure, axes = plt.subplots(
         2 * len(examples), 1, figsize=(WIDTH, 0.6 + sum(heights)), height_ratios=heights, layout="constrained"
     )
-    norm = _norm(np.concatenate([np.asarray(one["epistemic"], np.float64) for one in examples.values()]))
-    for i, (title, one) in enumerate(examples.items()):
-        _text(axes[2 * i], lines[title], one, norm)
+    norm = _norm(np.concatenate([np.asarray(answer["epistemic"], np.float64) for answer in examples.values()]))
+    for i, (title, answer) in enumerate(examples.items()):
+        _draw_text(axes[2 * i], lines[title], answer, norm)
         axes[2 * i].set_title(title, fontsize=9, loc="left")
-        _series(axes[2 * i + 1], one)
+        _draw_curves(axes[2 * i + 1], answer)
     bar = figure.colorbar(ScalarMappable(norm, _MAP), ax=list(axes), location="right", shrink=0.5, aspect=30)
     bar.set_label("U_E = ‖∇p‖² of a token, probability² per parameter²", fontsize=8)
     bar.ax.tick_params(labelsize=7)
@@ -44,7 +46,7 @@ def trace_tokens(examples: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _norm(values: np.ndarray) -> Normalize:
-    """Logarithmic, over no more than six decades below the largest value."""
+    """Return a logarithmic scale of at most six decades below the largest value."""
     top = float(values.max())
     if top <= 0:
         return Normalize(0, 1)
@@ -52,43 +54,43 @@ def _norm(values: np.ndarray) -> Normalize:
     return LogNorm(low if low < top else top / 10, top)
 
 
-def _lines(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(line from 1, column, what is shown) of every token."""
-    placed, line, column = [], 1, 0
+def _place_tokens(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return (line from 1, column, printable text) of every token."""
+    tokens, line, column = [], 1, 0
     for piece in pieces:
-        shown = piece.replace("\n", "⏎").replace("\t", "⇥") or "·"
-        shown = "".join(c if c.isprintable() else "□" for c in shown)
-        if column and column + len(shown) > LINE:
+        text = piece.replace("\n", "⏎").replace("\t", "⇥") or "·"
+        text = "".join(c if c.isprintable() else "□" for c in text)
+        if column and column + len(text) > LINE:
             line, column = line + 1, 0
-        placed.append((line, column, shown))
-        column += len(shown)
-    return placed
+        tokens.append((line, column, text))
+        column += len(text)
+    return tokens
 
 
-def _text(axis: Any, placed: list[tuple[int, int, str]], one: Mapping[str, Any], norm: Normalize) -> None:
+def _draw_text(axis: Any, tokens: list[tuple[int, int, str]], answer: Mapping[str, Any], norm: Normalize) -> None:
     colours = plt.get_cmap(_MAP)
-    for (line, column, shown), value in zip(placed, one["epistemic"], strict=True):
+    for (line, column, text), value in zip(tokens, answer["epistemic"], strict=True):
         red, green, blue, _ = colour = colours(norm(value))
         ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
         axis.add_patch(
-            plt.Rectangle((column, line - 0.45), len(shown), 0.9, facecolor=colour, edgecolor="white", lw=0.8)
+            plt.Rectangle((column, line - 0.45), len(text), 0.9, facecolor=colour, edgecolor="white", lw=0.8)
         )
-        for i, letter in enumerate(shown):
+        for i, letter in enumerate(text):
             axis.text(column + i + 0.5, line, letter.replace("$", r"\$"), color=ink, ha="center", va="center",
                       family="monospace", fontsize=8)  # fmt: skip
     axis.set_xlim(0, LINE)
-    axis.set_ylim(placed[-1][0] + 0.6, 0.4)
+    axis.set_ylim(tokens[-1][0] + 0.6, 0.4)
     axis.axis("off")
 
 
-def _series(axis: Any, one: Mapping[str, Any]) -> None:
-    """Each series as a share of its largest value, which the legend gives: three units on one axis."""
-    places = np.arange(1, len(one["pieces"]) + 1)
-    for name, called, colour, marker in _SERIES:
-        values = np.asarray(one[name], np.float64)
+def _draw_curves(axis: Any, answer: Mapping[str, Any]) -> None:
+    """Draw each curve as a share of its largest value, which the legend gives, because the three differ in units."""
+    places = np.arange(1, len(answer["pieces"]) + 1)
+    for name, called, colour, marker in _CURVES:
+        values = np.asarray(answer[name], np.float64)
         largest = float(values.max())
         scale = largest if largest > 0 else 1.0
-        error = one.get("error") if name == "epistemic" else None
+        error = answer.get("error") if name == "epistemic" else None
         label = f"{called} ÷ {largest:.3g}"
         axis.errorbar(
             places, values / scale, None if error is None else np.asarray(error) / scale, color=colour, marker=marker,

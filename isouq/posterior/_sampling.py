@@ -135,8 +135,8 @@ class Layout:
     def of(cls, chains: int, group: int) -> "Layout":
         """Return the layout over this process's devices with the fewest rounds, and the fewest devices for these."""
         devices = jax.local_devices()
-        count, used = rounds(chains // group, len(devices))
-        return cls(chains, group, count, Mesh(np.array(devices[:used]), ("chains",)))
+        count, num_devices = rounds(chains // group, len(devices))
+        return cls(chains, group, count, Mesh(np.array(devices[:num_devices]), ("chains",)))
 
     def place(self, tree: Any) -> list[Any]:
         """Return leaves `[chains, ...]` split into rounds and put on the devices, padded with chain 0."""
@@ -170,8 +170,8 @@ class Draws:
                 lambda leaf: np.empty((leaf.shape[0], self.num_draws, *leaf.shape[2:]), leaf.dtype), trace
             )
         rows = slice(self.count, min(self.count + trace.num_steps.shape[1], self.num_draws))
-        for whole, new in zip(jax.tree.leaves(self.trace), jax.tree.leaves(trace), strict=True):
-            whole[:, rows] = new[:, : rows.stop - rows.start]
+        for stored, new in zip(jax.tree.leaves(self.trace), jax.tree.leaves(trace), strict=True):
+            stored[:, rows] = new[:, : rows.stop - rows.start]
         self.count = rows.stop
 
     def view(self) -> Any:

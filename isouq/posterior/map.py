@@ -62,7 +62,7 @@ def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, toleran
     _checks.positive_int("max_steps", max_steps)
     _checks.positive("tolerance", tolerance)
     _checks.float_leaves("inits", inits)
-    _checks.inputs(inits, "inits", "start")
+    _checks.count_rows(inits, "inits", "start")
     _checks.finite("inits", inits)
     return _fit(freeze_density(log_density, inits), inits, max_steps, tolerance)
 

@@ -202,8 +202,12 @@ def _with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
 def check_inits(inits: Any) -> int:
     """Return the number of chains; raise unless the starts of at least two are finite floating arrays."""
     _checks.float_leaves("inits", inits)
-    chains = _checks.inputs(inits, "inits", "chain")
-    _checks.several_chains(chains)
+    chains = _checks.count_rows(inits, "inits", "chain")
+    if chains < 2:
+        raise ValueError(
+            f"inits has {chains} chain; expected at least 2 (4 or more for a verdict): "
+            "jax.vmap(init)(jax.random.split(key, 4))"
+        )
     _checks.finite("inits", inits)
     return chains
 
