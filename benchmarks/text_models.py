@@ -36,7 +36,7 @@ def scratch() -> Path:
 
 def path(case: Case) -> Path:
     """Return the path of the model's files: a folder, or one GGUF file."""
-    from isouq.text import sources
+    from isouq.text.loading import sources
 
     if case.model:
         return sources.resolve(case.model).path
@@ -58,7 +58,8 @@ def load(path: Path, dtype: str) -> Any:
 @functools.lru_cache(maxsize=8)
 def count(case: Case) -> int:
     """Return the number of parameters; reads headers only."""
-    from isouq.text import checkpoint, language_model
+    from isouq.text import language_model
+    from isouq.text.loading import checkpoint
 
     config = language_model.read_config(checkpoint.open_checkpoint(path(case)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(language_model.abstract(config)))
@@ -67,7 +68,8 @@ def count(case: Case) -> int:
 @functools.lru_cache(maxsize=8)
 def inputs(case: Case) -> np.ndarray:
     """Return token ids [B, T + 1]: passages that begin at equal distances in the text, repeated if it is short."""
-    from isouq.text import checkpoint, language_model
+    from isouq.text import language_model
+    from isouq.text.loading import checkpoint
 
     tokenizer = language_model.read_tokenizer(checkpoint.open_checkpoint(path(case)))
     ids = np.asarray(tokenizer.encode(README.read_text(encoding="utf-8")), np.int32)
@@ -80,7 +82,8 @@ def _write_random(case: Case, folder: Path) -> None:
     import tokenizers
     from safetensors.numpy import save_file
 
-    from isouq.text import decoder, decoder_config, language_model, parameters
+    from isouq.text import language_model
+    from isouq.text.models import decoder, decoder_config, parameters
 
     config = {
         "architectures": ["LlamaForCausalLM"],

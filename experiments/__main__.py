@@ -16,6 +16,12 @@ def main() -> int:
     except KeyboardInterrupt:  # while that was imported
         print("experiments: interrupted", file=sys.stderr)
         return 130
+    except ImportError as error:
+        if not isinstance(error.__cause__ or error, ModuleNotFoundError):
+            raise
+        what = str(error).partition(";")[0]
+        print(f"experiments: {what}; in the checkout: pip install -e '.[experiments]'", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.answers.prompts import STYLES
 from experiments.answers.registry import EXPERIMENTS as ANSWERS
 from experiments.domains.registry import EXPERIMENTS as DOMAINS
-from experiments.report.outputs import writable, write_outputs
+from experiments.report.outputs import check_writable, write_outputs
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import EXECUTORS, Settings
 from experiments.run.loop import finished_results, run_jobs
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(options, option) and not any(option in EXPERIMENTS[name].options for name in names):
             parser.error(f"--{option} means nothing to {options.name}")
     try:
-        writable(out)
+        check_writable(out)
         jobs = {}
         for name in names:
             extra = {option: getattr(options, option) for option in EXPERIMENTS[name].options}
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             outputs = EXPERIMENTS[name].summarise(finished, options.preset)
             if len(finished) < len(experiment_jobs):
-                outputs = outputs.noting(
+                outputs = outputs.with_note(
                     f"Made from {len(finished)} of the preset's {len(experiment_jobs)} jobs; the others were not run."
                 )
             facts = of_run(name, options.preset, command, started)

@@ -24,7 +24,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from experiments.publish import ROOT
-from experiments.report.outputs import group_numbers, read_rows, read_summary, writable
+from experiments.report.outputs import check_writable, group_numbers, read_rows, read_summary
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Result
@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--finished", action="store_true", help="run nothing: only the maps of finished cells")
     options = parser.parse_args()
     try:
-        writable(options.out)
+        check_writable(options.out)
         content, gap = data(ROOT / "results", options.out, options.finished)
     except RunError as error:
         print(f"explorer: {error}", file=sys.stderr)

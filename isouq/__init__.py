@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # what is imported when a name is first used
     from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, sharding, stats, text
     from isouq._uncertainty import Uncertainty, uncertainty
     from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
+    from isouq.density import LogDensity
     from isouq.gradnorm import explain, grad_sq_norm, grad_sq_norm_probes, value_and_grad_sq_norm
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _HOMES = {
         ("Dense", "Diagonal", "Identity", "Kronecker", "LowRank", "from_draws", "laplace", "negative_hessian"),
         "covariance",
     ),
+    "LogDensity": "density",
     **dict.fromkeys(("explain", "grad_sq_norm", "grad_sq_norm_probes", "value_and_grad_sq_norm"), "gradnorm"),
 }
 
@@ -32,6 +34,7 @@ __all__ = [
     "Diagonal",
     "Identity",
     "Kronecker",
+    "LogDensity",
     "LowRank",
     "Uncertainty",
     "__version__",
@@ -57,13 +60,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """JAX, Flax, BlackJAX and matplotlib are imported when a name that needs them is first used."""
+    """Import the module that a public name belongs to when the name is first used."""
     if name in _ROOMS:
         return importlib.import_module(f"isouq.{name}")
     if name in _HOMES:
-        found = getattr(importlib.import_module(f"isouq.{_HOMES[name]}"), name)
-        globals()[name] = found
-        return found
+        value = getattr(importlib.import_module(f"isouq.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module 'isouq' has no attribute {name!r}")
 
 

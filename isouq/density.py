@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
@@ -110,15 +109,27 @@ class LogDensity:
                 "jax.vmap, so write that operation in others, such as a gather and a product"
             ) from error
         if self.kind == "multiclass":
-            return -jnp.sum(optax.softmax_cross_entropy_with_integer_labels(outputs, self.ys))
+            return -jnp.sum(_softmax_cross_entropy(outputs, self.ys))
         scalars = outputs.reshape(self.ys.shape)
         if self.kind == "binary":
-            return -jnp.sum(optax.sigmoid_binary_cross_entropy(scalars, self.ys))
+            return -jnp.sum(_sigmoid_cross_entropy(scalars, self.ys))
         return jnp.sum(norm.logpdf(self.ys, scalars, self.noise))
 
     def __call__(self, params: Any) -> Float[Array, ""]:
         """Return the sum of `log_prior` and `log_likelihood`."""
         return self.log_prior(params) + self.log_likelihood(params)
+
+
+def _softmax_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return −log p of each label `[n]` under logits `[n, classes]`."""
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1).take(0, axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - of_label
+
+
+def _sigmoid_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Return −log p of each label, 0 or 1, under the logits of class 1."""
+    labels, log_p, log_not_p = labels.astype(logits.dtype), jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return -labels * log_p - (1.0 - labels) * log_not_p
 
 
 def freeze_density(log_density: Callable, inits: Any) -> Frozen:

@@ -11,11 +11,14 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.nnx.nn import dtypes
 from jaxtyping import Array, Float
 
 from isouq import _checks
+from isouq._extras import extra
+
+with extra("models"):
+    from flax import nnx
+    from flax.nnx.nn import dtypes
 
 
 class MLP(nnx.Module):

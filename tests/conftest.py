@@ -1,13 +1,23 @@
-"""Shape annotations are checked at run time, ranks are not promoted silently, two CPU devices, quick compilation."""
+"""Check shape annotations at run time, forbid rank promotion, give JAX two CPU devices, and compile quickly.
+
+Compiled programs are kept in the folder `jax_cache` of the Python environment, so that the next run compiles little.
+All this is set in environment variables, which the processes that tests start inherit.
+"""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-# small programs that run once are compiled longer than they run; subprocesses inherit this.
-# JAX_DISABLE_MOST_OPTIMIZATIONS=0 tries what users run
+# In a small program that runs once, compiling takes longer than running. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as
+# users do.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["MPLBACKEND"] = "Agg"
+if sys.prefix != sys.base_prefix:  # a virtual environment
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(sys.prefix, "jax_cache"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest
 from jaxtyping import install_import_hook
@@ -25,7 +35,30 @@ with install_import_hook("isouq", "beartype.beartype"):
 import jax
 import matplotlib.pyplot as plt
 
+CACHE_BYTES = 1_000_000_000
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionfinish(session):
+    """Delete the programs that were used longest ago until the cache is within its size.
+
+    JAX can bound the cache itself, but then looks at every file of it whenever it writes one.
+    """
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if not folder or hasattr(session.config, "workerinput"):  # the workers leave this to the process that started them
+        return
+    size = 0
+    for stat, path in sorted(
+        ((path.stat(), path) for path in Path(folder).glob("*-cache")), key=last_use, reverse=True
+    ):
+        size += stat.st_size
+        if size > CACHE_BYTES:
+            path.unlink(missing_ok=True)
+
+
+def last_use(entry):
+    return max(entry[0].st_atime, entry[0].st_mtime)
 
 
 @pytest.fixture(autouse=True)

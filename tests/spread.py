@@ -67,7 +67,7 @@ def reference(chains=CHAINS, settings=SETTINGS, **options):
 
 def numbers(reference):
     """All numbers of a reference, by name."""
-    found = {name: np.asarray(getattr(reference, name)) for name in ("predictions", "step_size", "acceptance")}
+    found = {name: np.asarray(getattr(reference, name)) for name in ("predictions", "step_size", "acceptance_rate")}
     return found | {"divergent": np.asarray(reference.divergent), "cost": np.asarray(reference.cost)}
 
 

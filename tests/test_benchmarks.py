@@ -50,6 +50,7 @@ def test_smoke(name, tmp_path):
     assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_reference_is_measured(monkeypatch, tmp_path):
     case = next(reference.cases("smoke"))
     monkeypatch.setattr(reference, "cases", lambda preset: [case, replace(case, chains_at_once=3)])

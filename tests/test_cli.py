@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 pytest.importorskip("tyro")
 tokenizers = pytest.importorskip("tokenizers")
@@ -153,19 +154,19 @@ def test_rows_are_those_of_the_library_in_the_order_of_the_input(llama, model, s
     assert [rows[0]["id"], rows[0]["gold"], rows[2]["tag"]] == ["a", ["Paris", 1.5, None], "schön\u2028🐎"]
     settings = {"max_new_tokens": 6, "temperature": 0.0, "seed": None, "stop": []}
     assert [row["settings"] for row in rows] == [None, None, settings, None, settings]
-    assert {(r["model"], r["reduction"], r["parameters"], r["dtype"]) for r in rows} == {
+    assert {(r["model"], r["reduction"], r["select"], r["dtype"]) for r in rows} == {
         (str(llama), "mean", None, "float32")
     }
 
 
 def test_options_reach_the_library(llama, model, tmp_path):
     source = write(tmp_path / "in.jsonl", ROWS[:1])
-    options = ["--reduction", "first", "--parameters", r"layers\.1", "--no-remat", "--quiet"]
+    options = ["--reduction", "first", "--select", r"layers\.1", "--no-remat", "--quiet"]
     assert main(arguments(llama, source, tmp_path / "new folder" / "out.jsonl", *options)) == 0
     (row,) = read(tmp_path / "new folder" / "out.jsonl")
     expected = text.score(model, [(ROWS[0]["prompt"], " Paris")], "first", r"layers\.1")
     np.testing.assert_allclose(row["log_epistemic"], expected.log_epistemic[0], rtol=1e-5)
-    assert (row["reduction"], row["parameters"]) == ("first", r"layers\.1")
+    assert (row["reduction"], row["select"]) == ("first", r"layers\.1")
 
 
 def test_samples_depend_on_the_seed_and_the_line_alone(llama, tmp_path):
@@ -282,7 +283,7 @@ def test_kept_rows_a_torn_line_and_any_order_end_in_the_whole(llama, scored, tmp
     ("more", "rows", "expected"),
     [
         (["--reduction", "answer"], ROWS, "there reduction is mean, now answer"),
-        (["--parameters", "norm"], ROWS, "there parameters is None, now norm"),
+        (["--select", "norm"], ROWS, "there select is None, now norm"),
         (["--dtype", "bfloat16"], ROWS, "there dtype is float32, now bfloat16"),
         (["--stop", "x"], ROWS, "there stop is [], now ['x']"),
         (["--max-new-tokens", "7"], ROWS, "there max_new_tokens is 6, now 7"),
@@ -339,11 +340,11 @@ def test_what_can_be_checked_is_checked_before_the_model(llama, scored, tmp_path
         (arguments(llama, source, out, "--batch-size", "0"), "--batch-size is 0"),
         (arguments(llama, source, out, "--temperature", "nan"), "--temperature is nan"),
         (arguments(llama, source, out, "--seed", "-1"), "--seed is -1"),
-        (arguments(llama, source, out, "--parameters", "("), "not a regular expression"),
+        (arguments(llama, source, out, "--select", "("), "not a regular expression"),
         (arguments(llama, source, out, "--chat-template-kwargs", "{"), "--chat-template-kwargs: not JSON"),
         (arguments(llama, source, out, "--chat-template-kwargs", "[1]"), "--chat-template-kwargs: a JSON object"),
         (arguments(llama, source, out, "--chat-template-kwargs", '{"messages": 1}'), "has messages"),
-        (arguments(llama, source, out, "--parameters", "nothing"), "matches none of"),
+        (arguments(llama, source, out, "--select", "nothing"), "matches none of"),
         (arguments(tmp_path / "nowhere", source, out), "does not exist"),
         (["explain", str(llama), "--prompt-tokens", "60"], "the model's context is 64"),
     ]
@@ -355,7 +356,18 @@ def test_what_can_be_checked_is_checked_before_the_model(llama, scored, tmp_path
     assert not out.exists()
 
 
-def test_a_full_disk_loses_nothing(llama, tmp_path, capsys):
+@pytest.fixture
+def no_compilation_cache():
+    """Write no compiled programs: their files would meet the limit too."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
+def test_a_full_disk_loses_nothing(llama, tmp_path, capsys, no_compilation_cache):
     source, out = write(tmp_path / "in.jsonl", ROWS * 4), tmp_path / "out.jsonl"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
@@ -429,6 +441,7 @@ def test_fields_that_are_not_read_are_named_once(llama, tmp_path, capsys):
 
 def start(run, **more):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # so that the command makes its own
     command = [sys.executable, "-m", "isouq", *run]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:

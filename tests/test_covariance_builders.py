@@ -112,7 +112,7 @@ def assert_close(covariance, params, want, rtol=1e-5):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("curvature", ["hessian", "ggn", "fisher"])
+@pytest.mark.parametrize("curvature", ["hessian", "ggn", "empirical_fisher"])
 def test_dense_and_diagonal(kind, curvature, x64):
     for prior, sigma, damping in [("unit", 1.0, 0.0), ("fan_in", 1.5, 0.7)]:
         log_density, params = case(kind, prior=prior, sigma=sigma)
@@ -146,7 +146,7 @@ def kfac_twin(log_density, params, curvature, precision):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])
 def test_kronecker(kind, curvature, x64):
     for prior, sigma, damping in [("unit", 1.0, 0.0), ("fan_in", 1.5, 0.7)]:
         log_density, params = case(kind, prior=prior, sigma=sigma)
@@ -261,10 +261,10 @@ def test_from_draws_is_the_covariance_of_the_draws():
 
 
 WRONG = {
-    "curvature": ({"curvature": "gauss"}, "curvature is 'gauss'; expected one of 'hessian', 'ggn', 'fisher'"),
+    "curvature": ({"curvature": "gauss"}, "curvature is 'gauss'; expected one of 'hessian', 'ggn', 'empirical_fisher'"),
     "structure": ({"structure": "full"}, "structure is 'full'; expected one of 'dense', 'diagonal', 'kronecker'"),
-    "no factors": ({"curvature": "hessian", "structure": "kronecker"}, "use curvature='ggn' or 'fisher'"),
-    "function": ({"log_density": lambda p: 0.0}, "log_density is a function; .* build it with isouq.posterior.LogDens"),
+    "no factors": ({"curvature": "hessian", "structure": "kronecker"}, "use curvature='ggn' or 'empirical_fisher'"),
+    "function": ({"log_density": lambda p: 0.0}, "log_density is a function; .* build it with isouq.LogDens"),
     "tree": ({"params": {"w": jnp.ones(3)}}, "params do not fit the model .* pass parameters of that model"),
     "shape": ({"params": "shape"}, "params do not fit the model .* pass parameters of that model"),
     "NaN": ({"params": "NaN"}, r"params\['b1'\] holds 3 NaN .* remove or replace them"),

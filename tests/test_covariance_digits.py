@@ -46,7 +46,7 @@ def saturated(kind, margin, curvature, ys):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher"])
 @pytest.mark.parametrize("margin", [3.0, 20.0, 40.0])
 def test_a_saturated_output_has_its_small_curvature(kind, curvature, margin):
     got, want = saturated(kind, margin, curvature, [1, 0] if kind == "binary" else [0, 1])
@@ -152,7 +152,7 @@ def as_users_run(f, engine):
     """Compiled without the flags of the tests, under which XLA fuses otherwise."""
 
     def score(params, xs, covariance):
-        return isouq.uncertainty(f, params, xs, "multiclass", 1, covariance, engine=engine)
+        return isouq.uncertainty(f, params, xs, "multiclass", target=1, covariance=covariance, engine=engine)
 
     return jax.jit(score, compiler_options={"xla_cpu_use_fusion_emitters": True})
 
@@ -179,7 +179,7 @@ def test_a_kronecker_form_of_positions_that_cancel_is_as_exact_as_that_of_gradie
         )
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float64), (params, xs, covariance))
-            want = isouq.uncertainty(f, *wide[:2], "multiclass", 1, wide[2], engine="vmap").epistemic
+            want = isouq.uncertainty(f, *wide[:2], "multiclass", target=1, covariance=wide[2], engine="vmap").epistemic
         error, allowed = (np.max(np.abs(a / np.asarray(want) - 1)) for a in (got, plain))
         assert error <= 10 * max(allowed, level * 1e-7, 1e-6), f"level {level}: {error}, jax.grad {allowed}"
 
@@ -191,7 +191,9 @@ def test_a_map_over_covariances_is_one_by_one():
     factors = {"w": (rng.normal(size=(3, 4, 4)).astype(np.float32), rng.normal(size=(3, 3, 3)).astype(np.float32))}
 
     def score(covariance):
-        return isouq.uncertainty(lambda p, x: jnp.tanh(x @ p["w"]).mean(0), params, xs, "multiclass", 1, covariance)
+        return isouq.uncertainty(
+            lambda p, x: jnp.tanh(x @ p["w"]).mean(0), params, xs, "multiclass", target=1, covariance=covariance
+        )
 
     mapped = jax.vmap(lambda pair: score(isouq.Kronecker(pair)).epistemic)(factors)
     alone = [score(isouq.Kronecker(jax.tree.map(lambda leaf: leaf[i], factors))).epistemic for i in range(3)]  # noqa: B023

@@ -59,7 +59,6 @@ def test_proxy_data_lie_in_their_halves_and_are_as_many_as_the_training_data():
     assert not np.isin(np.asarray(data["a"][0]), np.asarray(made.data.xs)).any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_the_identity_is_symmetric_on_symmetric_data_and_both_proxies_are_not(seed):
     """The paper's Fig. 1, in numbers, without a reference."""
@@ -75,7 +74,6 @@ def test_the_identity_is_symmetric_on_symmetric_data_and_both_proxies_are_not(se
     np.testing.assert_allclose(maps["log_ratio"], np.log(maps["proxy_a"] / maps["proxy_b"]), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_every_method_and_both_data_sets_are_measured(xor):
     for method in covariance.METHODS:
         assert np.isfinite(xor.numbers[f"{method}_spearman"])
@@ -91,7 +89,6 @@ def test_every_method_and_both_data_sets_are_measured(xor):
     assert xor.numbers["ggn_kronecker_pearson"] != xor.numbers["ggn_diagonal_pearson"]
 
 
-@pytest.mark.slow
 def test_summary_leaves_unconverged_seeds_out_of_the_agreement_but_not_of_the_proxies(xor):
     good = xor._replace(numbers=xor.numbers | {"accepted": True, "identity_pearson": 0.25})
     bad = xor._replace(numbers=xor.numbers | {"accepted": False, "identity_pearson": 0.75, "seed": 1})

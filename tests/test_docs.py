@@ -236,7 +236,7 @@ FAST = ("classifier", "check_against_hmc", "choose_a_covariance")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.long) for name in tutorials.names()]
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in tutorials.names()]
 )
 def test_a_tutorial_runs_and_its_page_shows_what_it_prints(name):
     """Its code is what page and notebook show; its words are those that it prints today, whatever the digits."""

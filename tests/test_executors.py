@@ -47,7 +47,6 @@ def expected(jobs):
     return {job: ERRORS.get(job) for job in jobs}
 
 
-@pytest.mark.slow
 def test_processes(folder):
     """Dead workers are replaced, their jobs come last; the workers of the first list serve the second."""
     more = [Toy("cores", seed) for seed in range(3, 6)]
@@ -106,13 +105,11 @@ def in_a_process(settings, folder):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="needs the extra ray, which takes minutes to download")
 def test_ray(folder):
     in_a_process(Settings("ray", workers=2), folder)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("submitit"), reason="needs the extra slurm")
 def test_submitit(folder):
     in_a_process(Settings("slurm", workers=2, cluster="local"), folder)

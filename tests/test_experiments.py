@@ -155,7 +155,6 @@ def test_all_writes_every_file(first):
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_standard_output_holds_the_paths_alone(first):
     out, done = first
     paths = [Path(line) for line in done.stdout.splitlines()]
@@ -165,7 +164,6 @@ def test_standard_output_holds_the_paths_alone(first):
     assert set(paths) == {path for name in EXPERIMENTS for path in (out / name).iterdir()}
 
 
-@pytest.mark.slow
 def test_progress_is_plain_lines_away_from_a_terminal(first):
     lines = first[1].stderr.splitlines()
     assert re.fullmatch(rf"{FILES} jobs to run, about \d+ (s|min) on two CPU cores", lines[0])
@@ -182,7 +180,6 @@ def test_progress_is_plain_lines_away_from_a_terminal(first):
     assert "\r" not in first[1].stderr
 
 
-@pytest.mark.slow
 def test_tables_hold_a_row_a_cell(first):
     texts = {name: (first[0] / name / "table.csv").read_text(encoding="utf-8") for name in EXPERIMENTS}
     rows = {name: list(csv.DictReader(io.StringIO(text))) for name, text in texts.items()}
@@ -199,7 +196,6 @@ def test_tables_hold_a_row_a_cell(first):
     assert linear["aleatoric_pearson"] == ""
 
 
-@pytest.mark.slow
 def test_a_second_run_computes_nothing(copy):
     before = {path: path.stat().st_mtime_ns for path in (copy / "cells").iterdir()}
     texts = [copy / "validation" / name for name in ("table.csv", "summary.md")]
@@ -249,7 +245,6 @@ def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(kill, f
     assert tables(tmp_path, ["validation"]) == tables(first[0], ["validation"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["start", "first cell"])
 def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
     driver = start(SHORT, tmp_path, cache)
@@ -291,7 +286,6 @@ def same_but_for_time(one, other):
         np.testing.assert_array_equal(values, other.arrays[name])
 
 
-@pytest.mark.slow
 def test_studies_share_one_reference(tmp_path, sampled):
     cells = [Cell("regression/linear", study=name, **TINY) for name in ("agreement", "spectrum")]
     store = Store(tmp_path / "cells")

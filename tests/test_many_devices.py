@@ -59,7 +59,6 @@ def alone():
     return spread.alone()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KILLED)
 def test_chains_are_the_same_to_the_bit(folder, two, kind):
     found = stored(folder / f"{kind}.npz")
@@ -67,7 +66,6 @@ def test_chains_are_the_same_to_the_bit(folder, two, kind):
         np.testing.assert_array_equal(found[name], value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "blocks"), KILLED.items())
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(folder, two, kind, blocks):
     path, shares = folder / f"{kind}.part.npz", []
@@ -86,17 +84,14 @@ def check_estimates(found, alone):
         np.testing.assert_allclose(values, expected, rtol=1e-12, err_msg=f"{model}: {way}")
 
 
-@pytest.mark.slow
 def test_estimates_on_two_devices_are_those_of_one(alone):
     check_estimates(spread.estimates(), alone)
 
 
-@pytest.mark.slow
 def test_estimates_on_eight_devices_are_those_of_one(folder, alone):
     check_estimates(stored(folder / "eight.npz"), alone)
 
 
-@pytest.mark.slow
 def test_estimates_on_two_hosts_are_those_of_one_device(alone, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

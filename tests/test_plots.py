@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from synthetic_rows import fake
 
-from experiments.synthetic.figures import decomposition, scaling, spectrum, validation
+from experiments.synthetic.figures import decomposition, scaling, spectrum
+from experiments.synthetic.measure.decomposition import SIGMAS, VERSIONS
+from experiments.synthetic.measure.spectrum import COVARIANCE_EDGES, HESSIAN_EDGES
+from experiments.synthetic.numbers.validation import PAPER
+from experiments.synthetic.registry import EXPERIMENTS
+from experiments.synthetic.study import Cell
 from isouq import plots
 from isouq.stats import Interval, bootstrap_mean
 
@@ -95,43 +101,37 @@ def test_curves(laplace):
     assert any("Laplace" in text.get_text() for text in figure.axes[1].get_legend().get_texts()) == laplace
 
 
-def measured():
-    """Problem p with an unconverged and an undefined seed, q with nothing accepted, r without an estimate."""
-    pearson = [(True, 0.8), (True, 0.9), (False, -0.4), (True, float("nan"))]
-    p = {
-        "pearson": validation.Agreement(pearson, bootstrap_mean([0.8, 0.9])),
-        "spearman": validation.Agreement([(True, 0.7), (True, 0.6), (False, -0.2)], bootstrap_mean([0.7, 0.6])),
-    }
-    q = dict.fromkeys(p, validation.Agreement([(False, 0.1)], NONE))
-    return {"epistemic": {"p": p, "q": q, "r": {}}, "aleatoric": {"p": p, "q": {}, "r": {}}}
+def validated():
+    """The figure of a problem with an unconverged and an undefined seed, and of one with nothing accepted."""
+    seeds = [(True, 0.8), (True, 0.9), (False, -0.4), (True, float("nan"))]
+    cells = [fake(Cell("binary/xor", seed), ok, value) for seed, (ok, value) in enumerate(seeds)]
+    return EXPERIMENTS["validation"].summarise([*cells, fake(Cell("binary/rings"), False, 0.1)], "smoke").figures
 
 
 def test_agreement():
-    paper = {"epistemic": {"p": (0.5, 0.6)}, "aleatoric": {}}
-    figure = drawn(validation.agreement(measured(), paper, {"epistemic": "E", "aleatoric": "A"}))
-    axes = np.array(panels(figure)).reshape(2, 2)
+    figure = drawn(validated()["validation"])
+    axes = np.array(panels(figure)).reshape(2, 3)
     assert len({axis.get_xlim() for axis in axes.flat}) == 1
     assert len({axis.get_ylim() for axis in axes.flat}) == 1
     assert {axis.get_xlabel() for axis in axes[0]} == {"Pearson r"}
     assert {axis.get_xlabel() for axis in axes[1]} == {"Spearman ρ"}
-    assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["p", "q", "r"]
-    assert [axis.get_title() for axis in axes[0]] == ["E", "A"]
+    assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["binary/xor", "binary/rings"]
+    assert [axis.get_title().split(":")[0] for axis in axes[0]] == ["Epistemic", "Laplace", "Aleatoric"]
     bottom, top = axes[0, 0].get_ylim()
     assert bottom > top  # the first problem stands at the top
+    stars = [mark.get_xdata() for mark in axes[0, 0].lines if mark.get_marker() == "*"]
+    assert [float(np.ravel(x)[0]) for x in stars] == [
+        PAPER["epistemic"][name][0] for name in ("binary/xor", "binary/rings")
+    ]
     assert figure.legends
 
 
 def test_agreement_draws_unconverged_seeds_hollow():
-    one = {"epistemic": {"p": measured()["epistemic"]["p"]}}
-    figure = validation.agreement(one, {"epistemic": {}}, {"epistemic": "E"})
-    means = [
-        mark.get_xdata()
-        for mark in figure.axes[0].lines
-        if mark.get_marker() == "o" and mark.get_markerfacecolor() != "none"
-    ]
-    assert [float(np.ravel(x)[0]) for x in means] == [pytest.approx(0.85)]
-    hollow = [mark.get_xdata() for mark in figure.axes[0].lines if mark.get_markerfacecolor() == "none"]
-    assert [float(np.ravel(x)[0]) for x in hollow if len(x)] == [-0.4]
+    lines = validated()["validation"].axes[0].lines
+    filled = [m.get_xdata() for m in lines if m.get_marker() == "o" and m.get_markerfacecolor() != "none"]
+    assert [float(np.ravel(x)[0]) for x in filled] == [pytest.approx(0.85)]
+    hollow = [mark.get_xdata() for mark in lines if mark.get_markerfacecolor() == "none"]
+    assert [float(np.ravel(x)[0]) for x in hollow if len(x)] == [-0.4, 0.1]
 
 
 def cell(*values, share=1.0):
@@ -187,17 +187,13 @@ def test_scaling_with_nothing_accepted():
 
 
 def densities(accepted=True):
-    hessian, within = RNG.random(9), RNG.random(6)
+    hessian, within = RNG.random(len(HESSIAN_EDGES) - 1), RNG.random(len(COVARIANCE_EDGES) - 1)
     return {"hessian": hessian / hessian.sum(), "within": within / within.sum(), "accepted": accepted}
-
-
-def symmetric_edges():
-    return np.concatenate([-np.logspace(2, -2, 5), np.logspace(-2, 2, 5)])
 
 
 def test_spectrum():
     lines = {("unit", 1.0): {2: densities(), 64: densities(False)}, ("fan_in", 3.0): {2: densities()}}
-    figure = drawn(spectrum.densities(lines, symmetric_edges(), np.logspace(-3, 3, 7)))
+    figure = drawn(spectrum.densities(lines))
     top, bottom = np.array(panels(figure)).reshape(2, 2)
     for row, mark in ((top, 1 / 9), (bottom, 9)):
         assert len({(axis.get_xlim(), axis.get_ylim()) for axis in row}) == 1
@@ -211,15 +207,19 @@ def test_spectrum():
 
 
 def test_spectrum_of_one_width():
-    drawn(spectrum.densities({("unit", 1.0): {2: densities()}}, symmetric_edges(), np.logspace(-3, 3, 7)))
+    drawn(spectrum.densities({("unit", 1.0): {2: densities()}}))
+
+
+def point(share, pearson, spearman, width=None, prior="unit", accepted=True):
+    model = {"width": width, "prior": prior, "sigma": 1.0, "accepted": accepted}
+    return {**model, "bulk_mean": share, "whole_pearson": pearson, "whole_spearman": spearman}
 
 
 def test_spectrum_agreement():
-    nan = float("nan")
     points = [
-        {"group": "unit σ = 1", "width": 2, "accepted": True, "share": 0.01, "pearson": 0.8, "spearman": 0.6},
-        {"group": "fan_in σ = 1", "width": 64, "accepted": False, "share": 0.3, "pearson": -0.7, "spearman": nan},
-        {"group": None, "width": None, "accepted": True, "share": 0.0, "pearson": 0.9, "spearman": 0.9},
+        point(0.01, 0.8, 0.6, width=2),
+        point(0.3, -0.7, float("nan"), width=64, prior="fan_in", accepted=False),
+        point(0.0, 0.9, 0.9),
     ]
     figure = drawn(spectrum.agreement(points))
     axes = panels(figure)
@@ -233,18 +233,13 @@ def test_spectrum_agreement():
 
 
 def test_spectrum_agreement_of_problems_alone():
-    drawn(spectrum.agreement(
-        [{"group": None, "width": None, "accepted": True, "share": 0.5, "pearson": 0.9, "spearman": 0.9}]
-    ))  # fmt: skip
-
-
-VERSIONS = {"pooled": "pooled over chains", "aligned": "units aligned"}
+    drawn(spectrum.agreement([point(0.5, 0.9, 0.9)]))
 
 
 def lost(value=0.5, count=5):
     """The intervals of one model of the decomposition."""
     names = ["whole", *(f"{term}_{version}" for term in ("taylor", "isotropy") for version in VERSIONS)]
-    names += [f"perturbation_{sigma:g}" for sigma in (0.01, 1.0)]
+    names += [f"perturbation_{sigma:g}" for sigma in SIGMAS]
     interval = NONE if count == 0 else bootstrap_mean(value + 0.1 * RNG.normal(size=count))
     return {f"{name}_{statistic}": interval for name in names for statistic in ("pearson", "spearman")}
 
@@ -252,13 +247,12 @@ def lost(value=0.5, count=5):
 @pytest.mark.parametrize("statistic", ["pearson", "spearman"])
 def test_decomposition(statistic):
     unit = {2: lost(), 4: lost(count=0), 8: lost(-0.6)}
-    figure = drawn(
-        decomposition.against_width({("unit", 1.0): unit, ("fan_in", 3.0): {2: lost(count=1)}}, VERSIONS, statistic)
-    )
-    axes = np.array(panels(figure)).reshape(2, 2)
+    curves = {("unit", 1.0): unit, ("fan_in", 3.0): {2: lost(count=1)}}
+    figure = drawn(decomposition.against_width(curves, statistic))
+    axes = np.array(panels(figure)).reshape(3, 2)
     assert [axis.get_title() for axis in axes[0]] == ["prior unit, σ = 1", "prior fan_in, σ = 3"]
     assert all(statistic.capitalize() in axis.get_ylabel() for axis in axes[:, 0])
-    assert ["aligned" in axis.get_ylabel() for axis in axes[:, 0]] == [False, True]
+    assert ["aligned" in axis.get_ylabel() for axis in axes[:, 0]] == [False, False, True]
     assert all(axis.get_xlabel() for axis in axes[-1])
     assert len({axis.get_ylim() for axis in axes.flat}) == 1
     assert axes[0, 0].get_ylim()[0] < unit[8][f"whole_{statistic}"].low
@@ -268,8 +262,8 @@ def test_decomposition(statistic):
 
 
 def test_decomposition_problems():
-    figure = drawn(decomposition.by_problem({"a": lost(), "b": lost(count=0), "c": lost(-0.4)}, VERSIONS))
-    axes = np.array(panels(figure)).reshape(2, 2)
+    figure = drawn(decomposition.by_problem({"a": lost(), "b": lost(count=0), "c": lost(-0.4)}))
+    axes = np.array(panels(figure)).reshape(2, 3)
     assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["a", "b", "c"]
     assert [axis.get_xlabel() for axis in axes[:, 0]] == ["Pearson r", "Spearman ρ"]
     assert len({(axis.get_xlim(), axis.get_ylim()) for axis in axes.flat}) == 1
@@ -278,7 +272,7 @@ def test_decomposition_problems():
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_perturbation(count):
-    figure = drawn(decomposition.perturbation({f"p{i}": lost(count=i) for i in range(count)}, (0.01, 1.0)))
+    figure = drawn(decomposition.perturbation({f"p{i}": lost(count=i) for i in range(count)}))
     axes = [axis for axis in panels(figure) if axis.get_visible()]
     assert [axis.get_title() for axis in axes] == [f"p{i}" for i in range(count)]
     assert {axis.get_xscale() for axis in axes} == {"log"}

@@ -278,7 +278,7 @@ def test_two_files_of_one_name_are_refused(tmp_path, capsys):
     assert f"{paths[1]} and {other} hold the same questions; give one of them" in said.err
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_kill_between_the_stages_changes_nothing(whole):
     """kill -9 after 4 finished cells: answers are kept, some of the scores and judgements are not there."""
     whole, out = whole[0], whole[0].with_name("killed")

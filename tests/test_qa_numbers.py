@@ -348,7 +348,6 @@ def test_models_of_one_short_name_keep_their_long_one():
     assert group_rows(rows[:30])[0].title == "m, triviaqa"
 
 
-@pytest.mark.slow
 def test_the_committed_numbers_follow_from_the_committed_table():
     folder = Path(__file__).parents[1] / "results" / "qa"
     numbers = numbers_of_rows(read_rows(folder / "table.csv"), [])

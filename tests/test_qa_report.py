@@ -15,7 +15,7 @@ from experiments.answers.numbers import analysis, auroc
 from experiments.answers.numbers.analysis import Curve
 from experiments.answers.numbers.qa import numbers_of_rows
 from experiments.answers.report.qa import report
-from experiments.experiment import stages
+from experiments.report.outputs import Outputs
 from isouq.stats import Interval
 
 FIGURES = {"auroc", "rejection", "correlations", "length"}
@@ -30,18 +30,19 @@ def quick(monkeypatch):
 
 def summarise(rows, costs=(), left_out=(), preset="quick"):
     """The outputs of the stages after the measurement."""
-    return stages(lambda results: numbers_of_rows(rows, costs, left_out), report, figures)([], preset)
+    numbers = numbers_of_rows(rows, costs, left_out)
+    return Outputs(numbers, report(numbers, preset), figures([], numbers))
 
 
 def made(rows, costs=(), broken=()):
     """The outputs, without a number that is none; the figures can be drawn."""
     found = summarise(rows, costs, broken)
     assert not re.search(r"\bnan\b|\binf\b|None", found.summary)
-    for text in found.files.values():
+    for text in found.numbers.files.values():
         assert not re.search(r"\bnan\b|\binf\b", text)
     for figure in found.figures.values():
         figure.canvas.draw()
-    assert found.rows == list(rows)
+    assert found.numbers.rows == list(rows)
     return found
 
 
@@ -68,16 +69,16 @@ def test_two_benchmarks_of_one_model_beside_the_paper():
     assert "- a.jsonl line 3: no question" in summary
     assert "| 1 − P(True) | 1 | 0 | yes | – | 2.20 | – |" in summary  # the samples and its own pass
     assert "| epistemic ‖∇p‖² | 1 | 1 | no | – | 0.60 | 700 |" in summary
-    areas = {(row["benchmark"], row["score"]): row for row in table(found.files["auroc.csv"])}
+    areas = {(row["benchmark"], row["score"]): row for row in table(found.numbers.files["auroc.csv"])}
     one = areas["triviaqa", "p_true"]
     assert float(one["low"]) < float(one["auroc"]) < float(one["high"])
     assert (one["paper"], one["questions"]) == ("0.69", "298")
-    lines = {(line.group, line.statistic): line for line in found.numbers}
+    lines = {(line.group, line.statistic): line for line in found.numbers.summary}
     line = lines["one, triviaqa", "auroc_p_true"]
     ends = [float(one[name]) for name in ("auroc", "low", "high")]
     assert (line.mean, line.low, line.high) == pytest.approx(ends, abs=1e-6)
     assert (line.n, line.accepted) == (298, 298)
-    tests = table(found.files["tests.csv"])
+    tests = table(found.numbers.files["tests.csv"])
     assert len(tests) == 2 * 3 * 12
     assert f"over all {len(tests)} tests" in summary
     assert all(float(test["adjusted"]) >= float(test["p"]) - 1e-6 for test in tests)
@@ -102,7 +103,7 @@ def test_models_are_columns_and_the_combination_is_carried_over():
 def test_the_same_rows_give_the_same_report():
     rows = qa_rows.rows(n=60, right=0.4)
     one, other = made(rows), made(rows)
-    assert (one.summary, one.files) == (other.summary, other.files)
+    assert (one.summary, one.numbers.files) == (other.summary, other.numbers.files)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_without_both_classes_it_is_said_and_no_figure_drawn(rows, sentence):
     found = made(rows, qa_rows.costs())
     assert sentence in found.summary
     assert found.figures == {}
-    assert found.files == {}
+    assert found.numbers.files == {}
 
 
 def test_one_benchmark_of_one_class_does_not_stop_the_other():
@@ -151,7 +152,7 @@ def test_constant_infinite_and_absent_scores():
         del row["semantic_entropy_entailment"]
     found = made(rows)
     assert "the same for every question, so at chance: −log p by length" in found.summary
-    areas = {row["score"]: row for row in table(found.files["auroc.csv"])}
+    areas = {row["score"]: row for row in table(found.numbers.files["auroc.csv"])}
     assert float(areas["nll_mean"]["auroc"]) == 0.5
     assert areas["p_true"]["questions"] == "60"
     assert "(60 answers)" in found.summary
@@ -179,12 +180,11 @@ def test_many_lines_that_were_left_out_are_counted():
     assert "- and 11 more" in found.summary
 
 
-@pytest.mark.slow
 def test_a_thousand_questions_of_known_areas(monkeypatch):
     monkeypatch.setattr(auroc, "RUNS", 300)
     monkeypatch.setattr(auroc, "TESTS", 1000)
     found = summarise(qa_rows.rows(), preset="paper")
-    areas = {row["score"]: float(row["auroc"]) for row in table(found.files["auroc.csv"])}
+    areas = {row["score"]: float(row["auroc"]) for row in table(found.numbers.files["auroc.csv"])}
     for name, value in qa_rows.KNOWN.items():
         assert areas[name] == pytest.approx(value, abs=0.06)
 

@@ -18,6 +18,7 @@ from isouq.posterior import (
     _blackjax,
     _sampling,
     fit_map,
+    judge,
     linear_regression,
     probabilities,
     sample_reference,
@@ -65,7 +66,7 @@ def test_a_gaussian_is_sampled_right(sampler):
         assert abs(statistic.mean() - truth) < 4 * statistic.std() / np.sqrt(size)
     assert got.verdict is None  # parameters are not judged
     assert got.divergent == 0
-    assert 0.6 < got.acceptance.mean() < 0.97
+    assert 0.6 < got.acceptance_rate.mean() < 0.97
     assert got.cost.transitions == 4 * 1200
     if sampler == "hmc":
         assert 4 * 1200 * 4 <= got.cost.gradient_evaluations <= 4 * 1200 * 12
@@ -93,11 +94,29 @@ def test_same_key_same_numbers_and_the_shape_of_what_is_kept():
     assert first.draws is None
     assert first.predictions.shape == (4, 30, 144)
     np.testing.assert_array_equal(first.predictions, again.predictions)
+    assert first.verdict == judge(first.predictions, first.divergent, probabilities(first.predictions, "binary"))
     assert not np.array_equal(first.predictions, other.predictions)
     assert first.cost == again.cost
     assert first.cost.transitions == 4 * (20 + 30 * 2)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_settings_may_be_keywords_and_old_names_are_said():
+    sampling = Sampling(num_draws=20, num_warmup=10, num_integration_steps=4)
+    want = sample_reference(gaussian, chains(), jax.random.key(0), sampling=sampling)
+    with pytest.warns(DeprecationWarning, match="num_leapfrog is called num_integration_steps"):
+        got = sample_reference(gaussian, chains(), jax.random.key(0), num_draws=20, num_warmup=10, num_leapfrog=4)
+    np.testing.assert_array_equal(got.draws["a"], want.draws["a"])
+    with pytest.warns(DeprecationWarning, match="inverse_mass is called inverse_mass_matrix"):
+        scaled = sample_reference(
+            gaussian, chains(), jax.random.key(0), sampling=sampling, inverse_mass={"a": 2.0, "b": 2.0}
+        )
+    assert not np.array_equal(scaled.draws["a"], want.draws["a"])
+    with pytest.raises(ValueError, match="sampling and num_draws were both given"):
+        sample_reference(gaussian, chains(), jax.random.key(0), sampling=sampling, num_draws=20)
+    with pytest.raises(TypeError, match="got num_steps=, which is no argument and no setting; the settings are num_dr"):
+        sample_reference(gaussian, chains(), jax.random.key(0), num_steps=20)
 
 
 def test_compiles_once_for_a_shape():
@@ -124,17 +143,13 @@ def test_chains_take_as_few_rounds_as_the_devices_allow():
     assert _sampling.Layout.of(6, 2).rounds == 2
 
 
-@pytest.mark.slow
 def test_double_precision_gives_the_same_map():
     def variance(dtype):
         _, log_density, fit, record = case("binary/xor", width=4)
         cast = jax.tree.map(
             lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (log_density, fit.params, record)
         )
-        got = sample_reference(
-            cast[0], cast[1], jax.random.key(0), sampling=Sampling(1000, 300, 20), record=cast[2],
-            map_scale=lambda m: probabilities(m, "binary"),
-        )  # fmt: skip
+        got = sample_reference(cast[0], cast[1], jax.random.key(0), sampling=Sampling(1000, 300, 20), record=cast[2])
         assert got.predictions.dtype == dtype
         return probabilities(got.predictions, "binary").var(axis=(0, 1))
 

@@ -133,7 +133,7 @@ def test_losses_are_those_of_the_steps():
 # questions
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_questions_go_on_batch_by_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(answers, "GREEDY_BATCH", 2)
     monkeypatch.setattr(answers, "SAMPLES_BATCH", 2)

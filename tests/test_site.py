@@ -68,7 +68,7 @@ def test_pages_read_well_on_a_phone_and_in_the_dark(browser, site):
 
 
 @needs_chromium
-@pytest.mark.long
+@pytest.mark.slow
 def test_no_page_has_a_serious_fault_of_accessibility_in_either_scheme(browser, site):
     # 404.html takes its style from the root of a server, which a folder has not
     for page in sorted(page for page in site.rglob("*.html") if page.name != "404.html"):

@@ -206,7 +206,7 @@ def test_summary_of_synthetic_rows(dense):
     assert "- binary/xor, fan_in σ = 1, seed 0: -0.2" in text
     assert text.count("unconverged: R-hat") == 6
     assert "-4.5" not in text
-    assert len(outputs.rows) == 25
+    assert len(outputs.numbers.rows) == 25
     assert set(outputs.figures) == {"spectrum", "spectrum_agreement"}
 
 

@@ -8,23 +8,23 @@ import pytest
 from synthetic_rows import fake
 
 from experiments import command
-from experiments.report.outputs import mean_over_accepted, table_csv
+from experiments.report.outputs import table_csv
 from experiments.report.tables import (
     accepted_share,
     bounds,
     mean_sd,
     number,
-    reference_section,
     table,
-    training_section,
 )
 from experiments.run.errors import RunError
 from experiments.synthetic import study
 from experiments.synthetic.measure.agreement import ESTIMATES
 from experiments.synthetic.numbers import scaling as scaling_numbers
+from experiments.synthetic.numbers.models import mean_over_accepted
 from experiments.synthetic.numbers.validation import PAPER
 from experiments.synthetic.presets import maps, scaling, validation
 from experiments.synthetic.report import scaling as scaling_report
+from experiments.synthetic.report.page import reference_section, training_section
 from experiments.synthetic.report.validation import HEADINGS
 from experiments.synthetic.study import STUDIES, Cell
 from experiments.synthetic.subject import FACTS
@@ -39,7 +39,6 @@ def cells():
     return [Cell("binary/xor", seed) for seed in range(4)]
 
 
-@pytest.mark.slow
 def test_second_opinion_of_a_cell(tmp_path):
     cell = Cell("regression/linear", study="second_opinion", **{**TINY, "num_warmup": 100, "num_draws": 200})
     numbers, arrays = study.run_cell(cell)
@@ -213,10 +212,10 @@ def test_a_second_opinion_stands_on_the_row_of_its_cell():
         numpyro_scale=1.1, numpyro_accepted=True,
     )  # fmt: skip
     outputs = command.EXPERIMENTS["validation"].summarise([fake(cells[0]), fake(cells[1]), opinion], "paper")
-    assert [(row["seed"], row["study"], row.get("numpyro_scale")) for row in outputs.rows] == [
+    assert [(row["seed"], row["study"], row.get("numpyro_scale")) for row in outputs.numbers.rows] == [
         (0, "agreement", None), (1, "agreement", 1.1)
     ]  # fmt: skip
-    assert outputs.rows[1]["epistemic_pearson"] == 0.5
+    assert outputs.numbers.rows[1]["epistemic_pearson"] == 0.5
     assert "| binary/xor | 1 | yes | yes | 0.900 | 0.800 | 1.100 |" in outputs.summary
     assert "2 of 2 accepted" in outputs.summary
     with pytest.raises(RunError, match="a second opinion alone makes no table"):

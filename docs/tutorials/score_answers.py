@@ -65,5 +65,5 @@ for answer, mean_p, p, count in zip(answers, given.probability, product.probabil
 names = isouq.text.parameter_names(model.config)
 print(len(names), "parameters, such as", names[-1])
 last = rf"layers\.{model.config.num_layers - 1}\."
-last_layer = isouq.text.score(model, pairs, parameters=last)
+last_layer = isouq.text.score(model, pairs, select=last)
 print("share of the last layer:", np.array2string(last_layer.epistemic / scores.epistemic, precision=2))

@@ -7,10 +7,10 @@ from experiments.answers.numbers.trace import numbers as trace_numbers
 from experiments.answers.presets import qa, trace
 from experiments.answers.report.qa import report as qa_report
 from experiments.answers.report.trace import report as trace_report
-from experiments.experiment import Experiment, stages
+from experiments.experiment import Experiment
 
 _OPTIONS = ("questions", "limit", "model", "prompt", "encoder")
 EXPERIMENTS = {
-    "qa": Experiment(qa.jobs, stages(qa_numbers, qa_report, qa_figures), (*_OPTIONS, "entailment")),
-    "trace": Experiment(trace.jobs, stages(trace_numbers, trace_report, trace_figures), _OPTIONS),
+    "qa": Experiment(qa.jobs, qa_numbers, qa_report, qa_figures, (*_OPTIONS, "entailment")),
+    "trace": Experiment(trace.jobs, trace_numbers, trace_report, trace_figures, _OPTIONS),
 }

@@ -19,12 +19,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from experiments.answers.prompts import STYLES, answer_prompt
 from experiments.answers.questions import KINDS, SAMPLES, Questions, load_questions
-from isouq.text import LanguageModel, decoder_config, parameters
-from isouq.text.decoder import empty_cache
-from isouq.text.decoder_config import DecoderConfig
+from isouq.text import LanguageModel
 from isouq.text.language_model import abstract, module
+from isouq.text.loading.tokenizer import Tokenizer
+from isouq.text.models import decoder_config, parameters
+from isouq.text.models.decoder import empty_cache
+from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import encode_pair
-from isouq.text.tokenizer import Tokenizer
 
 TINY = "tiny"  # the name of the model
 WORD = r" ?\w+| ?[^\w\s]|\s"  # a token: a word or a sign with the space before it, or a single space or line break

@@ -12,8 +12,8 @@ from experiments.domains.numbers import COVARIANCES, COVERAGES, SCORES, Comparis
 from experiments.domains.report import VARIANTS
 from experiments.domains.statistics import Estimate
 from experiments.report.outputs import Numbers
-from experiments.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from experiments.run.job import Result
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 from isouq.stats import Interval
 
 DOMAINS = (("science", BLUE, "o"), ("sports", ORANGE, "s"))

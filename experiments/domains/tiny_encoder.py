@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.domains.texts import load_texts
-from isouq.text import encoder, encoder_config, parameters
+from isouq.text import encoder
+from isouq.text.models import encoder_config, parameters
 
 TINY = "tiny"  # the name of the encoder
 CONFIG = {

@@ -4,17 +4,15 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.run.errors import RunError
 from isouq import _files
-from isouq.stats import Interval, bootstrap_mean
+from isouq.stats import Interval
 
 
 class Number(NamedTuple):
@@ -60,15 +58,6 @@ def group_numbers(numbers: Iterable[Number]) -> dict[str, dict[str, Interval]]:
     return groups
 
 
-def mean_over_accepted(rows: Iterable[Mapping[str, Any]], column: str, flag: str = "accepted") -> Interval:
-    """Return the mean of a column over the rows whose posterior was accepted, with its bootstrap interval.
-
-    Undefined values (a constant map has no correlation) and missing ones are left out. flag: the column that says
-    whether the posterior was accepted.
-    """
-    return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row.get(column, np.nan))])
-
-
 @dataclass(frozen=True)
 class Numbers:
     """All numbers of an experiment: what its report and figures show.
@@ -88,24 +77,21 @@ class Numbers:
         return group_numbers(self.summary)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What an experiment writes: rows of table.csv, summary.md, figures and files by name, numbers of summary.csv."""
+class Outputs(NamedTuple):
+    """What an experiment writes. summary: the text of summary.md. figures: matplotlib figures by name."""
 
-    rows: list[dict[str, Any]]
+    numbers: Numbers
     summary: str
     figures: dict[str, Any]
-    files: dict[str, str] = field(default_factory=dict)
-    numbers: list[Number] = field(default_factory=list)
 
-    def noting(self, note: str) -> "Outputs":
+    def with_note(self, note: str) -> "Outputs":
         """Return these outputs with a sentence under the summary's title."""
         title, rest = self.summary.split("\n", 1)
-        return replace(self, summary=f"{title}\n\n{note}\n{rest}")
+        return self._replace(summary=f"{title}\n\n{note}\n{rest}")
 
 
-def writable(out: Path) -> None:
-    """Raises RunError unless files can be made in `out`: before the long part, not after."""
+def check_writable(out: Path) -> None:
+    """Raise RunError unless files can be made in `out`: before the long part, not after."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe.{os.getpid()}"
@@ -119,22 +105,22 @@ def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) ->
     """Write tables, summaries, further files, figures (PNG and PDF) and provenance.json; return their paths."""
     import matplotlib.pyplot as plt
 
+    texts = {
+        "table.csv": table_csv(outputs.numbers.rows),
+        "summary.csv": summary_csv(outputs.numbers.summary),
+        "summary.md": outputs.summary,
+        **outputs.numbers.files,
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "table.csv", folder / "summary.md"]
-    _files.replace_text(paths[0], table_csv(outputs.rows))
-    _files.replace_text(paths[1], outputs.summary)
-    if outputs.numbers:
-        paths.append(folder / "summary.csv")
-        _files.replace_text(paths[-1], summary_csv(outputs.numbers))
-    for name, text in outputs.files.items():
-        paths.append(folder / name)
-        _files.replace_text(paths[-1], text)
+    paths = [folder / name for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        _files.replace_text(path, text)
     for name, figure in outputs.figures.items():
         for suffix, extra in (("png", {"metadata": {"Software": None}}), ("pdf", {"metadata": {"CreationDate": None}})):
             paths.append(folder / f"{name}.{suffix}")
             _files.replace(paths[-1], partial(figure.savefig, format=suffix, dpi=150, **extra))
         plt.close(figure)
-    paths.append(folder / "provenance.json")
+    paths.append(folder / "provenance.json")  # last: where it is, the rest is whole
     _files.replace_text(paths[-1], json.dumps(provenance, indent=1) + "\n")
     return paths
 
@@ -142,7 +128,7 @@ def write_outputs(outputs: Outputs, folder: Path, provenance: dict[str, Any]) ->
 def table_csv(rows: list[dict[str, Any]]) -> str:
     """Return the rows as CSV: the union of their columns, timing columns last; empty for None, NaN stays "nan"."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    names.sort(key=is_timing)  # stable: the order is kept within both groups
+    names.sort(key=lambda name: name.startswith("seconds"))  # stable: the order is kept within both groups
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
@@ -154,11 +140,6 @@ def summary_csv(numbers: Iterable[Number]) -> str:
     """Return the numbers as CSV; empty where a number is undefined."""
     rows = [number._asdict() for number in numbers]
     return table_csv([{name: None if value != value else value for name, value in row.items()} for row in rows])
-
-
-def is_timing(column: str) -> bool:
-    """Return whether a column holds times, which differ from run to run."""
-    return column.startswith("seconds")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

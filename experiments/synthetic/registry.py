@@ -1,6 +1,6 @@
 """The experiments on small problems, by name: the stages of each, in their order; `all` runs every one."""
 
-from experiments.experiment import Experiment, stages
+from experiments.experiment import Experiment
 from experiments.synthetic.figures import covariance as covariance_figures
 from experiments.synthetic.figures import decomposition as decomposition_figures
 from experiments.synthetic.figures import maps as maps_figures
@@ -28,30 +28,23 @@ from experiments.synthetic.report import validation as validation_report
 
 EXPERIMENTS = {
     "validation": Experiment(
-        validation_presets.jobs,
-        stages(validation_numbers.numbers, validation_report.report, validation_figures.figures),
+        validation_presets.jobs, validation_numbers.numbers, validation_report.report, validation_figures.figures
     ),
-    "maps": Experiment(
-        maps_presets.jobs,
-        stages(maps_numbers.numbers, maps_report.report, maps_figures.figures),
-    ),
+    "maps": Experiment(maps_presets.jobs, maps_numbers.numbers, maps_report.report, maps_figures.figures),
     "scaling": Experiment(
-        scaling_presets.jobs,
-        stages(scaling_numbers.numbers, scaling_report.report, scaling_figures.figures),
-        ("widths",),
+        scaling_presets.jobs, scaling_numbers.numbers, scaling_report.report, scaling_figures.figures, ("widths",)
     ),
     "covariance": Experiment(
-        covariance_presets.jobs,
-        stages(covariance_numbers.numbers, covariance_report.report, covariance_figures.figures),
+        covariance_presets.jobs, covariance_numbers.numbers, covariance_report.report, covariance_figures.figures
     ),
     "decomposition": Experiment(
         decomposition_presets.jobs,
-        stages(decomposition_numbers.numbers, decomposition_report.report, decomposition_figures.figures),
+        decomposition_numbers.numbers,
+        decomposition_report.report,
+        decomposition_figures.figures,
         ("widths",),
     ),
     "spectrum": Experiment(
-        spectrum_presets.jobs,
-        stages(spectrum_numbers.numbers, spectrum_report.report, spectrum_figures.figures),
-        ("widths",),
+        spectrum_presets.jobs, spectrum_numbers.numbers, spectrum_report.report, spectrum_figures.figures, ("widths",)
     ),
 }

@@ -12,18 +12,11 @@ import numpy as np
 from isouq import _checks
 from isouq._memory import temporary_bytes
 from isouq.cli.options import Explain
-from isouq.text import (
-    architectures,
-    checkpoint,
-    encoder,
-    language_model,
-    parameters,
-    prompts,
-    scoring,
-    sources,
-)
-from isouq.text.decoder_config import DecoderConfig
-from isouq.text.encoder_config import EncoderConfig
+from isouq.text import encoder, language_model, prompts, scoring
+from isouq.text.loading import checkpoint, sources
+from isouq.text.models import architectures, parameters
+from isouq.text.models.decoder_config import DecoderConfig
+from isouq.text.models.encoder_config import EncoderConfig
 
 WAYS = (("default", "remat_bytes"), ("--no-remat", "no_remat_bytes"))
 

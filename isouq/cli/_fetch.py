@@ -1,7 +1,7 @@
 """`isouq fetch`."""
 
 from isouq.cli.options import Fetch
-from isouq.text import checkpoint, sources
+from isouq.text.loading import checkpoint, sources
 
 
 def run(options: Fetch) -> int:

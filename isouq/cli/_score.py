@@ -18,14 +18,15 @@ from isouq.cli._output import Output
 from isouq.cli._progress import Rows, Screen
 from isouq.cli._rows import BadRow, InputRow
 from isouq.cli.options import Score
-from isouq.text import checkpoint, generation, language_model, prompts, scoring, selection, sources
+from isouq.text import generation, language_model, prompts, scoring, selection
 from isouq.text.language_model import LanguageModel
+from isouq.text.loading import checkpoint, sources
 
 WINDOW = 64  # batches that are sorted by length together
 GROUP = 4  # batches that are answered, scored and written together: what a kill may cost
 RESULTS = (  # the fields written here; an input's own field of such a name gives way
     "line", "answer", "generated", "num_tokens", "token_ids", "log_probability", "probability", "aleatoric",
-    "epistemic", "log_aleatoric", "log_epistemic", "token_log_p", "error", "reduction", "parameters", "model", "dtype",
+    "epistemic", "log_aleatoric", "log_epistemic", "token_log_p", "error", "reduction", "select", "model", "dtype",
     "settings", "chat_template_kwargs",
 )  # fmt: skip
 
@@ -96,11 +97,11 @@ def _check(options: Score) -> tuple[Path, Path]:
         raise ValueError(f"--temperature is {options.temperature}; expected 0 (greedy) or a finite number above 0")
     if not all(options.stop):
         raise ValueError("--stop has an empty text; expected at least one character")
-    if options.parameters is not None:
+    if options.select is not None:
         try:
-            re.compile(options.parameters)
+            re.compile(options.select)
         except re.error as error:
-            raise ValueError(f"--parameters is {options.parameters!r}, not a regular expression: {error}") from None
+            raise ValueError(f"--select is {options.select!r}, not a regular expression: {error}") from None
     _parse_variables(options.chat_template_kwargs)
     source, out = Path(options.input), Path(options.output)
     if not source.exists():
@@ -194,7 +195,7 @@ def _settings(options: Score, row: InputRow, model: str | None) -> dict[str, Any
     }
     return {
         "reduction": options.reduction,
-        "parameters": options.parameters,
+        "select": options.select,
         "dtype": options.dtype,
         "model": model,
         "settings": generated if row.answer is None else None,
@@ -237,7 +238,7 @@ def _resolve(options: Score, before: set[str]) -> sources.Source:
             f"{options.output} was written with the model {name}, and this is {source.name}; "
             "choose another --output or delete it"
         )
-    selection.select(language_model.read_config(checkpoint.open_checkpoint(source.path)), options.parameters)
+    selection.select(language_model.read_config(checkpoint.open_checkpoint(source.path)), options.select)
     return source
 
 
@@ -309,7 +310,7 @@ class _Run:
         rows = [prompts.Row(np.asarray(r.ids, np.int32), int(r.first or 0)) for r in answered]
         rows += rows[-1:] * (self.fill - len(rows))
         for indices, scores in scoring.score_rows(
-            self.model, rows, o.reduction, o.parameters, o.batch_size, not o.no_remat
+            self.model, rows, o.reduction, o.select, o.batch_size, not o.no_remat
         ):
             there = [(i, answered[at]) for i, at in enumerate(indices) if at < len(answered)]
             lost = [ready for i, ready in there if np.isnan(scores.log_epistemic[i])]

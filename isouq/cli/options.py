@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
-from isouq.text._extras import require
+from isouq.text.loading._extras import require
 
 tyro = require("tyro")
 
@@ -37,7 +37,7 @@ class Score:
     """JSON lines with the scores, in the order of the input; scores that it holds already are kept"""
     reduction: Literal["mean", "answer", "first"] = "mean"
     """which probability of an answer is meant: of its tokens the geometric mean, their product, or the first alone"""
-    parameters: Annotated[str | None, tyro.conf.arg(metavar="REGEX")] = None
+    select: Annotated[str | None, tyro.conf.arg(metavar="REGEX")] = None
     """take the gradient of the parameters of these names alone; `isouq explain` lists them"""
     batch_size: int = 4
     """answers at a time; bounds memory, changes no number beyond rounding"""

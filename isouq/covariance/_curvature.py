@@ -25,7 +25,7 @@ from isouq.gradnorm import Form, value_and_grad_quadratic
 from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._moments import moment_products, zero_moments
 
-CURVATURES = ("hessian", "ggn", "fisher")
+CURVATURES = ("hessian", "ggn", "empirical_fisher")
 AT_ONCE = 256  # products with basis vectors, at most
 
 
@@ -238,7 +238,7 @@ def _row_outputs(log_density: Any, theta: Any, x: Any, y: Array, curvature: str)
     log_p = jax.nn.log_softmax(fixed)
     differences = jnp.where(jnp.arange(outputs.size) == likeliest, 0, outputs - outputs[likeliest])
     mean = jnp.sum(jnp.exp(log_p) * differences)
-    if curvature == "fisher":
+    if curvature == "empirical_fisher":
         return (differences[y] - mean)[None]
     return jnp.exp(log_p / 2) * (differences - mean)
 

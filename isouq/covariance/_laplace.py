@@ -40,10 +40,10 @@ def laplace(
     C is a curvature of the negative log likelihood on the data of `log_density`, Λ the prior's precision (diagonal).
 
     Args:
-        log_density: a `isouq.posterior.LogDensity`: model, data, prior and likelihood.
+        log_density: an `isouq.LogDensity`: model, data, prior and likelihood.
         params: where C is taken; θ*, a mode.
         curvature: "hessian" (−∇² log likelihood), "ggn" (generalised Gauss-Newton, equal to the Fisher matrix here)
-            or "fisher" (the empirical Fisher, from gradients at the labels).
+            or "empirical_fisher" (from gradients at the labels).
         structure: "dense"; "diagonal", of C; "kronecker", KFAC: C's block of a weight is A ⊗ B, in the eigenbasis of
             which the prior is added exactly; "low_rank": C's `rank` largest eigenpairs in units of the prior, by
             Lanczos (matfree), the prior elsewhere.
@@ -70,12 +70,13 @@ def laplace(
             more memory than this machine has or than max_bytes; the message says which would fit.
         MemoryError: memory ran out; the message says what took it and what would fit.
 
-    Cost in gradients of the log likelihood (R = 1 for "fisher", the number of outputs for "ggn"): Hessian, dense or
-    diagonal, 2P; the others R; "low_rank" 4 (3 · rank + 10). Memory: dense 40·P² bytes and O(P³) time in float64 on the
-    host; diagonal 4·P numbers; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. A
-    step adds at most about 256 MiB, or what one output of one datum takes: for "diagonal" and "kronecker" its
-    activations and the gradients of those weights alone that are used several times, in a way no rule knows or, for
-    "diagonal", at several positions; for "dense" its gradient. "low_rank" scores as a difference: see `LowRank`.
+    Cost in gradients of the log likelihood (R = 1 for "empirical_fisher", the number of outputs for "ggn"): Hessian,
+    dense or diagonal, 2P; the others R; "low_rank" 4 (3 · rank + 10). Memory: dense 40·P² bytes and O(P³) time in
+    float64 on the host; diagonal 4·P numbers; Kronecker C² + F² a weight `[C, F]`; low rank (3 · rank + 10) · P while
+    it is built. A step adds at most about 256 MiB, or what one output of one datum takes: for "diagonal" and
+    "kronecker" its activations and the gradients of those weights alone that are used several times, in a way no rule
+    knows or, for "diagonal", at several positions; for "dense" its gradient. "low_rank" scores as a difference: see
+    `LowRank`.
 
     The factor of an axis that is looked up (the words of an embedding) is diagonal, and kept as a vector: time and
     memory grow with the vocabulary. So is, as an approximation, every factor of more than 8,192 rows: its diagonal
@@ -100,7 +101,7 @@ def laplace(
     ):
         raise ValueError(
             f"log_density is a {type(log_density).__name__}; expected a LogDensity: build it with "
-            "isouq.posterior.LogDensity.of(predict, params, xs, ys, kind)"
+            "isouq.LogDensity.of(predict, params, xs, ys, kind)"
         )
     _checks.float_leaves("params", params)
     try:
@@ -111,7 +112,7 @@ def laplace(
     predict = freeze(log_density.predict, params, first_row(log_density.xs))
     log_density = dataclasses.replace(log_density, predict=predict)
     if structure == "kronecker" and curvature == "hessian":
-        raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'fisher'")
+        raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'empirical_fisher'")
     request = _limits.Request(structure, log_density, params, curvature, rank)
     _limits.check_machine(request)
     # the sd under prior and damping together, one number a leaf

@@ -1,4 +1,3 @@
-"""Okabe and Ito's colours, safe for the colour-blind, and a marker for each."""
+"""Okabe and Ito's colours, safe for the colour-blind."""
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D"), (GREY, "v"))

@@ -1,12 +1,15 @@
 """The log density, its maximum, samples of its posterior with a verdict, and a second sampler to check them."""
 
+from isouq._extras import extra
 from isouq.density import PRIORS, LogDensity, prior_scales
-from isouq.posterior._sampling import Sampling
-from isouq.posterior.exact import linear_regression
-from isouq.posterior.map import MapFit, fit_map
-from isouq.posterior.reference import Cost, Margins, Reference, probabilities, sample_reference
-from isouq.posterior.second_opinion import numpyro_model, sample_numpyro
-from isouq.posterior.verdict import Verdict, judge
+
+with extra("posterior"):
+    from isouq.posterior._sampling import Sampling
+    from isouq.posterior.exact import linear_regression
+    from isouq.posterior.map import MapFit, fit_map
+    from isouq.posterior.reference import Cost, Margins, Reference, probabilities, sample_reference
+    from isouq.posterior.second_opinion import numpyro_model, sample_numpyro
+    from isouq.posterior.verdict import Verdict, judge
 
 __all__ = [
     "PRIORS",

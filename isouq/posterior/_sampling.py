@@ -63,12 +63,13 @@ class Sampling:
         if self.chains_at_once is not None:
             _checks.positive_int("chains_at_once", self.chains_at_once)
 
-    def group(self, chains: int) -> int:
-        """Return the number of chains of one compiled program; raise unless it divides the number of chains."""
-        group = self.chains_at_once or (1 if jax.default_backend() == "cpu" else chains)
-        if chains % group:
-            raise ValueError(f"chains_at_once is {group}; expected a divisor of the {chains} chains")
-        return group
+
+def chains_of_program(sampling: Sampling, chains: int) -> int:
+    """Return the number of chains of one compiled program; raise unless it divides the number of chains."""
+    group = sampling.chains_at_once or (1 if jax.default_backend() == "cpu" else chains)
+    if chains % group:
+        raise ValueError(f"chains_at_once is {group}; expected a divisor of the {chains} chains")
+    return group
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def run(
     report: function that is called with the share that is done.
     """
     chains = jax.tree.leaves(inits)[0].shape[0]
-    group = sampling.group(chains)
+    group = chains_of_program(sampling, chains)
     layout = Layout.of(chains, group)
     sampler, mesh = sampling.sampler, layout.mesh
     warm_key, draw_key, length_key = jax.random.split(key, 3)

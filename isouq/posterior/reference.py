@@ -1,5 +1,6 @@
 """The reference posterior: BlackJAX's HMC in several chains on all local devices, and a verdict on the result."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +18,14 @@ from isouq._predict import margin
 from isouq.density import freeze_density
 from isouq.posterior import _blackjax
 from isouq.posterior._checkpoint import Checkpoint
-from isouq.posterior._sampling import Sampling, run
+from isouq.posterior._sampling import Sampling, chains_of_program, run
 from isouq.posterior.verdict import Verdict, judge
+
+_OLD_NAMES = {
+    "num_leapfrog": "num_integration_steps",
+    "target_acceptance": "target_acceptance_rate",
+    "inverse_mass": "inverse_mass_matrix",
+}
 
 
 class Cost(NamedTuple):
@@ -38,7 +45,7 @@ class Reference(NamedTuple):
     cost: gradient evaluations and transitions.
     divergent: share of divergent transitions after warm-up.
     step_size: the adapted step size, `[chains]`.
-    acceptance: mean acceptance probability after warm-up, `[chains]`.
+    acceptance_rate: mean acceptance probability after warm-up, `[chains]`.
     """
 
     draws: Any
@@ -47,7 +54,7 @@ class Reference(NamedTuple):
     cost: Cost
     divergent: float
     step_size: Any
-    acceptance: Any
+    acceptance_rate: Any
 
 
 @jax.tree_util.register_dataclass
@@ -84,11 +91,11 @@ def sample_reference(
     sampling: Sampling | None = None,
     record: Callable | None = None,
     inverse_mass_matrix: Any = None,
-    map_scale: Callable | None = None,
     verdict: bool = True,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_seconds: float = 60.0,
+    **settings: Any,
 ) -> Reference:
     """Sample exp(log_density) with HMC or NUTS and judge the result in prediction space.
 
@@ -99,12 +106,11 @@ def sample_reference(
             independently.
         key: a JAX key.
         sampling: the settings, a `Sampling`; by default `Sampling()`.
+        **settings: fields of `Sampling` in place of `sampling`, such as num_draws=500.
         record: function from parameters to what is recorded of a draw, as a rule `Margins(...)`. Without it the
             parameters themselves are recorded, which takes the memory of chains × draws × parameters.
         inverse_mass_matrix: the diagonal, as a pytree of scalars or of arrays like the parameters: about the posterior
             variance of each. By default the identity. The variance of the prior is a safe choice.
-        map_scale: elementwise NumPy function from recorded values to the scale on which the variance maps of the two
-            halves of the chains are compared; for `Margins` by default `probabilities`.
         verdict: whether to judge the predictions.
         progress: function that is called with the share that is done, between 0 and 1, about once every hundred
             transitions.
@@ -130,44 +136,67 @@ def sample_reference(
 
     Source: Neal (2011); Hoffman and Gelman (2014); Vehtari et al. (2021) for the diagnostics.
     """
-    sampling = sampling or Sampling()
+    settings = _with_new_names(settings)
+    inverse_mass_matrix = settings.pop("inverse_mass_matrix", inverse_mass_matrix)
+    if sampling is not None and settings:
+        raise ValueError(f"sampling and {', '.join(settings)} were both given; put all settings into sampling")
+    sampling = sampling or Sampling(**settings)
     chains = check_inits(inits)
     _checks.positive("checkpoint_seconds", checkpoint_seconds)
-    sampling.group(chains)
+    chains_of_program(sampling, chains)
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     _check_dtype(first)
     log_density = freeze_density(log_density, inits)
     has_record = record is not None
-    if isinstance(record, Margins):
-        map_scale = map_scale or partial(probabilities, kind=record.kind)
-    record = freeze(_identity if record is None else record, first_row(inits), name="record")
-    judges = verdict and has_record and getattr(record.outputs, "ndim", None) == 1
-    if judges and (sampling.num_draws < 4 or record.outputs.shape[0] < 2):
+    frozen = freeze(_identity if record is None else record, first_row(inits), name="record")
+    judges = verdict and has_record and getattr(frozen.outputs, "ndim", None) == 1
+    if judges and (sampling.num_draws < 4 or frozen.outputs.shape[0] < 2):
         raise ValueError(
-            f"num_draws is {sampling.num_draws} and record gives {record.outputs.shape[0]} value(s) a draw; a verdict "
+            f"num_draws is {sampling.num_draws} and record gives {frozen.outputs.shape[0]} value(s) a draw; a verdict "
             "needs at least 4 draws of 2 values (or pass verdict=False)"
         )
     ones = jax.tree.map(lambda _: 1.0, first)
     diagonal = _blackjax.flat_diagonal(ones if inverse_mass_matrix is None else inverse_mass_matrix, first)
     open_checkpoint = None if checkpoint is None else partial(Checkpoint, Path(checkpoint), checkpoint_seconds)
     state, trace, warm_steps = run(
-        sampling, log_density, record, jax.tree.map(np.asarray, inits), diagonal, key, open_checkpoint,
+        sampling, log_density, frozen, jax.tree.map(np.asarray, inits), diagonal, key, open_checkpoint,
         progress or (lambda _: None),
     )  # fmt: skip
 
     transitions = chains * sampling.num_draws * sampling.thin
     divergent = float(trace.divergences.sum()) / transitions
     warm_gradients = warm_steps * chains if sampling.sampler == "hmc" else 0  # NUTS does not count those of its warm-up
-    maps = trace.recorded if map_scale is None or not judges else map_scale(trace.recorded)
     return Reference(
         draws=None if has_record else trace.recorded,
         predictions=trace.recorded if has_record else None,
-        verdict=judge(trace.recorded, divergent, maps) if judges else None,
+        verdict=judge_record(record, trace.recorded, divergent) if judges else None,
         cost=Cost(warm_gradients + int(trace.num_steps.sum()), transitions + chains * sampling.num_warmup),
         divergent=divergent,
         step_size=np.asarray(_blackjax.step_size(state)),
-        acceptance=trace.acceptance.mean(axis=1),
+        acceptance_rate=trace.acceptance.mean(axis=1),
     )
+
+
+def judge_record(record: Any, predictions: Any, divergent: float) -> Verdict:
+    """Return the verdict on the values of `record`; the variance maps of `Margins` are those of their probabilities."""
+    maps = probabilities(predictions, record.kind) if isinstance(record, Margins) else predictions
+    return judge(predictions, divergent, maps)
+
+
+def _with_new_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords with the names of version 0.2, and warn of each old one; raise where one is unknown."""
+    renamed = {}
+    for name, value in settings.items():
+        new = _OLD_NAMES.get(name, name)
+        if new != name:
+            warnings.warn(f"{name} is called {new} since version 0.2", DeprecationWarning, stacklevel=3)
+        elif name not in Sampling.__dataclass_fields__:
+            raise TypeError(
+                f"sample_reference got {name}=, which is no argument and no setting; the settings are "
+                f"{', '.join(Sampling.__dataclass_fields__)}"
+            )
+        renamed[new] = value
+    return renamed
 
 
 def check_inits(inits: Any) -> int:

@@ -16,8 +16,7 @@ from numpyro.infer import MCMC, NUTS, init_to_value
 from isouq import _checks
 from isouq._frozen import freeze
 from isouq.density import LogDensity, check_starts, freeze_density
-from isouq.posterior.reference import Cost, Margins, Reference, check_inits
-from isouq.posterior.verdict import judge
+from isouq.posterior.reference import Cost, Margins, Reference, check_inits, judge_record
 
 
 def numpyro_model(log_density: LogDensity, params: Any) -> Callable[[], None]:
@@ -54,7 +53,6 @@ def sample_numpyro(
     record: Margins,
     num_draws: int = 1000,
     num_warmup: int = 500,
-    map_scale: Callable | None = None,
 ) -> Reference:
     """Sample with NumPyro's NUTS, with adapted step size and diagonal mass matrix, and judge the predictions.
 
@@ -85,9 +83,8 @@ def sample_numpyro(
     draws = jax.tree.unflatten(jax.tree.structure(first), [samples[name] for name in _sites(first)])
     predictions = jax.jit(lambda rec, tree: jax.lax.map(jax.vmap(rec), tree))(frozen, draws)
     extra = mcmc.get_extra_fields(group_by_chain=True)
-    maps = predictions if map_scale is None else map_scale(predictions)
     divergent = float(extra["diverging"].mean())
-    verdict = judge(predictions, divergent, maps)
+    verdict = judge_record(record, predictions, divergent)
     cost = Cost(int(extra["num_steps"].sum()), chains * (num_draws + num_warmup))
     step_size = jnp.ravel(mcmc.last_state.adapt_state.step_size)
     return Reference(None, predictions, verdict, cost, divergent, step_size, extra["accept_prob"].mean(axis=1))

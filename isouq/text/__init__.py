@@ -7,23 +7,27 @@ scores.epistemic, scores.aleatoric
 Needs the extra: pip install 'isouq[text]'.
 """
 
+from isouq._extras import extra
 from isouq.sharding import shard_over
-from isouq.text.baselines import (
-    clusters_by_entailment,
-    clusters_by_similarity,
-    naive_entropy,
-    p_true,
-    semantic_entropy,
-    semantic_entropy_discrete,
-)
-from isouq.text.continuations import Reading, read
-from isouq.text.encoder import TextEncoder, load_encoder
-from isouq.text.entailment import Entailment, load_entailment
-from isouq.text.generation import Answer, generate
-from isouq.text.language_model import LanguageModel, load
-from isouq.text.scoring import REDUCTIONS, Scores, score
-from isouq.text.selection import parameter_names
-from isouq.text.sources import resolve as fetch
+
+with extra("text"):
+    from isouq.text._trace import Trace, features, trace
+    from isouq.text.baselines import (
+        clusters_by_entailment,
+        clusters_by_similarity,
+        naive_entropy,
+        p_true,
+        semantic_entropy,
+        semantic_entropy_discrete,
+    )
+    from isouq.text.continuations import Reading, read
+    from isouq.text.encoder import TextEncoder, load_encoder
+    from isouq.text.entailment import Entailment, load_entailment
+    from isouq.text.generation import Answer, generate
+    from isouq.text.language_model import LanguageModel, load
+    from isouq.text.loading.sources import resolve as fetch
+    from isouq.text.scoring import REDUCTIONS, Scores, score
+    from isouq.text.selection import parameter_names
 
 __all__ = [
     "REDUCTIONS",
@@ -33,8 +37,10 @@ __all__ = [
     "Reading",
     "Scores",
     "TextEncoder",
+    "Trace",
     "clusters_by_entailment",
     "clusters_by_similarity",
+    "features",
     "fetch",
     "generate",
     "load",
@@ -48,4 +54,5 @@ __all__ = [
     "semantic_entropy",
     "semantic_entropy_discrete",
     "shard_over",
+    "trace",
 ]

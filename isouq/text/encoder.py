@@ -19,10 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks
-from isouq.text import bert, checkpoint, distilbert, encoder_config, parameters, roberta, sources
-from isouq.text._reading import read_json
-from isouq.text.encoder_config import EncoderConfig
-from isouq.text.tokenizer import Tokenizer
+from isouq.text.loading import checkpoint, sources
+from isouq.text.loading._reading import read_json
+from isouq.text.loading.tokenizer import Tokenizer
+from isouq.text.models import bert, distilbert, encoder_config, parameters, roberta
+from isouq.text.models.encoder_config import EncoderConfig
 
 POOLINGS = ("mean", "cls", "max")
 FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta}

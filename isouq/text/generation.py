@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks
-from isouq.text import decoder, language_model
-from isouq.text.decoder_config import DecoderConfig
+from isouq.text import language_model
 from isouq.text.language_model import LanguageModel
+from isouq.text.models import decoder
+from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import encode_prompt
 from isouq.text.scoring import round_up
 

@@ -11,10 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks
-from isouq.text import checkpoint, decoder, decoder_config, parameters, sources
-from isouq.text.decoder import Decoder
-from isouq.text.decoder_config import DecoderConfig
-from isouq.text.tokenizer import Tokenizer
+from isouq.text.loading import checkpoint, sources
+from isouq.text.loading.tokenizer import Tokenizer
+from isouq.text.models import decoder, decoder_config, parameters
+from isouq.text.models.decoder import Decoder
+from isouq.text.models.decoder_config import DecoderConfig
 
 IGNORED = ("rotary_emb.inv_freq", "lm_head.weight")  # lm_head: where it repeats a tied embedding
 

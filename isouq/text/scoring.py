@@ -29,8 +29,8 @@ from jaxtyping import Array, Float, Int
 from isouq import _checks
 from isouq.gradnorm import value_and_grad_sq_norm
 from isouq.text import selection
-from isouq.text.decoder_config import DecoderConfig
 from isouq.text.language_model import LanguageModel
+from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pairs
 from isouq.text.selection import Selection
 
@@ -101,7 +101,7 @@ def score(
     model: LanguageModel,
     pairs: Sequence[Any],
     reduction: str = "mean",
-    parameters: str | None = None,
+    select: str | None = None,
     batch_size: int = 4,
     remat: bool = True,
     on_batch: Callable[[int], None] | None = None,
@@ -114,7 +114,7 @@ def score(
         pairs: a prompt is text, or a list of `{"role": ..., "content": ...}` for the model's chat template; an answer
             is text that goes on from it (mind the space: " Paris"), or token ids, as `generate` returns them.
         reduction: "mean", "answer" or "first": which probability of an answer is meant (see the module).
-        parameters: a regular expression of parameter names (`parameter_names`), to take the norm of the gradient with
+        select: a regular expression of parameter names (`parameter_names`), to take the norm of the gradient with
             respect to these alone: an approximation by leaving out. None: all parameters.
         batch_size: answers at a time; bounds memory, changes no number beyond rounding. On two CPU cores 4 are as
             fast an answer as 8 (`benchmarks/results/text.md`); a GPU wants more.
@@ -141,7 +141,7 @@ def score(
     pairs = list(pairs)
     rows = encode_pairs(model, pairs, chat_template_kwargs)
     done: dict[int, tuple] = {}
-    for indices, batch in score_rows(model, rows, reduction, parameters, batch_size, remat):
+    for indices, batch in score_rows(model, rows, reduction, select, batch_size, remat):
         done |= {i: (batch, j) for j, i in enumerate(indices)}
         if on_batch:
             on_batch(len(done))
@@ -159,14 +159,14 @@ def score_rows(
     model: LanguageModel,
     rows: Sequence[Row],
     reduction: str = "mean",
-    parameters: str | None = None,
+    select: str | None = None,
     batch_size: int = 4,
     remat: bool = True,
 ) -> Iterator[tuple[list[int], Scores]]:
     """Batch by batch, as each is done: the indices of its rows and their scores. Rows are `encode_pair`'s."""
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _checks.positive_int("batch_size", batch_size)
-    chosen = selection.select(model.config, parameters)
+    chosen = selection.select(model.config, select)
     batch_size = min(batch_size, len(rows))
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), len(rows[i].ids) - rows[i].first))
     for start in range(0, len(order), batch_size):
@@ -182,10 +182,10 @@ def lower(
     rows: Sequence[Row],
     reduction: str,
     remat: bool,
-    parameters: str | None = None,
+    select: str | None = None,
 ) -> jax.stages.Lowered:
     """The program that scores these rows as one batch. params: shapes alone will do."""
-    return _score.lower(config, selection.select(config, parameters), reduction, remat, params, *_pad(rows))
+    return _score.lower(config, selection.select(config, select), reduction, remat, params, *_pad(rows))
 
 
 def round_up(length: int, per_octave: int, least: int) -> int:

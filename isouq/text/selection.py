@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from isouq.text import language_model, parameters
-from isouq.text.decoder_config import DecoderConfig
+from isouq.text import language_model
+from isouq.text.models import parameters
+from isouq.text.models.decoder_config import DecoderConfig
 
 HEAD = "head.kernel"
 
@@ -50,14 +51,14 @@ def select(config: DecoderConfig, pattern: str | None) -> Selection:
         whole = frozenset(outer) - ({HEAD} if config.tied else set())
         return Selection(whole, (Run(0, config.num_layers, frozenset(inner)),))
     if not isinstance(pattern, str):
-        raise ValueError(f"parameters is {pattern!r:.60}; expected a regular expression of parameter names")
+        raise ValueError(f"select is {pattern!r:.60}; expected a regular expression of parameter names")
     try:
         chosen = {name for name in parameter_names(config) if re.match(pattern, name)}
     except re.error as error:
-        raise ValueError(f"parameters is {pattern!r}, not a regular expression: {error}") from None
+        raise ValueError(f"select is {pattern!r}, not a regular expression: {error}") from None
     if not chosen:
         raise ValueError(
-            f"parameters is {pattern!r}, which matches none of {', '.join([*outer, *(f'layers.0.{n}' for n in inner)])}"
+            f"select is {pattern!r}, which matches none of {', '.join([*outer, *(f'layers.0.{n}' for n in inner)])}"
         )
     if config.tied and "embed.embedding" in chosen:
         chosen.discard(HEAD)  # the embedding is selected in both its uses

@@ -2,7 +2,7 @@
 
 import pytest
 
-from isouq.text import sources
+from isouq.text.loading import sources
 
 
 @pytest.fixture(scope="session")

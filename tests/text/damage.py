@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isouq.text.checkpoint import open_checkpoint
+from isouq.text.loading.checkpoint import open_checkpoint
 
 
 def one_line(error):

@@ -9,8 +9,8 @@ import pytest
 from damage import one_line, opens_or_says_why
 from safetensors.numpy import save_file
 
-from isouq.text import _extras
-from isouq.text.checkpoint import open_checkpoint
+from isouq.text.loading import _extras
+from isouq.text.loading.checkpoint import open_checkpoint
 
 
 def weights(rng):

@@ -26,12 +26,12 @@ from twins_text import (
     write_model,
 )
 
-from isouq.text import decoder_config, generate, language_model, load, score
+from isouq.text import generate, language_model, load, score
+from isouq.text.models import decoder_config
 
 PROMPTS = ["abcd", "z", "the quick ab cab", "m" * 20]
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_equals_transformers(tmp_path, family):
     theirs = build(tmp_path, family)
@@ -69,7 +69,6 @@ def assert_same_params(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.torch
 def test_shards_and_their_index(tmp_path):
     theirs = build(tmp_path, "qwen3", saved={"max_shard_size": "20KB"})
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2

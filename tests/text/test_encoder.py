@@ -16,8 +16,8 @@ from twins_text import copy, rewrite
 
 import isouq
 from isouq.text import encoder as encoder_module
-from isouq.text import encoder_config
 from isouq.text.encoder import load_encoder, pool
+from isouq.text.models import encoder_config
 
 SMALL = dict(
     vocab_size=60,
@@ -118,7 +118,6 @@ def classifier(tmp_path_factory):
     return load_encoder(str(folder)), folder
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("family", CONFIGS)
 def test_hidden_states_equal_transformers(tmp_path, family):
     model = build(tmp_path, f"{family}Model")
@@ -138,7 +137,6 @@ def test_hidden_states_equal_transformers(tmp_path, family):
     np.testing.assert_allclose(padded[0, :n], alone, atol=1e-5)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("family", CONFIGS)
 def test_logits_and_their_gradients_equal_torch(tmp_path, family):
     model = build(tmp_path, f"{family}ForSequenceClassification")
@@ -164,7 +162,6 @@ def test_logits_and_their_gradients_equal_torch(tmp_path, family):
     np.testing.assert_allclose(got, norms, rtol=1e-4)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"hidden_act": "relu"}, {"pad_token_id": 3}])
 def test_variants_of_the_configuration(tmp_path, change):
     name = "RobertaModel" if "pad_token_id" in change else "BertModel"
@@ -175,7 +172,6 @@ def test_variants_of_the_configuration(tmp_path, change):
     np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "DistilBertForMaskedLM", "RobertaForMaskedLM"])
 def test_masked_language_models_serve_as_encoders(tmp_path, name):
     model = build(tmp_path, name)
@@ -185,7 +181,7 @@ def test_masked_language_models_serve_as_encoders(tmp_path, name):
     np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
 
 
-@pytest.mark.torch
+@pytest.mark.slow
 def test_minilm_embeds_as_transformers_does(minilm_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -220,7 +216,6 @@ def test_minilm_embeds_as_transformers_does(minilm_path):
     np.testing.assert_allclose(encoder.embed(texts[:4], batch_size=4), unit[:4], atol=1e-5)
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("max_length", [8, 13, 24, 25])
 def test_texts_and_pairs_are_cut_as_by_transformers(minilm_path, max_length):
     transformers = pytest.importorskip("transformers")

@@ -9,8 +9,9 @@ import pytest
 import tokenizers
 from safetensors.numpy import save_file
 
-from isouq.text import clusters_by_entailment, encoder_config, load_entailment
+from isouq.text import clusters_by_entailment, load_entailment
 from isouq.text import encoder as encoder_module
+from isouq.text.models import encoder_config
 
 LABELS = {"0": "CONTRADICTION", "1": "Entailment", "2": "neutral"}
 SIZES = dict(vocab_size=60, max_position_embeddings=40, pad_token_id=0)
@@ -60,7 +61,6 @@ def write(folder, family="Bert", seed=0, **changes):
     return folder
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("family", CONFIGS)
 def test_logits_equal_transformers(tmp_path, family):
     torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ import pytest
 from damage import one_line, opens_or_says_why
 from twins_text import permute
 
-from isouq.text.checkpoint import open_checkpoint
+from isouq.text.loading.checkpoint import open_checkpoint
 
 HIDDEN, HEADS, KV, INNER, VOCAB = 32, 4, 2, 64, 48
 
@@ -112,7 +112,6 @@ def test_a_llama_file_speaks_hugging_face(llama):
     assert metadata["general.architecture"] == "llama"
 
 
-@pytest.mark.slow
 def test_transformers_reads_the_same_tensors(llama):
     utils = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
     transformers = pytest.importorskip("transformers")

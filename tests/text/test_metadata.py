@@ -9,12 +9,12 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from twins_text import build, copy, edit, random_ids, rewrite, torch_logits, write_gguf, write_model, write_tokenizer
 
-from isouq.text import encoder_config, generate, language_model, load, prompts, read, score
-from isouq.text.architectures import DECODERS
-from isouq.text.checkpoint import open_checkpoint
-from isouq.text.decoder_config import from_config
-from isouq.text.tokenizer import Tokenizer
-from isouq.text.trace import trace
+from isouq.text import generate, language_model, load, prompts, read, score, trace
+from isouq.text.loading.checkpoint import open_checkpoint
+from isouq.text.loading.tokenizer import Tokenizer
+from isouq.text.models import encoder_config
+from isouq.text.models.architectures import DECODERS
+from isouq.text.models.decoder_config import from_config
 
 SWITCH = (
     "{{ bos_token }}{% for m in messages %}<u>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>"
@@ -264,7 +264,6 @@ def test_variables_are_checked(model, given):
         model.tokenizer.chat(TALK, tools=[object()])
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("place", ["list", "files"])
 def test_named_templates_equal_transformers(folder, tmp_path, place):
     transformers = pytest.importorskip("transformers")
@@ -353,7 +352,6 @@ def test_what_stands_before_the_names_of_tensors(folder, model, tmp_path, body, 
     np.testing.assert_array_equal(load(str(tmp_path)).logits(ids), wanted.logits(ids))
 
 
-@pytest.mark.torch
 def test_tied_embeddings_of_which_the_file_has_the_output_layer(tmp_path):
     transformers = pytest.importorskip("transformers")
     build(tmp_path, "Llama", num_hidden_layers=1, tie_word_embeddings=True)
@@ -375,7 +373,6 @@ def test_a_gguf_file_that_repeats_its_embedding_as_its_output_layer(tmp_path, al
     assert one.tied is alike
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("alike", [True, False])
 def test_an_output_layer_beside_tied_embeddings(tmp_path, alike):
     transformers = pytest.importorskip("transformers")

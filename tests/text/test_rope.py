@@ -18,7 +18,8 @@ from twins_text import (
     torch_logits,
 )
 
-from isouq.text import decoder_config, load, rope, score
+from isouq.text import load, score
+from isouq.text.models import decoder_config, rope
 
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)
 VARIANTS = {
@@ -46,7 +47,6 @@ def tables(found, length):
     return found.tables(jnp.arange(length), jnp.asarray(length))
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tables_equal_transformers(variant):
     torch = pytest.importorskip("torch")
@@ -191,7 +191,6 @@ def test_the_old_way_counts_where_a_file_has_both():
     )
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize(
     "variant", [name for name, (family, _) in VARIANTS.items() if family == "Llama" and name != "default"]
 )

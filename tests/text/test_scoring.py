@@ -114,7 +114,7 @@ def test_parts_of_the_parameters_equal_the_masked_gradient(request, name):
         parts += ["norm", "layers", r"layers\.1\.attention\.q|norm"]
     found = {}
     for pattern in parts:
-        scores = score(model, PAIRS, parameters=pattern)
+        scores = score(model, PAIRS, select=pattern)
         found[pattern] = scores.epistemic
         for i, pair in enumerate(PAIRS[:2]):
             _, squares = twin(model, pair)
@@ -158,7 +158,7 @@ def test_digits_where_the_model_is_certain(model, factor, least, most):
     assert least < odds.sum() < most  # p rounds to 1 in float32; the square of 1 - p leaves it, and at last 1 - p
     p = odds / (1 + odds.sum())
     p[target] = -p.sum()  # the gradient of log p by the logits, but for the sign
-    scores = score(loud, [(prompt, [target])], parameters="head")
+    scores = score(loud, [(prompt, [target])], select="head")
     np.testing.assert_allclose(scores.log_probability, -np.log1p(odds.sum()), rtol=1e-3)
     np.testing.assert_allclose(scores.aleatoric, odds.sum(), rtol=1e-3)
     np.testing.assert_allclose(scores.log_epistemic, np.log((p**2).sum() * (hidden**2).sum()), rtol=1e-4)
@@ -314,9 +314,9 @@ def test_bad_pairs(model, pair, message):
         (dict(pairs=[]), "pairs is empty; expected at least one"),
         (dict(reduction="sum"), "reduction is 'sum'; expected one of 'mean', 'answer', 'first'"),
         (dict(batch_size=0), "batch_size is 0; expected a whole number of at least 1"),
-        (dict(parameters="layer9"), "parameters is 'layer9', which matches none of embed.embedding, "),
-        (dict(parameters="(norm"), r"parameters is '\(norm', not a regular expression"),
-        (dict(parameters=r"layers\.9\."), "which matches none of"),
+        (dict(select="layer9"), "select is 'layer9', which matches none of embed.embedding, "),
+        (dict(select="(norm"), r"select is '\(norm', not a regular expression"),
+        (dict(select=r"layers\.9\."), "which matches none of"),
     ],
 )
 def test_bad_arguments(model, kwargs, message):

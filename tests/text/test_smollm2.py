@@ -7,7 +7,7 @@ from twins_text import tensor, torch_greedy, torch_logits
 from isouq.text import generate, load, score
 from isouq.text.prompts import encode_pair, encode_prompt
 
-pytestmark = [pytest.mark.slow, pytest.mark.torch]
+pytestmark = pytest.mark.slow
 
 
 def user(text, system=None):

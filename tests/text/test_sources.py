@@ -18,9 +18,9 @@ from damage import one_line
 from huggingface_hub import constants
 from safetensors.numpy import save
 
-from isouq.text import _wheels
-from isouq.text.checkpoint import open_checkpoint
-from isouq.text.sources import resolve
+from isouq.text.loading import _wheels
+from isouq.text.loading.checkpoint import open_checkpoint
+from isouq.text.loading.sources import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = save({"a.weight": np.ones((2, 3), np.float32)})
@@ -408,7 +408,7 @@ def test_importing_sources_needs_no_extra():
     code = (
         "import sys; "
         "[sys.modules.__setitem__(m, None) for m in ('huggingface_hub', 'gguf', 'safetensors', 'tokenizers')]; "
-        "import isouq.text.sources, isouq.text.checkpoint; isouq.text.sources.resolve('org/name')"
+        "from isouq.text.loading import checkpoint, sources; sources.resolve('org/name')"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert re.search(r"isouq\.text needs huggingface_hub; pip install 'isouq\[text\]'", result.stderr)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isouq.text import _chat, _gguf_tokenizer
-from isouq.text.tokenizer import Tokenizer
+from isouq.text.loading import _chat, _gguf_tokenizer
+from isouq.text.loading.tokenizer import Tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -161,7 +161,6 @@ def same(ours, theirs, texts=AWKWARD):
             assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip), text
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("kind", [*BYTE_LEVEL, "sentencepiece", "wordpiece"])
 def test_a_folder_equals_transformers(kind, backends, tmp_path):
     transformers = pytest.importorskip("transformers")
@@ -179,7 +178,6 @@ def test_a_folder_equals_transformers(kind, backends, tmp_path):
     same(Tokenizer.from_folder(path), transformers.AutoTokenizer.from_pretrained(path), [*AWKWARD, "de  tail <pad>"])
 
 
-@pytest.mark.torch
 def test_a_vocabulary_of_words_equals_transformers(backends, tmp_path):
     transformers = pytest.importorskip("transformers")
     vocab = backends["wordpiece"].get_vocab()
@@ -308,7 +306,6 @@ def test_any_text_comes_back(backends, text):
         assert "".join(ours.pieces(ids)) == text
 
 
-@pytest.mark.torch
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, FEATURES, SYSTEM])
 @pytest.mark.parametrize("place", ["config", "named", "file"])
 def test_a_chat_equals_transformers(template, place, backends, tmp_path):
@@ -415,7 +412,7 @@ def test_gguf_that_cannot_be_read(change, reason, backends):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.torch
+@pytest.mark.slow
 def test_minilm_equals_transformers(minilm_path):
     transformers = pytest.importorskip("transformers")
     ours = Tokenizer.from_folder(minilm_path)
@@ -430,6 +427,7 @@ def smollm2_metadata(smollm2_path):
     return {key: entry.contents() for key, entry in reader.fields.items() if key.startswith("tokenizer.")}
 
 
+@pytest.mark.slow
 def test_smollm2_is_the_original(smollm2_metadata):
     """Ids of the published tokenizer: digits one by one, then the regex of GPT-2; nothing added."""
     ours = Tokenizer.from_gguf(smollm2_metadata)
@@ -442,7 +440,7 @@ def test_smollm2_is_the_original(smollm2_metadata):
         assert ours.decode(ids, False) == text == "".join(ours.pieces(ids))
 
 
-@pytest.mark.torch
+@pytest.mark.slow
 def test_smollm2_equals_transformers(smollm2_metadata, smollm2_path):
     """transformers 5.24 forgets the digits: it joins a space to a digit where the original keeps them apart."""
     transformers = pytest.importorskip("transformers")

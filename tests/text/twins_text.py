@@ -9,7 +9,8 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from isouq.text import decoder, decoder_config, language_model, parameters
+from isouq.text import language_model
+from isouq.text.models import decoder, decoder_config, parameters
 
 VOCAB = 48
 SMALL = dict(

@@ -6,8 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.report.palette import GREY, SERIES
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 from isouq.stats import Interval
+
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
 def draw_auroc(
@@ -65,4 +67,4 @@ def draw_auroc(
 
 def _series(i: int) -> tuple[str, str]:
     """Return the colour and marker of the i-th model; beyond the palette the colours repeat with other markers."""
-    return SERIES[i % len(SERIES)][0], "osD^vPX*<>"[i % 10]
+    return _COLOURS[i % len(_COLOURS)], "osD^vPX*<>"[i % 10]

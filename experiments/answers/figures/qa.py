@@ -13,8 +13,8 @@ from experiments.answers.numbers.analysis import COVERAGES, Curve, Part
 from experiments.answers.numbers.qa import QaNumbers
 from experiments.answers.numbers.scores import CURVES, MAIN, SCORES, paper
 from experiments.report.outputs import Numbers
-from experiments.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from experiments.run.job import Result
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 from isouq.stats import Interval
 
 _STYLES = ((ORANGE, "-"), (BLUE, "-"), (GREEN, "--"), (PURPLE, "-"), ("black", "-."), (GREY, ":"), (BLUE, ":"))

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from experiments.answers.figures.auroc import draw_auroc
 from experiments.answers.numbers.trace import COURSE, TITLES, TraceAnalysis, TraceNumbers
 from experiments.report.outputs import Numbers
-from experiments.report.palette import BLUE, ORANGE
 from experiments.run.job import Result
-from isouq.plots import trace_tokens
+from isouq.plots import BLUE, ORANGE, trace_tokens
 from isouq.stats import Interval
 
 _THIRDS = ("early", "middle", "late")

@@ -77,7 +77,7 @@ def _passes(
         "forward": lambda: read(model, pairs),
         "gradient": lambda: score(model, pairs, batch_size=batch),
         "gradient_first": lambda: score(model, pairs, reduction="first", batch_size=batch),
-        "gradient_head": lambda: score(model, pairs, parameters=HEAD, batch_size=batch),
+        "gradient_head": lambda: score(model, pairs, select=HEAD, batch_size=batch),
         "p_true": lambda: p_true(
             model, [item.question for item in questions], texts, samples, chat=block.prompt == "chat"
         ),

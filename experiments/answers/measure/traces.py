@@ -14,8 +14,7 @@ from experiments.answers.prompts import answer_prompt
 from experiments.answers.questions import Question
 from experiments.run.job import Result
 from experiments.run.partial import Partial
-from isouq.text import LanguageModel
-from isouq.text.trace import features, trace
+from isouq.text import LanguageModel, features, trace
 
 ARRAYS = ("log_p", "entropy", "log_grad_sq_norm")
 CHECK_PROBES = 32  # for the one answer that is traced both ways

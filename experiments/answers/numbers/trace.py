@@ -14,10 +14,11 @@ from experiments.answers.numbers.scores import SCORES
 from experiments.report.outputs import Number, Numbers, table_csv
 from experiments.run.job import Result
 from isouq import stats
-from isouq.text.trace import OUR_STATISTICS, OURS, SERIES, STATISTICS
 
 FOLDS = 5
 SPLITS = 10  # into folds; a question's log odds are the mean over them
+SERIES = ("epistemic", "committal", "entropy")  # the follow-up paper's
+STATISTICS = ("early", "middle", "late", "slope", "r_squared")  # the follow-up paper's
 
 
 def _names(series: tuple[str, ...], statistics: tuple[str, ...] = STATISTICS) -> tuple[str, ...]:
@@ -27,7 +28,7 @@ def _names(series: tuple[str, ...], statistics: tuple[str, ...] = STATISTICS) ->
 # The features of each classifier; the first is the follow-up paper's.
 CLASSIFIERS = {
     "classifier": _names(SERIES),
-    "classifier_ours": _names((*SERIES, OURS), (*STATISTICS, *OUR_STATISTICS)),
+    "classifier_ours": _names((*SERIES, "log_epistemic"), (*STATISTICS, "mean", "max")),
     "classifier_epistemic": _names(("epistemic",)),
     "classifier_committal": _names(("committal",)),
     "classifier_entropy": _names(("entropy",)),
@@ -49,7 +50,7 @@ OTHERS = (
     "max_token_entropy", "num_tokens",
 )  # fmt: skip
 TITLES = LABELS | {name: SCORES[name].label for name in OTHERS}
-COURSE = {OURS: "log U_E", "committal": "p(1 − p)", "entropy": "entropy, nats"}  # series whose thirds are shown
+COURSE = {"log_epistemic": "log U_E", "committal": "p(1 − p)", "entropy": "entropy, nats"}  # thirds are shown
 Row = dict[str, Any]
 
 

@@ -44,7 +44,8 @@ def score(
     configuration: Configuration, tuned: Tuned, proxies: np.ndarray, rows: np.ndarray
 ) -> Float[np.ndarray, " rows"]:
     """Return log gᵀH⁻¹g of the texts `rows`, H from the texts `proxies` and the prior N(0, 1/λ)."""
-    curvature, structure = configuration.covariance.split("_")
+    name, structure = configuration.covariance.split("_")
+    curvature = "empirical_fisher" if name == "fisher" else name  # results are stored under the short name
     predict: Any = tuned.predict
     params, batch = tuned.params, 1
 

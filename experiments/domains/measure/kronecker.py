@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 
 from isouq.covariance import StructuredCovariance, laplace
 from isouq.gradnorm import Form
-from isouq.text import bert
 from isouq.text.encoder import Predict, pool
-from isouq.text.encoder_config import EncoderConfig
+from isouq.text.models import bert
+from isouq.text.models.encoder_config import EncoderConfig
 
 
 def separate_layers(params: Any) -> Any:

@@ -8,22 +8,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report.outputs import Numbers
-from experiments.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from experiments.report.tables import number
 from experiments.run.job import Result
+from experiments.synthetic.figures.parts import add_legend, draw_numbers
 from experiments.synthetic.measure.covariance import METHODS
 from experiments.synthetic.measure.proxies import DATA, HALVES
-from experiments.synthetic.numbers.models import STATISTICS, TITLES
-from isouq.plots import unit_range
+from experiments.synthetic.numbers.covariance import planar_models
+from experiments.synthetic.numbers.models import TITLES
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, unit_range
 from isouq.stats import Interval
 
 _COLOURS = {"identity": BLUE, "hessian": ORANGE, "ggn": GREEN, "fisher": PURPLE, "draws": GREY}
 _MARKERS = {"dense": "s", "low_rank": "D", "kronecker": "^", "diagonal": "v", "within": "X"}
 
+Problems = Mapping[str, Mapping[str, Interval]]
+
 
 def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     """Draw Fig. 1 and the maps of every problem (the first seed), the agreement, and cost against agreement."""
     drawn = {}
-    planar = {model.problem for model in numbers.details.planar}
+    planar = {model.problem for model in planar_models(numbers.details)}
     first: dict[str, Result] = {}
     for result in results:
         if result.numbers["problem"] in planar:
@@ -32,18 +36,8 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
         drawn["covariance"] = proxy_maps([_maps(first["binary/xor"], data) for data in DATA])
     if first:
         drawn["covariance_maps"] = proxy_maps([_maps(result, "") for result in first.values()])
-    groups = {model.name: numbers.groups[model.name] for model in numbers.details.problems}
-    agreement = {
-        name: {method: {s: values[f"{method}_{s}"] for s in STATISTICS} for method in METHODS}
-        for name, values in groups.items()
-    }
-    costs = {
-        name: {method: values[f"{method}_gradients"].mean for method in METHODS}
-        | {"reference": values["gradient_evaluations"].mean}
-        for name, values in groups.items()
-    }
-    drawn["covariance_agreement"] = heat_maps(agreement, METHODS)
-    drawn["pareto"] = pareto(agreement, costs, METHODS)
+    drawn["covariance_agreement"] = heat_maps(numbers.groups)
+    drawn["pareto"] = pareto(numbers.groups)
     return drawn
 
 
@@ -104,86 +98,67 @@ def proxy_maps(problems: Sequence[tuple[str, int, Mapping[str, np.ndarray]]]) ->
     return figure
 
 
-def heat_maps(agreement: Mapping[str, Mapping[str, Mapping[str, Interval]]], labels: Mapping[str, str]) -> Figure:
+def heat_maps(problems: Problems) -> Figure:
     """Draw the mean r and ρ of gᵀΣg with the reference, methods by problems, as two heat maps with the numbers.
 
-    agreement: problem -> method -> {"pearson": Interval, "spearman": Interval}.
+    problems: problem -> intervals by name: "METHOD_STATISTIC".
     """
-    names = list(agreement)
     figure, axes = plt.subplots(
-        1,
-        2,
-        figsize=(4.0 + 1.5 * len(names), 1.4 + 0.36 * len(labels)),
-        sharey=True,
-        layout="constrained",
-        squeeze=False,
-    )
-    for axis, (statistic, title) in zip(axes[0], TITLES.items(), strict=True):
-        values = np.array([[agreement[name][method][statistic].mean for name in names] for method in labels])
-        image = axis.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axis.set_facecolor("#dddddd")
-        for (i, j), value in np.ndenumerate(values):
-            text = "–" if np.isnan(value) else f"{value:.2f}"
-            axis.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if value < 0.55 else "black")
-        axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
-        axis.set_yticks(range(len(labels)), list(labels.values()), fontsize=8)
+        1, 2, figsize=(4.0 + 1.5 * len(problems), 1.4 + 0.36 * len(METHODS)), sharey=True, layout="constrained",
+    )  # fmt: skip
+    for axis, (statistic, title) in zip(axes, TITLES.items(), strict=True):
+        means = [[values[f"{method}_{statistic}"].mean for values in problems.values()] for method in METHODS]
+        texts = [[number(mean) for mean in line] for line in means]
+        image = draw_numbers(axis, np.array(means), np.array(texts), fontsize=7)
+        axis.set_xticks(range(len(problems)), list(problems), rotation=40, ha="right", fontsize=8)
+        axis.set_yticks(range(len(METHODS)), list(METHODS.values()), fontsize=8)
         axis.set_title(title, fontsize=9)
     bar = figure.colorbar(image, ax=axes, pad=0.01, extend="min")
     bar.set_label("mean over accepted seeds (–: none accepted)", fontsize=8)
     return figure
 
 
-def pareto(
-    agreement: Mapping[str, Mapping[str, Mapping[str, Interval]]],
-    costs: Mapping[str, Mapping[str, float]],
-    labels: Mapping[str, str],
-) -> Figure:
+def pareto(problems: Problems) -> Figure:
     """Draw cost against agreement, a panel a problem: mean ρ with 95 % bars over gradients to build Σ (log axis).
 
-    agreement: as in `heat_maps`. costs: problem -> method (and "reference") -> gradients over the training
-    data.
+    problems: problem -> intervals by name: "METHOD_spearman", "METHOD_gradients", and "gradient_evaluations", the
+    cost of the reference.
     """
-    names = list(agreement)
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
+    columns = min(4, len(problems))
+    rows = -(-len(problems) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(3.1 * columns, 2.6 * rows + 1.1), sharex=True, sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axis in axes.flat[len(names) :]:
+    for axis in axes.flat[len(problems) :]:
         axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        for method in labels:
-            interval = agreement[name][method]["spearman"]
+    largest = max(values["gradient_evaluations"].mean for values in problems.values())
+    for axis, (name, values) in zip(axes.flat, problems.items(), strict=False):
+        for method in METHODS:
+            interval = values[f"{method}_spearman"]
             if interval.count == 0:
                 continue
             bars = None if interval.count < 2 else [[interval.mean - interval.low], [interval.high - interval.mean]]
             axis.errorbar(
-                max(costs[name][method], 0.3),
-                interval.mean,
-                yerr=bars,
-                ls="none",
-                ms=5,
-                lw=0.8,
-                alpha=0.85,
-                **_style(method),
-            )
-        axis.plot(costs[name]["reference"], 1.0, marker="*", color="black", ms=9, ls="none")
+                max(values[f"{method}_gradients"].mean, 0.3), interval.mean, yerr=bars,
+                ls="none", ms=5, lw=0.8, alpha=0.85, **_style(method),
+            )  # fmt: skip
+        axis.plot(values["gradient_evaluations"].mean, 1.0, marker="*", color="black", ms=9, ls="none")
         axis.set_title(name, fontsize=9)
         axis.set_xscale("log")
         axis.axhline(0, color=GREY, lw=0.6)
         axis.set_ylim(-0.3, 1.08)
         axis.grid(alpha=0.3)
-        axis.set_xlim(0.15, 5 * max(by_method["reference"] for by_method in costs.values()))
+        axis.set_xlim(0.15, 5 * largest)
         axis.set_xticks([0.3, 1, 100, 10_000], ["0", "1", "10²", "10⁴"])
         axis.minorticks_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("Spearman ρ")
     for axis in axes[-1]:
         axis.set_xlabel("gradients over the training data")
-    handles = [plt.Line2D([], [], ls="none", label=label, **_style(method)) for method, label in labels.items()]
-    handles.append(plt.Line2D([], [], ls="none", marker="*", color="black", ms=9, label="the reference itself (HMC)"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    lines = [{"ls": "none", "label": label, **_style(method)} for method, label in METHODS.items()]
+    lines.append({"ls": "none", "marker": "*", "color": "black", "ms": 9, "label": "the reference itself (HMC)"})
+    add_legend(figure, lines, 5, fontsize=7)
     return figure
 
 

@@ -8,10 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report.outputs import Numbers
-from experiments.report.palette import BLUE, GREEN, GREY, ORANGE
 from experiments.run.job import Result
+from experiments.synthetic.figures.parts import add_legend, draw_band, set_width_axis
 from experiments.synthetic.measure.decomposition import SIGMAS, VERSIONS
-from experiments.synthetic.numbers.models import TITLES
+from experiments.synthetic.numbers.models import TITLES, sweep_by_prior
+from isouq.plots import BLUE, GREEN, GREY, ORANGE
 from isouq.stats import Interval
 
 TERMS = {
@@ -23,70 +24,65 @@ TERMS = {
 
 def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     """Draw the correlations against width by prior, and of every problem; the perturbations of every problem."""
-    models, drawn = numbers.details, {}
-    if models.sweep:
-        curves: dict[tuple[str, float], dict[int, Mapping[str, Interval]]] = {}
-        for model in models.sweep:
-            curves.setdefault((model.prior, model.sigma), {})[model.width] = numbers.groups[model.name]
-        drawn["decomposition"] = against_width(curves, VERSIONS, "pearson")
-        drawn["decomposition_spearman"] = against_width(curves, VERSIONS, "spearman")
-    if models.problems:
-        problems = {model.name: numbers.groups[model.name] for model in models.problems}
-        drawn["decomposition_problems"] = by_problem(problems, VERSIONS)
-        drawn["perturbation"] = perturbation(problems, SIGMAS)
+    drawn = {}
+    curves = {
+        prior: {model.width: numbers.groups[model.name] for model in models if model.width is not None}
+        for prior, models in sweep_by_prior(numbers.details).items()
+    }
+    if curves:
+        drawn["decomposition"] = against_width(curves, "pearson")
+        drawn["decomposition_spearman"] = against_width(curves, "spearman")
+    problems = {model.name: numbers.groups[model.name] for model in numbers.details if model.width is None}
+    if problems:
+        drawn["decomposition_problems"] = by_problem(problems)
+        drawn["perturbation"] = perturbation(problems)
     return drawn
 
 
-def against_width(
-    curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, Interval]]],
-    versions: Mapping[str, str],
-    statistic: str,
-) -> Figure:
+def against_width(curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, Interval]]], statistic: str) -> Figure:
     """Draw the three correlations against width with their 95 % bands: a column a prior, a row a covariance Σ.
 
-    curves: (prior, σ) -> width -> intervals by name: "whole_STATISTIC", and for each version
-    "taylor_VERSION_STATISTIC" and "isotropy_VERSION_STATISTIC". versions: name -> title. statistic: a key
-    of `TITLES`. A width without an accepted seed breaks the line.
+    curves: (prior, σ) -> width -> intervals by name: "whole_STATISTIC", and for each of VERSIONS
+    "taylor_VERSION_STATISTIC" and "isotropy_VERSION_STATISTIC". statistic: a key of `TITLES`. A width without an
+    accepted seed breaks the line.
     """
     figure, axes = plt.subplots(
-        len(versions), len(curves), figsize=(1.4 + 3 * len(curves), 1 + 2.3 * len(versions)),
+        len(VERSIONS), len(curves), figsize=(1.4 + 3 * len(curves), 1 + 2.3 * len(VERSIONS)),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     widths = sorted({width for by_width in curves.values() for width in by_width})
     shown = [by_width[w][_name(t, v, statistic)] for by_width in curves.values() for w in by_width
-             for t in TERMS for v in versions]  # fmt: skip
-    for row, (version, title) in zip(axes, versions.items(), strict=True):
+             for t in TERMS for v in VERSIONS]  # fmt: skip
+    for row, (version, title) in zip(axes, VERSIONS.items(), strict=True):
         row[0].set_ylabel(f"Σ {title}\n{TITLES[statistic]}")
         for axis, by_width in zip(row, curves.values(), strict=True):
-            ran = sorted(by_width)
             for term, (_, colour, marker) in TERMS.items():
-                _curve(axis, ran, [by_width[w][_name(term, version, statistic)] for w in ran], colour, marker)
+                points = [values[_name(term, version, statistic)] for values in by_width.values()]
+                draw_band(axis, list(by_width), points, colour, marker, lw=1.2)
             axis.axhline(0, color=GREY, lw=0.6)
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylim(_floor(shown), 1.04)
     for axis, (prior, sigma) in zip(axes[0], curves, strict=True):
         axis.set_title(f"prior {prior}, σ = {sigma:g}", fontsize=9)
     for axis in axes[-1]:
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(widths, [str(w) for w in widths], fontsize=8)
-        axis.minorticks_off()
+        set_width_axis(axis, widths, fontsize=8)
         axis.set_xlabel("hidden width")
-    _legend(figure, "mean and 95 % band over accepted seeds")
+    _add_terms(figure, "mean and 95 % band over accepted seeds")
     return figure
 
 
-def by_problem(problems: Mapping[str, Mapping[str, Interval]], versions: Mapping[str, str]) -> Figure:
+def by_problem(problems: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """Draw the three correlations of every problem with their intervals: a column a covariance Σ, a row a statistic.
 
-    problems: problem -> intervals by name, as in `against_width`. versions: name -> title.
+    problems: problem -> intervals by name, as in `against_width`.
     """
     figure, axes = plt.subplots(
-        len(TITLES), len(versions), figsize=(1.6 + 3.2 * len(versions), 1.8 + 0.45 * len(problems) * len(TITLES)),
+        len(TITLES), len(VERSIONS), figsize=(1.6 + 3.2 * len(VERSIONS), 1.8 + 0.45 * len(problems) * len(TITLES)),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
-    shown = [p[_name(t, v, s)] for p in problems.values() for t in TERMS for v in versions for s in TITLES]
+    shown = [p[_name(t, v, s)] for p in problems.values() for t in TERMS for v in VERSIONS for s in TITLES]
     for row, (statistic, label) in zip(axes, TITLES.items(), strict=True):
-        for axis, (version, title) in zip(row, versions.items(), strict=True):
+        for axis, (version, title) in zip(row, VERSIONS.items(), strict=True):
             for place, (term, (_, colour, marker)) in enumerate(TERMS.items()):
                 for y, intervals in enumerate(problems.values()):
                     interval, height = intervals[_name(term, version, statistic)], y + 0.22 * (place - 1)
@@ -100,11 +96,11 @@ def by_problem(problems: Mapping[str, Mapping[str, Interval]], versions: Mapping
             axis.tick_params(labelbottom=True)
     axes[0, 0].set_xlim(_floor(shown), 1.04)
     axes[0, 0].set_ylim(len(problems) - 0.5, -0.5)
-    _legend(figure, "mean and 95 % interval over accepted seeds")
+    _add_terms(figure, "mean and 95 % interval over accepted seeds")
     return figure
 
 
-def perturbation(problems: Mapping[str, Mapping[str, Interval]], sigmas: Sequence[int | float]) -> Figure:
+def perturbation(problems: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """Draw the correlation of V with the perturbation W against its σ, and with ‖g‖² (dashed): a panel a problem.
 
     problems: problem -> intervals by name: "perturbation_SIGMA_STATISTIC" and "whole_STATISTIC".
@@ -119,9 +115,9 @@ def perturbation(problems: Mapping[str, Mapping[str, Interval]], sigmas: Sequenc
     shown = []
     for axis, (name, intervals) in zip(axes.flat, problems.items(), strict=False):
         for statistic, (colour, marker) in series.items():
-            points = [intervals[f"perturbation_{sigma:g}_{statistic}"] for sigma in sigmas]
+            points = [intervals[f"perturbation_{sigma:g}_{statistic}"] for sigma in SIGMAS]
             whole = intervals[f"whole_{statistic}"]
-            _curve(axis, sigmas, points, colour, marker)
+            draw_band(axis, SIGMAS, points, colour, marker, lw=1.2)
             axis.axhline(whole.mean, color=colour, ls="--", lw=1)
             shown += [*points, whole]
         axis.axhline(0, color=GREY, lw=0.6)
@@ -135,28 +131,18 @@ def perturbation(problems: Mapping[str, Mapping[str, Interval]], sigmas: Sequenc
         if i + columns >= len(problems):
             axis.set_xlabel("σ of the perturbation")
             axis.tick_params(labelbottom=True)
-    axes[0, 0].set(ylim=(_floor(shown), 1.04), xscale="log", xlim=(min(sigmas) / 1.5, max(sigmas) * 1.5))
-    handles = [
-        plt.Line2D([], [], color=colour, marker=marker, ms=4, label=f"W, {TITLES[s]}: mean and 95 % band")
+    axes[0, 0].set(ylim=(_floor(shown), 1.04), xscale="log", xlim=(min(SIGMAS) / 1.5, max(SIGMAS) * 1.5))
+    lines: list[dict[str, Any]] = [
+        {"color": colour, "marker": marker, "ms": 4, "label": f"W, {TITLES[s]}: mean and 95 % band"}
         for s, (colour, marker) in series.items()
     ]
-    handles += [
-        plt.Line2D([], [], color=colour, ls="--", lw=1, label=f"‖g‖², {TITLES[s]}") for s, (colour, _) in series.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    lines += [{"color": c, "ls": "--", "lw": 1, "label": f"‖g‖², {TITLES[s]}"} for s, (c, _) in series.items()]
+    add_legend(figure, lines, 4)
     return figure
 
 
 def _name(term: str, version: str, statistic: str) -> str:
     return f"whole_{statistic}" if term == "whole" else f"{term}_{version}_{statistic}"
-
-
-def _curve(axis: Any, xs: Sequence[int | float], points: Sequence[Interval], colour: str, marker: str) -> None:
-    """Draw a line through the means with its band; both break where nothing was accepted (NaN)."""
-    axis.plot(xs, [i.mean for i in points], marker=marker, color=colour, ms=4, lw=1.2)
-    bounds = [i.low for i in points], [i.high for i in points]
-    axis.fill_between(xs, *bounds, color=colour, alpha=0.2, lw=0)
-    axis.vlines(xs, *bounds, color=colour, lw=0.8)  # a point between two breaks has no band
 
 
 def _floor(intervals: Iterable[Interval]) -> float:
@@ -165,9 +151,6 @@ def _floor(intervals: Iterable[Interval]) -> float:
     return min(0.0, float(np.min(values, where=np.isfinite(values), initial=0.0))) - 0.05
 
 
-def _legend(figure: Figure, note: str) -> None:
-    handles = [
-        plt.Line2D([], [], color=colour, marker=marker, ms=5, label=label) for label, colour, marker in TERMS.values()
-    ]
-    figure.legend(handles=handles, title=note, loc="outside lower center", ncols=3, fontsize=8, title_fontsize=8,
-                  frameon=False)  # fmt: skip
+def _add_terms(figure: Figure, note: str) -> None:
+    lines = [{"color": colour, "marker": marker, "ms": 5, "label": label} for label, colour, marker in TERMS.values()]
+    add_legend(figure, lines, 3, title=note, title_fontsize=8)

@@ -9,29 +9,23 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from experiments.report.outputs import Numbers
-from experiments.report.palette import GREY, ORANGE
 from experiments.run.job import Result
+from experiments.synthetic.figures.parts import add_legend
 from experiments.synthetic.measure.spectrum import COVARIANCE_EDGES, HESSIAN_EDGES
 from experiments.synthetic.numbers.models import TITLES, Row
 from experiments.synthetic.presets.scaling import CURVES
+from isouq.plots import GREY, ORANGE
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     """Draw the agreement of every model against its bulk, and the densities of the sweep's first seed."""
-    drawn = {"spectrum_agreement": agreement([_point(row) for row in numbers.rows])}
+    drawn = {"spectrum_agreement": agreement(numbers.rows)}
     lines = _lines(results)
     if lines:
-        drawn["spectrum"] = densities(lines, HESSIAN_EDGES, COVARIANCE_EDGES)
+        drawn["spectrum"] = densities(lines)
     return drawn
-
-
-def _point(row: Row) -> dict[str, Any]:
-    group = None if row["width"] is None else f"{row['prior']} σ = {row['sigma']:g}"
-    columns = {"share": "bulk_mean", "pearson": "whole_pearson", "spearman": "whole_spearman"}
-    point = {name: row[column] for name, column in columns.items()}
-    return {"group": group, "width": row["width"], "accepted": row["accepted"], **point}
 
 
 def _lines(results: Sequence[Result]) -> dict[tuple[str, float], dict[int, dict[str, Any]]]:
@@ -54,16 +48,12 @@ def _lines(results: Sequence[Result]) -> dict[tuple[str, float], dict[int, dict[
     return lines
 
 
-def densities(
-    lines: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]],
-    hessian_edges: np.ndarray,
-    covariance_edges: np.ndarray,
-) -> Figure:
+def densities(lines: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]]) -> Figure:
     """Draw the share of directions by eigenvalue: likelihood's Hessian (top), draws' covariance within chains (bottom).
 
     lines: (prior, σ) -> width -> {"hessian", "within": share of directions in each bin, "accepted"}. σ is the
-    prior's largest scale. hessian_edges: symmetric about 0, the middle bin drawn linearly. covariance_edges > 0.
-    Dotted: the covariance of draws that did not converge.
+    prior's largest scale. The bins' edges are HESSIAN_EDGES, of which the middle bin is drawn linearly, and
+    COVARIANCE_EDGES. Dotted: the covariance of draws that did not converge.
     """
     figure, axes = plt.subplots(
         2, len(lines), figsize=(1.2 + 4 * len(lines), 6.6), sharex="row", sharey="row", squeeze=False,
@@ -75,9 +65,9 @@ def densities(
         top, bottom = axes[:, column]
         for width, line in by_width.items():
             colour = colours(norm(width))
-            top.stairs(line["hessian"], hessian_edges, color=colour, lw=1.2)
+            top.stairs(line["hessian"], HESSIAN_EDGES, color=colour, lw=1.2)
             style = "-" if line["accepted"] else ":"
-            bottom.stairs(line["within"], covariance_edges, color=colour, lw=1.2, ls=style)
+            bottom.stairs(line["within"], COVARIANCE_EDGES, color=colour, lw=1.2, ls=style)
         for place in (-1, 1):
             top.axvline(place / sigma**2, color=ORANGE, ls="--", lw=1.2)
         bottom.axvline(sigma**2, color=ORANGE, ls="--", lw=1.2)
@@ -86,65 +76,64 @@ def densities(
         bottom.set_xlabel("eigenvalue of the draws' covariance, within chains")
         for axis in (top, bottom):
             axis.grid(alpha=0.3)
-    inner = float(np.abs(hessian_edges).min())
+    inner = float(np.abs(HESSIAN_EDGES).min())
     axes[0, 0].set_xscale("symlog", linthresh=inner, linscale=0.5)
-    ends = _ends([line["hessian"] for by_width in lines.values() for line in by_width.values()], hessian_edges)
+    ends = _ends([line["hessian"] for by_width in lines.values() for line in by_width.values()], HESSIAN_EDGES)
     powers = [power for power in range(-2, 7, 2) if inner < 10.0**power]
     axes[0, 0].set_xticks([-(10.0**p) for p in reversed(powers)] + [0] + [10.0**p for p in powers])
     axes[0, 0].set_xlim(*ends)
     axes[1, 0].set_xscale("log")
     axes[1, 0].set_xlim(
-        *_ends([line["within"] for by_width in lines.values() for line in by_width.values()], covariance_edges)
+        *_ends([line["within"] for by_width in lines.values() for line in by_width.values()], COVARIANCE_EDGES)
     )
     for axis in axes[:, 0]:
         axis.set(ylabel="share of directions in a bin", ylim=(0, None))
     _width_bar(figure, axes, norm)
-    handles = [
-        plt.Line2D(
-            [],
-            [],
-            color=ORANGE,
-            ls="--",
-            label="± smallest prior precision 1/σ² (top), largest prior variance σ² (bottom)",
-        ),
-        plt.Line2D([], [], color=GREY, ls=":", label="draws not converged"),
+    ends_of_prior = "± smallest prior precision 1/σ² (top), largest prior variance σ² (bottom)"
+    marks = [
+        {"color": ORANGE, "ls": "--", "label": ends_of_prior},
+        {"color": GREY, "ls": ":", "label": "draws not converged"},
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    add_legend(figure, marks, 2)
     return figure
 
 
-def agreement(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the agreement r and ρ against the bulk's share of ‖g‖², a point a model.
+def agreement(rows: Sequence[Row]) -> Figure:
+    """Draw the agreement r and ρ against the bulk's share of ‖g‖², a point a row.
 
-    points: mappings with `group` (a prior; None for a problem's own model), `width`, `accepted`, `share`,
-    `pearson` and `spearman`. A marker a group, a colour a width; hollow: the reference was not accepted.
+    A marker a prior (a star: a problem's own model), a colour a width; hollow: the reference was not accepted.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.9), sharex=True, sharey=True, layout="constrained")
-    groups = [group for group in dict.fromkeys(point["group"] for point in points) if group is not None]
-    markers = dict(zip(groups, _MARKERS * len(groups), strict=False)) | {None: "*"}
-    norm = _width_norm([point["width"] for point in points if point["width"] is not None])
+    swept = [row for row in rows if row["width"] is not None]
+    priors = list(dict.fromkeys((row["prior"], row["sigma"]) for row in swept))
+    markers = dict(zip(priors, _MARKERS * len(priors), strict=False))
+    norm = _width_norm([row["width"] for row in swept])
     colours = plt.get_cmap("viridis")
     for axis, (statistic, label) in zip(axes, TITLES.items(), strict=True):
-        for point in points:
-            own = point["group"] is None
-            colour = ORANGE if own else colours(norm(point["width"]))
+        for row in rows:
+            own = row["width"] is None
+            colour = ORANGE if own else colours(norm(row["width"]))
+            marker = "*" if own else markers[row["prior"], row["sigma"]]
             axis.plot(
-                point["share"], point[statistic], marker=markers[point["group"]], ms=8 if own else 5, ls="none",
-                mec=colour, mfc=colour if point["accepted"] else "none", mew=0.8, alpha=0.85,
+                row["bulk_mean"], row[f"whole_{statistic}"], marker=marker, ms=8 if own else 5, ls="none",
+                mec=colour, mfc=colour if row["accepted"] else "none", mew=0.8, alpha=0.85,
             )  # fmt: skip
         axis.set(xlabel="share of ‖g‖² in the bulk (mean over inputs)", ylabel=f"epistemic, {label}")
         axis.set_xscale("symlog", linthresh=1e-3, linscale=0.4)
-        axis.set(xlim=(-3e-4, 1.3), ylim=(min(-0.25, _lowest(points)), 1.04))
+        axis.set(xlim=(-3e-4, 1.3), ylim=(min(-0.25, _lowest(rows)), 1.04))
         axis.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
         axis.axhline(0, color=GREY, lw=0.6)
         axis.grid(alpha=0.3)
-    if groups:
+    if swept:
         _width_bar(figure, axes, norm)
-    handles = [plt.Line2D([], [], marker=markers[g], color=GREY, ls="none", ms=5, label=g) for g in groups]
-    if any(point["group"] is None for point in points):
-        handles.append(plt.Line2D([], [], marker="*", color=ORANGE, ls="none", ms=8, label="a problem's own model"))
-    handles.append(plt.Line2D([], [], marker="o", mfc="none", color=GREY, ls="none", ms=5, label="hollow: unconverged"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    lines: list[dict[str, Any]] = [
+        {"marker": marker, "color": GREY, "ms": 5, "label": f"{prior} σ = {sigma:g}"}
+        for (prior, sigma), marker in markers.items()
+    ]
+    if len(swept) < len(rows):
+        lines.append({"marker": "*", "color": ORANGE, "ms": 8, "label": "a problem's own model"})
+    lines.append({"marker": "o", "mfc": "none", "color": GREY, "ms": 5, "label": "hollow: unconverged"})
+    add_legend(figure, [{"ls": "none", **line} for line in lines], len(lines))
     return figure
 
 
@@ -154,8 +143,8 @@ def _ends(densities: Sequence[Any], edges: np.ndarray) -> tuple[float, float]:
     return float(edges[filled[0]]), float(edges[filled[-1] + 1])
 
 
-def _lowest(points: Sequence[Mapping[str, Any]]) -> float:
-    values = [point[name] for point in points for name in ("pearson", "spearman")]
+def _lowest(rows: Sequence[Row]) -> float:
+    values = [row[f"whole_{statistic}"] for row in rows for statistic in TITLES]
     return min((value - 0.04 for value in values if np.isfinite(value)), default=0.0)
 
 

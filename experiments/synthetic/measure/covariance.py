@@ -23,13 +23,14 @@ LAPLACE = {
     "ggn_low_rank": ("ggn", "low_rank"),
     "ggn_kronecker": ("ggn", "kronecker"),
     "ggn_diagonal": ("ggn", "diagonal"),
-    "fisher_dense": ("fisher", "dense"),
-    "fisher_kronecker": ("fisher", "kronecker"),
-    "fisher_diagonal": ("fisher", "diagonal"),
+    "fisher_dense": ("empirical_fisher", "dense"),
+    "fisher_kronecker": ("empirical_fisher", "kronecker"),
+    "fisher_diagonal": ("empirical_fisher", "diagonal"),
 }
+_CURVATURES = {"hessian": "Hessian", "ggn": "GGN", "empirical_fisher": "empirical Fisher"}
 METHODS = {
     "identity": "identity",
-    **{name: f"{'empirical Fisher' if c == 'fisher' else {'ggn': 'GGN'}.get(c, 'Hessian')}, {s.replace('_', ' ')}"
+    **{name: f"{_CURVATURES[c]}, {s.replace('_', ' ')}"
        for name, (c, s) in LAPLACE.items()},
     "draws_within": "reference's draws, dense",
 }  # fmt: skip
@@ -97,7 +98,7 @@ def _build(subject: Subject, method: str) -> tuple[Any, int]:
     elif curvature == "hessian":
         gradients = 2 * num_params
     else:
-        gradients = 1 if curvature == "fisher" else subject.setting.problem.num_outputs
+        gradients = 1 if curvature == "empirical_fisher" else subject.setting.problem.num_outputs
     return laplace(log_density, theta, curvature, structure, rank=RANK), gradients
 
 

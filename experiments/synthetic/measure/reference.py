@@ -58,7 +58,7 @@ def measure_reference(
         "map_grad_norm": float(fit.grad_norm[best]),
         "map_converged": bool(fit.converged[best]),
         "step_size": float(reference.step_size.mean()),
-        "acceptance": float(reference.acceptance.mean()),
+        "acceptance": float(reference.acceptance_rate.mean()),
         "gradient_evaluations": reference.cost.gradient_evaluations,
     }
     clock.lap("seconds_verdict")

@@ -21,7 +21,6 @@ def measure(subject: Subject) -> Result:
         setting.log_density, subject.starts, setting.second_key,
         record=Margins(setting.predict, subject.xs[grid], subject.target, kind),
         num_draws=cell.num_draws, num_warmup=cell.num_warmup,
-        map_scale=lambda margins: probabilities(margins, kind),
     )  # fmt: skip
     variance = probabilities(nuts.predictions, kind).var(axis=(0, 1))
     clock.lap("seconds_numpyro")

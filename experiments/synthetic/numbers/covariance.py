@@ -1,13 +1,20 @@
 """The numbers of the covariance study: agreement and cost of every method, and the asymmetry of the proxies."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.covariance import CLIPPED, METHODS
 from experiments.synthetic.measure.proxies import CURVATURES, DATA
-from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, mean_over_all, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import (
+    STATISTICS,
+    Groups,
+    Model,
+    Row,
+    mean_over_all,
+    numbers_of,
+    rows_by_model,
+)
 
 PROXIES = {f"proxy_{side}_hessian": f"proxy {side.upper()}, Hessian, dense" for side in "ab"}
 _COST = [f"{method}_{what}" for method in METHODS for what in ("gradients", "bytes")]
@@ -15,22 +22,15 @@ _COST += [f"seconds_{method}_{what}" for method in METHODS for what in ("build",
 _COST += [f"{method}_clipped" for method in CLIPPED]
 
 
-class Details(NamedTuple):
-    """All problems, and those of two inputs, whose maps under proxies are compared."""
-
-    problems: list[Model]
-    planar: list[Model]
-
-
 def numbers(results: Sequence[Result]) -> Numbers:
     """Return r, ρ and scale of every method over the accepted seeds; costs and the proxies' asymmetry over all seeds.
 
     A group is a problem. `DATAas_stated_CURVATURE` is the share of seeds whose proxies are asymmetric as the paper
-    states.
+    states. details: the rows of every problem.
     """
     rows = [result.numbers for result in results]
     groups = rows_by_model(rows)
-    planar = [model for model, group in groups.items() if "identity_symmetry" in group[0]]
+    planar = planar_models(groups)
     agreement = [f"{name}_{statistic}" for name in (*METHODS, *PROXIES) for statistic in STATISTICS]
     agreement += [f"{method}_scale" for method in METHODS]
     summary: list[Number] = []
@@ -39,7 +39,12 @@ def numbers(results: Sequence[Result]) -> Numbers:
         summary += [mean_over_all(model, group, column) for column in (*_COST, "gradient_evaluations")]
         if model in planar:
             summary += _proxies(model, group)
-    return Numbers(rows, summary, details=Details(list(groups), planar))
+    return Numbers(rows, summary, details=groups)
+
+
+def planar_models(groups: Groups) -> list[Model]:
+    """Return the problems of two inputs, whose maps under proxies are compared."""
+    return [model for model, group in groups.items() if "identity_symmetry" in group[0]]
 
 
 def proxy_columns(curvature: str) -> list[str]:
@@ -65,5 +70,5 @@ def _proxies(model: Model, rows: Sequence[Row]) -> list[Number]:
         for curvature in CURVATURES:
             share = sum(is_asymmetric(row, data, curvature) for row in rows) / len(rows)
             name = f"{data}as_stated_{curvature}"
-            summary.append(Number(model.name, name, share, NAN, NAN, len(rows), model.accepted))
+            summary.append(Number.value(model.name, name, share, len(rows), model.accepted))
     return summary

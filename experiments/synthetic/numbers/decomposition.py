@@ -1,7 +1,6 @@
 """The numbers of the decomposition: its correlations by model, the losses to each term, the best perturbation."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.decomposition import SIGMAS, VERSIONS
-from experiments.synthetic.numbers.models import STATISTICS, Model, Row, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import STATISTICS, Groups, Model, numbers_of, rows_by_model
 from isouq.stats import bootstrap_mean
 
 TERMS = ("taylor", "isotropy")
@@ -20,18 +19,11 @@ _COLUMNS = [f"{name}_{statistic}" for name in _CORRELATIONS for statistic in STA
 _COLUMNS += [f"{size}_{version}" for size in ("scale", "anisotropy") for version in VERSIONS]
 
 
-class Models(NamedTuple):
-    """The models of the problems, and those of the sweep over width and prior."""
-
-    problems: list[Model]
-    sweep: list[Model]
-
-
 def numbers(results: Sequence[Result]) -> Numbers:
     """Return the correlations and sizes of every model, and by part of the models the losses and perturbations.
 
     Groups: a model's name, with the columns of the table over its accepted seeds and `best_sigma_STATISTIC`; and
-    "problems" and "width × prior", whose numbers are means over models.
+    "problems" and "width × prior", whose numbers are means over models. details: the rows of every model.
     """
     rows = [result.numbers for result in results]
     groups = rows_by_model(rows)
@@ -39,28 +31,26 @@ def numbers(results: Sequence[Result]) -> Numbers:
     for model, group in groups.items():
         summary += numbers_of(model, group, _COLUMNS)
         summary += _best_sigmas(model, summary[-len(_COLUMNS) :])
-    sweep = {model: group for model, group in groups.items() if model.width is not None}
-    problems = {model: group for model, group in groups.items() if model.width is None}
-    for part, models in zip(PARTS, (problems, sweep), strict=True):
+    for part in PARTS:
+        models = {model: group for model, group in groups.items() if (model.width is None) == (part == "problems")}
         summary += _losses(part, models) + _over_models(part, list(models), summary)
-    return Numbers(rows, summary, details=Models(list(problems), list(sweep)))
+    return Numbers(rows, summary, details=groups)
 
 
 def _best_sigmas(model: Model, known: Sequence[Number]) -> list[Number]:
     """Return the σ whose perturbation has the largest mean correlation with V; none where nothing was accepted."""
     means = {number.statistic: number.mean for number in known if number.n}
-    nan = float("nan")
     best = []
     for statistic in STATISTICS:
-        tried = {sigma: means.get(f"perturbation_{sigma:g}_{statistic}", nan) for sigma in SIGMAS}
+        tried = {sigma: means.get(f"perturbation_{sigma:g}_{statistic}", np.nan) for sigma in SIGMAS}
         tried = {sigma: mean for sigma, mean in tried.items() if np.isfinite(mean)}
         if tried:
             sigma = max(tried, key=tried.__getitem__)
-            best.append(Number(model.name, f"best_sigma_{statistic}", sigma, nan, nan, 1, model.accepted))
+            best.append(Number.value(model.name, f"best_sigma_{statistic}", sigma, 1, model.accepted))
     return best
 
 
-def _losses(part: str, groups: Mapping[Model, Sequence[Row]]) -> list[Number]:
+def _losses(part: str, groups: Groups) -> list[Number]:
     """Return the losses 1 − corr(V, L) and 1 − corr(L, I), their difference, and where the former is larger."""
     accepted = sum(model.accepted for model in groups)
     summary = []
@@ -80,7 +70,7 @@ def _losses(part: str, groups: Mapping[Model, Sequence[Row]]) -> list[Number]:
     return summary
 
 
-def _pairs(groups: Mapping[Model, Sequence[Row]], version: str, statistic: str) -> Float[np.ndarray, "models 2"]:
+def _pairs(groups: Groups, version: str, statistic: str) -> Float[np.ndarray, "models 2"]:
     """Return the losses to Taylor and to isotropy of every model, over the accepted seeds that have both."""
     names = [f"{term}_{version}_{statistic}" for term in TERMS]
     losses = []

@@ -1,15 +1,14 @@
 """The models of an experiment: the rows of one network and prior, one row a seed, are one group of numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.report.outputs import Number, mean_over_accepted
-from isouq.stats import bootstrap_mean
+from experiments.report.outputs import Number
+from isouq.stats import Interval, bootstrap_mean
 
 Row = dict[str, Any]
-NAN = float("nan")
 STATISTICS = {"pearson": "r", "spearman": "ρ"}
 TITLES = {"pearson": "Pearson r", "spearman": "Spearman ρ"}
 
@@ -40,7 +39,10 @@ class Model(NamedTuple):
         return f"{self.prior} σ = {self.sigma:g}"
 
 
-def rows_by_model(rows: Sequence[Row]) -> dict[Model, list[Row]]:
+Groups = dict[Model, list[Row]]
+
+
+def rows_by_model(rows: Iterable[Row]) -> Groups:
     """Return the rows of every model: the problems in the order of the rows, then the sweep by prior, σ and width."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=_place):
@@ -48,13 +50,31 @@ def rows_by_model(rows: Sequence[Row]) -> dict[Model, list[Row]]:
     return {_model(name, group): group for name, group in groups.items()}
 
 
+def sweep_by_prior(models: Iterable[Model]) -> dict[tuple[str, float], list[Model]]:
+    """Return the models of the sweep by (prior, σ), in the order of their widths."""
+    priors: dict[tuple[str, float], list[Model]] = {}
+    for model in models:
+        if model.width is not None:
+            priors.setdefault((model.prior, model.sigma), []).append(model)
+    return priors
+
+
 def numbers_of(model: Model, rows: Sequence[Row], columns: Sequence[str]) -> list[Number]:
     """Return the mean of each column over the accepted rows of a model, and the share of accepted rows."""
-    share = Number(model.name, "accepted", model.accepted / model.seeds, NAN, NAN, model.seeds, model.accepted)
+    share = Number.value(model.name, "accepted", model.accepted / model.seeds, model.seeds, model.accepted)
     return [
         share,
         *(Number.of(model.name, column, mean_over_accepted(rows, column), model.accepted) for column in columns),
     ]
+
+
+def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted") -> Interval:
+    """Return the mean of a column over the rows whose posterior was accepted, with its bootstrap interval.
+
+    Undefined values (a constant map has no correlation) and missing ones are left out. flag: the column that says
+    whether the posterior was accepted.
+    """
+    return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row.get(column, np.nan))])
 
 
 def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:

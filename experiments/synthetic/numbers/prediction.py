@@ -7,6 +7,7 @@ import numpy as np
 import scipy.stats
 
 from experiments.synthetic.numbers.models import Row
+from isouq.stats import bootstrap_interval
 
 PREDICTORS = {
     "bulk_mean": "bulk share of ‖g‖²",
@@ -48,14 +49,13 @@ def relations(rows: Sequence[Row], cluster: Callable[[Row], Any], outcome: str, 
         return {name: Relation(len(rows), len(members), nan, nan, nan) for name in PREDICTORS}
     table = np.round(np.array([[row[name] for name in names] for row in rows], np.float64), DIGITS)
     values = _correlations(table)
-    bounds = np.full((2, len(PREDICTORS)), nan)
-    if len(members) > 1:
-        draw = np.random.default_rng(seed).integers(len(members), size=(RESAMPLES, len(members)))
-        resampled = [_correlations(table[np.concatenate([members[i] for i in drawn])]) for drawn in draw]
-        defined = [column[np.isfinite(column)] for column in np.transpose(resampled)]
-        bounds = np.transpose(
-            [np.quantile(c, [0.025, 0.975]) if len(c) > RESAMPLES / 2 else [nan, nan] for c in defined]
-        )
+    bounds, defined = np.full((2, len(PREDICTORS)), nan), np.isfinite(values)
+    if len(members) > 1 and defined.any():
+        columns = table[:, [True, *defined]]
+        bounds[:, defined] = bootstrap_interval(
+            lambda drawn: _correlations(columns[np.concatenate([members[i] for i in drawn])]),
+            np.arange(len(members)), resamples=RESAMPLES, seed=seed,
+        )  # fmt: skip
     return {
         name: Relation(len(rows), len(members), float(value), float(low), float(high))
         for name, value, low, high in zip(PREDICTORS, values, *bounds, strict=True)

@@ -8,12 +8,21 @@ import numpy as np
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.agreement import ESTIMATES
-from experiments.synthetic.numbers.models import NAN, STATISTICS, Model, Row, mean_over_all, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import (
+    STATISTICS,
+    Groups,
+    Model,
+    Row,
+    mean_over_all,
+    model_name,
+    numbers_of,
+    rows_by_model,
+    sweep_by_prior,
+)
 from isouq.stats import Interval, bootstrap_mean
 
 FLAT = 1e-4  # relative range: below it a map shows digits that training leaves to chance
 _COLUMNS = [f"{name}_{statistic}" for name in ESTIMATES for statistic in STATISTICS]
-Groups = Mapping[Model, Sequence[Row]]
 
 
 class Shape(NamedTuple):
@@ -25,9 +34,9 @@ class Shape(NamedTuple):
 
 
 class Details(NamedTuple):
-    """The models of every prior, smallest first; their shapes by prior and statistic; the seeds with flat maps."""
+    """All models, the smallest of each prior first; the shapes by prior and statistic; the seeds with flat maps."""
 
-    by_prior: dict[tuple[str, float], list[Model]]
+    models: list[Model]
     shapes: dict[tuple[str, str], Shape]
     flat_seeds: list[int]
 
@@ -38,15 +47,14 @@ def numbers(results: Sequence[Result]) -> Numbers:
     Groups: a model's name, and a prior's name with `fall_STATISTIC` and `rise_STATISTIC`, the differences to the lowest
     point.
     """
-    groups = rows_by_model([result.numbers for result in results])
+    rows = [result.numbers for result in results]
+    groups = rows_by_model(rows)
     summary: list[Number] = []
-    by_prior: dict[tuple[str, float], list[Model]] = {}
-    for model, rows in groups.items():
-        by_prior.setdefault((model.prior, model.sigma), []).append(model)
-        summary += [*numbers_of(model, rows, _COLUMNS), mean_over_all(model, rows, "gradient_evaluations")]
+    for model, group in groups.items():
+        summary += [*numbers_of(model, group, _COLUMNS), mean_over_all(model, group, "gradient_evaluations")]
     means = {(n.group, n.statistic): n.mean for n in summary}
     shapes = {}
-    for models in by_prior.values():
+    for models in sweep_by_prior(groups).values():
         name = models[0].prior_name
         for statistic in STATISTICS:
             column = f"epistemic_{statistic}"
@@ -56,8 +64,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
                 shapes[name, statistic] = shape
                 summary += _rises(name, statistic, shape, groups)
     flat, seeds = _flat(results, list(groups))
-    rows = [result.numbers for result in results]
-    return Numbers(rows, summary + flat, details=Details(by_prior, shapes, seeds))
+    return Numbers(rows, summary + flat, details=Details(list(groups), shapes, seeds))
 
 
 def _shape(means: Mapping[Model, float]) -> Shape | None:
@@ -89,17 +96,16 @@ def _difference(low: Sequence[Row], high: Sequence[Row], column: str) -> Interva
 
 def _flat(results: Sequence[Result], models: Sequence[Model]) -> tuple[list[Number], list[int]]:
     """Return the largest range of the flat maps of each model that has any, and the seeds of all flat maps."""
-    ranges: dict[tuple, list[float]] = {}
+    ranges: dict[str, list[float]] = {}
     seeds = set()
     for row, arrays in results:
         if "epistemic" in arrays and (share := relative_range(arrays["epistemic"])) < FLAT:
-            ranges.setdefault((row["prior"], row["sigma"], row["width"]), []).append(share)
+            ranges.setdefault(model_name(row), []).append(share)
             seeds.add(row["seed"])
-    places = {(model.prior, model.sigma, model.width): model for model in models}
     summary = [
-        Number(model.name, "flat_range", max(ranges[place]), NAN, NAN, len(ranges[place]), model.accepted)
-        for place, model in places.items()
-        if place in ranges
+        Number.value(model.name, "flat_range", max(ranges[model.name]), len(ranges[model.name]), model.accepted)
+        for model in models
+        if model.name in ranges
     ]
     return summary, sorted(seeds)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
-from experiments.synthetic.numbers.models import NAN, Model, Row, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import Groups, Row, numbers_of, rows_by_model, sweep_by_prior
 from experiments.synthetic.numbers.prediction import OUTCOMES, Relation, relations
 
 COLUMNS = (
@@ -19,10 +19,9 @@ _SAME = ("problem", "prior", "sigma", "num_params", "seed")  # a problem's own m
 
 
 class Details(NamedTuple):
-    """The models of the problems and of the sweep, and the relation of each predictor to each outcome by group."""
+    """The rows of every model, and the relation of each predictor to each outcome by group."""
 
-    problems: list[Model]
-    sweep: list[Model]
+    models: Groups
     relations: dict[str, dict[str, dict[str, Relation]]]
 
 
@@ -37,13 +36,11 @@ def numbers(results: Sequence[Result]) -> Numbers:
     summary: list[Number] = []
     for model, group in groups.items():
         summary += numbers_of(model, group, COLUMNS)
-    by_outcome = _relations(rows)
+    by_outcome = _relations(rows, groups)
     summary += _bulk(rows) + [
         number for outcome, by_group in by_outcome.items() for number in _as_numbers(outcome, by_group)
     ]
-    problems = [model for model in groups if model.width is None]
-    sweep = [model for model in groups if model.width is not None]
-    return Numbers(rows, summary, details=Details(problems, sweep, by_outcome))
+    return Numbers(rows, summary, details=Details(groups, by_outcome))
 
 
 def _bulk(rows: Sequence[Row]) -> list[Number]:
@@ -59,32 +56,24 @@ def _bulk(rows: Sequence[Row]) -> list[Number]:
         "largest_bulk_mean": norm.max(),
         "more_in_bulk": more.mean(),
     }
-    return [Number(ALL_MODELS, name, float(v), NAN, NAN, len(shares), len(shares)) for name, v in values.items()]
+    return [Number.value(ALL_MODELS, name, float(v), len(shares), len(shares)) for name, v in values.items()]
 
 
-def _relations(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Relation]]]:
+def _relations(rows: Sequence[Row], groups: Groups) -> dict[str, dict[str, dict[str, Relation]]]:
     """Return the relations by outcome and group of models, each group with its independent clusters of rows."""
-    problems = [row for row in rows if row["width"] is None]
-    sweep = [row for row in rows if row["width"] is not None]
-    distinct = list({tuple(row[name] for name in _SAME): row for row in [*problems, *sweep]}.values())
+    rows = sorted(rows, key=lambda row: row["width"] is not None)  # problems first
+    distinct = list({tuple(row[name] for name in _SAME): row for row in rows}.values())
     parts: dict[str, tuple[Sequence[Row], Callable[[Row], Any]]] = {
         ALL_MODELS: (distinct, lambda row: (row["problem"], row["seed"]))
     }
-    for prior, group in _by_prior(sweep).items():
-        parts[f"{prior} over widths"] = (group, lambda row: row["seed"])
-    parts["over problems"] = (problems, lambda row: row["problem"])
+    for models in sweep_by_prior(groups).values():
+        swept = [row for model in models for row in groups[model]]
+        parts[f"{models[0].prior_name} over widths"] = (swept, lambda row: row["seed"])
+    parts["over problems"] = ([row for row in rows if row["width"] is None], lambda row: row["problem"])
     return {
-        outcome: {name: relations(group, cluster, outcome) for name, (group, cluster) in parts.items() if group}
+        outcome: {name: relations(part, cluster, outcome) for name, (part, cluster) in parts.items() if part}
         for outcome in OUTCOMES
     }
-
-
-def _by_prior(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of every prior, `unit` first, then by σ."""
-    groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row["prior"] != "unit", row["sigma"])):
-        groups.setdefault(f"{row['prior']} σ = {row['sigma']:g}", []).append(row)
-    return groups
 
 
 def _as_numbers(outcome: str, by_group: dict[str, dict[str, Relation]]) -> list[Number]:

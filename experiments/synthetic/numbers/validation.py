@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.report.outputs import Number, Numbers, mean_over_accepted
+from experiments.report.outputs import Number, Numbers
 from experiments.run.errors import RunError
 from experiments.run.job import Result
 from experiments.synthetic.measure.agreement import ESTIMATES
-from experiments.synthetic.numbers.models import STATISTICS, Model, Row, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import STATISTICS, Model, Row, mean_over_accepted, numbers_of, rows_by_model
 
 # arXiv 2603.29466, Table 1: (r, ρ) by estimate and problem.
 PAPER: dict[str, dict[str, tuple[float, float]]] = {

@@ -4,34 +4,25 @@ from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.covariance import CLIPPED, METHODS
 from experiments.synthetic.measure.proxies import CURVATURES, DATA
-from experiments.synthetic.numbers.covariance import PROXIES, proxy_columns
+from experiments.synthetic.numbers.covariance import PROXIES, planar_models, proxy_columns
 from experiments.synthetic.numbers.models import STATISTICS
-from isouq.stats import Interval
+from experiments.synthetic.report.page import page
 
 
 def report(numbers: Numbers, preset: str) -> str:
     """Return the tables of proxies, of agreement and of costs."""
-    return "\n".join(
-        [
-            f"# Covariances, preset `{preset}`\n",
-            tables.how_to_read(),
-            _proxies(numbers),
-            *(_agreement(numbers, statistic) for statistic in STATISTICS),
-            _costs(numbers),
-            tables.training_section(numbers.rows),
-            tables.reference_section(numbers.rows),
-        ]
-    )
+    agreement = (_agreement(numbers, statistic) for statistic in STATISTICS)
+    return page(f"Covariances, preset `{preset}`", numbers, _proxies(numbers), *agreement, _costs(numbers))
 
 
 def _proxies(numbers: Numbers) -> str:
     """Return the table of the proxies' asymmetry."""
     body = []
-    for model in numbers.details.planar:
+    for model in planar_models(numbers.details):
         values = numbers.groups[model.name]
         for data, label in DATA.items():
             for curvature, title in CURVATURES.items():
-                cells = [_mean_bounds(values[f"{data}{column}"]) for column in proxy_columns(curvature)]
+                cells = [tables.mean_bounds(values[f"{data}{column}"]) for column in proxy_columns(curvature)]
                 stated = values[f"{data}as_stated_{curvature}"]
                 share = f"{stated.mean * stated.count:.0f}/{stated.count}"
                 body.append([model.name, label, title, *cells, share])
@@ -52,14 +43,9 @@ def _proxies(numbers: Numbers) -> str:
     )
 
 
-def _mean_bounds(interval: Interval) -> str:
-    text = tables.number(interval.mean)
-    return text if interval.count < 2 else f"{text} {tables.bounds(interval)}"
-
-
 def _agreement(numbers: Numbers, statistic: str) -> str:
     """Return one correlation of every method on every problem."""
-    problems = numbers.details.problems
+    problems = list(numbers.details)
     body = []
     for method, label in (METHODS | PROXIES).items():
         intervals = [numbers.groups[model.name].get(f"{method}_{statistic}") for model in problems]
@@ -71,7 +57,7 @@ def _agreement(numbers: Numbers, statistic: str) -> str:
 
 def _costs(numbers: Numbers) -> str:
     """Return the costs for the problem with the largest model, beside the cost of its reference."""
-    model = max(numbers.details.problems, key=lambda model: model.num_params)
+    model = max(numbers.details, key=lambda model: model.num_params)
     values = numbers.groups[model.name]
     body = [
         [

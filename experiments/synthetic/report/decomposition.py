@@ -1,12 +1,11 @@
 """The report of the decomposition."""
 
-from collections.abc import Sequence
-
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.decomposition import NUM_DIRECTIONS, VERSIONS
 from experiments.synthetic.numbers.decomposition import PARTS, PERTURBATIONS, TERMS
 from experiments.synthetic.numbers.models import STATISTICS, Model
+from experiments.synthetic.report.page import page
 from isouq.stats import Interval
 
 MIN_MODELS = 5  # for a claim
@@ -14,22 +13,11 @@ MIN_MODELS = 5  # for a claim
 
 def report(numbers: Numbers, preset: str) -> str:
     """Return the correlations of every model, which term costs more, and the perturbations beside ‖g‖²."""
-    models = [*numbers.details.problems, *numbers.details.sweep]
-    return "\n".join(
-        [
-            f"# Decomposition, preset `{preset}`\n",
-            tables.how_to_read(),
-            _correlations(numbers, models),
-            _losses(numbers),
-            _sizes(numbers, models),
-            _perturbations(numbers, models),
-            tables.training_section(numbers.rows),
-            tables.reference_section(numbers.rows),
-        ]
-    )
+    sections = _correlations(numbers), _losses(numbers), _sizes(numbers), _perturbations(numbers)
+    return page(f"Decomposition, preset `{preset}`", numbers, *sections)
 
 
-def _correlations(numbers: Numbers, models: Sequence[Model]) -> str:
+def _correlations(numbers: Numbers) -> str:
     """Return the three correlations of every model under every Σ."""
     text = (
         "## Where the correlation is lost\n\n"
@@ -43,7 +31,7 @@ def _correlations(numbers: Numbers, models: Sequence[Model]) -> str:
     header = ["model", "accepted", "whole", *(f"{term}, {title}" for title in VERSIONS.values() for term in TERMS)]
     for statistic, symbol in STATISTICS.items():
         body = []
-        for model in models:
+        for model in numbers.details:
             values = numbers.groups[model.name]
             cells = [tables.mean_sd_bounds(values[f"{column}_{statistic}"]) for column in columns]
             body.append([model.name, model.accepted_share, *cells])
@@ -89,12 +77,12 @@ def _verdict(difference: Interval) -> str:
     return "Taylor" if difference.low > 0 else "isotropy" if difference.high < 0 else "neither clearly"
 
 
-def _sizes(numbers: Numbers, models: Sequence[Model]) -> str:
+def _sizes(numbers: Numbers) -> str:
     """Return mean(L) / mean(V), and how evenly Σ acts on the gradients."""
     columns = [f"{size}_{version}" for size in ("scale", "anisotropy") for version in VERSIONS]
     body = [
         [model.name, *(tables.mean_sd_bounds(numbers.groups[model.name][column]) for column in columns)]
-        for model in models
+        for model in numbers.details
     ]
     titles = list(VERSIONS.values())
     header = ["model", *(f"mean L / mean V, {t}" for t in titles), *(f"sd / mean of L / I, {t}" for t in titles)]
@@ -105,7 +93,7 @@ def _sizes(numbers: Numbers, models: Sequence[Model]) -> str:
     )
 
 
-def _perturbations(numbers: Numbers, models: Sequence[Model]) -> str:
+def _perturbations(numbers: Numbers) -> str:
     """Return the correlations of the isotropic perturbation: one σ for all models, and the best σ of each."""
     fixed = [
         [label, *(tables.mean_sd_bounds(numbers.groups[part][f"{column}_{s}"]) for part in PARTS for s in STATISTICS)]
@@ -113,7 +101,7 @@ def _perturbations(numbers: Numbers, models: Sequence[Model]) -> str:
     ]
     over = [f"{symbol}, {part}" for part in PARTS for symbol in STATISTICS.values()]
     header = ["model", *(f"{t}" for s in STATISTICS.values() for t in ("best σ", f"{s} at it", f"{s} of ‖g‖²"))]
-    body = [[model.name, *(cell for s in STATISTICS for cell in _best(numbers, model, s))] for model in models]
+    body = [[model.name, *(cell for s in STATISTICS for cell in _best(numbers, model, s))] for model in numbers.details]
     return (
         "## Isotropic but not linearised: W = Var_ε[p(x|θ* + σε)], ε ~ N(0, I)\n\n"
         f"{NUM_DIRECTIONS} directions, the same for every σ. As σ → 0, W tends to σ²‖g‖². W stays isotropic at a "

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.numbers.models import STATISTICS, Model
+from experiments.synthetic.numbers.models import STATISTICS
 from experiments.synthetic.numbers.scaling import Shape
 from experiments.synthetic.presets.scaling import PROBLEM
+from experiments.synthetic.report.page import page
 from isouq.stats import Interval
 
 MIN_SEEDS = 5  # for a claim
@@ -14,17 +15,12 @@ MIN_SEEDS = 5  # for a claim
 
 def report(numbers: Numbers, preset: str) -> str:
     """Return whether the curves have the paper's U, and the table of every model."""
-    models = [model for models in numbers.details.by_prior.values() for model in models]
-    widths = [model.width for model in models]
-    return "\n".join(
-        [
-            f"# Scaling, preset `{preset}`: {PROBLEM}, one hidden layer, widths {min(widths)} to {max(widths)}\n",
-            tables.how_to_read(),
-            f"## Is there a U?\n\n{_shapes(numbers)}{_flat(numbers, models)}",
-            f"## Every model\n\n{_models(numbers, models)}",
-            tables.training_section(numbers.rows),
-            tables.reference_section(numbers.rows),
-        ]
+    widths = [model.width for model in numbers.details.models]
+    return page(
+        f"Scaling, preset `{preset}`: {PROBLEM}, one hidden layer, widths {min(widths)} to {max(widths)}",
+        numbers,
+        f"## Is there a U?\n\n{_shapes(numbers)}{_flat(numbers)}",
+        f"## Every model\n\n{_models(numbers)}",
     )
 
 
@@ -49,9 +45,8 @@ def _shapes(numbers: Numbers) -> str:
 
 
 def _shape(groups: Mapping[str, Mapping[str, Interval]], prior: str, statistic: str, shape: Shape) -> list[str]:
-    points = [
-        f"{tables.number(groups[model.name][f'epistemic_{statistic}'].mean)} (width {model.width})" for model in shape
-    ]
+    means = [tables.number(groups[model.name][f"epistemic_{statistic}"].mean) for model in shape]
+    points = [f"{mean} (width {model.width})" for mean, model in zip(means, shape, strict=True)]
     fall, rise = groups[prior][f"fall_{statistic}"], groups[prior][f"rise_{statistic}"]
     return [*points, _difference_cell(fall), _difference_cell(rise), _verdict(fall, rise)]
 
@@ -68,10 +63,10 @@ def _difference_cell(interval: Interval) -> str:
     return "–" if interval.count == 0 else f"{interval.mean:+.2f} {tables.bounds(interval)} ({interval.count})"
 
 
-def _flat(numbers: Numbers, models: list[Model]) -> str:
+def _flat(numbers: Numbers) -> str:
     """Return which models have correlations that mean nothing, because the estimate is the same everywhere."""
     by_prior: dict[str, list[str]] = {}
-    for model in models:
+    for model in numbers.details.models:
         flat = numbers.groups[model.name].get("flat_range")
         if flat is not None:
             by_prior.setdefault(model.prior_name, []).append(f"{flat.mean:.1g} at width {model.width}")
@@ -86,10 +81,10 @@ def _flat(numbers: Numbers, models: list[Model]) -> str:
     )
 
 
-def _models(numbers: Numbers, models: list[Model]) -> str:
+def _models(numbers: Numbers) -> str:
     """Return the table of every model: agreement of the three estimates, and the cost of the reference."""
     body = []
-    for model in models:
+    for model in numbers.details.models:
         values = numbers.groups[model.name]
         line = [model.prior_name, str(model.width), str(model.num_params), model.accepted_share]
         for statistic in STATISTICS:

@@ -10,6 +10,7 @@ from experiments.synthetic.numbers.models import Model, Row
 from experiments.synthetic.numbers.prediction import OUTCOMES, PREDICTORS, Relation
 from experiments.synthetic.numbers.spectrum import ALL_MODELS
 from experiments.synthetic.presets.scaling import PROBLEM
+from experiments.synthetic.report.page import page, where
 
 MIN_CLUSTERS = 5  # for a verdict
 COLUMNS = (
@@ -19,33 +20,27 @@ COLUMNS = (
     ("if isotropic", "isotropic_participation", 3), ("r(gᵀH⁻¹g, ‖g‖²)", "inverse_pearson", 2),
     ("epistemic r", "whole_pearson", 2), ("epistemic ρ", "whole_spearman", 2),
 )  # fmt: skip
+_EXPLANATION = (
+    "H = −∇² log p(D|θ*) without the prior. Bulk: the eigenvectors with |λ| below the smallest prior precision; "
+    "its share of directions and of ‖g‖² (mean over inputs, and weighted by ‖g‖²). d_eff = Σ λ₊/(λ₊ + 1) in the "
+    "prior's units. Participation (tr Σ)²/(P tr Σ²) of the draws' covariance, 1 = isotropic; beside it what an "
+    "isotropic Σ would show from as many independent draws. Draws that visit symmetric copies of a mode make "
+    "the pooled Σ look isotropic; the one within chains suffers less.\n"
+)
 
 
 def report(numbers: Numbers, preset: str) -> str:
     """Return the spectra by prior and width and by problem, and whether the bulk predicts the agreement."""
-    problems, sweep = numbers.details.problems, numbers.details.sweep
-    sections = [
-        f"# Spectrum, preset `{preset}`: does the Hessian's bulk explain why ‖g‖² agrees?\n",
-        tables.how_to_read(),
-        _explanation(),
-        _models(f"{PROBLEM}, by prior and width", numbers, sweep),
-        _models("The problems", numbers, problems),
+    models: Sequence[Model] = list(numbers.details.models)
+    return page(
+        f"Spectrum, preset `{preset}`: does the Hessian's bulk explain why ‖g‖² agrees?",
+        numbers,
+        _EXPLANATION,
+        _models(f"{PROBLEM}, by prior and width", numbers, [model for model in models if model.width is not None]),
+        _models("The problems", numbers, [model for model in models if model.width is None]),
         _maxima(numbers.rows),
         _bulk(numbers),
         _prediction(numbers.details.relations),
-        tables.training_section(numbers.rows),
-        tables.reference_section(numbers.rows),
-    ]
-    return "\n".join(section for section in sections if section)
-
-
-def _explanation() -> str:
-    return (
-        "H = −∇² log p(D|θ*) without the prior. Bulk: the eigenvectors with |λ| below the smallest prior precision; "
-        "its share of directions and of ‖g‖² (mean over inputs, and weighted by ‖g‖²). d_eff = Σ λ₊/(λ₊ + 1) in the "
-        "prior's units. Participation (tr Σ)²/(P tr Σ²) of the draws' covariance, 1 = isotropic; beside it what an "
-        "isotropic Σ would show from as many independent draws. Draws that visit symmetric copies of a mode make "
-        "the pooled Σ look isotropic; the one within chains suffers less.\n"
     )
 
 
@@ -67,7 +62,7 @@ def _maxima(rows: Sequence[Row]) -> str:
         "direction: a saddle, listed with its lowest curvature in units of the prior's precision. (Of a Krylov space, "
         "the lowest that it holds.)\n"
     )
-    return text + "".join(f"- {tables.where(row)}: {row['lowest_curvature']:.3g}\n" for row in saddles)
+    return text + "".join(f"- {where(row)}: {row['lowest_curvature']:.3g}\n" for row in saddles)
 
 
 def _bulk(numbers: Numbers) -> str:

@@ -6,6 +6,7 @@ from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.numbers.models import STATISTICS, Row
 from experiments.synthetic.numbers.validation import PAPER, REGIONS
+from experiments.synthetic.report.page import page
 
 HEADINGS = {
     "epistemic": "Epistemic: ‖g‖² against Var_θ[p]",
@@ -16,17 +17,9 @@ HEADINGS = {
 
 def report(numbers: Numbers, preset: str) -> str:
     """Return the tables beside the paper's, the regions, the closed form and the second opinion."""
-    sections = [
-        f"# Validation, preset `{preset}`\n",
-        tables.how_to_read(),
-        *(_agreement(numbers, estimate, title) for estimate, title in HEADINGS.items()),
-        _regions(numbers),
-        _gold(numbers),
-        _second_opinion([row for row in numbers.rows if "numpyro_scale" in row]),
-        tables.training_section(numbers.rows),
-        tables.reference_section(numbers.rows),
-    ]
-    return "\n".join(section for section in sections if section)
+    agreement = (_agreement(numbers, estimate, title) for estimate, title in HEADINGS.items())
+    opinion = _second_opinion([row for row in numbers.rows if "numpyro_scale" in row])
+    return page(f"Validation, preset `{preset}`", numbers, *agreement, _regions(numbers), _gold(numbers), opinion)
 
 
 def _agreement(numbers: Numbers, estimate: str, title: str) -> str:

@@ -26,15 +26,11 @@ from jaxtyping import Array, Float, Int
 from isouq import _checks
 from isouq.gradnorm import grad_sq_norm_probes, value_and_grad_sq_norm
 from isouq.text import language_model
-from isouq.text.decoder_config import DecoderConfig
 from isouq.text.language_model import LanguageModel
+from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pair
 from isouq.text.scoring import log_sigmoid, round_up
 
-SERIES = ("epistemic", "committal", "entropy")  # the follow-up paper's
-OURS = "log_epistemic"
-STATISTICS = ("early", "middle", "late", "slope", "r_squared")  # the follow-up paper's
-OUR_STATISTICS = ("mean", "max")
 LEAST_LOG = 2 * math.log(np.finfo(np.float32).tiny)  # of U_E in the features
 PROBES_AT_A_TIME = 4
 
@@ -220,17 +216,18 @@ def _entropy(logits: Float[Array, " V"]) -> Float[Array, ""]:
 
 
 def features(trace: Trace) -> dict[str, float]:
-    """What a classifier reads off a trace: `SERIES_STATISTIC` of every series.
+    """Return the 28 numbers that a classifier reads off a trace, named "series_statistic".
 
-    Of each series of `SERIES` the follow-up paper's (`STATISTICS`): early, middle and late, the means of the three
-    thirds (a token across a border counts in both, by its share); slope and r_squared, of the least-squares line over
-    the position, 0 at the first token and 1 at the last. Ours: the mean and the largest value, and all of it for
-    log U_E too, since U_E spans orders of magnitude ("log_epistemic_…", no less than `LEAST_LOG`).
+    The series are "epistemic", "committal", "entropy" and "log_epistemic"; the last is there because U_E spans orders
+    of magnitude, and is bounded below by the smallest normal float32 squared. The statistics are the means of the three
+    thirds, "early", "middle" and "late" (a token across a border counts in both, by its share); "slope" and
+    "r_squared" of the least-squares line over the position, which runs from 0 at the first token to 1 at the last;
+    "mean" and "max". A constant series, such as one of a single token, has slope and r_squared 0.
 
-    A constant series, and one of a single token, has slope and r_squared 0.
+    Source: arXiv 2605.07776 for the first three series and the first five statistics; the others are ours.
     """
-    series = {name: getattr(trace, name) for name in SERIES}
-    series[OURS] = np.maximum(trace.log_epistemic, LEAST_LOG)
+    series = {name: getattr(trace, name) for name in ("epistemic", "committal", "entropy")}
+    series["log_epistemic"] = np.maximum(trace.log_epistemic, LEAST_LOG)
     return {f"{name}_{what}": value for name, values in series.items() for what, value in _statistics(values).items()}
 
 

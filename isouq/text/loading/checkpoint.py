@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from isouq.text._gguf import GGUFCheckpoint
-from isouq.text._safetensors import PICKLED, SafetensorsCheckpoint
+from isouq.text.loading._gguf import GGUFCheckpoint
+from isouq.text.loading._safetensors import PICKLED, SafetensorsCheckpoint
 
 T = TypeVar("T")
 

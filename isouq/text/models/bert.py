@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from isouq.text.embed import Embed
-from isouq.text.encoder_config import EncoderConfig
-from isouq.text.parameters import Table, Tensor
+from isouq.text.models.embed import Embed
+from isouq.text.models.encoder_config import EncoderConfig
+from isouq.text.models.parameters import Table, Tensor
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": partial(jax.nn.gelu, approximate=False),

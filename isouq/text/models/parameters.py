@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from isouq.text.checkpoint import Checkpoint
+from isouq.text.loading.checkpoint import Checkpoint
 
 Sharding = jax.sharding.Sharding
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding]

@@ -8,8 +8,8 @@ from typing import Any
 import ml_dtypes  # noqa: F401  older safetensors find bfloat16 only after this import
 import numpy as np
 
-from isouq.text import _extras
-from isouq.text._reading import one_line, read_json
+from isouq.text.loading import _extras
+from isouq.text.loading._reading import one_line, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -7,7 +7,7 @@ read: `gpt2` (byte-level BPE with merges) and `llama` (SentencePiece BPE with sc
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from isouq.text._extras import require
+from isouq.text.loading._extras import require
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
 

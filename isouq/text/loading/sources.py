@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from isouq.text import _hub, _wheels
+from isouq.text.loading import _hub, _wheels
 
 cache_folder = _wheels.cache_folder
 FORMS = (

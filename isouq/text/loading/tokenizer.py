@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isouq.text import _chat, _folder_tokenizer, _gguf_tokenizer
+from isouq.text.loading import _chat, _folder_tokenizer, _gguf_tokenizer
 
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # transformers' list, in its order
 _ENDS = (  # llama.cpp's

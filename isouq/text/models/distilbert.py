@@ -1,7 +1,7 @@
 """DistilBERT: BERT's blocks without segments, other names, and ReLU in the head. Sanh et al. 2019, arXiv 1910.01108."""
 
-from isouq.text import bert
-from isouq.text.parameters import Table
+from isouq.text.models import bert
+from isouq.text.models.parameters import Table
 
 PREFIX = "distilbert."
 LEFT_OVER = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.")

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from isouq.text._hub import wanted
+from isouq.text.loading._hub import wanted
 
 STALE = 24 * 3600  # seconds after which a temporary folder is the leaving of a killed process
 

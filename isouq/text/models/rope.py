@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from isouq.text._numbers import number, numbers, whole
+from isouq.text.models._numbers import number, numbers, whole
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "frequencies")
 CONTEXTS = {"mistral": 131072, "qwen2": 32768, "qwen3": 32768, "phi3": 4096}  # where a config.json leaves it out

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from isouq.text import rope
-from isouq.text.decoder_config import DecoderConfig
-from isouq.text.embed import Embed
-from isouq.text.parameters import Table, Tensor
+from isouq.text.models import rope
+from isouq.text.models.decoder_config import DecoderConfig
+from isouq.text.models.embed import Embed
+from isouq.text.models.parameters import Table, Tensor
 
 
 class Cache(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from isouq.text._extras import require
-from isouq.text._reading import one_line, read_json
+from isouq.text.loading._extras import require
+from isouq.text.loading._reading import one_line, read_json
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 

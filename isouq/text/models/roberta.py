@@ -3,9 +3,9 @@
 Liu et al. 2019, arXiv 1907.11692; Conneau et al. 2019, arXiv 1911.02116.
 """
 
-from isouq.text import bert
-from isouq.text.bert import table
-from isouq.text.parameters import Table
+from isouq.text.models import bert
+from isouq.text.models.bert import table
+from isouq.text.models.parameters import Table
 
 __all__ = ["LEFT_OVER", "PREFIX", "head_table", "table"]
 

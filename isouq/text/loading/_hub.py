@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from isouq.text import _extras
-from isouq.text._reading import one_line
-from isouq.text._safetensors import PICKLED, weight_files
+from isouq.text.loading import _extras
+from isouq.text.loading._reading import one_line
+from isouq.text.loading._safetensors import PICKLED, weight_files
 
 FILES = (  # what a folder needs; nothing else is fetched
     "config.json",

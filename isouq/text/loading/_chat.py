@@ -7,8 +7,8 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from isouq.text._extras import require
-from isouq.text._reading import one_line
+from isouq.text.loading._extras import require
+from isouq.text.loading._reading import one_line
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:

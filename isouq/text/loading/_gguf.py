@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from isouq.text import _extras
-from isouq.text._gguf_header import Header, Tensor
+from isouq.text.loading import _extras
+from isouq.text.loading._gguf_header import Header, Tensor
 
 ARCHITECTURES = {  # the file's name: (Hugging Face's model_type, its class)
     "llama": ("llama", "LlamaForCausalLM"),

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from isouq.text._numbers import number, whole
-from isouq.text.architectures import ENCODERS, architecture
+from isouq.text.models._numbers import number, whole
+from isouq.text.models.architectures import ENCODERS, architecture
 
 ACTIVATIONS = {
     "gelu": "gelu",

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isouq.text import rope
-from isouq.text._numbers import number, whole
-from isouq.text.architectures import DECODERS, architecture
+from isouq.text.models import rope
+from isouq.text.models._numbers import number, whole
+from isouq.text.models.architectures import DECODERS, architecture
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""What the reports of all synthetic experiments have in common: how to read them, and what did not converge."""
+
+from collections.abc import Sequence
+
+from experiments.report.outputs import Numbers
+from experiments.synthetic.numbers.models import Row
+from isouq.posterior.verdict import Verdict
+
+_HOW_TO_READ = (
+    "Mean ± sd over the seeds whose reference posterior was accepted, and a bootstrap 95 % interval of the mean. "
+    "`accepted` counts those seeds; the others are listed at the end and averaged nowhere. "
+    "r is Pearson's, ρ Spearman's correlation over the evaluation inputs. A percentile interval from five "
+    "seeds covers about 84 %, from fewer seeds less: read it as the spread of the seeds.\n"
+)
+
+
+def page(title: str, numbers: Numbers, *sections: str) -> str:
+    """Return a report: title, how to read it, the sections that are not empty, and what did not converge."""
+    end = training_section(numbers.rows), reference_section(numbers.rows)
+    return "\n".join(part for part in (f"# {title}\n", _HOW_TO_READ, *sections, *end) if part)
+
+
+def where(row: Row) -> str:
+    """Return the name of a row's model and seed."""
+    width = "" if row["width"] is None else f", width {row['width']}"
+    return f"{row['problem']}{width}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
+
+
+def training_section(rows: Sequence[Row]) -> str:
+    """Return whether every θ* reached a maximum, and the list of those that did not."""
+    worst = max(row["map_grad_norm"] for row in rows)
+    late = [row for row in rows if not row["map_converged"]]
+    text = f"## Training\n\n{len(rows) - len(late)} of {len(rows)} θ* converged; largest ‖∇ log p(θ*|D)‖ {worst:.3g}.\n"
+    return text + "".join(f"- not converged: {where(row)}, {row['map_grad_norm']:.3g}\n" for row in late)
+
+
+def reference_section(rows: Sequence[Row]) -> str:
+    """Return every reference that was not accepted, with the rule that it broke."""
+    failed = [row for row in rows if not row["accepted"]]
+    text = f"## Reference posteriors\n\n{len(rows) - len(failed)} of {len(rows)} accepted.\n"
+    for row in failed:
+        verdict = Verdict(**{field: row[field] for field in Verdict._fields})
+        text += f"- {where(row)}: {verdict}\n"
+    return text

@@ -1,0 +1,1 @@
+"""The families of pretrained models: their configurations, their modules, and where each parameter stands."""
