@@ -36,6 +36,7 @@ class Survey(NamedTuple):
 
     total: rows of the input; bad: those that are none. failed: rows of the output with an error in them.
     models: the models that the output names. unknown: fields of the input that are not read.
+    chats: whether a prompt is a list of messages.
     """
 
     total: int
@@ -43,6 +44,7 @@ class Survey(NamedTuple):
     failed: int
     models: set[str]
     unknown: set[str]
+    chats: bool
 
 
 class Ready(NamedTuple):
@@ -66,6 +68,8 @@ def run(options: Score) -> int:
             done = ", nothing was left to do"
             if todo and survey.unknown:
                 screen.error(f"isouq: note: {_rows.unknown_fields(survey.unknown)}")
+            if todo and options.chat_template_kwargs is not None and not survey.chats:
+                screen.error("isouq: note: --chat-template-kwargs has no effect: no prompt is a list of messages")
             if todo:
                 model = _load(options, source, screen)
                 with screen.rows(survey.total, before + survey.bad) as progress:
@@ -116,6 +120,7 @@ def _check(options: Score) -> tuple[Path, Path]:
 def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Survey:
     """Looks at every row, names the bad ones, and compares the others with those that the output holds."""
     total = bad = compared = failed = 0
+    chats = False
     replaced: set[str] = set()
     unknown: set[str] = set()
     models: set[str] = set()
@@ -128,6 +133,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
                 raise ValueError(_differs(options, row.line))
             continue
         replaced |= row.fields.keys() & set(RESULTS) - set(_rows.FIELDS)
+        chats |= not isinstance(row.prompt, str)
         unknown |= row.fields.keys() - set(RESULTS) - set(_rows.FIELDS)
         if row.line in output:
             done = output[row.line]
@@ -144,7 +150,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
     if replaced:
         names = ", ".join(sorted(replaced))
         screen.note(f"isouq: note: the input's fields {names} are replaced in the output by those of this run")
-    return Survey(total, bad, failed, models, unknown)
+    return Survey(total, bad, failed, models, unknown, chats)
 
 
 def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
