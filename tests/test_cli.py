@@ -426,6 +426,23 @@ def test_variables_reach_the_chat_template_from_the_row_and_the_option(switched,
     np.testing.assert_allclose([row["epistemic"] for row in out[:3]], [*scores[1:] * 2, scores[0]], rtol=1e-5)
 
 
+def test_messages_that_call_tools_or_have_parts(switched, tmp_path):
+    template = "{% for m in messages %}{{ m.content[0].text if m.content else m.tool_calls[0].name }}{% endfor %}"
+    parts = {"role": "user", "content": [{"type": "text", "text": "das"}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "Oslo"}]}
+    row = {"prompt": [parts, call], "answer": "x", "chat_template_kwargs": {"chat_template": template}}
+    source = write(tmp_path / "in.jsonl", [row, {"prompt": "dasOslo", "answer": "x"}])
+    assert main(arguments(switched, source, tmp_path / "out.jsonl")) == 0
+    one, other = read(tmp_path / "out.jsonl")
+    assert one["epistemic"] == pytest.approx(other["epistemic"], rel=1e-5)
+
+
+def test_variables_of_the_option_without_a_chat_are_said(llama, tmp_path, capsys):
+    run = arguments(llama, write(tmp_path / "in.jsonl", [{"prompt": "das", "answer": "x"}]), tmp_path / "out.jsonl")
+    assert main([*run, "--quiet", "--chat-template-kwargs", json.dumps(OFF)]) == 0
+    assert "note: --chat-template-kwargs has no effect: no prompt is a list of messages" in capsys.readouterr().err
+
+
 def test_fields_that_are_not_read_are_named_once(llama, tmp_path, capsys):
     rows = [ROWS[0] | {"id": 1, "anwser": "x"}, ROWS[0] | {"id": 2, "chat_template_kwarg": OFF, "Prompt": "das"}]
     source = write(tmp_path / "in.jsonl", rows)

@@ -133,8 +133,12 @@ def _check_prompt(prompt: Any) -> None:
     if not prompt:
         raise ValueError('"prompt" has no messages')
     for i, message in enumerate(prompt):
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise ValueError(f'message {i} of "prompt" lacks a "role" or a "content" that is text')
+        content = message.get("content")
+        absent = content is None and message.get("tool_calls")  # an assistant that only calls tools
+        if not isinstance(message.get("role"), str) or not (
+            isinstance(content, str) or _is_list_of(content, dict) or absent
+        ):
+            raise ValueError(f'message {i} of "prompt" lacks a "role" or a "content", text or a list of parts')
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -37,6 +37,7 @@ class Survey(NamedTuple):
 
     total: rows of the input; bad: those that are none. failed: rows of the output with an error in them.
     models: the models that the output names. unknown: fields of the input that are not read.
+    chats: whether a prompt is a list of messages.
     """
 
     total: int
@@ -44,6 +45,7 @@ class Survey(NamedTuple):
     failed: int
     models: set[str]
     unknown: set[str]
+    chats: bool
 
 
 class Ready(NamedTuple):
@@ -67,6 +69,8 @@ def run(options: Score) -> int:
             done = ", nothing was left to do"
             if todo and survey.unknown:
                 screen.error(f"isouq: note: {_rows.unknown_fields(survey.unknown)}")
+            if todo and options.chat_template_kwargs is not None and not survey.chats:
+                screen.error("isouq: note: --chat-template-kwargs has no effect: no prompt is a list of messages")
             if todo:
                 model = _load(options, source, screen)
                 with screen.rows(survey.total, before + survey.bad) as progress:
@@ -117,6 +121,7 @@ def _check(options: Score) -> tuple[Path, Path]:
 def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Survey:
     """Look at every row, name the bad ones, and compare the others with those that the output holds."""
     total = bad = compared = failed = 0
+    chats = False
     replaced: set[str] = set()
     unknown: set[str] = set()
     models: set[str] = set()
@@ -129,6 +134,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
                 raise ValueError(_differs(options, row.line))
             continue
         replaced |= row.fields.keys() & set(RESULTS) - set(_rows.FIELDS)
+        chats |= not isinstance(row.prompt, str)
         unknown |= row.fields.keys() - set(RESULTS) - set(_rows.FIELDS)
         if row.line in output:
             done = output[row.line]
@@ -145,7 +151,7 @@ def _survey(options: Score, path: Path, output: Output, screen: Screen) -> Surve
     if replaced:
         names = ", ".join(sorted(replaced))
         screen.note(f"isouq: note: the input's fields {names} are replaced in the output by those of this run")
-    return Survey(total, bad, failed, models, unknown)
+    return Survey(total, bad, failed, models, unknown, chats)
 
 
 def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:

@@ -30,9 +30,9 @@ from isouq.text._batches import pad, round_up
 from isouq.text.language_model import LanguageModel
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pair
-from isouq.text.scoring import TINY
+from isouq.text.scoring import log_sigmoid
 
-LEAST_LOG = 2 * math.log(TINY)  # of a squared norm: below it float32 resolves nothing
+LEAST_LOG = 2 * math.log(np.finfo(np.float32).tiny)  # of U_E in the features
 PROBES_AT_A_TIME = 4
 
 
@@ -120,15 +120,15 @@ def trace(
         parts = [_by_probes(model, row, num_probes, key)]
     else:
         parts = list(_by_backward(model, row, batch_size))
-    log_p, entropy, sq_norm, scale = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
+    log_odds, entropy, sq_norm = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
     with np.errstate(divide="ignore"):
-        log_grad = np.log(sq_norm) + 2 * np.log(scale)
+        log_grad = np.log(sq_norm) + 2 * log_sigmoid(-log_odds)  # ∇ log p is (1 − p) times the gradient of the log-odds
     ids = row.ids[row.first :]
     error = 0.0 if num_probes is None else math.sqrt(2 / num_probes)
-    return Trace(tuple(model.tokenizer.pieces(ids.tolist())), ids, log_p, entropy, log_grad, error)
+    return Trace(tuple(model.tokenizer.pieces(ids.tolist())), ids, log_sigmoid(log_odds), entropy, log_grad, error)
 
 
-Part = tuple[np.ndarray, ...]  # log p, entropy, ‖∇ log p‖² over scale², scale: of consecutive tokens
+Part = tuple[np.ndarray, ...]  # log-odds, entropy, ‖∇ log-odds‖²: of consecutive tokens
 
 
 def _by_backward(model: LanguageModel, row: Row, batch_size: int) -> Iterator[Part]:
@@ -159,19 +159,17 @@ def _backward(
     length: Int[Array, ""],
     at: Int[Array, " B"],
     targets: Int[Array, " B"],
-) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """(log p, entropy, ‖∇ log p‖² over scale², scale) of the targets, which follow the positions `at`."""
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """(log-odds, entropy, ‖∇ log-odds‖²) of the targets, which follow the positions `at`."""
 
-    def one(at: Array, target: Array) -> tuple[Array, Array, Array, Array]:
-        def f(params: Any) -> tuple[Array, tuple[Array, ...]]:
+    def one(at: Array, target: Array) -> tuple[Array, Array, Array]:
+        def f(params: Any) -> tuple[Array, Array]:
             decoder = language_model.module(config, params)
             logits = decoder.logits(decoder.hidden(ids, length)[at])
-            log_p = _log_probability(logits, target)
-            scale = _scale(log_p)
-            return log_p / scale, (log_p, _entropy(logits), scale)
+            return _log_odds(logits, target), _entropy(logits)
 
-        (_, (log_p, entropy, scale)), sq_norm = value_and_grad_sq_norm(f, has_aux=True)(params)
-        return log_p, entropy, sq_norm, scale
+        (log_odds, entropy), sq_norm = value_and_grad_sq_norm(f, has_aux=True)(params)
+        return log_odds, entropy, sq_norm
 
     return jax.vmap(one)(at, targets)
 
@@ -186,7 +184,7 @@ def _probes(
     at: Int[Array, " A"],
     targets: Int[Array, " A"],
     key: Array,
-) -> tuple[Float[Array, " A"], Float[Array, " A"], Float[Array, " A"], Float[Array, " A"]]:
+) -> tuple[Float[Array, " A"], Float[Array, " A"], Float[Array, " A"]]:
     """As `_backward`, for all tokens at once, the squared norm estimated."""
 
     def logits(params: Any) -> Array:
@@ -194,24 +192,17 @@ def _probes(
         return decoder.logits(decoder.hidden(ids, length, remat=False)[at])
 
     def f(params: Any) -> Array:
-        log_p = jax.vmap(_log_probability)(logits(params), targets)
-        return log_p / _scale(log_p)
+        return jax.vmap(_log_odds)(logits(params), targets)
 
-    found = logits(params)
-    log_p = jax.vmap(_log_probability)(found, targets)
     estimate = grad_sq_norm_probes(f, num_probes, key, chunk=PROBES_AT_A_TIME)(params).estimate
-    return log_p, jax.vmap(_entropy)(found), estimate, _scale(log_p)
+    found = logits(params)
+    return jax.vmap(_log_odds)(found, targets), jax.vmap(_entropy)(found), estimate
 
 
-def _scale(log_p: Array) -> Array:
-    """1 − p, as which ∇ log p shrinks: divided by it, its square does not leave float32."""
-    return jax.lax.stop_gradient(jnp.maximum(-jnp.expm1(log_p), TINY))
-
-
-def _log_probability(logits: Float[Array, " V"], target: Int[Array, ""]) -> Float[Array, ""]:
-    """Log p of the target through its log-odds, which keeps digits where p is near 1; for both modes."""
+def _log_odds(logits: Float[Array, " V"], target: Int[Array, ""]) -> Float[Array, ""]:
+    """Log p / (1 − p) of the target, which keeps digits where p is near 1; for both modes."""
     others = jnp.where(jnp.arange(logits.shape[-1]) == target, -jnp.inf, logits)
-    return jax.nn.log_sigmoid(logits[target] - jax.nn.logsumexp(others))
+    return logits[target] - jax.nn.logsumexp(others)
 
 
 def _entropy(logits: Float[Array, " V"]) -> Float[Array, ""]:

@@ -137,12 +137,14 @@ def clusters_by_similarity(vectors: Any, threshold: float) -> Int[np.ndarray, " 
     """
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine, from -1 to 1")
-    vectors = np.asarray(vectors, np.float64)
+    vectors = _floats("vectors", vectors)
     if vectors.ndim != 2 or not vectors.size:
         raise ValueError(f"vectors has shape {vectors.shape}; expected [samples, D], at least one sample")
     if not np.isfinite(vectors).all():
         row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
         raise ValueError(f"vectors holds NaN or infinity in row {row}; remove that sample first")
+    exponents = np.frexp(np.abs(vectors).max(axis=1, keepdims=True))[1]
+    vectors = np.ldexp(vectors, -exponents)  # by powers of two: no digit changes, and no square leaves a double
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(norms > 0, norms, 1)
     return _greedy((unit @ unit.T >= threshold) & (norms > 0) & (norms.T > 0))
@@ -174,9 +176,17 @@ def _greedy(same: Any) -> np.ndarray:
     return np.array(numbers, int)
 
 
+def _floats(name: str, values: Any) -> np.ndarray:
+    """Return the values as an array of float64; raise a ValueError with their name where they are no numbers."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} does not hold numbers alone; expected an array or a list of them") from None
+
+
 def _log_probabilities(log_p: Any) -> np.ndarray:
     """Return log_p as float64 `[n]`; raise unless it holds logarithms of probabilities."""
-    log_p = np.asarray(log_p, np.float64)
+    log_p = _floats("log_p", log_p)
     if log_p.ndim != 1:
         raise ValueError(f"log_p has shape {log_p.shape}; expected one number a sample")
     if not log_p.size:

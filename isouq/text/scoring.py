@@ -35,7 +35,6 @@ from isouq.text.prompts import Row, encode_pairs
 from isouq.text.selection import Selection
 
 REDUCTIONS = ("mean", "answer", "first")
-TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -208,69 +207,72 @@ def _score(
     length: Int[Array, " B"],
     at: Int[Array, "B A"],
     targets: Int[Array, "B A"],
-) -> tuple[Float[Array, "B A"], Float[Array, " B"], Float[Array, " B"]]:
-    """(log p of every answer token, 0 beyond the answer; ‖∇ log p‖² of their sum or of the first, over scale²; scale).
+) -> tuple[Float[Array, "B A"], Float[Array, " B"]]:
+    """Return the log-odds m of every answer token (of no meaning beyond the answer) and ‖Σ w_t ∇m_t‖².
 
+    The sum is over the answer, or its first token. ∇ log p_t is (1 − p_t) ∇m_t, and 1 − p_t leaves float32 at odds of
+    e⁸⁸: w_t is 1 − p_t over the largest of them.
     at: the position whose logits predict each target, −1 beyond the answer.
     """
 
-    def one(
-        selected: Any, frozen: Any, ids: Array, length: Array, at: Array, targets: Array
-    ) -> tuple[Array, Array, Array]:
-        def log_p(selected: Any) -> tuple[Array, tuple[Array, Array]]:
+    def one(selected: Any, frozen: Any, ids: Array, length: Array, at: Array, targets: Array) -> tuple[Array, Array]:
+        def weighted(selected: Any) -> tuple[Array, Array]:
             logits = selection.logits(selected, frozen, config, chosen, ids, length, jnp.maximum(at, 0), remat)
-            each = jnp.where(at >= 0, _log_probability(logits, targets), 0.0)
-            differentiated = each[:1] if reduction == "first" else each
-            # ∇ log p_t shrinks as 1 − p_t: divided by the largest of these, its square does not leave float32.
-            scale = jax.lax.stop_gradient(jnp.maximum(jnp.max(-jnp.expm1(differentiated)), TINY))
-            return jnp.sum(differentiated) / scale, (each, scale)
+            log_odds = _log_odds(logits, targets)
+            counted = (at >= 0) & ((jnp.arange(at.size) == 0) | (reduction != "first"))
+            log_rest = jnp.where(counted, jax.nn.log_sigmoid(-log_odds), -jnp.inf)
+            weights = jax.lax.stop_gradient(jnp.exp(log_rest - jnp.max(log_rest)))
+            return jnp.sum(weights * log_odds), log_odds
 
-        (_, (each, scale)), sq_norm = value_and_grad_sq_norm(log_p, has_aux=True)(selected)
-        return each, sq_norm, scale
+        (_, log_odds), sq_norm = value_and_grad_sq_norm(weighted, has_aux=True)(selected)
+        return log_odds, sq_norm
 
     parts = selection.split(params, config, chosen)
     return jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0))(*parts, ids, length, at, targets)
 
 
 @jax.custom_vjp
-def _log_probability(logits: Float[Array, "A V"], targets: Int[Array, " A"]) -> Float[Array, " A"]:
-    """Log p of the targets through their log-odds m: log σ(m), and its gradient, keep digits where p is near 1.
+def _log_odds(logits: Float[Array, "A V"], targets: Int[Array, " A"]) -> Float[Array, " A"]:
+    """Log p / (1 − p) of the targets, which keeps digits where p is near 1.
 
     Its derivative is written out so that every `[A, V]` array takes the place of the one before, down to ∂/∂logits.
     """
-    return _log_probability_forward(logits, targets)[0]
+    return _log_odds_forward(logits, targets)[0]
 
 
-def _log_probability_forward(logits: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
+def _log_odds_forward(logits: Array, targets: Array) -> tuple[Array, tuple[Array, ...]]:
     own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     others = jnp.where(_is_target(logits, targets), -jnp.inf, logits)
     top = jnp.max(others, axis=-1)
     weights = jnp.exp(others - top[:, None])
     total = jnp.sum(weights, axis=-1)
-    log_odds = own - (top + jnp.log(total))
-    return jax.nn.log_sigmoid(log_odds), (weights, total, log_odds, targets)
+    return own - (top + jnp.log(total)), (weights, total, targets)
 
 
-def _log_probability_backward(kept: tuple[Array, ...], cotangent: Array) -> tuple[Array, None]:
-    weights, total, log_odds, targets = kept
-    slope = cotangent * jax.nn.sigmoid(-log_odds)
-    return jnp.where(_is_target(weights, targets), slope[:, None], weights * (-slope / total)[:, None]), None
+def _log_odds_backward(kept: tuple[Array, ...], cotangent: Array) -> tuple[Array, None]:
+    weights, total, targets = kept
+    return jnp.where(_is_target(weights, targets), cotangent[:, None], weights * (-cotangent / total)[:, None]), None
 
 
-_log_probability.defvjp(_log_probability_forward, _log_probability_backward)
+_log_odds.defvjp(_log_odds_forward, _log_odds_backward)
 
 
 def _is_target(logits: Array, targets: Array) -> Array:
     return jnp.arange(logits.shape[-1])[None] == targets[:, None]
 
 
-def _reduced(
-    reduction: str, rows: Sequence[Row], token_log_p: np.ndarray, sq_norm: np.ndarray, scale: np.ndarray
-) -> Scores:
+def log_sigmoid(x: np.ndarray) -> np.ndarray:
+    """Log 1 / (1 + e⁻ˣ), in float64: log p of the log-odds x, and log (1 − p) of −x."""
+    return -np.logaddexp(0.0, -x.astype(np.float64))
+
+
+def _reduced(reduction: str, rows: Sequence[Row], log_odds: np.ndarray, sq_norm: np.ndarray) -> Scores:
     counts = np.array([len(row.ids) - row.first for row in rows])
-    each = tuple(log_p[:count].astype(np.float64) for log_p, count in zip(token_log_p, counts, strict=False))
+    own = [odds[:count] for odds, count in zip(log_odds, counts, strict=False)]
+    each = tuple(log_sigmoid(odds) for odds in own)
+    log_scale = [log_sigmoid(-odds[: 1 if reduction == "first" else None]).max() for odds in own]
     with np.errstate(divide="ignore"):
-        log_grad = (np.log(sq_norm.astype(np.float64)) + 2 * np.log(scale.astype(np.float64)))[: len(rows)]
+        log_grad = np.log(sq_norm[: len(rows)].astype(np.float64)) + 2 * np.array(log_scale)
     if reduction == "first":
         return Scores(reduction, np.array([log_p[0] for log_p in each]), log_grad, counts, each)
     whole = Scores("answer", np.array([log_p.sum() for log_p in each]), log_grad, counts, each)

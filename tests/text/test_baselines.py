@@ -154,12 +154,16 @@ def test_lists_give_what_arrays_give():
     assert semantic_entropy(clusters, log_p) == semantic_entropy(np.array(clusters), np.array(log_p))
     assert semantic_entropy_discrete(tuple(clusters)) == semantic_entropy_discrete(np.array(clusters))
     assert clusters_by_similarity([[1.0, 0], [0.9, 0.1]], 0.9).tolist() == [0, 0]
+    assert clusters_by_similarity([[1e300, 0], [1e300, 1e299], [0, 1e-300]], 0.9).tolist() == [0, 0, 1]
     assert clusters_by_entailment([[True, False], [True, True]]).tolist() == [0, 1]
 
 
 REFUSED = {
     "an infinite log p": (lambda: naive_entropy([-1.0, float("inf")]), r"NaN or \+inf"),
     "a log p above 0": (lambda: naive_entropy([-1.0, 0.5]), "log_p holds 0.5; .* at most 0"),
+    "log p of different shapes": (lambda: naive_entropy([[-1.0], [-1.0, -2.0]]), "log_p does not hold numbers alone"),
+    "complex log p": (lambda: naive_entropy([1j]), "log_p does not hold numbers alone; expected an array or a list"),
+    "vectors of text": (lambda: clusters_by_similarity([["a"]], 0.9), "vectors does not hold numbers alone"),
     "no samples": (lambda: naive_entropy([]), "log_p is empty"),
     "lengths too few": (lambda: naive_entropy([-1.0, -2.0], [1]), "lengths has 1 values for 2 samples"),
     "a length of 0": (lambda: naive_entropy([-1.0, -2.0], [1, 0]), "lengths holds 0"),

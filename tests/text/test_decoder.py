@@ -222,9 +222,13 @@ def test_tokens_that_the_model_does_not_have(model, ids):
         model.logits(np.array(ids, np.int32))
 
 
-def test_whole_numbers_for_parameters(folder):
-    with pytest.raises(ValueError, match="dtype is int32; expected a floating one"):
-        load(str(folder), dtype=jnp.int32)
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(jnp.int32, "int32"), (jnp.float8_e4m3fn, "float8_e4m3fn"), (np.dtype("int8"), "int8"), ("f32", "f32")],
+)
+def test_a_dtype_that_parameters_cannot_have(folder, dtype, name):
+    with pytest.raises(ValueError, match=f"dtype is {name}; expected a floating one: float32 or bfloat16"):
+        load(str(folder), dtype=dtype)
 
 
 def test_float16_weights_too_large_for_it(folder, tmp_path):

@@ -207,17 +207,17 @@ def test_positions_scaled_and_other_metadata(tmp_path):
     write_gguf(path, stored, change=attentive)  # times what YaRN prescribes, as in llama.cpp
     found = open_checkpoint(path).config["rope_scaling"]["attention_factor"]
     np.testing.assert_allclose(found, 0.5 * (1 + 0.1 * np.log(4)))
-    factors = np.array([1, 1, 2, 8], np.float32)
+    factors = np.array([1, 1.1, 2, 8], np.float32)
     write_gguf(path, stored | {"rope_freqs.weight": factors})
     checkpoint = open_checkpoint(path)
-    assert checkpoint.config["rope_scaling"] == {"rope_type": "frequencies", "factors": [1, 1, 2, 8]}
+    assert checkpoint.config["rope_scaling"] == {"rope_type": "frequencies", "factors": [1, 1.1, 2, 8]}
     assert "rope_freqs.weight" not in checkpoint.shapes
     long = {f"rope_factors_{k}.weight": factors * i for i, k in enumerate(("long", "short"), 1)}
     write_gguf(path, stored | long, change=lambda writer: writer.add_rope_scaling_attn_factors(1.5))
     assert open_checkpoint(path).config["rope_scaling"] == {
         "rope_type": "longrope",
-        "long_factor": [1, 1, 2, 8],
-        "short_factor": [2, 2, 4, 16],
+        "long_factor": [1, 1.1, 2, 8],
+        "short_factor": [2, 2.2, 4, 16],
         "attention_factor": 1.5,
     }
 

@@ -138,6 +138,7 @@ FACTORS = dict(type="longrope", short_factor=SHORT, long_factor=LONG)
     [
         (4096, None, {}, 4096),
         (4096, dict(type="default"), {}, 4096),
+        (2048, None, {"name": "Phi3", ORIGINAL: 4096}, 2048),
         (4096, dict(type="linear", factor=4.0), {}, 16384),
         (4096, dict(rope_type="linear", factor=2.5), {}, 10240),
         (16384, dict(type="linear", factor=4.0, original_max_position_embeddings=4096), {}, 16384),

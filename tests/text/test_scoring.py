@@ -144,7 +144,9 @@ def test_the_first_token_is_the_next_token_of_uncertainty(model):
 # Numbers at the ends of their range
 
 
-@pytest.mark.parametrize(("factor", "least", "most"), [(30.0, 1e-14, 1e-8), (90.0, 1e-36, 1e-22)])
+@pytest.mark.parametrize(
+    ("factor", "least", "most"), [(30.0, 1e-14, 1e-8), (90.0, 1e-36, 1e-22), (300.0, 1e-150, 1e-60)]
+)
 def test_digits_where_the_model_is_certain(model, factor, least, most):
     loud = louder(model, factor)
     prompt = "abcd"
@@ -154,7 +156,7 @@ def test_digits_where_the_model_is_certain(model, factor, least, most):
     target = int(logits.argmax())
     odds = np.exp(logits - logits[target])
     odds[target] = 0
-    assert least < odds.sum() < most  # p rounds to 1 in float32; the square of 1 - p leaves it at the second
+    assert least < odds.sum() < most  # p rounds to 1 in float32; the square of 1 - p leaves it, and at last 1 - p
     p = odds / (1 + odds.sum())
     p[target] = -p.sum()  # the gradient of log p by the logits, but for the sign
     scores = score(loud, [(prompt, [target])], select="head")

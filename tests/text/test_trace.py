@@ -89,7 +89,7 @@ def test_text_chat_and_pieces(model):
     assert trace(model, [{"role": "user", "content": "d"}], "ddabdddd").pieces == ("d", "d", "ab", "d", "d", "d", "d")
 
 
-@pytest.mark.parametrize("factor", [30.0, 90.0])
+@pytest.mark.parametrize("factor", [30.0, 90.0, 300.0])
 def test_digits_where_the_model_is_certain(untied, factor):
     loud = louder(untied, factor)
     ids = encode_pair(loud, "abcd", [7]).ids[:-1]
@@ -98,6 +98,7 @@ def test_digits_where_the_model_is_certain(untied, factor):
     probed = trace(loud, "abcd", [target], num_probes=256, key=jax.random.key(0))
     assert found.committal[0] < 1e-8  # p rounds to 1 in float32
     np.testing.assert_allclose(found.log_p, wanted.log_probability, rtol=1e-3)
+    assert np.isfinite(found.log_epistemic[0])
     np.testing.assert_allclose(found.log_epistemic, wanted.log_epistemic, atol=1e-3)
     np.testing.assert_allclose(probed.log_epistemic, found.log_epistemic, atol=4 * probed.relative_error)
 

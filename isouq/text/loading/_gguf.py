@@ -176,7 +176,8 @@ class GGUFCheckpoint:
         return value
 
     def _factors(self, name: str) -> list[float]:
-        return self._dequantise(name, self._header.tensors[name]).astype(float).tolist()
+        factors = self._dequantise(name, self._header.tensors[name])
+        return [float(str(factor)) for factor in factors]  # 1.1, not 1.100000023841858
 
     def _rope_scaling(self) -> dict[str, Any] | None:
         """Return how positions are scaled, in the words of Hugging Face; None where they are not.

@@ -38,6 +38,8 @@ class SafetensorsCheckpoint:
         for file, names in weight_files(folder).items():
             self._open(file, names)
         self._names = usual_names(self._files)
+        if twice := self._files.keys() - self._names.values():
+            raise ValueError(f"{folder} holds {min(twice)!r} twice, with and without a prefix; expected it once")
         if self.config.get("tie_word_embeddings") and EMBEDDING not in self._names and HEAD in self._names:
             self._names[EMBEDDING] = self._names.pop(HEAD)  # of two tensors that are one, the file has the other
         self.shapes: Mapping[str, tuple[int, ...]] = {

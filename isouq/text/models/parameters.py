@@ -53,8 +53,13 @@ def assemble(
     another shape or are left over (a model with a part that is not built here would give other numbers); then where
     a tensor holds NaN or infinity.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is {jnp.dtype(dtype)}; expected a floating one: float32 or bfloat16")
+    try:
+        usable = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize > 1  # no products of 8-bit floats
+    except TypeError:  # no dtype at all
+        usable = False
+    if not usable:
+        name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", dtype)
+        raise ValueError(f"dtype is {name}; expected a floating one: float32 or bfloat16")
     paths = dict(flatten(abstract))
     _check(paths, table, checkpoint, ignore)
     leaves = {}

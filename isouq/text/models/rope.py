@@ -113,6 +113,8 @@ def from_config(config: dict[str, Any], head_dim: int, family: str = "llama") ->
         rope = replace(rope, **_details(kind, given, dim, original, longest))
     except KeyError as error:
         raise ValueError(f"rope_scaling of type {kind!r} lacks {error}") from None
+    if kind in ("default", "frequencies"):
+        return replace(rope, original=longest)  # no length is stretched, though Phi-3 always names the original one
     if kind == "llama3" and longest > original:
         return rope  # its factor stretches wavelengths, and the length by less or more
     context = max(longest, int(original * rope.factor))
