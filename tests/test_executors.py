@@ -1,8 +1,10 @@
 """Executors: what they make of jobs that end well, fail, or kill their worker, and what they say when they cannot."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,17 +60,34 @@ def test_processes(folder):
     assert starts_of(folder, Toy("once")) == 2
     assert {outcome.result.numbers["name"] for outcome in second.values()} == {"cores"}
     bound = [outcome.result.numbers["cores"] for outcome in second.values()]
-    shares = [[tuple(share)] for share in processes.Pools(2).shares]
+    shares = [[tuple(share)] for share in processes.Workers(2).shares]
     assert all(cores in shares for cores in bound)  # every thread, JAX's too
     assert not [path for path in folder.iterdir() if path.suffix != ".starts"]  # workers store nothing
 
 
+def test_a_worker_killed_while_it_sends_an_outcome_is_replaced(folder):
+    """An outcome of a megabyte does not fit into the connection, so its worker waits in the middle of it."""
+    job, reports = Toy("large"), []
+
+    def kill_the_first_worker(job, share):
+        reports.append(job)
+        while starts_of(folder, job) < len(reports):
+            time.sleep(0.02)
+        if len(reports) == 1:
+            time.sleep(1)
+            os.kill(int((folder / f"{job.key()}.starts").read_text()), signal.SIGKILL)
+
+    (ended,) = outcomes(Settings("processes", workers=2), folder, [job], report=kill_the_first_worker)
+    assert errors(ended) == {job: None}
+    assert reports == [job, job]
+
+
 def test_cores_are_divided(monkeypatch):
     monkeypatch.setattr(processes, "usable_cores", lambda: list(range(7)))
-    shares = processes.Pools(3).shares
+    shares = processes.Workers(3).shares
     assert sorted(core for share in shares for core in share) == list(range(7))
     assert [len(share) for share in shares] == [3, 2, 2]
-    assert processes.Pools(9).shares[7:] == [list(range(7))] * 2
+    assert processes.Workers(9).shares[7:] == [list(range(7))] * 2
 
 
 @pytest.mark.parametrize("settings", [Settings("processes", workers=1), Settings("local")])

@@ -1,24 +1,23 @@
-"""A pool of processes on this machine's CPU cores, which are divided between them."""
+"""Worker processes on this machine's CPU cores, which are divided between them."""
 
 import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from experiments.run._prepare import prepare
+from experiments.run._serve import serve
 from experiments.run.executors import local
 from experiments.run.executors._attempts import run_with_attempts
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
-from isouq._errors import first_line
 
 
 @contextmanager
@@ -31,28 +30,29 @@ def start(
         with local.start(settings, widest, function, out, report) as run:
             yield run
         return
-    pools = Pools(count)
+    workers = Workers(count)
     try:
-        yield partial(run_with_attempts, partial(pools.run, function, report))
+        yield partial(run_with_attempts, partial(workers.run, function, report))
     finally:
-        pools.kill()
+        workers.kill()
 
 
-class Pools:
-    """Pools of one process each, so that the death of one tells which job it was at and leaves the others alone."""
+class Workers:
+    """Processes with a connection each, so that the death of one tells which job it was at and leaves the others alone.
+
+    The driver keeps no copy of a worker's end, so a worker that dies ends its connection wherever it was, even within
+    an outcome that it was sending. A pool of the standard library would wait for the rest of it for ever.
+    """
 
     def __init__(self, count: int) -> None:
         cores = usable_cores()
         self.shares = [cores[i::count] or cores for i in range(count)]
-        self._others = set(multiprocessing.active_children())  # children of this process that are no workers
-        self._pools = [self._new(share) for share in self.shares]
+        self._started: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def kill(self) -> None:
         """End all workers at once, whatever they are at."""
-        for process in set(multiprocessing.active_children()) - self._others:
-            process.kill()
-        for pool in self._pools:
-            pool.shutdown(cancel_futures=True)
+        for number in list(self._started):
+            self._kill(number)
 
     def run(
         self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job], alone: bool
@@ -61,45 +61,56 @@ class Pools:
 
         alone: one job at a time, for what has killed a worker: as a rule memory was short.
         """
-        waiting, idle = deque(jobs), [0] if alone else list(range(len(self._pools)))
-        running: dict[Future[Outcome], tuple[int, Job]] = {}
+        waiting, idle = deque(jobs), [0] if alone else list(range(len(self.shares)))
+        running: dict[Connection, tuple[int, Job]] = {}
         while waiting or running:
             while waiting and idle:
                 number, job = idle.pop(), waiting.popleft()
-                running[self._submit(number, function, job)] = (number, job)
+                running[self._send(number, function, job)] = (number, job)
                 report(job, 0.0)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number, job = running.pop(future)
+            ready = wait(list(running))
+            for connection in [connection for connection in running if connection in ready]:
+                number, job = running.pop(connection)
                 idle.append(number)
                 try:
-                    yield job, future.result()
-                except BrokenProcessPool:
-                    self._renew(number)
-                    yield job, None
-                except (Exception, SystemExit) as error:  # the outcome cannot be sent, or the job has left Python
-                    yield job, Outcome(error=f"{type(error).__name__}: {first_line(error)}")
+                    outcome = connection.recv()
+                except (EOFError, OSError):
+                    self._kill(number)
+                    outcome = None
+                yield job, Outcome(error=outcome) if isinstance(outcome, str) else outcome
 
-    def _submit(self, number: int, function: Callable[..., Outcome], job: Job) -> Future[Outcome]:
-        """Submit a job to a pool, which starts its process if it has none; a broken pool is replaced first."""
-        # workers start with Ctrl-C blocked: it is the driver's to handle
-        resource_tracker.ensure_running()  # as it starts it lifts the block
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+    def _send(self, number: int, function: Callable[..., Outcome], job: Job) -> Connection:
+        """Send a job to a worker and return its connection; a worker that is not there, or not any more, is started."""
+        if number in self._started:
+            connection = self._started[number][1]
             try:
-                return self._pools[number].submit(function, job)
-            except BrokenProcessPool:  # its process was killed between two jobs
-                self._renew(number)
-                return self._pools[number].submit(function, job)
+                connection.send((function, job))
+                return connection
+            except OSError:  # it was killed between two jobs
+                self._kill(number)
+        connection = self._start(number)
+        connection.send((function, job))
+        return connection
+
+    def _start(self, number: int) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        connection, its_end = context.Pipe()
+        process = context.Process(target=serve, args=(its_end, os.getpid(), self.shares[number]))
+        resource_tracker.ensure_running()  # as it starts it lifts the block of the next line
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the driver's to handle
+        try:
+            process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        its_end.close()
+        self._started[number] = (process, connection)
+        return connection
 
-    def _renew(self, number: int) -> None:
-        self._pools[number].shutdown(cancel_futures=True)
-        self._pools[number] = self._new(self.shares[number])
-
-    def _new(self, share: list[int]) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=prepare, initargs=(os.getpid(), share))
+    def _kill(self, number: int) -> None:
+        process, connection = self._started.pop(number)
+        process.kill()
+        process.join()
+        connection.close()
 
 
 def usable_cores() -> list[int]:
