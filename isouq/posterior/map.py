@@ -5,12 +5,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from isouq import _checks
-from isouq.density import freeze_density
-from isouq.gradnorm._plain import tree_sq_norm
+from isouq.covariance._curvature import hessian
+from isouq.density import LogDensity, freeze_density
+
+MAX_CHECKED = 4000  # parameters of a model whose curvature is checked: its Hessian takes 64 MB
+_MAX_ESCAPES = 10
+_ESCAPES = np.concatenate([sign * np.geomspace(0.01, 3.0, 12) for sign in (1, -1)])
 
 
 class MapFit(NamedTuple):
@@ -18,9 +24,10 @@ class MapFit(NamedTuple):
 
     params: a pytree with a leading axis of starts.
     log_density: the log posterior at the end, `[starts]`.
-    grad_norm: ‖∇ log p(θ|D)‖ at the end, `[starts]`.
-    converged: whether grad_norm ≤ tolerance at a finite density, `[starts]`.
+    grad_norm: ‖∇_z log p(θ|D)‖ at the end, z = θ/scales, `[starts]`.
+    converged: whether grad_norm ≤ tolerance at a finite density, and no direction was found to lead up, `[starts]`.
     num_steps: the number of optimiser steps, `[starts]`.
+    num_escapes: how often training stopped at a saddle and went on from beside it, `[starts]`.
     """
 
     params: Any
@@ -28,6 +35,7 @@ class MapFit(NamedTuple):
     grad_norm: Float[Array, " starts"]
     converged: Bool[Array, " starts"]
     num_steps: Int[Array, " starts"]
+    num_escapes: Int[Array, " starts"]
 
     def best_index(self) -> Array:
         """Return the index of the start with the highest log density, which NaN never is."""
@@ -39,16 +47,24 @@ class MapFit(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[index], self.params)
 
 
-def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, tolerance: float = 0.05) -> MapFit:
-    """Maximise the log posterior from each start by full-batch L-BFGS with line search.
+def fit_map(
+    log_density: Callable, inits: Any, *, scales: Any = None, max_steps: int = 3000, tolerance: float = 0.05
+) -> MapFit:
+    """Maximise the log posterior from each start by full-batch L-BFGS with line search, over z = θ/scales.
+
+    In these coordinates the prior is the same in every direction, and training ends at a higher density and in fewer
+    steps than over θ. A model of at most 4,000 parameters is also kept from saddles: where the Hessian at the end has a
+    direction that leads up, training goes on from a point along it, at most ten times.
 
     Args:
         log_density: function from parameters to a scalar. It is traced anew at every call; arrays that it closes over
             are arguments of the compiled program.
         inits: a pytree of parameters with a leading axis of starts.
-        max_steps: largest number of steps from each start.
-        tolerance: a start has converged, and stops, when ‖∇ log p‖ falls to this, in nats per unit of parameter. In
-            float32 a log posterior of a few hundred nats resolves about 1e-2.
+        scales: the size of each leaf, as a pytree of scalars or arrays; as a rule the standard deviations of the prior,
+            which are the default for a `LogDensity`. For another function the default is 1.
+        max_steps: largest number of steps from each start, and after each escape from a saddle.
+        tolerance: a start has converged, and stops, when ‖∇_z log p‖ falls to this, in nats. In float32 a log posterior
+            of a few hundred nats resolves about 1e-2.
 
     Returns:
         A `MapFit`, which also says which starts have not converged.
@@ -56,7 +72,8 @@ def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, toleran
     Raises:
         ValueError: a wrong shape or setting, or NaN in inits.
 
-    Cost: 1 to 3 gradients a step, all starts at once until the slowest has stopped.
+    Cost: 1 to 3 gradients a step, on a CPU one start after the other; for a checked model P Hessian products and a
+    Cholesky factor of P³/3 operations for each start.
     Source: Liu and Nocedal (1989); `optax.lbfgs`.
     """
     _checks.positive_int("max_steps", max_steps)
@@ -64,40 +81,109 @@ def fit_map(log_density: Callable, inits: Any, *, max_steps: int = 3000, toleran
     _checks.float_leaves("inits", inits)
     _checks.count_rows(inits, "inits", "start")
     _checks.finite("inits", inits)
-    return _fit(freeze_density(log_density, inits), inits, max_steps, tolerance)
+    if scales is None:
+        scales = log_density.scales if isinstance(log_density, LogDensity) else jax.tree.map(lambda _: 1.0, inits)
+    _checks.finite("scales", scales)
+    frozen = freeze_density(log_density, inits)
+    fit = _fit(frozen, inits, scales, max_steps, tolerance)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(inits)) // len(fit.log_density)
+    if num_params > MAX_CHECKED:
+        return fit
+    for _ in range(_MAX_ESCAPES + 1):
+        ends, is_saddle = _leave_saddles(frozen, fit, scales)
+        if not is_saddle.any():
+            break
+        further = _fit(frozen, ends, scales, max_steps, tolerance)
+        fit = further._replace(num_steps=fit.num_steps + further.num_steps, num_escapes=fit.num_escapes + is_saddle)
+    return fit._replace(converged=fit.converged & ~is_saddle)
 
 
 @jax.jit
-def _fit(log_density: Callable, inits: Any, max_steps: Array, tolerance: Array) -> MapFit:
+def _fit(log_density: Callable, inits: Any, scales: Any, max_steps: Array, tolerance: Array) -> MapFit:
     """Return the fit from all starts; the compiled part of `fit_map`."""
-    dtype = jnp.result_type(*jax.tree.leaves(inits))
+    to_params, positions = _standardise(inits, scales)
 
-    def loss(params: Any) -> Array:
+    def loss(z: Array) -> Array:
         # the line search needs value and gradient in one dtype, and may step in a wider one than that of the start
-        start = jax.tree.map(lambda leaf, init: leaf.astype(jnp.result_type(init)), params, inits)
-        return -log_density(start).astype(dtype)
+        return -log_density(to_params(z)).astype(z.dtype)
 
     optimiser = optax.lbfgs(memory_size=20)
-    value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def fit(params: Any) -> MapFit:
-        def continues(carry: tuple[Any, Any, Array, Array]) -> Array:
-            _, _, step, norm = carry
-            return (step < max_steps) & (norm > tolerance)
+    def fit(z: Array) -> MapFit:
+        def continues(carry: tuple[Any, Any, Array, Array, Array]) -> Array:
+            _, _, _, grad, step = carry
+            return (step < max_steps) & (jnp.linalg.norm(grad) > tolerance)
 
-        def advance(carry: tuple[Any, Any, Array, Array]) -> tuple[Any, Any, Array, Array]:
-            params, state, step, _ = carry
-            value, grad = value_and_grad(params, state=state)
-            updates, state = optimiser.update(grad, state, params, value=value, grad=grad, value_fn=loss)
-            params = optax.apply_updates(params, updates)
-            norm = jnp.sqrt(tree_sq_norm(optax.tree.get(state, "grad")))
-            return params, state, step + 1, norm
+        def advance(carry: tuple[Any, Any, Array, Array, Array]) -> tuple[Any, Any, Array, Array, Array]:
+            z, state, value, grad, step = carry
+            updates, state = optimiser.update(grad, state, z, value=value, grad=grad, value_fn=loss)
+            value, grad = optax.tree.get(state, "value"), optax.tree.get(state, "grad")
+            return optax.apply_updates(z, updates), state, value, grad, step + 1
 
-        start = (params, optimiser.init(params), jnp.int32(0), jnp.array(jnp.inf))
-        params, _, step, _ = jax.lax.while_loop(continues, advance, start)
-        value, grad = jax.value_and_grad(log_density)(params)
-        norm = jnp.sqrt(tree_sq_norm(grad))
+        start = (z, optimiser.init(z), *jax.value_and_grad(loss)(z), jnp.int32(0))
+        z, _, value, grad, step = jax.lax.while_loop(continues, advance, start)
+        norm = jnp.linalg.norm(grad)
         converged = (norm <= tolerance) & jnp.isfinite(value)
-        return MapFit(params, value, norm, converged, step)
+        return MapFit(to_params(z), -value, norm, converged, step, jnp.int32(0))
 
-    return jax.vmap(fit)(inits)
+    return _over_starts(fit, positions)
+
+
+def _standardise(starts: Any, scales: Any) -> tuple[Callable, Array]:
+    """Return the function from flat z to parameters, and the flat z of each start, `[starts, P]`."""
+    first = jax.tree.map(lambda leaf: leaf[0], starts)
+    flat, unravel = ravel_pytree(first)
+    spread = jax.tree.map(
+        lambda leaf, scale: jnp.broadcast_to(jnp.asarray(scale, leaf.dtype), leaf.shape), first, scales
+    )
+    scale = ravel_pytree(spread)[0]
+    positions = jax.vmap(lambda params: ravel_pytree(params)[0] / scale)(starts)
+    return lambda z: unravel((z * scale).astype(flat.dtype)), positions
+
+
+def _over_starts(function: Callable, *arrays: Any) -> Any:
+    """Return the function at every start: one after the other on a CPU, where a batch of them gains nothing."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda row: function(*row), arrays)
+    return jax.vmap(function)(*arrays)
+
+
+def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any) -> tuple[Any, np.ndarray]:
+    """Return the ends of all starts, those at saddles moved along the steepest way up, and which these are.
+
+    A matrix that has a Cholesky factor has no eigenvalue below zero, and is not decomposed. Eigenvalues of less than
+    10⁻⁵ of the largest entry are rounding, and a saddle counts only where a step raises the density.
+    """
+    is_saddle = np.zeros(len(fit.log_density), bool)
+    ends = fit.params
+    for start in np.flatnonzero(fit.converged):
+        end = jax.tree.map(lambda leaf, i=start: leaf[i], fit.params)
+        curvature = np.array(_curvature(log_density, end, scales), np.float64)
+        curvature += 1e-5 * np.abs(curvature).max() * np.eye(len(curvature))
+        try:
+            np.linalg.cholesky(curvature)
+        except np.linalg.LinAlgError:
+            direction = np.linalg.eigh(curvature)[1][:, 0]
+            moved, density = _step_up(log_density, end, scales, direction)
+            if density > fit.log_density[start]:
+                is_saddle[start] = True
+                ends = jax.tree.map(lambda leaf, new, i=start: leaf.at[i].set(new), ends, moved)
+    return ends, is_saddle
+
+
+@jax.jit
+def _curvature(log_density: Callable, params: Any, scales: Any) -> Array:
+    """Return −∇_z² log p at one point, `[P, P]`."""
+    to_params, (z,) = _standardise(jax.tree.map(lambda leaf: leaf[None], params), scales)
+    return -hessian(lambda z: log_density(to_params(z)), z)
+
+
+@jax.jit
+def _step_up(log_density: Callable, params: Any, scales: Any, direction: Array) -> tuple[Any, Array]:
+    """Return the point of highest density along a direction, both ways, and its density."""
+    to_params, (z,) = _standardise(jax.tree.map(lambda leaf: leaf[None], params), scales)
+    steps = jnp.asarray(_ESCAPES, z.dtype)
+    points = jax.vmap(lambda step: to_params(z + step * direction.astype(z.dtype)))(steps)
+    densities = jax.vmap(log_density)(points)
+    best = jnp.argmax(jnp.where(jnp.isnan(densities), -jnp.inf, densities))
+    return jax.tree.map(lambda leaf: leaf[best], points), densities[best]
