@@ -104,3 +104,31 @@ def test_steps_are_counted_start_by_start():
     fit = fit_map(lambda x: -0.5 * jnp.sum(x**2), jnp.array([[0.0, 0.0], [5.0, 3.0]]), max_steps=50)
     assert fit.converged.all()
     assert fit.num_steps[0] <= fit.num_steps[1] < 50
+
+
+@pytest.mark.parametrize("scales", [None, jnp.array([1.0, 0.01])])
+def test_a_start_on_a_ridge_leaves_it(scales):
+    """Along the first axis the origin is a saddle, and the gradient there is zero."""
+
+    def two_hills(x):
+        return -((x[0] ** 2 - 1) ** 2) - 0.5 * (x[1] / 0.01) ** 2
+
+    fit = fit_map(two_hills, jnp.array([[0.0, 0.0], [0.0, 0.02], [0.8, 0.0]]), scales=scales, tolerance=1e-3)
+    assert fit.converged.all()
+    np.testing.assert_allclose(jnp.abs(fit.params[:, 0]), 1.0, atol=0.01)
+    np.testing.assert_array_equal(fit.num_escapes, [1, 1, 0])
+
+
+def test_the_coordinates_are_those_of_the_prior():
+    """The tolerance holds for the gradient in units of the prior, and the default is the prior of the log density."""
+    data, predict, inits, _ = case("multiclass/rings")
+    one = jax.tree.map(lambda leaf: leaf[0], inits)
+    log_density = LogDensity.of(predict, one, data.xs, data.ys, "multiclass", prior="fan_in", sigma=0.5)
+    fit = fit_map(log_density, inits)
+    for start in range(3):
+        params = jax.tree.map(lambda leaf, i=start: leaf[i], fit.params)
+        grad = jax.tree.map(jnp.multiply, jax.grad(log_density)(params), log_density.scales)
+        norm = jnp.linalg.norm(ravel_pytree(grad)[0])
+        np.testing.assert_allclose(norm, fit.grad_norm[start], rtol=0.5, atol=0.01)
+    same = fit_map(lambda params: log_density(params), inits, scales=log_density.scales)
+    np.testing.assert_allclose(same.log_density, fit.log_density, atol=1e-3)
