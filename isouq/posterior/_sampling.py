@@ -31,7 +31,9 @@ SAMPLERS = ("hmc", "nuts")
 class Sampling:
     """The settings of `sample_reference`, checked when they are made.
 
-    num_draws: draws of a chain.
+    num_draws: draws of a chain in a round.
+    max_rounds: rounds of draws. After each the verdict is asked, and the first that accepts is the last; without a
+        verdict all are made.
     num_warmup: transitions of a chain before them, in which the step size is adapted.
     num_integration_steps: mean number of leapfrog steps of a transition. Each transition takes a random number between
         half and one and a half of it, the same in every chain, because a fixed length resonates on Gaussian-like
@@ -51,9 +53,10 @@ class Sampling:
     target_acceptance_rate: float = 0.8
     sampler: str = "hmc"
     chains_at_once: int | None = None
+    max_rounds: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("num_draws", "thin", "num_integration_steps"):
+        for name in ("num_draws", "thin", "num_integration_steps", "max_rounds"):
             _checks.positive_int(name, getattr(self, name))
         _checks.positive_int("num_warmup", self.num_warmup, 10)
         _checks.one_of("sampler", self.sampler, SAMPLERS)
@@ -98,22 +101,29 @@ class Blocks:
 
 
 class Schedule(NamedTuple):
-    """The blocks of warm-up and of draws, and the leapfrog steps of each transition in them; 0 is padding."""
+    """The blocks of warm-up and of a round of draws, and the leapfrog steps of each transition; 0 is padding."""
 
     warm: Blocks
     draw: Blocks
     warm_lengths: np.ndarray  # [blocks, transitions]
-    draw_lengths: np.ndarray  # [blocks, draws, thin]
+    draw_lengths: np.ndarray  # [blocks of all rounds, draws, thin]
 
     @classmethod
     def of(cls, sampling: Sampling, key: Array) -> "Schedule":
         """Return the schedule of these settings with random numbers of steps."""
         warm = Blocks.of(sampling.num_warmup, _BLOCK)
         draw = Blocks.of(sampling.num_draws, max(1, _BLOCK // sampling.thin))
-        total, mean = sampling.num_warmup + sampling.num_draws * sampling.thin, sampling.num_integration_steps
+        rounds, mean = sampling.max_rounds, sampling.num_integration_steps
+        total = sampling.num_warmup + rounds * sampling.num_draws * sampling.thin
         lengths = np.asarray(jax.random.randint(key, (total,), math.ceil(mean / 2), mean + mean // 2 + 1))
-        draw_lengths = lengths[sampling.num_warmup :].reshape(sampling.num_draws, sampling.thin)
-        return cls(warm, draw, warm.fill(lengths[: sampling.num_warmup]), draw.fill(draw_lengths))
+        draw_lengths = lengths[sampling.num_warmup :].reshape(rounds, sampling.num_draws, sampling.thin)
+        filled = np.concatenate([draw.fill(of_round) for of_round in draw_lengths])
+        return cls(warm, draw, warm.fill(lengths[: sampling.num_warmup]), filled)
+
+    def draws_before(self, block: int) -> int:
+        """Return the number of draws in the blocks of draws before this one."""
+        round_number, block_of_round = divmod(max(block, 0), self.draw.count)
+        return round_number * self.draw.total + self.draw.size_of_first(block_of_round)
 
 
 def rounds(groups: int, devices: int) -> tuple[int, int]:
@@ -159,19 +169,19 @@ class Layout:
 class Draws:
     """The draws so far, on the host, in arrays that have room for all from the first block on."""
 
-    def __init__(self, num_draws: int) -> None:
-        self.num_draws, self.count = num_draws, 0
+    def __init__(self, room: int) -> None:
+        self.room, self.count = room, 0
         self.trace: Any = None
 
-    def add(self, trace: Trace) -> None:
-        """Append draws `[chains, n, ...]`; those beyond num_draws are padding and are dropped."""
+    def add(self, trace: Trace, count: int) -> None:
+        """Append the first `count` of draws `[chains, n, ...]`; the others are padding."""
         if self.trace is None:
             self.trace = jax.tree.map(
-                lambda leaf: np.empty((leaf.shape[0], self.num_draws, *leaf.shape[2:]), leaf.dtype), trace
+                lambda leaf: np.empty((leaf.shape[0], self.room, *leaf.shape[2:]), leaf.dtype), trace
             )
-        rows = slice(self.count, min(self.count + trace.num_steps.shape[1], self.num_draws))
+        rows = slice(self.count, self.count + count)
         for stored, new in zip(jax.tree.leaves(self.trace), jax.tree.leaves(trace), strict=True):
-            stored[:, rows] = new[:, : rows.stop - rows.start]
+            stored[:, rows] = new[:, :count]
         self.count = rows.stop
 
     def view(self) -> Any:
@@ -188,11 +198,13 @@ def run(
     key: Array,
     open_checkpoint: Callable[[str], Checkpoint] | None,
     report: Callable[[float], None],
+    is_enough: Callable[[Trace], bool],
 ) -> tuple[ChainState, Trace, int]:
     """Run the chains; return their last states, their draws `[chains, draws, ...]` and the steps of a chain's warm-up.
 
     open_checkpoint: function from the fingerprint of the run to its checkpoint.
     report: function that is called with the share that is done.
+    is_enough: function that is asked after every round, with all draws so far, whether it was the last.
     """
     chains = jax.tree.leaves(inits)[0].shape[0]
     group = chains_of_program(sampling, chains)
@@ -200,8 +212,9 @@ def run(
     sampler, mesh = sampling.sampler, layout.mesh
     warm_key, draw_key, length_key = jax.random.split(key, 3)
     warm_keys, draw_keys = (layout.place(jax.random.split(k, chains)) for k in (warm_key, draw_key))
-    warm, draw, warm_lengths, draw_lengths = Schedule.of(sampling, length_key)
-    total = sampling.num_warmup + sampling.num_draws * sampling.thin
+    schedule = Schedule.of(sampling, length_key)
+    warm, num_draws = schedule.warm, sampling.max_rounds * sampling.num_draws
+    total = sampling.num_warmup + num_draws * sampling.thin
     target = jnp.float32(sampling.target_acceptance_rate)
     log_density, record, inverse_mass_matrix, target = layout.replicate(
         (log_density, record, inverse_mass_matrix, target)
@@ -210,7 +223,7 @@ def run(
     states = [_start(log_density, positions, mesh) for positions in layout.place(inits)]
     first = layout.join(states)
     check_starts(first.hmc.logdensity, first.hmc.logdensity_grad)
-    first_block, draws, checkpoint = 0, Draws(sampling.num_draws), None
+    first_block, draws, checkpoint = 0, Draws(num_draws), None
     if open_checkpoint is not None:
         settings = asdict(replace(sampling, chains_at_once=group)) | {"chains": chains, "blackjax": _blackjax.VERSION}
         checkpoint = open_checkpoint(fingerprint(settings, (key, inverse_mass_matrix, log_density, record, first)))
@@ -218,28 +231,31 @@ def run(
         if saved is not None:
             first_block, states = saved.blocks, layout.place(saved.state)
             if saved.results is not None:
-                draws.add(saved.results)
-    for block in range(first_block, warm.count + draw.count):
+                draws.add(saved.results, saved.results.num_steps.shape[1])
+    for block in range(first_block, warm.count + len(schedule.draw_lengths)):
         after = block - warm.count
+        if after > 0 and after % schedule.draw.count == 0 and is_enough(draws.view()):
+            break
         if after < 0:
-            index, steps = np.int32(warm.size_of_first(block)), warm_lengths[block]
+            index, steps = np.int32(warm.size_of_first(block)), schedule.warm_lengths[block]
             states = [
                 _warm_up(log_density, state, inverse_mass_matrix, keys, index, steps, target, sampler, mesh)
                 for state, keys in zip(states, warm_keys, strict=True)
             ]
             jax.block_until_ready(states)
         else:
-            index, steps = np.int32(draw.size_of_first(after) * sampling.thin), draw_lengths[after]
+            before, draws_after = schedule.draws_before(after), schedule.draws_before(after + 1)
+            index, steps = np.int32(before * sampling.thin), schedule.draw_lengths[after]
             results = [
                 _draw(log_density, state, inverse_mass_matrix, record, keys, index, steps, sampler, mesh)
                 for state, keys in zip(states, draw_keys, strict=True)
             ]
             states = [state for state, _ in results]
-            draws.add(layout.join([trace for _, trace in results]))
+            draws.add(layout.join([trace for _, trace in results]), draws_after - before)
         if checkpoint is not None and checkpoint.due():
             checkpoint.save(Saved(block + 1, layout.join(states), draws.view()))
-        report((warm.size_of_first(block + 1) + draw.size_of_first(after + 1) * sampling.thin) / total)
-    return layout.join(states), draws.trace, int(warm_lengths.sum())
+        report((warm.size_of_first(block + 1) + schedule.draws_before(after + 1) * sampling.thin) / total)
+    return layout.join(states), draws.view(), int(schedule.warm_lengths.sum())
 
 
 def _abstract_trace(record: Callable, state: ChainState) -> Trace:

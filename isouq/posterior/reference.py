@@ -17,6 +17,7 @@ from isouq._frozen import first_row, freeze
 from isouq._predict import margin
 from isouq.density import freeze_density
 from isouq.posterior import _blackjax
+from isouq.posterior._blackjax import Trace
 from isouq.posterior._checkpoint import Checkpoint
 from isouq.posterior._sampling import Sampling, chains_of_program, run
 from isouq.posterior.verdict import Verdict, judge
@@ -46,6 +47,7 @@ class Reference(NamedTuple):
     divergent: share of divergent transitions after warm-up.
     step_size: the adapted step size, `[chains]`.
     acceptance_rate: mean acceptance probability after warm-up, `[chains]`.
+    rounds: number of rounds of draws.
     """
 
     draws: Any
@@ -55,6 +57,7 @@ class Reference(NamedTuple):
     divergent: float
     step_size: Any
     acceptance_rate: Any
+    rounds: int = 1
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +94,7 @@ def sample_reference(
     sampling: Sampling | None = None,
     record: Callable | None = None,
     inverse_mass_matrix: Any = None,
-    verdict: bool = True,
+    verdict: bool | Callable[[Any, float], Verdict] = True,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_seconds: float = 60.0,
@@ -111,7 +114,8 @@ def sample_reference(
             parameters themselves are recorded, which takes the memory of chains × draws × parameters.
         inverse_mass_matrix: the diagonal, as a pytree of scalars or of arrays like the parameters: about the posterior
             variance of each. By default the identity. The variance of the prior is a safe choice.
-        verdict: whether to judge the predictions.
+        verdict: whether to judge the predictions; or a function from the recorded values of all draws so far and the
+            share of divergent transitions to a `Verdict`. An accepted one ends the rounds of draws.
         progress: function that is called with the share that is done, between 0 and 1, about once every hundred
             transitions.
         checkpoint: a file from which an interrupted run continues. It is read if it exists and belongs to the same run
@@ -149,32 +153,48 @@ def sample_reference(
     log_density = freeze_density(log_density, inits)
     has_record = record is not None
     frozen = freeze(_identity if record is None else record, first_row(inits), name="record")
-    judges = verdict and has_record and getattr(frozen.outputs, "ndim", None) == 1
-    if judges and (sampling.num_draws < 4 or frozen.outputs.shape[0] < 2):
-        raise ValueError(
-            f"num_draws is {sampling.num_draws} and record gives {frozen.outputs.shape[0]} value(s) a draw; a verdict "
-            "needs at least 4 draws of 2 values (or pass verdict=False)"
-        )
+    judges: Callable[[Any, float], Verdict] | None = verdict if callable(verdict) else None
+    if verdict is True and has_record and getattr(frozen.outputs, "ndim", None) == 1:
+        judges = partial(judge_record, record)
+        if sampling.num_draws < 4 or frozen.outputs.shape[0] < 2:
+            raise ValueError(
+                f"num_draws is {sampling.num_draws} and record gives {frozen.outputs.shape[0]} value(s) a draw; a "
+                "verdict needs at least 4 draws of 2 values (or pass verdict=False)"
+            )
     ones = jax.tree.map(lambda _: 1.0, first)
     diagonal = _blackjax.flat_diagonal(ones if inverse_mass_matrix is None else inverse_mass_matrix, first)
     open_checkpoint = None if checkpoint is None else partial(Checkpoint, Path(checkpoint), checkpoint_seconds)
+
+    def judge_trace(trace: Trace) -> Verdict | None:
+        return judges(trace.recorded, _share_of_divergent(trace, sampling.thin)) if judges else None
+
+    def is_enough(trace: Trace) -> bool:
+        reached = judge_trace(trace)
+        return reached is not None and reached.accepted
+
     state, trace, warm_steps = run(
         sampling, log_density, frozen, jax.tree.map(np.asarray, inits), diagonal, key, open_checkpoint,
-        progress or (lambda _: None),
+        progress or (lambda _: None), is_enough,
     )  # fmt: skip
 
-    transitions = chains * sampling.num_draws * sampling.thin
-    divergent = float(trace.divergences.sum()) / transitions
+    num_draws = trace.num_steps.shape[1]
     warm_gradients = warm_steps * chains if sampling.sampler == "hmc" else 0  # NUTS does not count those of its warm-up
     return Reference(
         draws=None if has_record else trace.recorded,
         predictions=trace.recorded if has_record else None,
-        verdict=judge_record(record, trace.recorded, divergent) if judges else None,
-        cost=Cost(warm_gradients + int(trace.num_steps.sum()), transitions + chains * sampling.num_warmup),
-        divergent=divergent,
+        verdict=judge_trace(trace),
+        cost=Cost(
+            warm_gradients + int(trace.num_steps.sum()), chains * (num_draws * sampling.thin + sampling.num_warmup)
+        ),
+        divergent=_share_of_divergent(trace, sampling.thin),
         step_size=np.asarray(_blackjax.step_size(state)),
         acceptance_rate=trace.acceptance.mean(axis=1),
+        rounds=num_draws // sampling.num_draws,
     )
+
+
+def _share_of_divergent(trace: Trace, thin: int) -> float:
+    return float(trace.divergences.sum()) / (trace.divergences.size * thin)
 
 
 def judge_record(record: Any, predictions: Any, divergent: float) -> Verdict:

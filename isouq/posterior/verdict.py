@@ -16,6 +16,7 @@ MAX_RHAT = 1.01
 MIN_ESS = 400.0
 MAX_DIVERGENT = 0.001
 MIN_HALVES = 0.95
+MIN_POINTS = 400  # inputs whose R-hat and ESS are taken, if there are so many
 _POINTS_AT_A_TIME = 256
 
 
@@ -55,6 +56,9 @@ class Verdict(NamedTuple):
 def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     """Return the verdict on predictions `[chains, draws, points]`.
 
+    R-hat and ESS are those of every k-th input, the largest k that leaves at least 400. Two halves of the chains are
+    compared at all inputs.
+
     Args:
         predictions: margins or means. R-hat and ESS depend only on their ranks, up to the fold about the median.
         divergent: share of divergent transitions.
@@ -73,14 +77,15 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     if chains < 2 or draws < 4:
         raise ValueError(f"{chains} chain(s) of {draws} draws cannot be judged; pass at least 2 chains of 4 draws")
     maps = predictions if maps is None else np.asarray(maps)
-    rhat, ess = np.empty(points), np.empty(points)
-    for start in range(0, points, _POINTS_AT_A_TIME):
+    subset = predictions[:, :, :: max(1, points // MIN_POINTS)]
+    rhat, ess = np.empty(subset.shape[2]), np.empty(subset.shape[2])
+    for start in range(0, len(rhat), _POINTS_AT_A_TIME):
         rows = slice(start, start + _POINTS_AT_A_TIME)
-        block = predictions[:, :, rows].astype(np.float64)
+        block = subset[:, :, rows].astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):  # an input without spread gives NaN
             rhat[rows] = array_stats.rhat(block, chain_axis=0, draw_axis=1, method="rank")
             ess[rows] = array_stats.ess(block, chain_axis=0, draw_axis=1, method="bulk")
-    broken = ~np.isfinite(predictions).all(axis=(0, 1))
+    broken = ~np.isfinite(subset).all(axis=(0, 1))
     # a point for which they cannot be computed (NaN, infinity, no spread) counts as the worst
     rhat[broken | np.isnan(rhat)], ess[broken | np.isnan(ess)] = np.inf, 0.0
     # inverted_cdf gives the value of an input, so that "95 % of the inputs are at or below" is exact
