@@ -144,3 +144,16 @@ def test_a_small_cotangent_beside_a_large_input_keeps_its_square():
     for x in (jnp.full(30, 1e8), jnp.full((3, 30), 1e8)):
         want = sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(f)(w, x)))
         np.testing.assert_allclose(isouq.grad_sq_norm(f)(w, x), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("covariance", [None, isouq.Diagonal({"w": jnp.full((4, 5), 2.0)})], ids=["norm", "diagonal"])
+@pytest.mark.parametrize(("level", "slope"), [(1e20, 0.0), (1e20, 1e-20), (1e-25, 1e25)])
+def test_inputs_and_cotangents_whose_squares_are_no_float32(level, slope, covariance):
+    """Their product is: a unit that is off at an input of 1e20 has the gradient 0, and not NaN."""
+
+    def f(p, x):
+        return jnp.sum(x @ p["w"]) * jnp.float32(slope)
+
+    w, xs = {"w": jnp.full((4, 5), 0.1)}, jnp.full((1, 4), level)
+    got = isouq.uncertainty(f, w, xs, "regression", covariance=covariance).epistemic
+    np.testing.assert_allclose(got, [20 * (level * slope) ** 2 * (1 if covariance is None else 2)], rtol=1e-5)
