@@ -17,8 +17,9 @@ from isouq.gradnorm._factors import (
     dense,
     leaf_sq_norm,
     merge_lookups,
-    rescale,
+    normalize,
     sq_norm,
+    times_power_of_4,
 )
 from isouq.gradnorm._gram import gram_sums, guard
 from isouq.gradnorm._norms import backward, factors_of, received_norm
@@ -178,8 +179,13 @@ def _diagonal(factors: list[Factors], weights: Array) -> Array:
     (rows, cols, layout), *others = factors
     if others or (factors[0].positions > 1 and not isinstance(rows, OneHot)):
         return jnp.sum(weights * jnp.square(sum(dense(f) for f in factors)))
-    rows, cols = _merge(rows, cols) if isinstance(rows, OneHot) else rescale(rows, cols)
-    return jnp.sum(_times(_square(rows), _arrange(weights, layout)) * jnp.square(cols))
+    weights = _arrange(weights, layout)
+    if isinstance(rows, OneHot):
+        rows, cols = _merge(rows, cols)
+        return jnp.sum(_times(rows, weights) * jnp.square(cols))
+    (rows, rows_exponent), (cols, cols_exponent) = normalize(rows), normalize(cols)
+    form = jnp.sum(_times(jnp.square(rows), weights) * jnp.square(cols))
+    return times_power_of_4(form, rows_exponent + cols_exponent)
 
 
 def _merge(rows: OneHot, cols: Array) -> tuple[OneHot, Array]:
@@ -271,7 +277,3 @@ def _times(rows: Array | OneHot, matrix: Array) -> Array:
     if isinstance(rows, OneHot):
         return jax.vmap(lambda index, m: m[index])(rows.at, matrix)
     return jnp.einsum("bpc,bcf->bpf", rows, matrix)
-
-
-def _square(rows: Array | OneHot) -> Array | OneHot:
-    return rows if isinstance(rows, OneHot) else jnp.square(rows)
