@@ -77,29 +77,26 @@ def sq_norm(factors: list[Factors]) -> Array:
 
 
 def _outer_sq_norm(row: Array, col: Array) -> Array:
-    """Return ‖row‖² ‖col‖², where it is finite though one of the two squares is not."""
-    (row, row_exponent), (col, col_exponent) = normalize(row), normalize(col)
-    return times_power_of_4(leaf_sq_norm(row) * leaf_sq_norm(col), row_exponent + col_exponent)
+    """Return ‖row‖² ‖col‖²."""
+    row, col = rescale(row, col)
+    return leaf_sq_norm(row) * leaf_sq_norm(col)
 
 
-def normalize(array: Array) -> tuple[Array, Array]:
-    """Return a and an integer e with array = 2ᵉ a, where the largest entry of a is about 1.
+def rescale(rows: Array, cols: Array) -> tuple[Array, Array]:
+    """Return factors with the same product whose squares are finite wherever those of the product are.
 
-    In float32 the square of an input of 10²⁰ overflows and that of a cotangent of 10⁻²⁵ vanishes, where the square of
-    their product does neither. An array without a finite largest entry is returned as it is, with e = 0.
+    A power of two brings the largest entry of the rows to about 1, so that the columns are as large as the gradient. In
+    float32 the square of an input of 10²⁰ overflows and that of a cotangent of 10⁻²⁵ vanishes; the square of their
+    product does neither.
     """
-    array = array.astype(at_least_float32(array.dtype))
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array), initial=0))
-    limit = jnp.finfo(array.dtype).maxexp - 3  # both 2ᵉ and 2⁻ᵉ are normal numbers
-    exponent = jnp.clip(jnp.frexp(largest)[1], -limit, limit)
-    return array * jnp.ldexp(jnp.ones((), largest.dtype), -exponent), exponent
-
-
-def times_power_of_4(number: Array, exponent: Array) -> Array:
-    """Return number · 4ᵉ. As e is an integer, XLA cannot square the power of one constant factor by itself."""
-    limit = jnp.finfo(number.dtype).maxexp - 2
-    power = jnp.ldexp(jnp.ones((), number.dtype), jnp.clip(exponent, -limit, limit))
-    return number * power * power
+    # Without the barrier XLA computes the square (c s)² of a constant c and the scale s as c² s², which overflows.
+    rows, cols = jax.lax.optimization_barrier((rows, cols))
+    rows, cols = (array.astype(at_least_float32(array.dtype)) for array in (rows, cols))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), initial=0))
+    limit = jnp.finfo(rows.dtype).maxexp - 3  # both powers are normal numbers
+    exponent = jnp.clip(jnp.frexp(largest)[1], -limit, limit)  # 0 where the largest entry is 0, infinite or NaN
+    one = jnp.ones((), largest.dtype)
+    return rows * jnp.ldexp(one, -exponent), cols * jnp.ldexp(one, exponent).astype(cols.dtype)
 
 
 def _gram_sq_norm(factors: list[Factors]) -> Array:

@@ -17,9 +17,8 @@ from isouq.gradnorm._factors import (
     dense,
     leaf_sq_norm,
     merge_lookups,
-    normalize,
+    rescale,
     sq_norm,
-    times_power_of_4,
 )
 from isouq.gradnorm._gram import gram_sums, guard
 from isouq.gradnorm._norms import backward, factors_of, received_norm
@@ -183,9 +182,8 @@ def _diagonal(factors: list[Factors], weights: Array) -> Array:
     if isinstance(rows, OneHot):
         rows, cols = _merge(rows, cols)
         return jnp.sum(_times(rows, weights) * jnp.square(cols))
-    (rows, rows_exponent), (cols, cols_exponent) = normalize(rows), normalize(cols)
-    form = jnp.sum(_times(jnp.square(rows), weights) * jnp.square(cols))
-    return times_power_of_4(form, rows_exponent + cols_exponent)
+    rows, cols = rescale(rows, cols)
+    return jnp.sum(_times(jnp.square(rows), weights) * jnp.square(cols))
 
 
 def _merge(rows: OneHot, cols: Array) -> tuple[OneHot, Array]:
