@@ -93,10 +93,10 @@ def rescale(rows: Array, cols: Array) -> tuple[Array, Array]:
     rows, cols = jax.lax.optimization_barrier((rows, cols))
     rows, cols = (array.astype(at_least_float32(array.dtype)) for array in (rows, cols))
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), initial=0))
-    limit = jnp.finfo(rows.dtype).maxexp - 3  # both powers are normal numbers
-    exponent = jnp.clip(jnp.frexp(largest)[1], -limit, limit)  # 0 where the largest entry is 0, infinite or NaN
-    one = jnp.ones((), largest.dtype)
-    return rows * jnp.ldexp(one, -exponent), cols * jnp.ldexp(one, exponent).astype(cols.dtype)
+    info = jnp.finfo(largest.dtype)
+    limit = 2.0 ** (info.maxexp - 3)  # the scale and its reciprocal are normal numbers
+    scale = jnp.clip(jax.lax.reduce_precision(largest, info.nexp, 0), 1 / limit, limit)
+    return rows / scale, cols * scale
 
 
 def _gram_sq_norm(factors: list[Factors]) -> Array:
