@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.domains import inputs, texts
-from experiments.domains.configuration import COVARIANCES
-from experiments.domains.measure.tuned import HEAD_EPOCHS
+from experiments.domains.configuration import COVARIANCES, HEAD_EPOCHS
 from experiments.domains.study import DomainCell
 from experiments.domains.tiny_encoder import TINY
 from experiments.run.errors import run_errors
