@@ -56,13 +56,13 @@ def main(argv: Sequence[str]) -> None:
     progress = runner.Progress(todo, how)
     for name in names:
         rows: list[runner.Row] = []
-        mine = [case for n, case in todo if n == name]
-        for case in mine:
+        group = [case for n, case in todo if n == name]
+        for case in group:
             rows += runner.run_case(name, case, how, progress)
             report.write(name, rows, record, folder)
         if name == "text":
-            found, section = _agreement(mine[0], options)
-            report.write(name, rows, record | {"bfloat16 against float32": found}, folder, section)
+            results, section = _agreement(group[0], options)
+            report.write(name, rows, record | {"bfloat16 against float32": results}, folder, section)
         print((folder / f"{name}.md").read_text(), flush=True)
 
 
@@ -71,10 +71,10 @@ def _agreement(case: cases.Case, options: argparse.Namespace) -> tuple[dict[str,
 
     sizes: dict[str, Any] = {} if options.preset == "full" else {"answers": 12, "tokens": 6}
     if options.questions is None:
-        found, source = agreement.measure(case, **sizes), "written for this"
+        results, source = agreement.measure(case, **sizes), "written for this"
     else:
-        found, source = agreement.measure(case, agreement.read(options.questions), **sizes), options.questions.name
-    return found, agreement.in_words(found, source)
+        results, source = agreement.measure(case, agreement.read(options.questions), **sizes), options.questions.name
+    return results, agreement.in_words(results, source)
 
 
 def _cases(name: str, options: argparse.Namespace) -> list[cases.Case]:

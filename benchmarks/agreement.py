@@ -65,18 +65,18 @@ def measure(case: Case, questions: Sequence[str] = QUESTIONS, answers: int = 160
     pairs = [(prompt, answer.ids) for prompt, answer in zip(prompts, drawn, strict=True) if answer.ids]
     print(f"bfloat16 against float32: {len(pairs)} answers are scored", flush=True)
     one, other = (text.score(model, pairs) for model in (exact, coarse))
-    found: dict[str, Any] = {"answers": len(pairs), "questions": min(len(questions), answers)}
-    found["tokens"] = [int(n) for n in np.percentile(one.num_tokens, (0, 50, 100))]
+    results: dict[str, Any] = {"answers": len(pairs), "questions": min(len(questions), answers)}
+    results["tokens"] = [int(n) for n in np.percentile(one.num_tokens, (0, 50, 100))]
     for reduction in ("mean", "answer"):
         a, b = one.under(reduction), other.under(reduction)
-        found[f"epistemic, {reduction}"] = _rank(a.log_epistemic, b.log_epistemic)
-        found[f"log p, {reduction}"] = _rank(a.log_probability, b.log_probability)
+        results[f"epistemic, {reduction}"] = _rank(a.log_epistemic, b.log_epistemic)
+        results[f"log p, {reduction}"] = _rank(a.log_probability, b.log_probability)
     for name, error in (
         ("relative error of the squared norm", np.expm1(other.log_grad_sq_norm - one.log_grad_sq_norm)),
         ("error of log p, mean", other.log_probability - one.log_probability),
     ):
-        found[name] = {"median": float(np.median(np.abs(error))), "largest": float(np.max(np.abs(error)))}
-    return found
+        results[name] = {"median": float(np.median(np.abs(error))), "largest": float(np.max(np.abs(error)))}
+    return results
 
 
 def read(path: Path) -> list[str]:
@@ -85,18 +85,18 @@ def read(path: Path) -> list[str]:
         return [json.loads(line)["question"] for line in file]
 
 
-def in_words(found: dict[str, Any], source: str) -> str:
+def in_words(results: dict[str, Any], source: str) -> str:
     """Return the section of the report."""
     lines = [
         (name, f"{value['rho']:.4f}", f"{value['low']:.4f}–{value['high']:.4f}")
-        for name, value in found.items()
+        for name, value in results.items()
         if isinstance(value, dict) and "rho" in value
     ]
-    norm, log_p = found["relative error of the squared norm"], found["error of log p, mean"]
-    low, median, high = found["tokens"]
+    norm, log_p = results["relative error of the squared norm"], results["error of log p, mean"]
+    low, median, high = results["tokens"]
     return (
         "## bfloat16 against float32\n\n"
-        f"{found['answers']} answers to {found['questions']} questions ({source}), sampled by the float32 model, "
+        f"{results['answers']} answers to {results['questions']} questions ({source}), sampled by the float32 model, "
         f"{low} to {high} tokens, median {median}. Spearman's ρ over answers, 95 % bootstrap interval:\n\n"
         + table(("score", "ρ", "95 %"), lines)
         + f"\nRelative error of ‖∇ log p‖²: median {number(norm['median'])}, largest {number(norm['largest'])}. "

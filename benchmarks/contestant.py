@@ -1,13 +1,10 @@
-"""The interface of a contestant, and its construction from its name."""
+"""What every contestant gives, and what it raises where it cannot run."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from benchmarks.cases import MATERIALISING, TORCH, Case
 
 NOT_INSTALLED = "not installed: pip install torch==2.13.0 first, then opacus, backpack-for-pytorch"
 NO_TRANSFORMERS = "not installed: pip install torch==2.13.0 transformers accelerate"
@@ -27,37 +24,6 @@ class Prepared:
     compile_seconds: float | None = None
     temp_bytes: int | None = None
     stochastic: bool = False  # `norms` are estimates, not expected to equal the exact ones
-
-
-def prepare(name: str, case: Case) -> Prepared:
-    """Import, build and compile one contestant. Raise CannotRun, with the reason, if that is impossible."""
-    _fits(name, case)
-    if name in TORCH:
-        text = case.kind == "text"
-        for package in ("torch", "transformers", "accelerate") if text else ("torch",):
-            try:
-                importlib.import_module(package)
-            except ImportError:
-                raise CannotRun(NO_TRANSFORMERS if text else NOT_INSTALLED) from None
-        from benchmarks import torch_contestants
-
-        return torch_contestants.prepare(name, case)
-    if case.kind == "text":
-        from benchmarks import text_contestants
-
-        return text_contestants.prepare(name, case)
-    from benchmarks import jax_contestants
-
-    return jax_contestants.prepare(name, case)
-
-
-def _fits(name: str, case: Case) -> None:
-    """Raise CannotRun unless two gradients per example (the gradient and its square) fit in memory."""
-    if name not in MATERIALISING:
-        return
-    from benchmarks import models
-
-    fits(2 * 4 * case.batch * models.count(case), "one gradient per example needs about")
 
 
 def fits(need: int, words: str) -> None:

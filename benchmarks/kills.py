@@ -96,28 +96,28 @@ def workers() -> list[int]:
 def untimed(path: Path) -> str:
     """A table without its columns of seconds."""
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-    kept = [i for i, name in enumerate(rows[0]) if not name.startswith("seconds")]
-    return "\n".join(",".join(row[i] for i in kept) for row in rows)
+    untimed_columns = [i for i, name in enumerate(rows[0]) if not name.startswith("seconds")]
+    return "\n".join(",".join(row[i] for i in untimed_columns) for row in rows)
 
 
 def content(out: Path) -> dict[str, Any]:
     """Return all that a sweep has computed: the table, and every job's numbers and bytes, timing aside."""
-    found: dict[str, Any] = {"table": untimed(out / "scaling" / "table.csv")}
+    contents: dict[str, Any] = {"table": untimed(out / "scaling" / "table.csv")}
     for path in sorted((out / "cells").glob("*.json")):
         numbers = json.loads(path.read_text(encoding="utf-8"))
         plain = {name: value for name, value in numbers.items() if not name.startswith(("seconds", "_"))}
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:
             arrays = {name: (values.dtype.str, values.shape, values.tobytes()) for name, values in stored.items()}
-        found[path.stem] = (json.dumps(plain, sort_keys=True), arrays)
-    return found
+        contents[path.stem] = (json.dumps(plain, sort_keys=True), arrays)
+    return contents
 
 
 def check(out: Path, peaceful: dict[str, Any], seen: dict[str, Files]) -> None:
     """AssertionError says what is not as it should be."""
-    found = content(out)
-    assert found.keys() == peaceful.keys(), "other jobs"
+    contents = content(out)
+    assert contents.keys() == peaceful.keys(), "other jobs"
     for name, value in peaceful.items():
-        assert found[name] == value, f"{name} differs"
+        assert contents[name] == value, f"{name} differs"
     now = files(out / "cells")
     assert all(now[name] == one for name, one in seen.items()), "a finished job was computed again"
     left = {path.name.partition(".")[2] for path in (out / "cells").iterdir()} - {"json", "npz"}

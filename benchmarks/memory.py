@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import TORCH, Case
-from benchmarks.contestant import CannotRun, prepare
+from benchmarks.contestant import CannotRun
+from benchmarks.prepare import prepare
 from benchmarks.timing import first_call
 
 MARK = "peak bytes:"

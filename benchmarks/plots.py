@@ -46,11 +46,11 @@ def growth(rows: Sequence[Row], path: Path) -> None:
                 grid[:, column], ("seconds", "peak_mb"), (1e3, 1.0), ("time, ms", "peak memory, MB"), strict=True
             ):
                 for name in names:
-                    mine = [row for row in rows if row["axis"] == axis and row["contestant"] == name and row[key]]
-                    values = [max(scale * row[key], 1e-3) for row in mine]
+                    line = [row for row in rows if row["axis"] == axis and row["contestant"] == name and row[key]]
+                    values = [max(scale * row[key], 1e-3) for row in line]
                     colour, marker, width = looks[name]
                     ax.plot(
-                        [row["value"] for row in mine], values, marker=marker, lw=width, ms=4, color=colour, label=name
+                        [row["value"] for row in line], values, marker=marker, lw=width, ms=4, color=colour, label=name
                     )
                 known = [scale * row[key] for row in rows if row["axis"] == axis and row[key]]
                 wide = bool(known) and max(known) > 5 * min(known)  # a log axis exaggerates small differences

@@ -67,12 +67,12 @@ def free_bytes() -> int | None:
 
 def _without_folder(arguments: Sequence[str]) -> list[str]:
     """Return the arguments without `--out DIR`, and with other files reduced to their names."""
-    kept, skip = [], False
+    public, skip = [], False
     for argument in arguments:
         if not skip and not argument.startswith("--out"):
-            kept.append(re.sub(r"[^=\s]*/", "", argument))
+            public.append(re.sub(r"[^=\s]*/", "", argument))
         skip = argument == "--out"
-    return kept
+    return public
 
 
 def _version(package: str) -> str | None:

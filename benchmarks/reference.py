@@ -117,14 +117,14 @@ def _measure(case: Case) -> dict[str, float]:
     meter = memory.ResidentSet()
     meter.start()
     start = time.perf_counter()
-    found = sample(1)
+    last_reference = sample(1)
     seconds = time.perf_counter() - start
-    gradients = found.cost.gradient_evaluations
+    gradients = last_reference.cost.gradient_evaluations
     return {
         "seconds": seconds,
         "first_seconds": first,
         "peak_mb": meter.peak() / 1e6,
-        "kept_mb": found.predictions.nbytes / 1e6,
+        "kept_mb": last_reference.predictions.nbytes / 1e6,
         "gradient_evaluations": gradients,
         "microseconds_per_gradient": 1e6 * seconds / gradients,
     }

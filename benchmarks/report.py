@@ -49,9 +49,9 @@ def case_tables(rows: Sequence[Row]) -> str:
     header = ("", "time", "÷ isouq", "(10–90 %)", "peak MB", "÷ isouq", "compile s", "XLA temp MB", "error", "note")
     text = ""
     for case in dict.fromkeys(row["case"] for row in rows):
-        mine = [row for row in rows if row["case"] == case]
-        text += f"## {case}, {mine[0]['parameters']:,} parameters\n\n"
-        text += table(header, [_line(row) for row in mine]) + "\n"
+        group = [row for row in rows if row["case"] == case]
+        text += f"## {case}, {group[0]['parameters']:,} parameters\n\n"
+        text += table(header, [_line(row) for row in group]) + "\n"
     return text
 
 
@@ -60,19 +60,19 @@ def growth_tables(rows: Sequence[Row]) -> str:
     present = [name for name in GROWTH if any(row["contestant"] == name for row in rows)]
     text = ""
     for axis in dict.fromkeys(row["axis"] for row in rows):
-        mine = [row for row in rows if row["axis"] == axis]
-        text += f"## {axis} ({mine[0]['case']})\n\n"
+        group = [row for row in rows if row["axis"] == axis]
+        text += f"## {axis} ({group[0]['case']})\n\n"
         header = [axis, *[f"{n}: time" for n in present], *[f"{n}: ÷ isouq" for n in present if n != present[0]]]
         header += [f"{n}: peak MB" for n in present]
         lines = []
-        for value in dict.fromkeys(row["value"] for row in mine):
-            at = {row["contestant"]: row for row in mine if row["value"] == value}
+        for value in dict.fromkeys(row["value"] for row in group):
+            at = {row["contestant"]: row for row in group if row["value"] == value}
             line = [str(value), *[duration(at[n]["seconds"]) for n in present]]
             line += [number(at[n]["time_ratio"]) for n in present if n != present[0]]
             lines.append(line + [number(at[n]["peak_mb"]) for n in present])
         text += table(header, lines) + "\n"
         notes = [
-            f"- {axis} {row['value']}, {row['contestant']}: {row['status']}\n" for row in mine if row["status"] != "ok"
+            f"- {axis} {row['value']}, {row['contestant']}: {row['status']}\n" for row in group if row["status"] != "ok"
         ]
         text += "".join(notes) + ("\n" if notes else "")
     return text

@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks import memory, models, timing
 from benchmarks.cases import BACKWARDS, GRADS, ISOUQ, LAX_MAP, PROBES, TORCH, TORCH_LOOP, VMAP, Case, contestants
-from benchmarks.contestant import CannotRun, Prepared, prepare
+from benchmarks.contestant import CannotRun, Prepared
+from benchmarks.prepare import prepare
 
 Row = dict[str, Any]
 COLUMNS = (

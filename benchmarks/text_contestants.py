@@ -49,10 +49,10 @@ def _scored(case: Case, model: Any, remat: bool, batch_size: int) -> Prepared:
         return list(scoring.score_rows(model, rows, "answer", batch_size, remat=remat))
 
     def norms(result: Any) -> np.ndarray:
-        found = np.empty(len(rows))
+        sq_norms = np.empty(len(rows))
         for indices, scores in result:
-            found[indices] = np.exp(scores.log_grad_sq_norm)
-        return found
+            sq_norms[indices] = np.exp(scores.log_grad_sq_norm)
+        return sq_norms
 
     return Prepared(call, norms, seconds, getattr(analysis, "temp_size_in_bytes", None))
 

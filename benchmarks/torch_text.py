@@ -37,9 +37,9 @@ def _folder(case: Case) -> Path:
         return path
     folder = text_models.scratch() / "dequantised"
     if not folder.exists():
-        found = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        del found.config.quantization_config
-        plain = type(found)(found.config)
-        plain.load_state_dict(found.state_dict())
+        gguf = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        del gguf.config.quantization_config
+        plain = type(gguf)(gguf.config)
+        plain.load_state_dict(gguf.state_dict())
         plain.save_pretrained(folder)
     return folder

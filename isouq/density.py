@@ -19,7 +19,7 @@ PRIORS = ("unit", "fan_in")
 
 
 def prior_scales(params: Any, prior: str = "unit", sigma: float = 1.0) -> Any:
-    """Return the prior standard deviation of each leaf, as a pytree of scalars like `params`.
+    """Return the prior standard deviation of each leaf, as a pytree of scalars like `params`, float32 or better.
 
     unit: every parameter ~ N(0, σ²). fan_in: weights ~ N(0, σ²/fan_in), biases ~ N(0, σ²), where a
     leaf with two or more axes is a weight and its fan_in is the product of all but the last axis.
@@ -30,7 +30,7 @@ def prior_scales(params: Any, prior: str = "unit", sigma: float = 1.0) -> Any:
     def scale(leaf: Any) -> Float[Array, ""]:
         shape = jnp.shape(leaf)
         fan_in = np.prod(shape[:-1]) if prior == "fan_in" and len(shape) >= 2 else 1.0
-        return jnp.float32(sigma / np.sqrt(fan_in))
+        return jnp.asarray(sigma / np.sqrt(fan_in), jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
     return jax.tree.map(scale, params)
 
@@ -89,7 +89,8 @@ class LogDensity:
         _checks.dataset(xs, ys, kind, num_classes)
         labels = jnp.asarray(ys) if kind == "regression" else jnp.asarray(ys, jnp.int32)
         scales = prior_scales(params, prior, sigma)
-        return cls(as_pytree(predict), scales, xs, labels, jnp.float32(noise or 1.0), kind)
+        scatter = jnp.asarray(noise or 1.0, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
+        return cls(as_pytree(predict), scales, xs, labels, scatter, kind)
 
     def freeze(self, params: Any) -> "LogDensity":
         """Return the log density with `predict` as a program, which no later change of a global variable reaches."""

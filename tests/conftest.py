@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # users do.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads that wait for a core of another worker's slow small matrices tenfold
 os.environ["MPLBACKEND"] = "Agg"
 if sys.prefix != sys.base_prefix:  # a virtual environment
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(sys.prefix, "jax_cache"))

@@ -2,15 +2,10 @@
 
 from itertools import combinations
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.answers import correctness
-from experiments.answers.prompts import STOP, answer_prompt, answer_text
-from experiments.answers.questions import load_questions
-from experiments.answers.tiny_model import CONFIG, TINY, tiny_model
-from isouq.text import LanguageModel, generate, score
 
 # aliases
 
@@ -159,60 +154,3 @@ def test_a_vector_of_zeros_is_similar_to_nothing():
     zero, some = np.zeros(2, np.float32), np.ones((1, 2), np.float32)
     assert correctness.similarity_difference(zero, some, some) == 0
     assert correctness.similarity_difference(some[0], some, np.zeros((1, 2), np.float32)) == pytest.approx(1)
-
-
-# the tiny model
-
-
-def greedy(model, found, style):
-    prompts = [answer_prompt(item.question, found.kind, style) for item in found.items]
-    return [answer_text(one.text) for one in generate(model, prompts, 8, stop=STOP, batch_size=20)]
-
-
-def test_the_tiny_model_answers_some_questions_right_and_others_wrong():
-    found = load_questions("sample_trivia")
-    texts = greedy(tiny_model(), found, "few_shot")
-    right = [correctness.alias_match(text, item.answers) for text, item in zip(texts, found.items, strict=True)]
-    assert sum(right[::2]) >= 35
-    assert sum(right[1::2]) <= 5
-    assert 8 <= sum(right[:24]) <= 16
-
-
-def test_the_tiny_model_answers_with_some_truth_and_some_error():
-    found = load_questions("sample_truthful")
-    texts = greedy(tiny_model(), found, "few_shot")
-    differences = [
-        correctness.rouge_difference(text, item.answers, item.incorrect)
-        for text, item in zip(texts, found.items, strict=True)
-    ]
-    assert np.sum(np.array(differences[::2]) > 0) >= 10
-    assert np.sum(np.array(differences[:24]) <= 0) >= 4
-
-
-def test_the_tiny_model_is_a_language_model_like_any_other():
-    model = tiny_model()
-    assert isinstance(model, LanguageModel)
-    assert (model.name, model.config.num_layers) == (TINY, CONFIG["num_hidden_layers"])
-    assert model.config.vocab_size == model.tokenizer.vocab_size
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
-    assert tiny_model() is model
-    prompt = answer_prompt("What is the capital of Portugal?", "alias", "chat")
-    assert generate(model, [prompt], 2)[0].ids
-    prompt = answer_prompt("What is the capital of Portugal?", "alias", "few_shot")
-    scores = score(model, [(prompt, " Lisbon"), (prompt, " Ottawa")])
-    assert scores.log_probability[0] > scores.log_probability[1] + 2
-
-
-def test_the_words_of_the_tiny_model_spell_the_samples():
-    tokenizer = tiny_model().tokenizer
-    unknown = tokenizer.token_id(tokenizer.special_tokens["unk_token"])
-    for name in ("sample_trivia", "sample_truthful"):
-        found = load_questions(name)
-        for item in found.items:
-            texts = [answer_prompt(item.question, found.kind, "few_shot"), *item.answers, *item.incorrect]
-            for text in (*texts, *(f" {text}\n" for text in texts)):
-                ids = tokenizer.encode(text)
-                assert tokenizer.decode(ids) == text
-                assert "".join(tokenizer.pieces(ids)) == text
-                assert unknown not in ids
-    assert tokenizer.encode("zyzzyva") == [unknown]

@@ -46,6 +46,18 @@ def test_equals_scipy(name, prior, sigma, x64):
     np.testing.assert_allclose(log_density(params), log_prior + log_likelihood, rtol=1e-5)
 
 
+def test_float64_keeps_the_digits_of_prior_and_noise(x64):
+    """0.1 and 0.3 in float32 would be off by 1e-8."""
+    data, predict, params, _ = case("regression/linear")
+    params, xs, ys = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, data.xs, data.ys))
+    log_density = LogDensity.of(predict, params, xs, ys, "regression", sigma=0.3, noise=0.1)
+    outputs = np.array([predict(params, x) for x in xs]).reshape(ys.shape)
+    log_prior = scipy.stats.norm.logpdf(ravel_pytree(params)[0], scale=0.3).sum()
+    np.testing.assert_allclose(log_density.log_prior(params), log_prior, rtol=1e-12)
+    log_likelihood = scipy.stats.norm.logpdf(ys, outputs, 0.1).sum()
+    np.testing.assert_allclose(log_density.log_likelihood(params), log_likelihood, rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_the_numpyro_model(name):
     _, _, params, log_density = case(name, "fan_in", 3.0)

@@ -232,7 +232,7 @@ def test_mathematics_needs_no_script():
             assert not re.search(r"<mi>\\|<mtext>\\", made), f"{page.name}: {block or inline}"
 
 
-FAST = ("classifier", "check_against_hmc", "choose_a_covariance")
+FAST = ("classifier", "check_against_hmc")
 
 
 @pytest.mark.parametrize(

@@ -282,7 +282,8 @@ def test_a_cells_score_is_its_formula_on_the_last_layer(head, covariance):
 # numbers
 
 
-def test_the_area_is_over_a_half_where_each_proxy_lowers_its_own_domain():
+def test_the_area_is_over_a_half_where_each_proxy_lowers_its_own_domain(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 40)
     identity = rng.normal(size=80)

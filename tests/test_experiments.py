@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import itertools
 import json
 import os
 import re
@@ -32,7 +31,6 @@ from experiments.synthetic.study import STUDIES, Cell
 from experiments.synthetic.subject import FACTS
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ["all", "--preset", "smoke", "--seeds", "1"]
 SHORT = ["validation", "--preset", "smoke", "--seeds", "1"]
 EXPERIMENTS = tuple(command.SYNTHETIC)
 
@@ -42,9 +40,8 @@ def smoke_cells(*names):
     return list(dict.fromkeys(cell for name in names for cell in command.EXPERIMENTS[name].jobs("smoke", 1)))
 
 
-CELLS = len(smoke_cells(*EXPERIMENTS))
-REFERENCES = len({cell.reference() for cell in smoke_cells(*EXPERIMENTS)})
-FILES = CELLS + REFERENCES  # every reference is kept beside the cells that read it
+REFERENCES = len({cell.reference() for cell in smoke_cells("validation")})
+JOBS = len(smoke_cells("validation")) + REFERENCES
 # SIGINT is ignored in what a shell starts in the background: a user at a terminal has it
 START = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
@@ -52,18 +49,12 @@ START = (
 )
 
 
-def environment(cache=None):
+def start(arguments, out):
     plain = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     plain["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"  # the last one holds
-    if cache is not None:  # compiled programs, so that a second run is quick
-        plain |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return plain
-
-
-def start(arguments, out, cache=None):
     return subprocess.Popen(
         [sys.executable, "-c", START, "-m", "experiments", *arguments, "--out", str(out)],
-        cwd=ROOT, env=environment(cache), start_new_session=True,
+        cwd=ROOT, env=plain, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -77,14 +68,14 @@ def finish(process):
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def run(arguments, out, cache=None):
-    done = finish(start(arguments, out, cache))
+def run(arguments, out):
+    done = finish(start(arguments, out))
     assert done.returncode == 0, done.stderr
     return done
 
 
-def tables(out, names):
-    return {name: untimed(out / name / "table.csv") for name in names}
+def rows(path):
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
 def wait_for(condition, seconds=240.0):
@@ -110,15 +101,10 @@ def session_of(leader):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory, cache):
+def first(tmp_path_factory):
     """The first run, in processes; tests leave its folder as it is."""
     out = tmp_path_factory.mktemp("first")
-    return out, run(SMOKE, out, cache)
+    return out, run(SHORT, out)
 
 
 @pytest.fixture
@@ -127,8 +113,9 @@ def copy(first, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_writes_every_file(first):
-    out, _ = first
+def test_all_writes_every_file(tmp_path):
+    out, cells = tmp_path, smoke_cells(*EXPERIMENTS)
+    run(["all", "--preset", "smoke", "--seeds", "1"], out)
     for name in EXPERIMENTS:
         folder = out / name
         names = {path.name for path in folder.iterdir()}
@@ -146,13 +133,15 @@ def test_all_writes_every_file(first):
         assert facts["devices"]
     assert len(smoke_cells("validation", "maps", "scaling")) == 9  # three problems, two widths by three priors
     assert len({cell.reference() for cell in smoke_cells("validation", "maps", "scaling")}) == 9
-    assert len(list((out / "cells").glob("*.json"))) == len(list((out / "cells").glob("*.npz"))) == FILES
+    wanted = len(cells) + len({cell.reference() for cell in cells})  # every reference is kept beside its cells
+    assert len(list((out / "cells").glob("*.json"))) == len(list((out / "cells").glob("*.npz"))) == wanted
     store = Store(out / "cells")
-    assert all(store.load(cell) and store.load(cell.reference()) for cell in smoke_cells(*EXPERIMENTS))
+    assert all(store.load(cell) and store.load(cell.reference()) for cell in cells)
     assert not list((out / "cells").glob("*.tmp"))
     assert {path.name for path in (out / "maps").glob("*.png")} == {
         "maps.png", "binary_xor.png", "multiclass_clusters.png", "regression_linear.png"
     }  # fmt: skip
+    assert [len(rows(out / name / "table.csv")) for name in ("validation", "maps", "scaling")] == [3, 3, 6]
 
 
 def test_standard_output_holds_the_paths_alone(first):
@@ -161,35 +150,33 @@ def test_standard_output_holds_the_paths_alone(first):
     assert paths
     assert all(path.is_file() for path in paths)
     assert len(set(paths)) == len(paths)
-    assert set(paths) == {path for name in EXPERIMENTS for path in (out / name).iterdir()}
+    assert set(paths) == set((out / "validation").iterdir())
 
 
 def test_progress_is_plain_lines_away_from_a_terminal(first):
     lines = first[1].stderr.splitlines()
-    assert re.fullmatch(rf"{FILES} jobs to run, about \d+ (s|min) on two CPU cores", lines[0])
+    assert re.fullmatch(rf"{JOBS} jobs to run, about \d+ (s|min) on two CPU cores", lines[0])
     known, studies = "|".join(PAPER["epistemic"]), "|".join(STUDIES)
     for position, line in enumerate(lines[1:], 1):
         assert re.fullmatch(
-            rf"\[{position}/{FILES}\] ({known})(, width \d+)?, (unit|fan_in) σ=\d, seed 0, ({studies}): done, "
+            rf"\[{position}/{JOBS}\] ({known}), unit σ=1, seed 0, ({studies}): done, "
             r"about \d+ (s|min) left",
             line,
         )
         assert (", reference: done" in line) == (position <= REFERENCES)  # first what the others read
-    assert len(lines) == FILES + 1
+    assert len(lines) == JOBS + 1
     assert "\x1b" not in first[1].stderr
     assert "\r" not in first[1].stderr
 
 
-def test_tables_hold_a_row_a_cell(first):
-    texts = {name: (first[0] / name / "table.csv").read_text(encoding="utf-8") for name in EXPERIMENTS}
-    rows = {name: list(csv.DictReader(io.StringIO(text))) for name, text in texts.items()}
-    own = ("validation", "maps", "scaling")
-    assert [len(rows[name]) for name in own] == [3, 3, 6]
-    for row in itertools.chain(*(rows[name] for name in own)):
+def test_a_table_holds_a_row_a_cell(first):
+    table = rows(first[0] / "validation" / "table.csv")
+    assert len(table) == 3
+    for row in table:
         assert row["accepted"] in ("True", "False")
         assert -1 <= float(row["epistemic_pearson"]) <= 1
         assert float(row["seconds"]) > 0
-    linear = rows["validation"][2]
+    linear = table[2]
     assert linear["problem"] == "regression/linear"
     assert float(linear["exact_laplace_pearson"]) > 0.999  # the Laplace approximation is exact here
     assert float(linear["exact_laplace_scale"]) == pytest.approx(1, abs=0.01)
@@ -208,7 +195,7 @@ def test_a_second_run_computes_nothing(copy):
 
 
 @pytest.mark.slow
-def test_damaged_cells_are_computed_again(copy, first, cache):
+def test_damaged_cells_are_computed_again(copy, first):
     """One with its reference, which is sampled again, once; one whose reference is whole, and stays as it is."""
     store = Store(copy / "cells")
     both, alone = smoke_cells("validation")[:2]
@@ -217,18 +204,18 @@ def test_damaged_cells_are_computed_again(copy, first, cache):
     for path in (arrays, reference, numbers):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     before = whole.stat().st_mtime_ns
-    done = run(SHORT, copy, cache)
+    done = run(SHORT, copy)
     assert "1 of 3 jobs are finished already" in done.stderr
     assert "3 jobs to run" in done.stderr  # the reference and the two
     assert store.load(both.reference()) is not None
     assert whole.stat().st_mtime_ns == before
-    assert tables(copy, ["validation"]) == tables(first[0], ["validation"])
+    assert untimed(copy / "validation" / "table.csv") == untimed(first[0] / "validation" / "table.csv")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["driver", "group"])
-def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(kill, first, tmp_path, cache):
-    driver = start(SHORT, tmp_path, cache)
+def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(kill, first, tmp_path):
+    driver = start(SHORT, tmp_path)
     assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")) or driver.poll() is not None)
     assert driver.poll() is None, "the run ended before it could be killed"
     assert len(session_of(driver.pid)) > 1
@@ -239,15 +226,15 @@ def test_a_killed_run_leaves_no_worker_and_goes_on_with_another_executor(kill, f
     whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.json")}
     total = 2 * len(smoke_cells("validation"))
     assert 0 < len(whole) < total
-    done = run([*SHORT, "--executor", "local"], tmp_path, cache)
+    done = run([*SHORT, "--executor", "local"], tmp_path)
     assert f"{total - len(whole)} jobs to run" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
-    assert tables(tmp_path, ["validation"]) == tables(first[0], ["validation"])
+    assert untimed(tmp_path / "validation" / "table.csv") == untimed(first[0] / "validation" / "table.csv")
 
 
 @pytest.mark.parametrize("moment", ["start", "first cell"])
-def test_interrupt_ends_in_one_line(moment, tmp_path, cache):
-    driver = start(SHORT, tmp_path, cache)
+def test_interrupt_ends_in_one_line(moment, tmp_path):
+    driver = start(SHORT, tmp_path)
     early = driver.stderr.readline()  # "6 jobs to run …": the pool is about to start
     if moment == "first cell":
         assert wait_for(lambda: list((tmp_path / "cells").glob("*.json")))

@@ -144,3 +144,35 @@ def test_a_small_cotangent_beside_a_large_input_keeps_its_square():
     for x in (jnp.full(30, 1e8), jnp.full((3, 30), 1e8)):
         want = sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(f)(w, x)))
         np.testing.assert_allclose(isouq.grad_sq_norm(f)(w, x), want, rtol=1e-5)
+
+
+COVARIANCES = {
+    "norm": None,
+    "diagonal": isouq.Diagonal({"w": jnp.full((4, 5), 2.0)}),
+    "kronecker": isouq.Kronecker({"w": (jnp.full((4, 2), 0.5), jnp.eye(5))}),
+    "low rank": isouq.LowRank({"w": jnp.ones((1, 4, 5))}),
+}
+
+
+@pytest.mark.parametrize("is_constant", [True, False], ids=["constant cotangent", "cotangent"])
+@pytest.mark.parametrize("positions", [1, 3])
+@pytest.mark.parametrize("name", COVARIANCES)
+def test_inputs_and_cotangents_whose_squares_are_no_float32(name, positions, is_constant):
+    """Their product is: a unit that is off at an input of 1e20 has the gradient 0, and not NaN."""
+    covariance = COVARIANCES[name]
+    w = {"w": jnp.full((4, 5), 0.1)}
+    for level, slope in [(1e20, 0.0), (1e20, 1e-20), (1e-25, 1e25)]:
+
+        def f(p, x, slope=slope, level=level):
+            unit = 1.0 if is_constant else jnp.tanh(x[0, 0] / level)  # XLA squares the constant slope by itself
+            return jnp.sum(x @ p["w"]) * (unit * jnp.float32(slope))
+
+        xs = jnp.full((1, positions, 4), level)
+        got = isouq.uncertainty(f, w, xs, kind="regression", covariance=covariance).epistemic
+        grad = jax.grad(f)(w, xs[0])
+        want = (
+            jnp.sum(grad["w"] ** 2)
+            if covariance is None
+            else covariance.quadratic(jax.tree.map(lambda g: g[None], grad))
+        )
+        np.testing.assert_allclose(got, np.ravel(want), rtol=1e-5)

@@ -33,10 +33,10 @@ def check_in_float64(network, batch):
         assert_equal(got, want, 1e-6 if network.has("cast_up") else 1e-10, np.float64)
 
 
-@settings(GENERATED, max_examples=120)
-@given(network=networks(), batch=st.sampled_from([1, 2]))
-def test_every_leaf_equals_jax_grad_in_float64(network, batch):
-    check_in_float64(network, batch)
+@pytest.mark.parametrize("count", [30, pytest.param(120, marks=pytest.mark.slow)])
+def test_every_leaf_equals_jax_grad_in_float64(count):
+    examples = given(network=networks(), batch=st.sampled_from([1, 2]))
+    settings(GENERATED, max_examples=count)(examples(check_in_float64))()
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS | SEQUENCE_LAYERS))
@@ -44,9 +44,7 @@ def test_every_layer_equals_jax_grad_in_float64(name):
     check_in_float64(Network((Layer("dense_bias", 3), Layer(name))), batch=2)
 
 
-@settings(GENERATED, max_examples=40)
-@given(network=networks(depth=3))
-def test_the_sum_equals_jax_grad_in_float32(network):
+def check_the_sum_in_float32(network):
     f, params, examples = network.parts(dtype=np.float32)
     one = jax.tree.map(lambda a: a[0], examples)
     value, got = run(isouq.value_and_grad_sq_norm(f), params, one)
@@ -57,6 +55,11 @@ def test_the_sum_equals_jax_grad_in_float32(network):
     assert got.dtype == np.float32
     np.testing.assert_allclose(value, want_value, rtol=1e-5, atol=1e-5)
     assert_equal(got, sum(jax.tree.leaves(want)), 1e-5, np.float32)
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_the_sum_equals_jax_grad_in_float32(count):
+    settings(GENERATED, max_examples=count)(given(network=networks(depth=3))(check_the_sum_in_float32))()
 
 
 @pytest.mark.parametrize("name", ["dense_bias", "embedding", "conv_same", "scan_over_layers", "tied_embedding"])

@@ -43,6 +43,12 @@ ROUTES = {
     "cast": (lambda w, x: scalar((x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16)) + 0.0), (30, 20), (30,), "outer"),
     "embedding": (lambda w, x: scalar(w[IDS]), (50, 20), (), "lookup"),
     "one row": (lambda w, x: scalar(w[x.astype(int)]), (50, 20), (), "outer"),
+    "rows and columns of one table": (
+        lambda w, x: scalar(w[x.astype(int)]) + scalar(w[:, x.astype(int) + 1]),
+        (20, 20),
+        (),
+        "product of all uses together",
+    ),
     "convolution": (
         lambda w, x: scalar(lax.conv(x, w, (1, 1), "SAME")),
         (8, 4, 3, 3),

@@ -44,6 +44,7 @@ def exact(f, params, x):
     return sum(jnp.sum(leaf.reshape(leaf.shape[0], -1) ** 2, axis=1) for leaf in jax.tree.leaves(jacobian))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_unbiased_with_the_standard_deviation_of_full_gaussians():
     params, x, repetitions, num_probes = parameters(), normal(9, 3, SIZE), 400, 4

@@ -1,4 +1,4 @@
-"""The experiment `qa` end to end with the tiny model: cells, scores, kills, and questions that cannot be judged."""
+"""The tiny model, and with it `qa` end to end: cells, scores, traces, kills, and questions that cannot be judged."""
 
 import csv
 import json
@@ -15,17 +15,21 @@ import numpy as np
 import pytest
 
 from experiments import command
+from experiments.answers import correctness
 from experiments.answers.inputs import Judges, load_questions, open_encoder
 from experiments.answers.measure.choices import score_choices
 from experiments.answers.measure.judgements import judge
 from experiments.answers.measure.scores import score_answers
+from experiments.answers.measure.traces import trace_answers
+from experiments.answers.numbers import trace as trace_numbers
 from experiments.answers.presets import qa
-from experiments.answers.prompts import answer_prompt
+from experiments.answers.prompts import STOP, answer_prompt, answer_text
+from experiments.answers.questions import Question
 from experiments.answers.study import STUDIES, QaCell
-from experiments.answers.tiny_model import tiny_model
+from experiments.answers.tiny_model import CONFIG, TINY, tiny_model
 from experiments.domains.inputs import digest_of
 from experiments.run.errors import RunError
-from isouq.text import language_model, score
+from isouq.text import LanguageModel, generate, language_model, score
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = QaCell("tiny", "sample_trivia", "alias", None, "abc", 0, 3, samples=2, max_new_tokens=4)
@@ -112,19 +116,83 @@ def test_a_local_model_is_known_by_its_files_and_shown_by_its_name(tmp_path):
     assert replace(CELL, model=str(model)).row()["model"] == "mine"
 
 
+# the tiny model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The tiny model; its training runs longer than it compiles."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    trained = tiny_model()
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0")
+    return trained
+
+
+def greedy(model, found, style):
+    prompts = [answer_prompt(item.question, found.kind, style) for item in found.items]
+    return [answer_text(one.text) for one in generate(model, prompts, 8, stop=STOP, batch_size=20)]
+
+
+def test_the_tiny_model_answers_some_questions_right_and_others_wrong(model):
+    found = load_questions("sample_trivia")
+    texts = greedy(model, found, "few_shot")
+    right = [correctness.alias_match(text, item.answers) for text, item in zip(texts, found.items, strict=True)]
+    assert sum(right[::2]) >= 35
+    assert sum(right[1::2]) <= 5
+    assert 8 <= sum(right[:24]) <= 16
+
+
+def test_the_tiny_model_answers_with_some_truth_and_some_error(model):
+    found = load_questions("sample_truthful")
+    texts = greedy(model, found, "few_shot")
+    differences = [
+        correctness.rouge_difference(text, item.answers, item.incorrect)
+        for text, item in zip(texts, found.items, strict=True)
+    ]
+    assert np.sum(np.array(differences[::2]) > 0) >= 10
+    assert np.sum(np.array(differences[:24]) <= 0) >= 4
+
+
+def test_the_tiny_model_is_a_language_model_like_any_other(model):
+    assert isinstance(model, LanguageModel)
+    assert (model.name, model.config.num_layers) == (TINY, CONFIG["num_hidden_layers"])
+    assert model.config.vocab_size == model.tokenizer.vocab_size
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
+    assert tiny_model() is model
+    prompt = answer_prompt("What is the capital of Portugal?", "alias", "chat")
+    assert generate(model, [prompt], 2)[0].ids
+    prompt = answer_prompt("What is the capital of Portugal?", "alias", "few_shot")
+    scores = score(model, [(prompt, " Lisbon"), (prompt, " Ottawa")])
+    assert scores.log_probability[0] > scores.log_probability[1] + 2
+
+
+def test_the_words_of_the_tiny_model_spell_the_samples(model):
+    tokenizer = model.tokenizer
+    unknown = tokenizer.token_id(tokenizer.special_tokens["unk_token"])
+    for name in ("sample_trivia", "sample_truthful"):
+        found = load_questions(name)
+        for item in found.items:
+            texts = [answer_prompt(item.question, found.kind, "few_shot"), *item.answers, *item.incorrect]
+            for text in (*texts, *(f" {text}\n" for text in texts)):
+                ids = tokenizer.encode(text)
+                assert tokenizer.decode(ids) == text
+                assert "".join(tokenizer.pieces(ids)) == text
+                assert unknown not in ids
+    assert tokenizer.encode("zyzzyva") == [unknown]
+
+
 # scores
 
 
 @pytest.fixture(scope="module")
-def answered():
+def answered(model):
     cell = replace(CELL, digest=load_questions("sample_trivia").digest)
     items = load_questions("sample_trivia").items[:3]
     return cell, items, cell.run().numbers["questions"]
 
 
-def test_an_answer_is_kept_with_log_p_of_every_token(answered):
+def test_an_answer_is_kept_with_log_p_of_every_token(model, answered):
     cell, items, questions = answered
-    model = tiny_model()
     for item, one in zip(items, questions, strict=True):
         assert (one["index"], one["question"], len(one["samples"])) == (item.index, item.question, cell.samples)
         start = model.tokenizer.encode(answer_prompt(item.question, "alias", "few_shot"))
@@ -134,9 +202,8 @@ def test_an_answer_is_kept_with_log_p_of_every_token(answered):
             np.testing.assert_allclose(answer["log_p"], log_p[at, np.array(answer["ids"], int)], atol=1e-4)
 
 
-def test_scores_are_those_of_the_library_and_of_the_full_gradient(answered):
+def test_scores_are_those_of_the_library_and_of_the_full_gradient(model, answered):
     cell, items, questions = answered
-    model = tiny_model()
     rows = score_answers(cell, model, items, questions, lambda share: None).numbers["questions"]
     for item, one, row in zip(items, questions, rows, strict=True):
         ids = one["greedy"]["ids"]
@@ -165,11 +232,11 @@ def test_scores_are_those_of_the_library_and_of_the_full_gradient(answered):
         assert row["num_params"] == sum(leaf.size for leaf in jax.tree.leaves(model.params))
 
 
-def test_an_empty_answer_has_no_score_and_no_label(answered):
+def test_an_empty_answer_has_no_score_and_no_label(model, answered):
     cell, items, questions = answered
     empty = [one | {"greedy": {"text": " .", "ids": [], "log_p": [], "ended": True}} for one in questions]
     nothing = lambda share: None  # noqa: E731
-    rows = score_answers(cell, tiny_model(), items, empty, nothing).numbers["questions"]
+    rows = score_answers(cell, model, items, empty, nothing).numbers["questions"]
     assert all("epistemic_mean" not in row for row in rows)
     judged = judge(cell, Judges(open_encoder("tiny"), None), items, empty, nothing).numbers["questions"]
     assert {row["state"] for row in judged} == {"empty"}
@@ -196,11 +263,10 @@ def test_an_empty_sample_weighs_nothing_where_log_p_weighs(answered):
     assert entropies([]) == {}
 
 
-def test_multiple_choice_by_the_log_probability_of_every_reference():
+def test_multiple_choice_by_the_log_probability_of_every_reference(model):
     asked = load_questions("sample_truthful")
     cell = replace(CELL, kind="references", benchmark="sample_truthful")
     item = asked.items[0]
-    model = tiny_model()
     (row,) = score_choices(cell, model, [item], [], lambda share: None).numbers["questions"]
     prompt = answer_prompt(item.question, "references", "few_shot")
     found = score(model, [(prompt, f" {answer}") for answer in (*item.answers, *item.incorrect)], reduction="answer")
@@ -208,6 +274,27 @@ def test_multiple_choice_by_the_log_probability_of_every_reference():
     true = len(item.answers)
     assert row["mc1"] == bool(p[0] > p[true:].max())
     assert row["mc2"] == pytest.approx(p[:true].sum() / p.sum(), rel=1e-3)
+
+
+def test_a_block_is_traced_and_checked_both_ways(model):
+    ids = model.tokenizer.encode(" Mercury")
+    items = [Question(i, f"Which planet is it? {i}", ("Mercury",), ()) for i in range(3)]
+    answered = [{"index": i, "greedy": {"text": "Mercury", "ids": ids}} for i in range(2)]
+    answered.append({"index": 2, "greedy": {"text": "", "ids": []}})
+    cell = QaCell(TINY, "asked", "alias", None, "0", 0, 3, study="trace")
+    seen = []
+    found = trace_answers(cell, model, items, answered, seen.append)
+    json.dumps(found.numbers, allow_nan=False)
+    assert seen[-1] == 1
+    assert [set(row) for row in found.numbers["questions"]] == [{"index", "pieces", "features"}] * 2 + [{"index"}]
+    series = trace_numbers.split_arrays(found.numbers, found.arrays)
+    assert set(series) == {0, 1}
+    assert all(len(values) == len(ids) for values in series[1].values())
+    (check,) = found.numbers["checks"]
+    assert check["worst"] < 4
+    assert check["tokens"] == len(ids)
+    later = trace_answers(QaCell(TINY, "asked", "alias", None, "0", 20, 1), model, items[:1], answered[:1], seen.append)
+    assert later.numbers["checks"] == []
 
 
 # the command
@@ -296,17 +383,9 @@ def test_a_kill_between_the_stages_changes_nothing(whole):
 
 
 def started(out, stdout=subprocess.DEVNULL):
-    """A run in a process of its own; all share their compiled programs."""
+    """A run in a process of its own."""
     line = [sys.executable, "-m", "experiments", "qa", "--preset", "smoke", "--executor", "local", "--limit", "4"]
-    programs = {"JAX_COMPILATION_CACHE_DIR": str(out.with_name("programs"))}
-    programs |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen(
-        [*line, "--out", str(out)],
-        cwd=ROOT,
-        env=os.environ | programs,
-        stdout=stdout,
-        stderr=subprocess.DEVNULL,
-    )
+    return subprocess.Popen([*line, "--out", str(out)], cwd=ROOT, stdout=stdout, stderr=subprocess.DEVNULL)
 
 
 def finished(out):

@@ -143,6 +143,7 @@ def test_chains_take_as_few_rounds_as_the_devices_allow():
     assert _sampling.Layout.of(6, 2).rounds == 2
 
 
+@pytest.mark.slow
 def test_double_precision_gives_the_same_map():
     def variance(dtype):
         _, log_density, fit, record = case("binary/xor", width=4)

@@ -40,6 +40,7 @@ def cells():
     return [Cell("binary/xor", seed) for seed in range(4)]
 
 
+@pytest.mark.slow
 def test_second_opinion_of_a_cell(tmp_path):
     cell = Cell("regression/linear", study="second_opinion", **{**TINY, "num_warmup": 100, "num_draws": 200})
     numbers, arrays = study.run_cell(cell)

@@ -1,22 +1,16 @@
 """The experiment `trace`: classifiers on constructed traces with a known signal, figures, and what cannot be judged."""
 
-import json
-
 import numpy as np
 import pytest
 import qa_rows
 from stages import Outputs
 
 from experiments.answers.figures.trace import figures
-from experiments.answers.measure.traces import trace_answers
 from experiments.answers.numbers import trace as trace_numbers
 from experiments.answers.numbers.groups import group_rows
 from experiments.answers.numbers.logistic import fit_logistic
 from experiments.answers.presets import qa, trace
-from experiments.answers.questions import Question
 from experiments.answers.report.trace import report
-from experiments.answers.study import QaCell
-from experiments.answers.tiny_model import TINY, tiny_model
 from experiments.run.job import Result
 from isouq import plots, stats
 from isouq.text import Trace, features
@@ -166,25 +160,3 @@ def test_cells_share_the_answers_and_scores_of_qa():
     assert {job.study for job in jobs} == {"scores", "judged", "trace"}
     assert {job for job in jobs if job.study != "trace"} <= set(qa.jobs("smoke"))
     assert {job.reference() for job in jobs} == set(qa.blocks("smoke"))
-
-
-def test_a_block_is_traced_and_checked_both_ways():
-    model = tiny_model()
-    ids = model.tokenizer.encode(" Mercury")
-    items = [Question(i, f"Which planet is it? {i}", ("Mercury",), ()) for i in range(3)]
-    answered = [{"index": i, "greedy": {"text": "Mercury", "ids": ids}} for i in range(2)]
-    answered.append({"index": 2, "greedy": {"text": "", "ids": []}})
-    cell = QaCell(TINY, "asked", "alias", None, "0", 0, 3, study="trace")
-    seen = []
-    found = trace_answers(cell, model, items, answered, seen.append)
-    json.dumps(found.numbers, allow_nan=False)
-    assert seen[-1] == 1
-    assert [set(row) for row in found.numbers["questions"]] == [{"index", "pieces", "features"}] * 2 + [{"index"}]
-    series = trace_numbers.split_arrays(found.numbers, found.arrays)
-    assert set(series) == {0, 1}
-    assert all(len(values) == len(ids) for values in series[1].values())
-    (check,) = found.numbers["checks"]
-    assert check["worst"] < 4
-    assert check["tokens"] == len(ids)
-    later = trace_answers(QaCell(TINY, "asked", "alias", None, "0", 20, 1), model, items[:1], answered[:1], seen.append)
-    assert later.numbers["checks"] == []

@@ -24,13 +24,13 @@ def network(kind, *, width=5, seed=0, dtype=jnp.float32, features=2):
     return predict, params, jax.random.normal(keys[1], (7, features), dtype)
 
 
-def probability(predict, kind, target):
-    def p(params, x):
+def probability(predict, kind):
+    def p(params, x, target):
         out = predict(params, x)
         if kind == "multiclass":
             return jax.nn.softmax(out)[target]
         if kind == "binary":
-            return jax.nn.sigmoid(out) if target else 1 - jax.nn.sigmoid(out)
+            return jnp.where(target, jax.nn.sigmoid(out), 1 - jax.nn.sigmoid(out))
         return out
 
     return p
@@ -38,12 +38,12 @@ def probability(predict, kind, target):
 
 def slow_twin(predict, params, xs, kind, target=None, sigma=None):
     """p, its class, p(1 − p) and gᵀΣg by jax.grad of p, in a Python loop."""
-    rows = []
+    rows, value_and_grad = [], jax.jit(jax.value_and_grad(probability(predict, kind)))
     for i, x in enumerate(xs):
         out = predict(params, x)
         c = None if kind == "regression" else int(jnp.argmax(out)) if kind == "multiclass" else int(out > 0)
         c = c if target is None else int(target[i])
-        p, grad = jax.value_and_grad(probability(predict, kind, c))(params, x)
+        p, grad = value_and_grad(params, x, c)
         g = ravel_pytree(grad)[0]
         rows.append((g @ g if sigma is None else g @ sigma @ g, p * (1 - p), p, c))
     return [np.array(column) for column in zip(*rows, strict=True)]

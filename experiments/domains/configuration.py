@@ -8,6 +8,7 @@ from isouq import _checks
 
 VARIANTS = ("whole", "head")
 ACCURACY = 0.97  # on the test texts, for a fine-tuning to count
+HEAD_EPOCHS = 400  # at most, where the head alone is trained: early stopping decides
 COVARIANCES = tuple(
     f"{curvature}_{structure}"
     for structure in ("diagonal", "kronecker", "dense")

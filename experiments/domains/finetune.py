@@ -49,7 +49,7 @@ def fit(
     rest at the end of an epoch is dropped.
 
     checkpoint: a file, written after a step at most every `checkpoint_seconds`, from which a killed run goes on: the
-    same numbers as in one go. Whoever keeps the result removes it. One of other settings or data is not taken.
+    same numbers as in one go. Whoever keeps the result removes it. One of other settings or data is not first_step.
     """
     (xs, ys), rng = train, np.random.default_rng(seed)
     batch = min(BATCH, len(ys))
@@ -62,15 +62,15 @@ def fit(
     so_far = _Progress(params, _optimiser(rate, warmup).init(params), params, jnp.zeros(steps), np.zeros(epochs),
                        np.full(epochs + 1, np.inf))  # fmt: skip
     saved = None if file is None else file.load(so_far, None)
-    taken = 0
+    first_step = 0
     if saved is None:
         so_far.validation[0] = _loss(predict, params, *validation)
     else:
-        taken, so_far = saved.blocks, saved.state._replace(seen=jnp.asarray(saved.state.seen))
+        first_step, so_far = saved.blocks, saved.state._replace(seen=jnp.asarray(saved.state.seen))
     for epoch in range(epochs):
         order = rng.permutation(len(ys))
         for step in range(steps):
-            if epoch * steps + step < taken:
+            if epoch * steps + step < first_step:
                 continue
             rows = order[step * batch : (step + 1) * batch]
             params, state, loss = _step(predict, so_far.params, so_far.state, _rows(xs, rows), ys[rows], rate, warmup)
@@ -82,7 +82,7 @@ def fit(
             if progress is not None:
                 progress((epoch + (step + 1) / steps) / epochs)
         averages = so_far.validation[: epoch + 2]
-        if (epoch + 1) * steps >= taken and len(averages) - 1 - int(np.argmin(averages)) >= patience:
+        if (epoch + 1) * steps >= first_step and len(averages) - 1 - int(np.argmin(averages)) >= patience:
             break
     return Fit(so_far.best, int(np.argmin(averages)), so_far.train[: epoch + 1].tolist(), averages.tolist())
 

@@ -9,8 +9,8 @@ from experiments.clock import Clock
 from experiments.domains.configuration import COVARIANCES, Configuration
 from experiments.domains.inputs import read_corpus
 from experiments.domains.measure.covariances import compare_covariances
+from experiments.domains.measure.fine_tune import fine_tune
 from experiments.domains.measure.memory import measure_memory
-from experiments.domains.measure.reference import fine_tune
 from experiments.domains.measure.rejection import score_predictions
 from experiments.domains.measure.tuned import Tuned
 from experiments.run.job import Result, hash_fields

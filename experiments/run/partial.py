@@ -16,7 +16,10 @@ class Partial:
     """Results of steps by name, as JSON holds them. Without a path nothing is written."""
 
     def __init__(self, path: Path | None = None, mark: str = "", seconds: float = SECONDS) -> None:
-        """mark: the job's key; the file of another is not taken (a warning of one line)."""
+        """Read the results that the file holds.
+
+        mark: the job's key. A file of another job is ignored, with a warning.
+        """
         self._file = None if path is None else Checkpoint(path, seconds, mark)
         saved = None if self._file is None else self._file.load(np.zeros(0, np.uint8), None)
         self._results: dict[str, Any] = {} if saved is None else json.loads(saved.state.tobytes())

@@ -74,10 +74,11 @@ def laplace(
     for a dense or diagonal Hessian, 4 (3 · rank + 10) for "low_rank", R otherwise.
 
     Memory: dense 40·P² bytes, and O(P³) time in float64 on the host; diagonal 4·P numbers; Kronecker C² + F² for a
-    weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. One step adds at most about 256 MiB, or what one
-    output of one datum takes: its gradient for "dense", its activations for "diagonal" and "kronecker". To these are
-    added the gradients of weights that are used several times in a way that no rule knows, and for "diagonal" of those
-    that are used at several positions.
+    weight `[C, F]`; low rank (3 · rank + 10) · P while it is built. The data are read in batches, which take at most
+    about 256 MiB more, or what one output of one datum needs if that is larger: its gradient for "dense", its
+    activations for "diagonal" and "kronecker". A weight takes the memory of its gradients per output as well if it is
+    used several times and no rule of the engine covers these uses, and for "diagonal" if it is used at several
+    positions.
 
     The factor of an axis that is looked up (the words of an embedding) is diagonal and stored as a vector, so that time
     and memory grow with the vocabulary. Of a factor of more than 8,192 rows only the diagonal is used, which is an

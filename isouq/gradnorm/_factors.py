@@ -77,10 +77,26 @@ def sq_norm(factors: list[Factors]) -> Array:
 
 
 def _outer_sq_norm(row: Array, col: Array) -> Array:
-    """Return ‖row‖² ‖col‖² as Σ (‖row‖² col) col: the square of a small cotangent alone would vanish in float32."""
-    row_sq_norm = leaf_sq_norm(row)
-    col = col.astype(row_sq_norm.dtype)
-    return jnp.sum(row_sq_norm * col * col)
+    """Return ‖row‖² ‖col‖²."""
+    row, col = rescale(row, col)
+    return leaf_sq_norm(row) * leaf_sq_norm(col)
+
+
+def rescale(rows: Array, cols: Array) -> tuple[Array, Array]:
+    """Return factors with the same product whose squares are finite wherever those of the product are.
+
+    A power of two brings the largest entry of the rows to about 1, so that the columns are as large as the gradient. In
+    float32 the square of an input of 10²⁰ overflows and that of a cotangent of 10⁻²⁵ vanishes; the square of their
+    product does neither.
+    """
+    # Without the barrier XLA computes the square (c s)² of a constant c and the scale s as c² s², which overflows.
+    rows, cols = jax.lax.optimization_barrier((rows, cols))
+    rows, cols = (array.astype(at_least_float32(array.dtype)) for array in (rows, cols))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), initial=0))
+    info = jnp.finfo(largest.dtype)
+    limit = 2.0 ** (info.maxexp - 3)  # the scale and its reciprocal are normal numbers
+    scale = jnp.clip(jax.lax.reduce_precision(largest, info.nexp, 0), 1 / limit, limit)
+    return rows / scale, cols * scale
 
 
 def _gram_sq_norm(factors: list[Factors]) -> Array:
@@ -129,15 +145,17 @@ def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> t
     """Return the form for uses of these layouts, and its multiplications.
 
     "outer" is one position, "lookup" look-ups alone; of "gram" and "product" the one with fewer multiplications.
+    Look-ups along different axes of one table have the product form alone.
     """
     first = layouts[0]
-    same = all(
+    tables = {layout for layout, lookup in zip(layouts, lookups, strict=True) if lookup}
+    same = len(tables) <= 1 and all(
         layout.batch == first.batch and {layout.rows, layout.cols} == {first.rows, first.cols} for layout in layouts
     )
     batch, rows, cols = map(first.size, first[:3])
     if positions == [1]:
         return "outer", batch * (rows + cols)
-    if all(lookups) and all(layout == first for layout in layouts):
+    if all(lookups) and len(tables) == 1:
         return "lookup", batch * sum(positions) * cols
     pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
     gram, product = batch * pairs * (rows + cols), batch * sum(positions) * rows * cols

@@ -17,6 +17,7 @@ from isouq.gradnorm._factors import (
     dense,
     leaf_sq_norm,
     merge_lookups,
+    rescale,
     sq_norm,
 )
 from isouq.gradnorm._gram import gram_sums, guard
@@ -177,8 +178,12 @@ def _diagonal(factors: list[Factors], weights: Array) -> Array:
     (rows, cols, layout), *others = factors
     if others or (factors[0].positions > 1 and not isinstance(rows, OneHot)):
         return jnp.sum(weights * jnp.square(sum(dense(f) for f in factors)))
-    rows, cols = _merge(rows, cols) if isinstance(rows, OneHot) else _balance(rows, cols)
-    return jnp.sum(_times(_square(rows), _arrange(weights, layout)) * jnp.square(cols))
+    weights = _arrange(weights, layout)
+    if isinstance(rows, OneHot):
+        rows, cols = _merge(rows, cols)
+        return jnp.sum(_times(rows, weights) * jnp.square(cols))
+    rows, cols = rescale(rows, cols)
+    return jnp.sum(_times(jnp.square(rows), weights) * jnp.square(cols))
 
 
 def _merge(rows: OneHot, cols: Array) -> tuple[OneHot, Array]:
@@ -187,14 +192,6 @@ def _merge(rows: OneHot, cols: Array) -> tuple[OneHot, Array]:
         return rows, cols
     at, cols = merge_lookups(rows.at, cols, rows.size)
     return OneHot(jnp.minimum(at, rows.size - 1), rows.size), cols  # the places that are left over add zero
-
-
-def _balance(rows: Array, cols: Array) -> tuple[Array, Array]:
-    """Return factors of equal size with the same product: their squares are finite wherever that of the gradient is."""
-    sizes = [jnp.sqrt(jnp.max(jnp.abs(array), initial=0)) for array in (rows, cols)]
-    usable = (sizes[0] > 0) & (sizes[1] > 0) & jnp.isfinite(sizes[0]) & jnp.isfinite(sizes[1])
-    scale = jnp.where(usable, sizes[1] / jnp.where(usable, sizes[0], 1), 1)
-    return rows * scale, cols / scale
 
 
 def _project(factors: Factors, directions: Array) -> Array:
@@ -278,7 +275,3 @@ def _times(rows: Array | OneHot, matrix: Array) -> Array:
     if isinstance(rows, OneHot):
         return jax.vmap(lambda index, m: m[index])(rows.at, matrix)
     return jnp.einsum("bpc,bcf->bpf", rows, matrix)
-
-
-def _square(rows: Array | OneHot) -> Array | OneHot:
-    return rows if isinstance(rows, OneHot) else jnp.square(rows)

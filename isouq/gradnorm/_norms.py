@@ -1,8 +1,8 @@
-"""The backward pass: at every site the pair (data, cotangent) becomes a squared norm.
+"""The backward pass: at every site it turns the pair (data, cotangent) into a squared norm.
 
-The backward pass of a tap passes the cotangent on and hands out what is wanted of the pair, as the "gradient" of an
-input that is zero: the squared norm of the pair at once, or the pair itself where several uses must be squared
-together.
+A tap is an identity on the output of a site, with a second input that is zero and changes nothing. Its backward pass
+hands the cotangent on, and returns as the "gradient" of the zero input the squared norm of the pair. Where a parameter
+is used at several sites, whose gradients must be added before they are squared, it returns the pair itself.
 """
 
 import functools

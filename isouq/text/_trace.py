@@ -138,8 +138,8 @@ def _by_backward(model: LanguageModel, row: Row, batch_size: int) -> Iterator[Pa
         ids = pad([row.ids[: stop - 1]], round_up(stop - 1, 4, 16))[0]
         size = min(round_up(stop - start, 1, 1), batch_size)
         targets, at = pad([row.ids[start:stop], np.arange(start - 1, stop - 1)], size)
-        found = _backward(model.config, model.params, ids, np.int32(len(row.ids)), at, targets)
-        yield tuple(np.asarray(array)[: stop - start] for array in found)
+        values = _backward(model.config, model.params, ids, np.int32(len(row.ids)), at, targets)
+        yield tuple(np.asarray(array)[: stop - start] for array in values)
 
 
 def _by_probes(model: LanguageModel, row: Row, num_probes: int, key: Array) -> Part:
@@ -147,8 +147,8 @@ def _by_probes(model: LanguageModel, row: Row, num_probes: int, key: Array) -> P
     ids = pad([row.ids[:-1]], round_up(len(row.ids) - 1, 4, 16))[0]
     size = round_up(count, 2, 8)
     targets, at = pad([row.ids[row.first :], np.arange(row.first - 1, len(row.ids) - 1)], size)
-    found = _probes(model.config, num_probes, model.params, ids, np.int32(len(row.ids)), at, targets, key)
-    return tuple(np.asarray(array)[:count] for array in found)
+    values = _probes(model.config, num_probes, model.params, ids, np.int32(len(row.ids)), at, targets, key)
+    return tuple(np.asarray(array)[:count] for array in values)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -160,7 +160,7 @@ def _backward(
     at: Int[Array, " B"],
     targets: Int[Array, " B"],
 ) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """(log-odds, entropy, ‖∇ log-odds‖²) of the targets, which follow the positions `at`."""
+    """Return log-odds, entropy and ‖∇ log-odds‖² of the targets, which follow the positions `at`."""
 
     def one(at: Array, target: Array) -> tuple[Array, Array, Array]:
         def f(params: Any) -> tuple[Array, Array]:
@@ -185,7 +185,7 @@ def _probes(
     targets: Int[Array, " A"],
     key: Array,
 ) -> tuple[Float[Array, " A"], Float[Array, " A"], Float[Array, " A"]]:
-    """As `_backward`, for all tokens at once, the squared norm estimated."""
+    """Return the same as `_backward`, for all tokens at once, with an estimate of the squared norm."""
 
     def logits(params: Any) -> Array:
         decoder = language_model.module(config, params)
@@ -195,12 +195,12 @@ def _probes(
         return jax.vmap(_log_odds)(logits(params), targets)
 
     estimate = grad_sq_norm_probes(f, num_probes, key, chunk=PROBES_AT_A_TIME)(params).estimate
-    found = logits(params)
-    return jax.vmap(_log_odds)(found, targets), jax.vmap(_entropy)(found), estimate
+    values = logits(params)
+    return jax.vmap(_log_odds)(values, targets), jax.vmap(_entropy)(values), estimate
 
 
 def _log_odds(logits: Float[Array, " V"], target: Int[Array, ""]) -> Float[Array, ""]:
-    """Log p / (1 − p) of the target, which keeps digits where p is near 1; for both modes."""
+    """Return log p / (1 − p) of the target, with all its digits where p is near 1."""
     others = jnp.where(jnp.arange(logits.shape[-1]) == target, -jnp.inf, logits)
     return logits[target] - jax.nn.logsumexp(others)
 

@@ -40,8 +40,8 @@ def p_true(
         model: from `load`.
         questions: n texts.
         answers: the answer to judge of each.
-        samples: of each question other answers of the model, shown to it as brainstormed ideas; empty ones are left
-            out, and without any the line is. Line breaks within a text become spaces.
+        samples: for each question, other answers of the model. The prompt lists them as brainstormed ideas; empty ones
+            are not listed, and a question without samples gets a prompt without the list. Line breaks become spaces.
         batch_size: see `read`.
         chat: whether the prompt is a user's message in the model's chat template, else plain text.
         chat_template_kwargs: variables for that template, as in `score`.
@@ -70,7 +70,7 @@ def p_true(
 
 
 def p_true_prompt(question: str, answer: str, samples: Sequence[str], chat: bool = False) -> Prompt:
-    """What the model is asked about one answer; see `p_true`."""
+    """Return the prompt that asks the model whether an answer is true; see `p_true`."""
     ideas = [line for line in map(_line, samples) if line]
     shown = IDEAS + "\n".join(ideas) + "\n" if ideas else ""
     text = P_TRUE_PROMPT.format(question=_line(question), ideas=shown, answer=_line(answer))

@@ -67,7 +67,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     blocks = [result.numbers for result in results]
     costs = [row for block in blocks if block["study"] == "cost" for row in block["costs"]]
     answered = [block for block in blocks if block["study"] == "reference"]
-    left_out = list(dict.fromkeys(line for block in answered for line in (*block["broken"], *_not_asked(block))))
+    left_out = list(dict.fromkeys(line for block in answered for line in (*block["broken"], *_overlong_lines(block))))
     computed = numbers_of_rows([_to_float32(row) for row in join_studies(results)], costs, left_out)
     lines = [
         json.dumps({"model": block["model"], "benchmark": block["benchmark"], "seed": block["seed"], **one},
@@ -77,8 +77,8 @@ def numbers(results: Sequence[Result]) -> Numbers:
     return replace(computed, files=computed.files | {"answers.jsonl": "\n".join([*lines, ""])})
 
 
-def _not_asked(block: Row) -> list[str]:
-    """Return the questions of a block that do not fit in the model's context, each with the reason."""
+def _overlong_lines(block: Row) -> list[str]:
+    """Return a line for every question of a block that does not fit in the model's context, with the reason."""
     return [f"{block['benchmark']} question {one['index']}: {one['why']}" for one in block["questions"] if "why" in one]
 
 

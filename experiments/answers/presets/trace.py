@@ -25,10 +25,11 @@ def jobs(
     limit: int | None = None,
     encoder: str | None = None,
 ) -> list[QaCell]:
-    """smoke: a tiny model on the built-in questions, seconds, no network. quick: SmolLM2 on the built-in questions.
+    """Return the jobs of a preset.
 
-    paper: 1000 questions of each file, 3 seconds a question on 2 CPU cores; answers, scores and judgements are those of
-    `qa`, made once in one folder.
+    smoke: a tiny model on the built-in questions, seconds, no network. quick: SmolLM2 on the built-in questions.
+    paper: 1000 questions of each file, 3 seconds a question on 2 CPU cores. In a folder where `qa` has run, its
+    answers, scores and judgements are used and not computed again.
     """
     judges = qa.choose_judges(preset, encoder)
     return [

@@ -34,7 +34,7 @@ def report(numbers: Numbers, preset: str) -> str:
         parts += [_ranks(scored), _lengths(scored)]
     if analyses:
         parts += [_views(analyses), _choices(analyses), _transfer(analyses), _costs(details)]
-    parts.append(_left_out(details.left_out))
+    parts.append(_omissions(details.left_out))
     return "\n".join(part for part in parts if part)
 
 
@@ -298,7 +298,7 @@ def _costs(details: QaNumbers) -> str:
     return text + (f"\nMean over {', '.join(details.measured_on)}.\n" if details.measured_on else "")
 
 
-def _left_out(lines: Sequence[str]) -> str:
+def _omissions(lines: Sequence[str]) -> str:
     if not lines:
         return ""
     more = f"- and {len(lines) - LISTED} more\n" if len(lines) > LISTED else ""

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from experiments.domains.configuration import Configuration
+from experiments.domains.configuration import HEAD_EPOCHS, Configuration
 from experiments.domains.finetune import fit, logits
-from experiments.domains.measure.tuned import HEAD, HEAD_EPOCHS, HEAD_PATIENCE, HEAD_RATE, Tuned
+from experiments.domains.measure.tuned import HEAD, HEAD_PATIENCE, HEAD_RATE, Tuned
 from experiments.run.job import Result
 
 MEMBERS = 5  # heads of the ensemble

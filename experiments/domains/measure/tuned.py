@@ -15,7 +15,6 @@ from experiments.run.job import Result
 from isouq.text.encoder import Predict
 
 HEAD_RATE, HEAD_PATIENCE = 1e-2, 5
-HEAD_EPOCHS = 400  # at most: early stopping decides
 SCORED = 1000  # texts of the rejection curves, none of them trained on
 KIND = "binary"
 FACTS = ("accepted", "accuracy", "num_params", "train", "validation", "tests", "epochs", "best_epoch")

@@ -14,7 +14,7 @@ from experiments.run.job import Job, Outcome
 def start(
     settings: Settings, widest: int, function: Callable[..., Outcome], out: Path, report: Callable[..., None]
 ) -> Iterator[Any]:
-    """See `executors.start`."""
+    """Return an executor that runs the jobs in this process, one after the other; see `executors.start`."""
 
     def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         for job in jobs:

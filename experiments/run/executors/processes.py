@@ -24,7 +24,10 @@ from experiments.run.job import Job, Outcome
 def start(
     settings: Settings, widest: int, function: Callable[..., Outcome], out: Path, report: Callable[..., None]
 ) -> Iterator[Any]:
-    """See `executors.start`. By default one worker a core; a single one is this process itself."""
+    """Return an executor that runs the jobs in worker processes; see `executors.start`.
+
+    The default is one worker for each core. If there is only one worker, it is this process itself.
+    """
     count = min(settings.workers or len(usable_cores()), widest)
     if count < 2:
         with local.start(settings, widest, function, out, report) as run:

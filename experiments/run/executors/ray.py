@@ -24,7 +24,7 @@ TASKS = 4000  # that Ray has at a time, if no number of workers is given
 def start(
     settings: Settings, widest: int, function: Callable[..., Outcome], out: Path, report: Callable[..., None]
 ) -> Iterator[Any]:
-    """See `executors.start`."""
+    """Return an executor that runs every job as a task of Ray; see `executors.start`."""
     try:
         import ray
     except ImportError as error:

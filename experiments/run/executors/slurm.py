@@ -34,7 +34,7 @@ TIMEOUTS = 1000  # that a task may have before it stays out of the queue
 def start(
     settings: Settings, widest: int, function: Callable[..., Outcome], out: Path, report: Callable[..., None]
 ) -> Iterator[Any]:
-    """See `executors.start`."""
+    """Return an executor that runs the jobs in the tasks of a SLURM array; see `executors.start`."""
     try:
         import submitit
     except ImportError as error:

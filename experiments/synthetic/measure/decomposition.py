@@ -29,8 +29,9 @@ def measure(subject: Subject) -> Result:
     Columns, each with `_pearson` and `_spearman`: `whole` corr(V, I); for every Σ of `VERSIONS` `taylor_Σ`
     corr(V, L) and `isotropy_Σ` corr(L, I); for every σ of `SIGMAS` `perturbation_σ` corr(V, W).
     `scale_Σ`: mean(L) / mean(V), 1 where linearising keeps the size. `anisotropy_Σ`: standard deviation over mean of
-    L / I over the grid, 0 where Σ acts on the gradients as a multiple of I. `aligned_draws`: the number of draws whose
-    units were matched, all unless draws × width² is over `ALIGNMENT_BUDGET`, then evenly spaced ones.
+    L / I over the grid, 0 where Σ acts on the gradients as a multiple of I. `aligned_draws`: the number of draws, of
+    all chains together, whose hidden units were matched to those of θ*. These are all draws, or evenly spaced ones
+    where draws × width² exceeds `ALIGNMENT_BUDGET`.
     """
     clock = Clock()
     xs, variance = subject.xs[subject.grid], subject.variance[subject.grid]
