@@ -15,6 +15,7 @@ from isouq.posterior._sampling import SAMPLERS
 class Configuration:
     """A problem, a model, its prior, how its posterior is sampled, and the study: what is computed of that posterior.
 
+    num_draws: draws of a chain in a round; rounds end when the reference is accepted, or after `max_rounds`.
     width: units of the one hidden layer; None is the problem's own model. resolution: points of the evaluation grid
     along an axis; None is the problem's own grid.
     """
@@ -27,7 +28,8 @@ class Configuration:
     num_points: int = 200
     chains: int = 4
     num_warmup: int = 500
-    num_draws: int = 500
+    num_draws: int = 250
+    max_rounds: int = 8
     thin: int = 1
     num_leapfrog: int = 50
     sampler: str = "hmc"
@@ -46,7 +48,7 @@ class Configuration:
         _checks.positive_int("chains", self.chains, 2)
         _checks.positive_int("num_warmup", self.num_warmup, 10)
         _checks.positive_int("num_draws", self.num_draws, 4)
-        for name in ("num_points", "thin", "num_leapfrog"):
+        for name in ("num_points", "thin", "num_leapfrog", "max_rounds"):
             _checks.positive_int(name, getattr(self, name))
         for field in dataclasses.fields(self):  # equal cells have one key: 1, 1.0 and np.int64(1) are written alike
             value = getattr(self, field.name)

@@ -29,10 +29,11 @@ class Study(NamedTuple):
 
 
 def _reference_seconds(configuration: Configuration) -> float:
-    """Return the time of training, of sampling (its gradient evaluations) and of the convergence diagnostics."""
+    """Return the time of training, and of sampling and judging half of the rounds that it may take."""
     c, width = configuration, _width(configuration)
-    gradients = c.chains * (c.num_warmup + c.num_draws * c.thin) * c.num_leapfrog
-    diagnostics = 2.2e-3 * c.chains * c.num_draws
+    draws = c.num_draws * (1 + c.max_rounds) / 2
+    gradients = c.chains * (c.num_warmup + draws * c.thin) * c.num_leapfrog
+    diagnostics = 2.2e-3 * c.chains * draws
     return (4 + gradients * (3e-5 + 7.5e-7 * width) + diagnostics) / 2
 
 
@@ -46,7 +47,7 @@ def _width(configuration: Configuration) -> int:
 
 
 STUDIES = {
-    "reference": Study(2, _reference_seconds, None),  # 2: random keys by chain and transition
+    "reference": Study(3, _reference_seconds, None),  # 3: draws in rounds, θ* in the prior's coordinates
     "agreement": Study(1, _dense(2.0), agreement.measure),
     "second_opinion": Study(1, lambda configuration: 30.0, second_opinion.measure),
     "covariance": Study(1, _dense(15.0), covariance.measure),

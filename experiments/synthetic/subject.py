@@ -19,7 +19,7 @@ from isouq.posterior import LogDensity
 # The columns of a study's row that come from its reference.
 FACTS = (
     "accepted", "rhat", "ess_bulk", "divergent", "halves", "accepted_wide", "num_params",
-    "map_grad_norm", "map_converged", "step_size", "acceptance", "gradient_evaluations",
+    "map_grad_norm", "map_converged", "rounds", "step_size", "acceptance", "gradient_evaluations",
 )  # fmt: skip
 
 

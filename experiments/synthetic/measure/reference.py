@@ -16,7 +16,7 @@ from experiments.synthetic.configuration import Configuration
 from experiments.synthetic.subject import evaluation_inputs, set_up
 from isouq import problems
 from isouq._uncertainty import uncertainty
-from isouq.posterior import Margins, Sampling, fit_map, judge, probabilities, sample_reference
+from isouq.posterior import Margins, Sampling, Verdict, fit_map, judge, probabilities, sample_reference
 
 
 def measure_reference(
@@ -40,10 +40,17 @@ def measure_reference(
     target = uncertainty(setting.predict, fit.best(), xs, kind).target
     record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
     clock.lap("seconds_target")
-    sampling = Sampling(cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler)
+    sampling = Sampling(
+        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
+    )
+
+    def judge_grid(recorded: Any, divergent: float) -> Verdict:
+        margins = recorded[0][:, :, grid]
+        return judge(margins, divergent, probabilities(margins, kind))
+
     reference = sample_reference(
         log_density, fit.params, setting.chain_key, sampling=sampling, record=record,
-        inverse_mass_matrix=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=False,
+        inverse_mass_matrix=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=judge_grid,
         checkpoint=checkpoint,
     )  # fmt: skip
     clock.lap("seconds_reference")
@@ -51,12 +58,13 @@ def measure_reference(
     p = probabilities(margins, kind)
     flat = p.reshape(-1, len(xs))
     numbers = {
-        **judge(margins[:, :, grid], reference.divergent, p[:, :, grid])._asdict(),
+        **reference.verdict._asdict(),  # type: ignore[union-attr]
         "accepted_wide": judge(margins[:, :, wide], reference.divergent, p[:, :, wide]).accepted,
         "best": best,
         "num_params": draws.shape[-1],
         "map_grad_norm": float(fit.grad_norm[best]),
         "map_converged": bool(fit.converged[best]),
+        "rounds": reference.rounds,
         "step_size": float(reference.step_size.mean()),
         "acceptance": float(reference.acceptance_rate.mean()),
         "gradient_evaluations": reference.cost.gradient_evaluations,

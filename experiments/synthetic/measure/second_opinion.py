@@ -20,7 +20,7 @@ def measure(subject: Subject) -> Result:
     nuts = sample_numpyro(
         setting.log_density, subject.starts, setting.second_key,
         record=Margins(setting.predict, subject.xs[grid], subject.target, kind),
-        num_draws=cell.num_draws, num_warmup=cell.num_warmup,
+        num_draws=subject.draws.shape[1], num_warmup=cell.num_warmup,
     )  # fmt: skip
     variance = probabilities(nuts.predictions, kind).var(axis=(0, 1))
     clock.lap("seconds_numpyro")

@@ -20,7 +20,11 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
     smoke: two widths, tiny chains. quick: widths 2 to 128, three priors, one seed, about 4 minutes on 2 CPU cores.
     paper: widths 2 to 1024, five priors, five seeds, about 2.5 hours.
     """
-    settings: dict[str, Any] = {"smoke": validation.TINY, "quick": {}, "paper": {"num_draws": 1000}}[preset]
+    settings: dict[str, Any] = {
+        "smoke": validation.TINY,
+        "quick": {},
+        "paper": {"max_rounds": validation.ROUNDS["paper"]},
+    }[preset]
     priors: tuple[tuple[str, float], ...] = CURVES
     if preset == "paper":
         priors += tuple(("fan_in", sigma) for sigma in MAP_SIGMAS if ("fan_in", sigma) not in CURVES)

@@ -10,7 +10,10 @@ from experiments.synthetic.study import Cell
 from isouq import problems
 
 # A run of seconds: few points, short chains, a coarse grid.
-TINY: dict[str, Any] = {"num_points": 40, "num_warmup": 50, "num_draws": 50, "num_leapfrog": 10, "resolution": 8}
+TINY: dict[str, Any] = {
+    "num_points": 40, "num_warmup": 50, "num_draws": 50, "max_rounds": 1, "num_leapfrog": 10, "resolution": 8,
+}  # fmt: skip
+ROUNDS = {"quick": 8, "paper": 32}  # of 250 draws a chain, at most
 SECOND_OPINION = ("binary/xor", "multiclass/rings")
 LONG_TRAJECTORIES = ("regression/nonlinear",)  # small noise: a stiff posterior, small steps
 
@@ -24,9 +27,8 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     if preset == "smoke":
         names = ("binary/xor", "multiclass/clusters", "regression/linear")
         return [Cell(name, seed, **TINY) for name in names for seed in range(seeds or 2)]
-    draws = {"quick": 500, "paper": 1000}[preset]
     cells = [
-        Cell(name, seed, num_draws=draws, num_leapfrog=200 if name in LONG_TRAJECTORIES else 50)
+        Cell(name, seed, max_rounds=ROUNDS[preset], num_leapfrog=200 if name in LONG_TRAJECTORIES else 50)
         for seed in range(seeds or {"quick": 2, "paper": 5}[preset])
         for name in problems.PROBLEMS
     ]
