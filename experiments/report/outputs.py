@@ -80,6 +80,10 @@ class Numbers:
 def check_writable(out: Path) -> None:
     """Raise RunError unless files can be made in `out`: before the long part, not after."""
     try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"the name {os.fsencode(out)!r} is not UTF-8; choose another folder with --out") from None
+    try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe.{os.getpid()}"
         probe.touch()

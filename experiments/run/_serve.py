@@ -5,8 +5,10 @@ are imported, and then it is too late to choose the cores.
 """
 
 import os
+import pickle
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from isouq._errors import first_line
@@ -15,15 +17,25 @@ from isouq._errors import first_line
 def serve(connection: Connection, driver: int, cores: list[int]) -> None:
     """Receive (function, job) and send function(job), or its error as a string, until the connection is closed."""
     prepare(driver, cores)
-    while True:
-        try:
-            function, job = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(function(job))
-        except (Exception, SystemExit) as error:  # the outcome cannot be pickled, or the job has left Python
-            connection.send(f"{type(error).__name__}: {first_line(error)}")
+    keep_from_children(connection)
+    with suppress(EOFError, OSError):  # the driver is gone, or a job has closed the connection
+        while True:
+            connection.send_bytes(answer(connection.recv_bytes()))
+
+
+def answer(message: bytes) -> bytes:
+    """Return function(job), pickled, or its error as a string; whatever of it cannot be pickled is an error too."""
+    try:
+        function, job = pickle.loads(message)
+        return pickle.dumps(function(job))
+    except (Exception, SystemExit) as error:  # the job has left Python
+        return pickle.dumps(f"{type(error).__name__}: {first_line(error)}")
+
+
+def keep_from_children(connection: Connection) -> None:
+    """Close the connection in what a job starts: a child that outlives this process would hide its death."""
+    os.set_inheritable(connection.fileno(), False)
+    os.register_at_fork(after_in_child=connection.close)
 
 
 def prepare(driver: int, cores: list[int]) -> None:
