@@ -133,9 +133,9 @@ def _time(
     times = timing.rounds(ready, first, options.plan, case.seed)
     ours = next((times[name] for name in (ISOUQ, PROBES) if name in times), None)
     for name, samples in times.items():
-        taken = samples[np.isfinite(samples)]
-        low, median, high = np.percentile(taken, (10, 50, 90))
-        rows[name] |= {"seconds": median, "seconds_p10": low, "seconds_p90": high, "rounds": len(taken)}
+        finite = samples[np.isfinite(samples)]
+        low, median, high = np.percentile(finite, (10, 50, 90))
+        rows[name] |= {"seconds": median, "seconds_p10": low, "seconds_p90": high, "rounds": len(finite)}
         if ours is not None:
             ratio = timing.paired_ratio(samples, ours)
             rows[name] |= {"time_ratio": ratio.median, "time_ratio_p10": ratio.low, "time_ratio_p90": ratio.high}

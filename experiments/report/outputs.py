@@ -46,7 +46,7 @@ class Number(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        """The mean with its interval, as `isouq.stats.bootstrap_mean` returns it."""
+        """Return the mean with its interval, as `isouq.stats.bootstrap_mean` does."""
         return Interval(self.n, self.mean, self.sd, self.low, self.high)
 
 
@@ -73,7 +73,7 @@ class Numbers:
 
     @cached_property
     def groups(self) -> dict[str, dict[str, Interval]]:
-        """The summary by group and statistic."""
+        """Return the summary by group and statistic."""
         return group_numbers(self.summary)
 
 

@@ -1,7 +1,7 @@
-"""What a worker process does: it chooses its cores, and then applies functions to jobs.
+"""What a worker process does: it binds itself to its cores, and then applies functions to jobs.
 
-Nothing is imported here that imports JAX or NumPy: they divide their threads over the cores of the moment at which they
-are imported, and then it is too late to choose the cores.
+This module must not import JAX or NumPy. When they are imported, they start threads for the cores that the process may
+use at that moment, so the process must be bound to its cores first.
 """
 
 import os

@@ -44,10 +44,10 @@ def start(
 
 
 class Workers:
-    """Processes with a connection each, so that the death of one tells which job it was at and leaves the others alone.
+    """Processes with a connection each, so that the death of one shows which job it ran and does not affect the others.
 
-    The driver keeps no copy of a worker's end, so a worker that dies ends its connection wherever it was, even within
-    an outcome that it was sending. A pool of the standard library would wait for the rest of it for ever.
+    The driver closes its copy of the worker's end of a connection. A worker that dies therefore closes the connection,
+    even while it sends an outcome. A pool of the standard library would wait for the rest of the outcome for ever.
     """
 
     def __init__(self, count: int) -> None:
@@ -56,7 +56,7 @@ class Workers:
         self._started: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def kill(self) -> None:
-        """End all workers at once, whatever they are at."""
+        """End all workers at once, also those that run a job."""
         for process, _ in self._started.values():  # before the first wait, which a second Ctrl-C may interrupt
             process.kill()
         for number in list(self._started):
@@ -65,9 +65,9 @@ class Workers:
     def run(
         self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job], alone: bool
     ) -> Iterator[tuple[Job, Outcome | None]]:
-        """Yield each job with its outcome, as they end; None if its worker died.
+        """Yield each job with its outcome as it ends; the outcome is None if the worker died.
 
-        alone: one job at a time, for what has killed a worker: as a rule memory was short.
+        alone: run one job at a time, as for jobs that have killed a worker, which mostly lacked memory.
         """
         waiting, idle = deque(jobs), [0] if alone else list(range(len(self.shares)))
         running: dict[Connection, tuple[int, Job]] = {}
@@ -89,7 +89,7 @@ class Workers:
                     yield job, _read(message)
 
     def _send(self, number: int, function: Callable[..., Outcome], job: Job) -> Connection:
-        """Send a job to a worker and return its connection; a worker that is not there, or not any more, is started."""
+        """Send a job to a worker and return its connection; the worker is started if it does not run."""
         message = pickle.dumps((function, job))
         if number in self._started and not self._started[number][0].is_alive():  # it was killed between two jobs
             self._kill(number)
@@ -103,8 +103,8 @@ class Workers:
     def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
         try:
-            connection, its_end = context.Pipe()
-            process = context.Process(target=serve, args=(its_end, os.getpid(), self.shares[number]))
+            connection, worker_end = context.Pipe()
+            process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
             resource_tracker.ensure_running()  # as it starts it lifts the block of the next line
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the driver's to handle
             try:
@@ -116,7 +116,7 @@ class Workers:
                 f"cannot start a worker process: {error.strerror or error}; finished jobs are kept, "
                 "give the same command with fewer --workers"
             ) from error
-        its_end.close()
+        worker_end.close()
         self._started[number] = (process, connection)
 
     def _kill(self, number: int) -> None:
