@@ -23,9 +23,9 @@ from isouq.text._batches import batches_by_length
 from isouq.text.language_model import LanguageModel
 from isouq.text.loading import checkpoint, sources
 
-WINDOW = 64  # batches that are sorted by length together
-GROUP = 4  # batches that are answered, scored and written together: what a kill may cost
-RESULTS = (  # the fields written here; an input's own field of such a name gives way
+WINDOW = 64  # number of batches whose rows are sorted by length together
+GROUP = 4  # number of batches that are answered, scored and written together; a kill loses at most their rows
+RESULTS = (  # the fields that the run writes, which replace fields of the same name in the input
     "line", "answer", "generated", "num_tokens", "token_ids", "log_probability", "probability", "aleatoric",
     "epistemic", "log_aleatoric", "log_epistemic", "token_log_p", "error", "reduction", "select", "model", "dtype",
     "settings", "chat_template_kwargs",
@@ -33,11 +33,11 @@ RESULTS = (  # the fields written here; an input's own field of such a name give
 
 
 class Survey(NamedTuple):
-    """What input and output hold before the run.
+    """What input and output contain before the run.
 
-    total: rows of the input; bad: those that are none. failed: rows of the output with an error in them.
-    models: the models that the output names. unknown: fields of the input that are not read.
-    chats: whether a prompt is a list of messages.
+    total: number of lines of the input that are not blank. bad: number of those that are no valid row.
+    failed: number of rows of the output that record an error. models: the models that the output names.
+    unknown: fields of the input that are not read. chats: whether any prompt is a list of messages.
     """
 
     total: int

@@ -169,7 +169,7 @@ def _build(
 
 
 def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRank:
-    """Return the covariance Σ_s (θ_s − θ̄)(θ_s − θ̄)ᵀ / S of S draws of the parameters, as of `sample_reference`.
+    """Return the covariance Σ_s (θ_s − θ̄)(θ_s − θ̄)ᵀ / S of S draws, such as those of `sample_reference`.
 
     Args:
         draws: a pytree like the parameters with a leading axis of draws. Concatenate several chains; subtract the mean
@@ -180,8 +180,8 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
     Raises:
         ValueError: an unknown structure, fewer than two draws, or a value that is not finite.
 
-    Cost: "dense" takes P² numbers and O(P³) time; "low_rank" takes S numbers, and S multiplications for each gradient,
-    for each parameter.
+    Cost: "dense" takes P² numbers and O(P³) time. "low_rank" takes S · P numbers, and S · P multiplications for each
+    gradient.
     """
     _checks.one_of("structure", structure, ("dense", "diagonal", "low_rank"))
     _checks.float_leaves("draws", draws)
