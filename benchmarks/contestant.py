@@ -1,4 +1,4 @@
-"""What every contestant gives, and what it raises where it cannot run."""
+"""What every contestant provides, and the error that it raises where it cannot run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

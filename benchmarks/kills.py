@@ -37,11 +37,11 @@ ROOT = Path(__file__).parents[1]
 SWEEP = ("scaling", "--preset", "smoke", "--seeds", "4")
 TARGETS = {"processes": ("driver", "group", "worker"), "ray": ("driver", "worker", "node")}
 WORKERS = ("--multiprocessing-fork", "ray::_call")  # how the command line of a worker shows it
-SHARE = 0.2  # of the kills, on Ray
+SHARE = 0.2  # share of the kills that go to the last of several executors
 
 
 class Kill(NamedTuple):
-    """second: since the driver was started. finished: jobs by then. running: workers that were alive."""
+    """A kill at a `second` after the start of the driver, with the numbers of finished jobs and of running workers."""
 
     executor: str
     sweep: int
@@ -52,14 +52,14 @@ class Kill(NamedTuple):
 
 
 class Files(NamedTuple):
-    """What tells one file from a new one of the same name."""
+    """The inode and the time of writing of a file, which tell it from a later file of the same name."""
 
     inode: int
     written: int
 
 
 def start(out: Path, extra: list[str], cache: Path) -> subprocess.Popen:
-    """The driver; programs are compiled once for all runs."""
+    """Start a driver; all drivers share one cache of compiled programs."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "MPLBACKEND": "Agg"}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     command = [sys.executable, "-m", "experiments", *SWEEP, "--out", str(out), *extra]
@@ -71,9 +71,9 @@ def files(folder: Path) -> dict[str, Files]:
     """Return the files of all finished jobs, by name."""
     listed = {}
     for path in folder.glob("*.json"):
-        for one in (path, path.with_suffix(".npz")):
-            facts = one.stat()
-            listed[one.name] = Files(facts.st_ino, facts.st_mtime_ns)
+        for file in (path, path.with_suffix(".npz")):
+            facts = file.stat()
+            listed[file.name] = Files(facts.st_ino, facts.st_mtime_ns)
     return listed
 
 
@@ -90,14 +90,14 @@ def workers() -> list[int]:
             process = parents[process]
         return process == os.getpid()
 
-    return [one for one in parents if any(mark in commands[one] for mark in WORKERS) and is_descendant(one)]
+    return [number for number in parents if any(mark in commands[number] for mark in WORKERS) and is_descendant(number)]
 
 
 def untimed(path: Path) -> str:
-    """A table without its columns of seconds."""
+    """Return a table without its columns of seconds."""
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-    untimed_columns = [i for i, name in enumerate(rows[0]) if not name.startswith("seconds")]
-    return "\n".join(",".join(row[i] for i in untimed_columns) for row in rows)
+    columns = [i for i, name in enumerate(rows[0]) if not name.startswith("seconds")]
+    return "\n".join(",".join(row[i] for i in columns) for row in rows)
 
 
 def content(out: Path) -> dict[str, Any]:
@@ -112,45 +112,45 @@ def content(out: Path) -> dict[str, Any]:
     return contents
 
 
-def check(out: Path, peaceful: dict[str, Any], seen: dict[str, Files]) -> None:
-    """AssertionError says what is not as it should be."""
+def check(out: Path, peaceful: dict[str, Any], finished: dict[str, Files]) -> None:
+    """Raise an AssertionError unless a sweep has ended as the peaceful one, without computing a finished job again."""
     contents = content(out)
     assert contents.keys() == peaceful.keys(), "other jobs"
     for name, value in peaceful.items():
         assert contents[name] == value, f"{name} differs"
     now = files(out / "cells")
-    assert all(now[name] == one for name, one in seen.items()), "a finished job was computed again"
-    left = {path.name.partition(".")[2] for path in (out / "cells").iterdir()} - {"json", "npz"}
-    assert not left, f"left over: {left}"
+    assert all(now[name] == file for name, file in finished.items()), "a finished job was computed again"
+    suffixes = {path.name.partition(".")[2] for path in (out / "cells").iterdir()} - {"json", "npz"}
+    assert not suffixes, f"left over: {suffixes}"
 
 
 @contextmanager
 def cluster(executor: str) -> Any:
-    """Two Ray nodes of one core, or nothing; gives (arguments of the driver, a function that kills a node)."""
+    """Start two Ray nodes of one core for Ray; yield the arguments of a driver and a function that kills a node."""
     if executor != "ray":
         yield ["--executor", executor, "--workers", "2"], None
         return
     from ray.cluster_utils import Cluster
 
     os.environ["PYTHONPATH"] = str(ROOT)
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes = [made.add_node(num_cpus=1)]
+    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes = [ray_cluster.add_node(num_cpus=1)]
 
     def kill_node() -> None:
-        made.remove_node(nodes.pop(), allow_graceful=False)
-        nodes.append(made.add_node(num_cpus=1))
+        ray_cluster.remove_node(nodes.pop(), allow_graceful=False)
+        nodes.append(ray_cluster.add_node(num_cpus=1))
 
     try:
-        yield ["--executor", "ray", "--address", made.address], kill_node
+        yield ["--executor", "ray", "--address", ray_cluster.address], kill_node
     finally:
-        made.shutdown()
+        ray_cluster.shutdown()
 
 
-def sweep(out: Path, number: int, executor: str, wanted: int, longest: float, dice: random.Random, cache: Path,
+def sweep(out: Path, number: int, executor: str, most: int, longest: float, dice: random.Random, cache: Path,
           peaceful: dict[str, Any]) -> list[Kill]:  # fmt: skip
-    """Runs one sweep to its end, with up to `wanted` kills on the way, and checks it."""
+    """Run one sweep to its end with at most `most` kills on the way, check it, and return the kills."""
     kills: list[Kill] = []
-    seen: dict[str, Files] = {}
+    finished: dict[str, Files] = {}
     with cluster(executor) as (extra, kill_node):
         driver = start(out, extra, cache)
         began, moment = time.monotonic(), dice.uniform(0, longest)
@@ -161,14 +161,14 @@ def sweep(out: Path, number: int, executor: str, wanted: int, longest: float, di
                 assert driver.returncode == -signal.SIGKILL or unlucky, f"status {driver.returncode}: {text[-2000:]}"
                 driver = start(out, extra, cache)
                 began, moment = time.monotonic(), dice.uniform(0, longest)
-            if len(kills) < wanted and time.monotonic() - began >= moment:
+            if len(kills) < most and time.monotonic() - began >= moment:
                 at = workers()
                 target = dice.choice([target for target in TARGETS[executor] if target != "worker" or at])
                 before = files(out / "cells")
                 kills.append(
                     Kill(executor, number, target, round(time.monotonic() - began, 2), len(before) // 2, len(at))
                 )
-                seen |= before
+                finished |= before
                 if target in ("driver", "group"):
                     (os.kill if target == "driver" else os.killpg)(driver.pid, signal.SIGKILL)
                     driver.wait()
@@ -180,12 +180,12 @@ def sweep(out: Path, number: int, executor: str, wanted: int, longest: float, di
                 moment = time.monotonic() - began + dice.uniform(0, longest)
                 print(f"kill {kills[-1]}", flush=True)
             time.sleep(0.02)
-    check(out, peaceful, seen)
+    check(out, peaceful, finished)
     return kills
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs all sweeps; exit status 1 if one does not end as the peaceful one."""
+    """Run all sweeps; return the exit status, 1 if the sweep without kills fails."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description="Kills at random moments.")
     parser.add_argument("--kills", type=int, default=50)
@@ -213,12 +213,12 @@ def main(arguments: list[str] | None = None) -> int:
         number = 0
         for name in names:
             share = SHARE if len(names) > 1 and name == names[-1] else 1 - SHARE if len(names) > 1 else 1.0
-            left = round(options.kills * share)
-            while left > 0:
+            remaining = round(options.kills * share)
+            while remaining > 0:
                 number += 1
-                new = sweep(base / f"{name}{number}", number, name, left, seconds[1] / 2, dice, cache, peaceful)
+                new = sweep(base / f"{name}{number}", number, name, remaining, seconds[1] / 2, dice, cache, peaceful)
                 kills += new
-                left -= len(new)
+                remaining -= len(new)
     _write(options.out, kills, jobs, number, seconds[1], time.monotonic() - started, arguments)
     return 0
 

@@ -13,6 +13,7 @@ from benchmarks import memory, models, timing
 from benchmarks.cases import BACKWARDS, GRADS, ISOUQ, LAX_MAP, PROBES, TORCH, TORCH_LOOP, VMAP, Case, contestants
 from benchmarks.contestant import CannotRun, Prepared
 from benchmarks.prepare import prepare
+from experiments.run.status import duration
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -47,7 +48,7 @@ class Progress:
         self.done += WEIGHTS[case.kind] * count
         elapsed = time.monotonic() - self.start
         left = elapsed / self.done * (self.total - self.done)
-        print(f"[{100 * self.done / self.total:3.0f} %, about {_duration(left)} left] {case.label}: {text}", flush=True)
+        print(f"[{100 * self.done / self.total:3.0f} %, about {duration(left)} left] {case.label}: {text}", flush=True)
 
 
 def taking_part(name: str, case: Case, options: Options) -> list[str]:
@@ -133,9 +134,9 @@ def _time(
     times = timing.rounds(ready, first, options.plan, case.seed)
     ours = next((times[name] for name in (ISOUQ, PROBES) if name in times), None)
     for name, samples in times.items():
-        taken = samples[np.isfinite(samples)]
-        low, median, high = np.percentile(taken, (10, 50, 90))
-        rows[name] |= {"seconds": median, "seconds_p10": low, "seconds_p90": high, "rounds": len(taken)}
+        finite = samples[np.isfinite(samples)]
+        low, median, high = np.percentile(finite, (10, 50, 90))
+        rows[name] |= {"seconds": median, "seconds_p10": low, "seconds_p90": high, "rounds": len(finite)}
         if ours is not None:
             ratio = timing.paired_ratio(samples, ours)
             rows[name] |= {"time_ratio": ratio.median, "time_ratio_p10": ratio.low, "time_ratio_p90": ratio.high}
@@ -175,7 +176,3 @@ def _forget(arrays: bool = True) -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

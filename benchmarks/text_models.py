@@ -101,10 +101,10 @@ def _write_random(case: Case, folder: Path) -> None:
         "eos_token_id": 1,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    decoder_settings = decoder_config.from_config(config)
+    decoder_configuration = decoder_config.from_config(config)
     rng, tensors = np.random.default_rng(case.seed), {}
-    for name, leaf in parameters.flatten(language_model.abstract(decoder_settings)):
-        at = decoder.table(decoder_settings)[name]
+    for name, leaf in parameters.flatten(language_model.abstract(decoder_configuration)):
+        at = decoder.table(decoder_configuration)[name]
         stacked = "{}" in at.name
         shape = leaf.shape[1:] if stacked else leaf.shape
         for i in range(leaf.shape[0] if stacked else 1):

@@ -1,10 +1,14 @@
 """python -m experiments NAME --preset smoke|quick|paper [--out DIR] [--executor ...], or: status --out DIR."""
 
+import signal
 import sys
 
 
 def main() -> int:
     """Run the command line; `status` is answered without importing what an experiment needs."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the second ignored
+            signal.signal(number, signal.default_int_handler)
     try:
         if sys.argv[1:2] == ["status"]:
             from experiments.run.status import main as status

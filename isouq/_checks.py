@@ -133,6 +133,12 @@ def count_rows(xs: Any, name: str = "xs", axis: str = "batch") -> int:
     return size
 
 
+def shape_or_type(value: Any) -> str:
+    """Return the shape of an array or the type of anything else, for a message."""
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" if shape is None else f"shape {tuple(shape)}"
+
+
 def _numeric(name: str, leaf: Any) -> None:
     """Raise for text, objects, sparse matrices and arrays of another library."""
     if is_sparse(leaf):

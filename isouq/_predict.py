@@ -73,14 +73,14 @@ def _num_classes(outputs: Any, kind: str) -> int | None:
     if kind == "multiclass":
         if shape is None or len(shape) != 1 or shape[0] < 2:
             raise ValueError(
-                f"predict returned {_describe(outputs)} for one example; multiclass expects logits "
+                f"predict returned {_checks.shape_or_type(outputs)} for one example; multiclass expects logits "
                 "[classes] with at least two classes (predict takes ONE example, without a batch axis)"
             )
         return int(shape[0])
     if shape not in ((), (1,)):
         hint = "; for two logits use kind='multiclass'" if kind == "binary" else ""
         raise ValueError(
-            f"predict returned {_describe(outputs)} for one example; {kind} expects a scalar [] "
+            f"predict returned {_checks.shape_or_type(outputs)} for one example; {kind} expects a scalar [] "
             f"(predict takes ONE example, without a batch axis){hint}"
         )
     return 2 if kind == "binary" else None
@@ -88,11 +88,6 @@ def _num_classes(outputs: Any, kind: str) -> int | None:
 
 def _is_shape(node: Any) -> bool:
     return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
-
-
-def _describe(outputs: Any) -> str:
-    shape = getattr(outputs, "shape", None)
-    return f"a {type(outputs).__name__}" if shape is None else f"shape {tuple(shape)}"
 
 
 def check_target(target: Any, size: int, kind: str, num_classes: int | None) -> Array:

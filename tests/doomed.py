@@ -5,6 +5,7 @@
 
 import errno
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +25,9 @@ class Toy:
     """A job that does as its name says; with any other name it ends well.
 
     fatal kills its process, once does so the first time. sick fails. slow takes half a second. large has a megabyte.
-    astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads.
+    astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads. shell and
+    fork start a child that outlives them and kill their process the first time. closer closes all files of its process.
+    sealed cannot be unpickled, and the result of gift neither.
     `study` is "reference" for a job that needs no other, and anything else for one that needs that.
     """
 
@@ -44,6 +47,9 @@ class Toy:
     def weight(self):
         return 1.0
 
+    def __reduce__(self):
+        return (fail_to_unpickle, ()) if self.name == "sealed" else (Toy, (self.name, self.seed, self.study))
+
     def run(self, needed, checkpoint, progress):
         with open(checkpoint.with_name(f"{self.key()}.starts"), "a") as starts:
             starts.write(f"{os.getpid()}\n")
@@ -60,14 +66,37 @@ class Toy:
             raise FileNotFoundError(errno.ENOENT, "No such file", "/weights.bin")
         if self.name == "fatal" or (self.name == "once" and starts_of(checkpoint.parent, self) == 1):
             os._exit(1)
+        if self.name in ("shell", "fork") and starts_of(checkpoint.parent, self) == 1:
+            start_child(self.name, checkpoint.with_name("child"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.name == "closer":
+            os.closerange(3, 1000)
         numbers = {"name": self.name, "seed": self.seed, "seconds": 0.1}
         if self.name == "cores":
             threads = (os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task"))
             numbers["cores"] = sorted({*map(tuple, threads)})
         if needed is not None:
             numbers["read"] = needed.numbers
+        if self.name == "gift":
+            numbers["inside"] = Toy("sealed")
         size = 2**17 if self.name == "large" else 3
         return Result(numbers, {"x": np.random.default_rng(self.seed).normal(size=size)})
+
+
+def fail_to_unpickle():
+    raise RuntimeError("cannot be unpickled")
+
+
+def start_child(how, path):
+    """Start a process that sleeps for a minute, and write its number."""
+    if how == "shell":
+        os.system(f"sleep 60 >/dev/null 2>&1 & echo $! >{path}")
+        return
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    path.write_text(str(child))
 
 
 def starts_of(folder, job):

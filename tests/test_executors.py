@@ -1,6 +1,7 @@
 """Executors: what they make of jobs that end well, fail, or kill their worker, and what they say when they cannot."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -76,10 +77,64 @@ def test_a_worker_killed_while_it_sends_an_outcome_is_replaced(folder):
         if len(reports) == 1:
             time.sleep(1)
             os.kill(int((folder / f"{job.key()}.starts").read_text()), signal.SIGKILL)
+            time.sleep(1)  # until it is dead: while the driver reads, a write that was begun may still be finished
 
     (ended,) = outcomes(Settings("processes", workers=2), folder, [job], report=kill_the_first_worker)
     assert errors(ended) == {job: None}
     assert reports == [job, job]
+
+
+@pytest.mark.parametrize("how", ["shell", "fork"])
+def test_a_child_that_outlives_its_worker_does_not_hide_its_death(folder, how):
+    (ended,) = outcomes(Settings("processes", workers=2), folder, [Toy(how)])
+    assert errors(ended) == {Toy(how): None}
+    os.kill(int((folder / "child").read_text()), signal.SIGKILL)  # ProcessLookupError if the driver waited for its end
+
+
+def test_what_cannot_be_unpickled_is_the_error_of_its_job(folder):
+    jobs = [Toy("sealed"), Toy("gift"), Toy("well")]
+    (ended,) = outcomes(Settings("processes", workers=2), folder, jobs)
+    assert errors(ended) == {
+        Toy("sealed"): "RuntimeError: cannot be unpickled",
+        Toy("gift"): "its result cannot be unpickled: RuntimeError: cannot be unpickled",
+        Toy("well"): None,
+    }
+
+
+def test_a_worker_without_its_connection_ends_without_a_traceback(folder, capfd):
+    (ended,) = outcomes(Settings("processes", workers=2), folder, [Toy("closer")])
+    assert errors(ended) == {Toy("closer"): DIED}
+    assert capfd.readouterr().err == ""
+
+
+class Mortal(processes.Workers):
+    """Workers of which the first is killed before it is sent a job."""
+
+    has_killed = False
+
+    def _start(self, number):
+        super()._start(number)
+        if not self.has_killed:
+            self.has_killed = True
+            os.kill(self._started[number][0].pid, signal.SIGKILL)
+            time.sleep(0.5)
+
+
+def test_a_worker_killed_before_it_has_read_its_job_is_replaced(folder, monkeypatch):
+    monkeypatch.setattr(processes, "Workers", Mortal)
+    (ended,) = outcomes(Settings("processes", workers=2), folder, [Toy("well")])
+    assert errors(ended) == {Toy("well"): None}
+
+
+def test_workers_that_cannot_be_started_are_said_in_one_line(folder):
+    free, (soft, hard) = os.dup(2), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot start a worker process: Too many open files; .* fewer --workers"):
+            outcomes(Settings("processes", workers=2), folder, [Toy("well")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_cores_are_divided(monkeypatch):

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from experiments.answers.study import QaCell
 from experiments.domains.study import DomainCell
+from experiments.report.outputs import check_writable
 from experiments.run import status
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import Settings
@@ -266,6 +267,20 @@ def test_ctrl_c_ends_the_workers_and_loses_nothing_that_is_finished(tmp_path, pe
     assert contents(tmp_path) == peace
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_command_line_ends_it_as_ctrl_c_does(tmp_path, number):
+    command = [sys.executable, "-m", "experiments", "validation", "--preset", "smoke", "--out", tmp_path]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / status.FILE).exists())
+    driver.send_signal(number)
+    errors = driver.communicate(timeout=300)[1]
+    assert driver.returncode == 130
+    assert errors.splitlines()[1:] == [
+        "experiments: interrupted; finished jobs are kept, the same command goes on from there"
+    ]
+    assert holder(tmp_path) is None
+
+
 @pytest.mark.parametrize("executor", ["local", "processes"])
 def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_path, executor):
     run_locally([Toy("large", seed, "after") for seed in range(4)], tmp_path / "peace")
@@ -300,6 +315,18 @@ def test_a_read_only_folder_is_said_in_one_line():
                 run_locally([Toy("well")], out)
         finally:
             os.seteuid(user)
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "driver.lock").mkdir()
+    message = rf"cannot store results in {tmp_path}/driver.lock: Is a directory; .*, put that right and give"
+    with pytest.raises(RunError, match=message):
+        run_locally([Toy("well")], tmp_path)
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"xff' is not UTF-8; choose another folder with --out"):
+        check_writable(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
 
 
 # status

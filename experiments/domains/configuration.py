@@ -7,8 +7,8 @@ from typing import Any
 from isouq import _checks
 
 VARIANTS = ("whole", "head")
-ACCURACY = 0.97  # on the test texts, for a fine-tuning to count
-HEAD_EPOCHS = 400  # at most, where the head alone is trained: early stopping decides
+ACCURACY = 0.97  # accuracy on the test texts from which a fine-tuning is accepted
+HEAD_EPOCHS = 400  # largest number of epochs of the head alone, which early stopping ends before
 COVARIANCES = tuple(
     f"{curvature}_{structure}"
     for structure in ("diagonal", "kronecker", "dense")
@@ -46,7 +46,7 @@ class Configuration:
 
     @property
     def last_layer(self) -> bool:
-        """Whether the covariance is over the head's parameters alone."""
+        """Return whether the covariance is over the head's parameters alone."""
         return self.variant == "head" or self.covariance.endswith("dense")
 
     def row(self) -> dict[str, Any]:

@@ -45,11 +45,12 @@ def fit(
 ) -> Fit:
     """Minimise the mean cross-entropy of `predict(params, x) -> logit [1]`; stop `patience` epochs after the best.
 
-    rate: of AdamW, reached after a tenth of all steps. Batches of 32 texts in an order drawn from the seed; the
-    rest at the end of an epoch is dropped.
+    rate: the learning rate of AdamW, reached after a tenth of all steps. Each step takes 32 texts, in an order drawn
+    from the seed; the texts that are left over at the end of an epoch are dropped.
 
-    checkpoint: a file, written after a step at most every `checkpoint_seconds`, from which a killed run goes on: the
-    same numbers as in one go. Whoever keeps the result removes it. One of other settings or data is not first_step.
+    checkpoint: a file from which a killed run goes on, with the numbers of a run that was not killed. It is written
+    after a step, at most every `checkpoint_seconds`. A file of other settings or data is ignored. The caller removes
+    the file once the result is stored.
     """
     (xs, ys), rng = train, np.random.default_rng(seed)
     batch = min(BATCH, len(ys))

@@ -46,7 +46,7 @@ class Number(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        """The mean with its interval, as `isouq.stats.bootstrap_mean` returns it."""
+        """Return the mean with its interval, as `isouq.stats.bootstrap_mean` does."""
         return Interval(self.n, self.mean, self.sd, self.low, self.high)
 
 
@@ -73,12 +73,16 @@ class Numbers:
 
     @cached_property
     def groups(self) -> dict[str, dict[str, Interval]]:
-        """The summary by group and statistic."""
+        """Return the summary by group and statistic."""
         return group_numbers(self.summary)
 
 
 def check_writable(out: Path) -> None:
     """Raise RunError unless files can be made in `out`: before the long part, not after."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"the name {os.fsencode(out)!r} is not UTF-8; choose another folder with --out") from None
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe.{os.getpid()}"

@@ -1,12 +1,14 @@
-"""What a worker process does: it chooses its cores, and then applies functions to jobs.
+"""What a worker process does: it binds itself to its cores, and then applies functions to jobs.
 
-Nothing is imported here that imports JAX or NumPy: they divide their threads over the cores of the moment at which they
-are imported, and then it is too late to choose the cores.
+This module must not import JAX or NumPy. When they are imported, they start threads for the cores that the process may
+use at that moment, so the process must be bound to its cores first.
 """
 
 import os
+import pickle
 import threading
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from isouq._errors import first_line
@@ -15,15 +17,25 @@ from isouq._errors import first_line
 def serve(connection: Connection, driver: int, cores: list[int]) -> None:
     """Receive (function, job) and send function(job), or its error as a string, until the connection is closed."""
     prepare(driver, cores)
-    while True:
-        try:
-            function, job = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(function(job))
-        except (Exception, SystemExit) as error:  # the outcome cannot be pickled, or the job has left Python
-            connection.send(f"{type(error).__name__}: {first_line(error)}")
+    keep_from_children(connection)
+    with suppress(EOFError, OSError):  # the driver is gone, or a job has closed the connection
+        while True:
+            connection.send_bytes(answer(connection.recv_bytes()))
+
+
+def answer(message: bytes) -> bytes:
+    """Return function(job), pickled, or its error as a string; whatever of it cannot be pickled is an error too."""
+    try:
+        function, job = pickle.loads(message)
+        return pickle.dumps(function(job))
+    except (Exception, SystemExit) as error:  # the job has left Python
+        return pickle.dumps(f"{type(error).__name__}: {first_line(error)}")
+
+
+def keep_from_children(connection: Connection) -> None:
+    """Close the connection in what a job starts: a child that outlives this process would hide its death."""
+    os.set_inheritable(connection.fileno(), False)
+    os.register_at_fork(after_in_child=connection.close)
 
 
 def prepare(driver: int, cores: list[int]) -> None:

@@ -62,9 +62,9 @@ def holder(out: Path) -> Holder | None:
     return None
 
 
-def _busy_message(out: Path, other: Holder) -> str:
+def _busy_message(out: Path, holder: Holder) -> str:
     return (
-        f"process {other.process} on {other.host} is at work in {out}: wait until it ends "
+        f"process {holder.process} on {holder.host} is at work in {out}: wait until it ends "
         f"(python -m experiments status --out {out}), stop it, or choose another --out"
     )
 

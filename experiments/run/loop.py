@@ -1,5 +1,6 @@
 """The loop of the driver: read what is finished, run what is missing, save each result as it comes."""
 
+import errno
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from experiments.run.plan import Plan, write_plan
 from experiments.run.progress import Report, reporter
 from experiments.run.store import Store
 from experiments.run.worker import execute
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_jobs(
@@ -44,9 +47,10 @@ def run_jobs(
                 )
             errors = _run_all(todo, out, store, settings, console) if todo else {}
     except OSError as error:
+        remedy = "make room" if error.errno in FULL else "put that right"
         raise RunError(
-            f"cannot store results in {store.folder}: {error.strerror or error}; finished jobs are kept, "
-            "make room and give the same command again"
+            f"cannot store results in {error.filename or store.folder}: {error.strerror or error}; finished jobs are "
+            f"kept, {remedy} and give the same command again"
         ) from error
     failures = [f"{job.label()}: {errors[job]}" for job in missing if job in errors]
     if failures:

@@ -1,4 +1,4 @@
-"""The checkpoint of a job that goes step by step: a kill costs the step that was under way."""
+"""The checkpoint of a job of several steps: a job that is killed loses the step that it was computing alone."""
 
 import json
 from collections.abc import Callable
@@ -9,11 +9,11 @@ import numpy as np
 
 from isouq.posterior._checkpoint import Checkpoint, Saved
 
-SECONDS = 10.0  # between two writes, at least
+SECONDS = 10.0  # shortest time between two writes
 
 
 class Partial:
-    """Results of steps by name, as JSON holds them. Without a path nothing is written."""
+    """The results of the steps of a job by name, as JSON holds them. Without a path nothing is written."""
 
     def __init__(self, path: Path | None = None, mark: str = "", seconds: float = SECONDS) -> None:
         """Read the results that the file holds.
@@ -25,7 +25,7 @@ class Partial:
         self._results: dict[str, Any] = {} if saved is None else json.loads(saved.state.tobytes())
 
     def step(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the step's result, stored or computed now; what comes back has been through JSON either way."""
+        """Return the step's result, stored or computed now; either way it is what JSON makes of it."""
         if name not in self._results:
             self.put(name, compute())
         return self._results[name]

@@ -60,7 +60,7 @@ class _Count:
             return None
         return (time.monotonic() - self.started) * max(0.0, self.total - self.done) / self.done
 
-    def left(self) -> str:
+    def time_left(self) -> str:
         """Return the time left in words."""
         seconds = self.seconds_left()
         return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
@@ -74,7 +74,7 @@ def _lines(count: _Count, console: Console) -> Iterator[Report]:
     def show(job: Job, share: float, error: str | None) -> None:
         if share == 1.0:
             state = "failed: " + error if error else "done"
-            console.print(f"[{count.ended}/{total}] {job.label()}: {state}, {count.left()}", markup=False)
+            console.print(f"[{count.ended}/{total}] {job.label()}: {state}, {count.time_left()}", markup=False)
 
     yield show
 
@@ -96,7 +96,7 @@ def _live(count: _Count, console: Console) -> Iterator[Report]:
             if error:
                 console.print(f"{job.label()} failed: {error}", markup=False)
             description = f"{count.ended}/{total} jobs, {job.label()}"
-            bar.update(task, completed=count.done, left=count.left(), description=description)
+            bar.update(task, completed=count.done, left=count.time_left(), description=description)
 
         yield show
 

@@ -35,7 +35,7 @@ def plan_lines(plan: Plan, folder: Path, names: set[str], is_running: bool) -> I
     done = sum(f"{job.key}.json" in names for job in plan.jobs)
     waiting = len(plan.jobs) - done - len(failed)
     parts = [f"{done} of {len(plan.jobs)} jobs done"]
-    parts += [f"{count} {what}" for count, what in ((len(failed), "failed"), (waiting, "to do")) if count]
+    parts += [f"{count} {state}" for count, state in ((len(failed), "failed"), (waiting, "to do")) if count]
     if not is_running and (failed or waiting):
         parts.append(f"nothing runs; to go on: {plan.command}")
     yield f"{plan.name}, preset {plan.preset}: {', '.join(parts)}"

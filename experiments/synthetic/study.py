@@ -110,7 +110,7 @@ def run_cell(
 
 
 def _problem(cell: Configuration, problem: problems.Problem | None) -> problems.Problem:
-    """Return the problem of the cell; a given one must not bear the name of another."""
+    """Return the problem of the cell; raise where `problem` has another name than the cell, or a built-in one's."""
     if problem is None:
         return problems.get(cell.problem)
     known = problems.PROBLEMS.get(cell.problem)

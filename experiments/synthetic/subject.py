@@ -65,12 +65,12 @@ class Subject(NamedTuple):
 
     @property
     def target(self) -> Any:
-        """The class that was differentiated at each input of the grid; None for regression."""
+        """Return the class that was differentiated at each input of the grid; None for regression."""
         return None if self.estimate.target is None else self.estimate.target[self.grid]
 
     @property
     def kind(self) -> str:
-        """Binary, multiclass or regression."""
+        """Return the kind of the problem: "binary", "multiclass" or "regression"."""
         return self.setting.log_density.kind
 
     def facts(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def run(options: Explain) -> int:
         config = language_model.read_config(opened)
         facts |= _decoder(config) | _parameters(language_model.abstract(config), config.num_layers)
         facts["memory"] = _memory(config, options)
-    print(json.dumps(facts) if options.json else _text(facts, options))
+    print(json.dumps(facts) if options.json else _text(facts))
     return 0
 
 
@@ -110,7 +110,7 @@ def _memory(config: DecoderConfig, options: Explain) -> dict[str, Any]:
     return found
 
 
-def _text(facts: dict[str, Any], options: Explain) -> str:
+def _text(facts: dict[str, Any]) -> str:
     plain = {name: fact for name, fact in facts.items() if name not in ("parameters", "memory", "total_parameters")}
     width = max(map(len, plain))
     lines = [f"{name.replace('_', ' '):{width}}  {_plain(fact)}" for name, fact in plain.items()]

@@ -41,7 +41,7 @@ def count_lines(path: Path) -> int:
 
 
 def read(path: Path, lines: int) -> Iterator[InputRow | BadRow]:
-    """Every row of the first `lines` lines in turn; blank lines are left out, and what was added during the run."""
+    """Yield every row of the first `lines` lines; blank lines are skipped, as are lines added during the run."""
     with path.open("rb") as file:
         for number, raw in enumerate(itertools.islice(file, lines), 1):
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
@@ -79,7 +79,7 @@ def _variables(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown_fields(names: Iterable[str]) -> str:
-    """Name the fields that are not read in one line, each with the known field that it may be a misspelling of."""
+    """Return one line that names the fields that are not read, each with the known field that it may misspell."""
     shown = []
     for name in sorted(names):
         near = difflib.get_close_matches(name.lower(), FIELDS, 1)
@@ -119,7 +119,7 @@ def chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def number(value: float) -> float | None:
-    """Nine digits, more than float32 has; None for what JSON cannot write."""
+    """Return the value with nine digits, more than float32 has; None for NaN and infinity, which JSON cannot write."""
     return float(f"{value:.9g}") if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""`isouq score`: rows in, scores out, in windows, so that memory does not grow with the file."""
+"""Run `isouq score`: read, score and write rows window by window, so that memory does not grow with the file."""
 
 import functools
 import math
@@ -23,9 +23,9 @@ from isouq.text._batches import batches_by_length
 from isouq.text.language_model import LanguageModel
 from isouq.text.loading import checkpoint, sources
 
-WINDOW = 64  # batches that are sorted by length together
-GROUP = 4  # batches that are answered, scored and written together: what a kill may cost
-RESULTS = (  # the fields written here; an input's own field of such a name gives way
+WINDOW = 64  # number of batches whose rows are sorted by length together
+GROUP = 4  # number of batches that are answered, scored and written together; a kill loses at most their rows
+RESULTS = (  # the fields that the run writes, which replace fields of the same name in the input
     "line", "answer", "generated", "num_tokens", "token_ids", "log_probability", "probability", "aleatoric",
     "epistemic", "log_aleatoric", "log_epistemic", "token_log_p", "error", "reduction", "select", "model", "dtype",
     "settings", "chat_template_kwargs",
@@ -33,11 +33,11 @@ RESULTS = (  # the fields written here; an input's own field of such a name give
 
 
 class Survey(NamedTuple):
-    """What input and output hold before the run.
+    """What input and output contain before the run.
 
-    total: rows of the input; bad: those that are none. failed: rows of the output with an error in them.
-    models: the models that the output names. unknown: fields of the input that are not read.
-    chats: whether a prompt is a list of messages.
+    total: number of lines of the input that are not blank. bad: number of those that are no valid row.
+    failed: number of rows of the output that record an error. models: the models that the output names.
+    unknown: fields of the input that are not read. chats: whether any prompt is a list of messages.
     """
 
     total: int
@@ -57,7 +57,7 @@ class Ready(NamedTuple):
 
 
 def run(options: Score) -> int:
-    """Scores every row that the output lacks; returns the exit status."""
+    """Score every row that the output lacks; return the exit status."""
     screen = Screen(options.quiet)
     source_path, out_path = _check(options)
     with Output(out_path, _rows.count_lines(source_path)) as output:
@@ -159,9 +159,9 @@ def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
     if row.answer is None:
         same = done.get("generated") is True
     else:
-        given = done.get("answer" if isinstance(row.answer, str) else "token_ids")
-        same = done.get("generated") is False and given == row.answer
-    if _own(row.fields) != _own(done) or not same:
+        answer = done.get("answer" if isinstance(row.answer, str) else "token_ids")
+        same = done.get("generated") is False and answer == row.answer
+    if _copied_fields(row.fields) != _copied_fields(done) or not same:
         raise ValueError(_differs(options, row.line))
     for name, value in _settings(options, row, done.get("model")).items():  # the model is compared once it is known
         if done.get(name) != value:
@@ -187,13 +187,13 @@ def _differs(options: Score, line: int) -> str:
     )
 
 
-def _own(fields: dict[str, Any]) -> dict[str, Any]:
+def _copied_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that are copied from the input."""
     return {name: value for name, value in fields.items() if name not in RESULTS}
 
 
 def _settings(options: Score, row: InputRow, model: str | None) -> dict[str, Any]:
-    """Where the scores of a row came from; "settings" are those of an answer that was generated."""
+    """Return the options that a row of the output records; "settings" are those of an answer that was generated."""
     generated = {
         "max_new_tokens": options.max_new_tokens,
         "temperature": options.temperature,
@@ -215,7 +215,7 @@ def _chat_variables(options: Score, row: InputRow) -> dict[str, Any]:
     return {} if isinstance(row.prompt, str) else _parse_variables(options.chat_template_kwargs) | row.variables
 
 
-@functools.cache  # asked for every row
+@functools.cache  # called for every row
 def _parse_variables(text: str | None) -> dict[str, Any]:
     """Return the variables that --chat-template-kwargs gives to every row; raise ValueError where it is no object."""
     if text is None:
@@ -232,7 +232,7 @@ def _parse_variables(text: str | None) -> dict[str, Any]:
 
 
 def _report(options: Score, screen: Screen, line: int, reason: str) -> None:
-    """Name a row that has an error."""
+    """Print the line and the reason of a row that has an error."""
     text = " ".join(reason.split())
     screen.error(f"{options.input}:{line}: {text if len(text) <= 300 else text[:300] + '…'}")
 
@@ -256,7 +256,7 @@ def _load(options: Score, source: sources.Source, screen: Screen) -> LanguageMod
 
 
 def _keep_compiled_programs() -> None:
-    """JAX's persistent cache of compiled programs, unless the user has placed it: the next run compiles nothing."""
+    """Set JAX's persistent cache of compiled programs unless the user has: then the next run compiles nothing."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         folder = sources.cache_folder() / "xla"
         try:
@@ -271,7 +271,7 @@ def _missing(path: Path, output: Output) -> Iterator[InputRow]:
 
 
 class _Run:
-    """What stays the same from window to window. fill: the batch that every program is compiled for."""
+    """Scores windows of rows with one model. fill: the batch size that every program is compiled for."""
 
     def __init__(
         self, options: Score, model: LanguageModel, output: Output, screen: Screen, progress: Rows, fill: int
@@ -281,7 +281,7 @@ class _Run:
         self.key = jax.random.key(options.seed)
 
     def window(self, rows: list[InputRow]) -> int:
-        """Scores and writes these rows; returns how many had errors."""
+        """Score and write the rows; return how many had errors."""
         ready = []
         for row in rows:
             try:
@@ -305,10 +305,10 @@ class _Run:
     def _group(self, group: list[Ready]) -> int:
         answered = [ready for ready in group if ready.first is not None]
         failed = 0
-        asked = [ready for ready in group if ready.first is None]
-        for indices, filled in batches_by_length([len(ready.ids) for ready in asked], self.fill):
-            answers = self._answers([asked[i] for i in filled])
-            for ready, ids in zip((asked[i] for i in indices), answers, strict=False):
+        unanswered = [ready for ready in group if ready.first is None]
+        for indices, filled in batches_by_length([len(ready.ids) for ready in unanswered], self.fill):
+            answers = self._answers([unanswered[i] for i in filled])
+            for ready, ids in zip((unanswered[i] for i in indices), answers, strict=False):
                 if ids:
                     answered.append(Ready(ready.row, [*ready.ids, *ids], len(ready.ids)))
                 else:
@@ -318,16 +318,16 @@ class _Run:
         o = self.options
         rows = [prompts.Row(np.asarray(r.ids, np.int32), int(r.first or 0)) for r in answered]
         for indices, scores in scoring.score_rows(self.model, rows, o.reduction, self.fill, o.select, not o.no_remat):
-            there = [(i, answered[at]) for i, at in enumerate(indices)]
-            lost = [ready for i, ready in there if np.isnan(scores.log_epistemic[i])]
-            made = [self._result(ready, scores, i) for i, ready in there if ready not in lost]
-            self.output.append(made)
-            self.progress.advance(len(made))
-            failed += sum(self._fail(ready, "the score is not a number") for ready in lost)
+            batch = [(i, answered[at]) for i, at in enumerate(indices)]
+            bad = [ready for i, ready in batch if np.isnan(scores.log_epistemic[i])]
+            results = [self._result(ready, scores, i) for i, ready in batch if ready not in bad]
+            self.output.append(results)
+            self.progress.advance(len(results))
+            failed += sum(self._fail(ready, "the score is not a number") for ready in bad)
         return failed
 
     def _answers(self, batch: list[Ready]) -> list[list[int]]:
-        """Token ids of an answer to each prompt; the draws of a row depend on the seed and its line."""
+        """Return the token ids of an answer to each prompt; the draws of a row depend on the seed and its line."""
         o = self.options
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray([r.row.line for r in batch]))
         ids = [list(r.ids) for r in batch]
@@ -354,7 +354,7 @@ class _Run:
         ids = [] if ready.first is None else [int(token) for token in ready.ids[ready.first :]]
         return {
             "line": row.line,
-            **_own(row.fields),
+            **_copied_fields(row.fields),
             "answer": row.answer if isinstance(row.answer, str) else self.model.tokenizer.decode(ids),
             "generated": row.answer is None,
             "num_tokens": len(ids),

@@ -105,8 +105,8 @@ class Kronecker(StructuredCovariance):
         for (leaf, pair), v in zip(pairs, variances, strict=True):
             if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(jnp.ndim(f) in (1, 2) for f in pair)):
                 raise ValueError(
-                    f"factors holds {_describe(pair)} for a leaf; expected a pair of matrices (A, B), or vectors for "
-                    "diagonal ones"
+                    f"factors holds {_checks.shape_or_type(pair)} for a leaf; expected a pair of matrices (A, B), "
+                    "or vectors for diagonal ones"
                 )
             last = jnp.shape(leaf)[-1] if jnp.ndim(leaf) else 1
             rows = (jnp.size(leaf) // last if last else 0, last)
@@ -174,7 +174,3 @@ def _pair_leaves(params: Any, tree: Any, name: str) -> list[tuple[Any, Any]]:
 def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if shape != expected:
         raise ValueError(f"{name} has shape {shape} for a leaf that needs {expected}; build it for the same model")
-
-
-def _describe(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else f"a {type(value).__name__}"

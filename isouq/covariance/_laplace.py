@@ -17,6 +17,7 @@ from isouq.covariance._curvature import CURVATURES
 from isouq.covariance._dense import Dense
 from isouq.covariance._family import Diagonal, Kronecker, LowRank
 from isouq.density import LogDensity
+from isouq.gradnorm._factors import at_least_float32
 
 _MAX_ROUNDING = 0.1  # relative error by cancellation that a low-rank form may have in its stiffest direction
 _BATCH_SIZE = 128
@@ -64,7 +65,7 @@ def laplace(
         not resolve. "low_rank" has no such field, because it keeps positive eigenvalues alone.
 
     Raises:
-        ValueError: an unknown curvature or structure; "kronecker" of a Hessian, which has no such factors; a
+        ValueError: an unknown curvature or structure; "kronecker" for a Hessian, which has no such factors; a
             log_density that is no `LogDensity`; params that do not fit it; a curvature that is not finite; "low_rank"
             where the data outweigh the prior about 10⁶ times, which float32 cannot subtract; or a structure that takes
             more memory than max_bytes or the machine has. The message says what to do.
@@ -168,7 +169,7 @@ def _build(
 
 
 def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRank:
-    """Return the covariance Σ_s (θ_s − θ̄)(θ_s − θ̄)ᵀ / S of S draws of the parameters, as of `sample_reference`.
+    """Return the covariance Σ_s (θ_s − θ̄)(θ_s − θ̄)ᵀ / S of S draws, such as those of `sample_reference`.
 
     Args:
         draws: a pytree like the parameters with a leading axis of draws. Concatenate several chains; subtract the mean
@@ -179,8 +180,8 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
     Raises:
         ValueError: an unknown structure, fewer than two draws, or a value that is not finite.
 
-    Cost: "dense" takes P² numbers and O(P³) time; "low_rank" takes S numbers, and S multiplications for each gradient,
-    for each parameter.
+    Cost: "dense" takes P² numbers and O(P³) time. "low_rank" takes S · P numbers, and S · P multiplications for each
+    gradient.
     """
     _checks.one_of("structure", structure, ("dense", "diagonal", "low_rank"))
     _checks.float_leaves("draws", draws)
@@ -217,7 +218,7 @@ def _spread(scales: Any, params: Any) -> Any:
 
 def _dtype(leaf: Any) -> Any:
     """Return the dtype of a covariance of a leaf: the leaf's own, but at least float32."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    return at_least_float32(jnp.result_type(leaf))
 
 
 def _zeros(params: Any) -> Any:

@@ -86,12 +86,12 @@ def _draw_text(axis: Any, tokens: list[tuple[int, int, str]], answer: Mapping[st
 def _draw_curves(axis: Any, answer: Mapping[str, Any]) -> None:
     """Draw each curve as a share of its largest value, which the legend gives, because the three differ in units."""
     places = np.arange(1, len(answer["pieces"]) + 1)
-    for name, called, colour, marker in _CURVES:
+    for name, title, colour, marker in _CURVES:
         values = np.asarray(answer[name], np.float64)
         largest = float(values.max())
         scale = largest if largest > 0 else 1.0
         error = answer.get("error") if name == "epistemic" else None
-        label = f"{called} ÷ {largest:.3g}"
+        label = f"{title} ÷ {largest:.3g}"
         axis.errorbar(
             places, values / scale, None if error is None else np.asarray(error) / scale, color=colour, marker=marker,
             ms=3.5, lw=1.1, label=label,

@@ -32,7 +32,7 @@ from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row, encode_pair
 from isouq.text.scoring import log_sigmoid
 
-LEAST_LOG = 2 * math.log(np.finfo(np.float32).tiny)  # of U_E in the features
+LEAST_LOG = 2 * math.log(np.finfo(np.float32).tiny)  # lower bound of log U_E in the features
 PROBES_AT_A_TIME = 4
 
 
@@ -55,22 +55,22 @@ class Trace:
 
     @property
     def log_epistemic(self) -> np.ndarray:
-        """Log U_E = 2 log p + log ‖∇ log p‖²."""
+        """Return log U_E = 2 log p + log ‖∇ log p‖²."""
         return 2 * self.log_p + self.log_grad_sq_norm
 
     @property
     def epistemic(self) -> np.ndarray:
-        """U_E, in probability² per parameter²."""
+        """Return U_E, in probability² per parameter²."""
         return np.exp(self.log_epistemic)
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Of `epistemic`; 0 where it is exact."""
+        """Return the standard error of `epistemic`; 0 where it is exact."""
         return self.relative_error * self.epistemic
 
     @property
     def committal(self) -> np.ndarray:
-        """U_C = p(1 − p) of the token that was chosen, between 0 and ¼."""
+        """Return U_C = p(1 − p) of the token that was chosen, between 0 and ¼."""
         return np.exp(self.log_p) * -np.expm1(self.log_p)
 
 
@@ -83,7 +83,7 @@ def trace(
     batch_size: int = 8,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Trace:
-    """The three series along an answer, with respect to all parameters.
+    """Return the three series along an answer, with respect to all parameters.
 
     Args:
         model: from `load`.
@@ -132,7 +132,7 @@ Part = tuple[np.ndarray, ...]  # log-odds, entropy, ‖∇ log-odds‖²: of con
 
 
 def _by_backward(model: LanguageModel, row: Row, batch_size: int) -> Iterator[Part]:
-    """Batch by batch; each reads the sequence up to its last token."""
+    """Yield the parts of consecutive batches of tokens; each batch reads the sequence up to its last token."""
     for start in range(row.first, len(row.ids), batch_size):
         stop = min(start + batch_size, len(row.ids))
         ids = pad([row.ids[: stop - 1]], round_up(stop - 1, 4, 16))[0]
@@ -200,7 +200,7 @@ def _probes(
 
 
 def _log_odds(logits: Float[Array, " V"], target: Int[Array, ""]) -> Float[Array, ""]:
-    """Return log p / (1 − p) of the target, with all its digits where p is near 1."""
+    """Return log p / (1 − p) of the target, with all its digits where p is near 1, for forward and reverse mode."""
     others = jnp.where(jnp.arange(logits.shape[-1]) == target, -jnp.inf, logits)
     return logits[target] - jax.nn.logsumexp(others)
 
@@ -223,7 +223,7 @@ def features(trace: Trace) -> dict[str, float]:
     """
     series = {name: getattr(trace, name) for name in ("epistemic", "committal", "entropy")}
     series["log_epistemic"] = np.maximum(trace.log_epistemic, LEAST_LOG)
-    return {f"{name}_{what}": value for name, values in series.items() for what, value in _statistics(values).items()}
+    return {f"{name}_{key}": value for name, values in series.items() for key, value in _statistics(values).items()}
 
 
 def _statistics(values: Float[np.ndarray, " T"]) -> dict[str, float]:
@@ -244,7 +244,7 @@ def _statistics(values: Float[np.ndarray, " T"]) -> dict[str, float]:
 
 
 def _line(values: Float[np.ndarray, " T"]) -> tuple[float, float]:
-    """(slope, R²) of the least-squares line over positions from 0 to 1."""
+    """Return (slope, R²) of the least-squares line over positions from 0 to 1."""
     centred = values - values.mean()
     total = float(centred @ centred)
     if np.ptp(values) == 0 or total == 0:

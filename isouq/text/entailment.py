@@ -19,20 +19,20 @@ LABEL = "entailment"
 
 @dataclass(frozen=True, eq=False)
 class Entailment:
-    """A classifier of (premise, hypothesis) pairs. encoder: with its head. label: the number of the class wanted."""
+    """A classifier of pairs (premise, hypothesis): an encoder with a head. label: number of its class "entailment"."""
 
     encoder: TextEncoder
     label: int
 
     def logits(self, pairs: Sequence[tuple[str, str]], batch_size: int = 32) -> Float[np.ndarray, "n classes"]:
-        """The classifier's logits of every (premise, hypothesis), float32.
+        """Return the classifier's logits of every (premise, hypothesis), float32.
 
         Pairs beyond the context are cut, the longer side first.
         """
         return self.encoder.map_batches(_logits, pairs, batch_size)
 
     def matrix(self, texts: Sequence[str], batch_size: int = 32) -> Bool[np.ndarray, "n n"]:
-        """Whether text i entails text j: whether that is the likeliest class. Equal texts entail each other.
+        """Return whether text i entails text j, which is so where that is the likeliest class or the texts are equal.
 
         Cost: one forward pass for each ordered pair of distinct texts.
         """
@@ -44,9 +44,9 @@ class Entailment:
 
 
 def load_entailment(name: str, revision: str | None = None) -> Entailment:
-    """A classifier of entailment by name: BERT, DistilBERT, RoBERTa or XLM-R, as `load_encoder` reads them.
+    """Load a classifier of entailment by name: BERT, DistilBERT, RoBERTa or XLM-R, as `load_encoder` reads them.
 
-    The class is found by its name in the checkpoint's `id2label`: "entailment", in capitals or not, wherever it stands.
+    The class is the one that the checkpoint's `id2label` calls "entailment", in capitals or not.
 
     Raises:
         ValueError: a model without a classification head, or whose labels name no entailment; and as `load_encoder`.

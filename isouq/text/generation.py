@@ -51,12 +51,12 @@ def generate(
     answers: dict[int, Answer] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
-    """An answer to every prompt.
+    """Return an answer to every prompt.
 
     Args:
         model: from `load`.
         prompts: texts, or lists of `{"role": ..., "content": ...}` for the model's chat template.
-        max_new_tokens: at most so many; fewer where the context ends.
+        max_new_tokens: the largest number of tokens of an answer; fewer where the context ends.
         temperature: 0 (or less than float32 holds) takes the likeliest token, the lowest id among equals; above 0
             samples from p^(1/temperature).
         top_p: sample among the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv
@@ -66,8 +66,9 @@ def generate(
         stop: strings that end an answer; it is cut before the first, at the last whole token.
         batch_size: prompts at a time.
         on_batch: called with the number of prompts answered so far.
-        answers: by the number of the prompt, filled batch by batch. Given what an earlier call with the same arguments
-            has put there, its batches are not run again: a long call can be resumed, exactly.
+        answers: a dictionary from the number of a prompt to its answer, which is filled batch by batch. If it holds
+            the batches of an earlier call with the same arguments, these are not run again, and the results are the
+            same: so a long call can be resumed.
         chat_template_kwargs: variables for the chat template of prompts that are messages, such as
             `{"enable_thinking": False}`; see `Tokenizer.chat`.
 
@@ -130,7 +131,7 @@ def generate_rows(
     sampling: tuple[float, float],
     stop: Sequence[str],
 ) -> list[Answer]:
-    """An answer to each row of token ids, all in one batch. keys: one a row. sampling: (temperature, top_p)."""
+    """Return an answer to each row of token ids, all in one batch. keys: one a row. sampling: (temperature, top_p)."""
     lengths = np.array([len(row) for row in rows], np.int32)
     context = model.config.context_length
     places = min(round_up(int(lengths.max()) + max_new_tokens + CHUNK, 4, 16), context + CHUNK)
@@ -147,11 +148,11 @@ def generate_rows(
         read_again = False
         for i, answer in enumerate(answers):
             if answer is None:
-                kept = _until_rotated_anew(model.config, len(grown[i]))
-                grown[i] += more[i, :kept].tolist()
-                log_p[i] = np.concatenate([log_p[i], more_log_p[i, :kept]])
-                answers[i] = _finished(model, np.array(grown[i][lengths[i] :]), log_p[i], int(room[i]), stop)
-                read_again |= kept is not None and answers[i] is None
+                valid = _tokens_until_rotation(model.config, len(grown[i]))
+                grown[i] += more[i, :valid].tolist()
+                log_p[i] = np.concatenate([log_p[i], more_log_p[i, :valid]])
+                answers[i] = _end_answer(model, np.array(grown[i][lengths[i] :]), log_p[i], int(room[i]), stop)
+                read_again |= valid is not None and answers[i] is None
         if read_again:
             state = read_prompts(model, grown, places)
     return [answer for answer in answers if answer is not None]
@@ -160,9 +161,9 @@ def generate_rows(
 def read_prompts(
     model: LanguageModel, rows: Sequence[list[int]], places: int, totals: Sequence[int] | None = None
 ) -> State:
-    """The state after each of these rows of tokens, with caches of so many places; equal rows are read once.
+    """Return the state after each row of tokens, with caches for `places` tokens; equal rows are read once.
 
-    totals: tokens of the sequence that each row begins, which some rotary variants ask for; its own by default.
+    totals: length of the sequence that each row begins, which some rotary variants need; by default that of the row.
     """
     keys = list(zip(map(tuple, rows), totals or map(len, rows), strict=True))
     distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
@@ -179,34 +180,35 @@ def read_prompts(
 
 
 def gather(tree: Any, rows: Sequence[int]) -> Any:
-    """These rows of every leaf."""
+    """Return the tree with the rows of these numbers in every leaf."""
     at = np.asarray(rows)
     return jax.tree.map(lambda leaf: jnp.take(leaf, at, axis=0), tree)
 
 
-def _until_rotated_anew(config: DecoderConfig, length: int) -> int | None:
-    """How many of the next CHUNK tokens are valid if a longrope model changes its factors there, else None.
+def _tokens_until_rotation(config: DecoderConfig, length: int) -> int | None:
+    """Return how many of the next CHUNK tokens are valid if a longrope model changes its factors there, else None.
 
-    One token beyond the original context every position is rotated otherwise, and the cache must be made again.
+    One token beyond the original context all positions are rotated by other factors, and the cache must be computed
+    again.
     """
-    left = config.rope.original + 1 - length
-    return left if config.rope.kind == "longrope" and 1 <= left <= CHUNK else None
+    tokens = config.rope.original + 1 - length
+    return tokens if config.rope.kind == "longrope" and 1 <= tokens <= CHUNK else None
 
 
-def _finished(
-    model: LanguageModel, taken: np.ndarray, log_p: np.ndarray, room: int, stop: Sequence[str]
+def _end_answer(
+    model: LanguageModel, tokens: np.ndarray, log_p: np.ndarray, room: int, stop: Sequence[str]
 ) -> Answer | None:
-    """The answer, if the tokens so far end one."""
-    taken = taken[:room]
-    ends = np.flatnonzero(np.isin(taken, model.tokenizer.eos_ids))
-    ids = [int(i) for i in taken[: ends[0] if len(ends) else None]]
+    """Return the answer that the tokens so far make if they end it, else None."""
+    tokens = tokens[:room]
+    ends = np.flatnonzero(np.isin(tokens, model.tokenizer.eos_ids))
+    ids = [int(i) for i in tokens[: ends[0] if len(ends) else None]]
     text = model.tokenizer.decode(ids)
     cut = [text.index(s) for s in stop if s in text]
     if cut:
         while len(model.tokenizer.decode(ids)) > min(cut):
             ids.pop()
         text = model.tokenizer.decode(ids)
-    elif not len(ends) and len(taken) < room:
+    elif not len(ends) and len(tokens) < room:
         return None
     return Answer(text, ids, log_p[: len(ids)], bool(cut or len(ends)))
 
@@ -220,7 +222,7 @@ def _prefill(
     lengths: Int[Array, " B"],
     totals: Int[Array, " B"],
 ) -> State:
-    """The prompts read at once, padded on the right; the padding's places are written over as tokens follow."""
+    """Read the prompts at once, padded on the right; tokens that follow overwrite the places of the padding."""
     model = language_model.module(config, params)
 
     def one(ids: Array, length: Array, total: Array) -> tuple[decoder.Cache, Array]:
@@ -236,7 +238,10 @@ def _prefill(
 def _decode(
     config: DecoderConfig, how: str, params: Any, state: State, keys: Array, temperature: Array, top_p: Array
 ) -> tuple[State, Int[Array, "B chunk"], Float[Array, "B chunk"]]:
-    """CHUNK tokens further: the state, the tokens and their log p. how: "greedy", or draw from "all" or "likeliest"."""
+    """Return the state after CHUNK further tokens, the tokens and their log p.
+
+    how: "greedy", or a draw from "all" tokens or from the "likeliest".
+    """
     model = language_model.module(config, params)
 
     def one(key: Array, cache: decoder.Cache, position: Array, logits: Array) -> tuple[Any, ...]:
@@ -258,12 +263,12 @@ def _decode(
 
 
 def _draw(key: Array, logits: Float[Array, " V"], temperature: Array, top_p: Array | None) -> Int[Array, ""]:
-    """One token from the smallest set of likeliest tokens that has probability top_p (None: all), tempered first."""
+    """Draw a token at a temperature from the fewest likeliest tokens that have probability top_p (None: all tokens)."""
     logits = logits / temperature
     if top_p is None:  # sorting the vocabulary would take longer than the layers
         return jax.random.categorical(key, logits)
     order = jnp.argsort(-logits)
     p = jax.nn.softmax(logits[order])
-    kept = jnp.cumsum(p) - p < top_p
-    choice = jax.random.categorical(key, jnp.where(kept, logits[order], -jnp.inf))
+    is_likely = jnp.cumsum(p) - p < top_p
+    choice = jax.random.categorical(key, jnp.where(is_likely, logits[order], -jnp.inf))
     return order[choice]

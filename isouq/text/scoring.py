@@ -54,34 +54,36 @@ class Scores:
 
     @property
     def log_epistemic(self) -> np.ndarray:
-        """Log ‖∇ p_r‖² = 2 log p_r + log ‖∇ log p_r‖²."""
+        """Return log ‖∇ p_r‖² = 2 log p_r + log ‖∇ log p_r‖²."""
         return 2 * self.log_probability + self.log_grad_sq_norm
 
     @property
     def log_aleatoric(self) -> np.ndarray:
-        """Log p_r (1 − p_r); −∞ where p_r is 1."""
+        """Return log p_r (1 − p_r); −∞ where p_r is 1."""
         with np.errstate(divide="ignore"):
             return self.log_probability + np.log(-np.expm1(self.log_probability))
 
     @property
     def probability(self) -> np.ndarray:
-        """p_r; 0 where it leaves a double."""
+        """Return p_r; 0 where it is smaller than a double can be."""
         return np.exp(self.log_probability)
 
     @property
     def epistemic(self) -> np.ndarray:
-        """‖∇ p_r‖², in probability² per parameter²; 0 where it leaves a double."""
+        """Return ‖∇ p_r‖², in probability² per parameter²; 0 where it is smaller than a double can be."""
         return np.exp(self.log_epistemic)
 
     @property
     def aleatoric(self) -> np.ndarray:
-        """p_r (1 − p_r), between 0 and ¼."""
+        """Return p_r (1 − p_r), between 0 and ¼."""
         return np.exp(self.log_aleatoric)
 
     def under(self, reduction: str) -> "Scores":
-        """The same answers under "mean" or "answer", from the same backward pass.
+        """Return the scores of the same answers under "mean" or "answer", which come from the same backward pass.
 
-        Raises ValueError for "first", or from it: its gradient is another one, so score again.
+        Raises:
+            ValueError: one of the two reductions is "first" and the other is not. "first" has another gradient: call
+                `score` again.
         """
         _checks.one_of("reduction", reduction, REDUCTIONS)
         if reduction == self.reduction:
@@ -107,7 +109,7 @@ def score(
     on_batch: Callable[[int], None] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Aleatoric and epistemic uncertainty of every (prompt, answer) pair, with respect to all parameters, exactly.
+    """Return the exact aleatoric and epistemic uncertainty of every (prompt, answer) pair over all parameters.
 
     Args:
         model: from `load`.
@@ -117,9 +119,10 @@ def score(
         select: a regular expression of parameter names (`parameter_names`), to take the norm of the gradient with
             respect to these alone: an approximation by leaving out. None: all parameters.
         batch_size: answers at a time; bounds memory, changes no number beyond rounding. On two CPU cores 4 are as
-            fast an answer as 8 (`benchmarks/results/text.md`); a GPU wants more.
-        remat: keep one layer's activations at a time and compute the others again; slower by about a
-            fourth and much smaller. Changes no number beyond rounding.
+            fast per answer as 8 (`benchmarks/results/text.md`); a GPU is faster with more.
+        remat: whether the backward pass computes the activations of each layer again, so that only those of one layer
+            are in memory. This takes about a fourth more time and much less memory, and changes no number beyond
+            rounding.
         on_batch: called with the number of pairs scored so far.
         chat_template_kwargs: variables for the chat template of prompts that are messages, such as
             `{"enable_thinking": False}`; see `Tokenizer.chat`.
@@ -171,7 +174,7 @@ def score_rows(
     for indices, filled in batches_by_length(lengths, batch_size):
         arrays = _pad([rows[i] for i in filled])
         results = _score(model.config, chosen, reduction, remat, model.params, *arrays)
-        yield indices, _reduced(reduction, [rows[i] for i in indices], *map(np.asarray, results))
+        yield indices, _to_scores(reduction, [rows[i] for i in indices], *map(np.asarray, results))
 
 
 def lower(
@@ -182,7 +185,7 @@ def lower(
     remat: bool,
     select: str | None = None,
 ) -> jax.stages.Lowered:
-    """The program that scores these rows as one batch. params: shapes alone will do."""
+    """Return the program that scores the rows as one batch. params: arrays, or their shapes alone."""
     return _score.lower(config, selection.select(config, select), reduction, remat, params, *_pad(rows))
 
 
@@ -208,10 +211,11 @@ def _score(
     at: Int[Array, "B A"],
     targets: Int[Array, "B A"],
 ) -> tuple[Float[Array, "B A"], Float[Array, " B"]]:
-    """Return the log-odds m of every answer token (of no meaning beyond the answer) and ‖Σ w_t ∇m_t‖².
+    """Return the log-odds m_t of every answer token and ‖Σ w_t ∇m_t‖²; log-odds beyond the answer mean nothing.
 
-    The sum is over the answer, or its first token. ∇ log p_t is (1 − p_t) ∇m_t, and 1 − p_t leaves float32 at odds of
-    e⁸⁸: w_t is 1 − p_t over the largest of them.
+    The sum is over the tokens of the answer, or its first token alone. ∇ log p_t is (1 − p_t) ∇m_t. Since 1 − p_t is
+    too small for float32 where the log-odds exceed 88, the weight w_t is 1 − p_t divided by the largest of them.
+
     at: the position whose logits predict each target, −1 beyond the answer.
     """
 
@@ -233,9 +237,10 @@ def _score(
 
 @jax.custom_vjp
 def _log_odds(logits: Float[Array, "A V"], targets: Int[Array, " A"]) -> Float[Array, " A"]:
-    """Log p / (1 − p) of the targets, which keeps digits where p is near 1.
+    """Return log p / (1 − p) of the targets, with all its digits where p is near 1.
 
-    Its derivative is written out so that every `[A, V]` array takes the place of the one before, down to ∂/∂logits.
+    Its derivative is written out so that XLA can reuse one `[A, V]` buffer from the logits to their cotangent. It has
+    reverse mode alone; `_trace._log_odds` has both modes.
     """
     return _log_odds_forward(logits, targets)[0]
 
@@ -249,8 +254,8 @@ def _log_odds_forward(logits: Array, targets: Array) -> tuple[Array, tuple[Array
     return own - (top + jnp.log(total)), (weights, total, targets)
 
 
-def _log_odds_backward(kept: tuple[Array, ...], cotangent: Array) -> tuple[Array, None]:
-    weights, total, targets = kept
+def _log_odds_backward(residuals: tuple[Array, ...], cotangent: Array) -> tuple[Array, None]:
+    weights, total, targets = residuals
     return jnp.where(_is_target(weights, targets), cotangent[:, None], weights * (-cotangent / total)[:, None]), None
 
 
@@ -262,15 +267,15 @@ def _is_target(logits: Array, targets: Array) -> Array:
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
-    """Log 1 / (1 + e⁻ˣ), in float64: log p of the log-odds x, and log (1 − p) of −x."""
+    """Return log 1 / (1 + e⁻ˣ) in float64: log p of the log-odds x, and log (1 − p) of −x."""
     return -np.logaddexp(0.0, -x.astype(np.float64))
 
 
-def _reduced(reduction: str, rows: Sequence[Row], log_odds: np.ndarray, sq_norm: np.ndarray) -> Scores:
+def _to_scores(reduction: str, rows: Sequence[Row], log_odds: np.ndarray, sq_norm: np.ndarray) -> Scores:
     counts = np.array([len(row.ids) - row.first for row in rows])
-    own = [odds[:count] for odds, count in zip(log_odds, counts, strict=False)]
-    each = tuple(log_sigmoid(odds) for odds in own)
-    log_scale = [log_sigmoid(-odds[: 1 if reduction == "first" else None]).max() for odds in own]
+    answers = [odds[:count] for odds, count in zip(log_odds, counts, strict=False)]
+    each = tuple(log_sigmoid(odds) for odds in answers)
+    log_scale = [log_sigmoid(-odds[: 1 if reduction == "first" else None]).max() for odds in answers]
     with np.errstate(divide="ignore"):
         log_grad = np.log(sq_norm[: len(rows)].astype(np.float64)) + 2 * np.array(log_scale)
     if reduction == "first":

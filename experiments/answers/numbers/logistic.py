@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-L2 = 1.0  # of the slopes, on standardised features
+L2 = 1.0  # penalty of the slopes, on standardised features
 
 
 def fit_logistic(x: Float[np.ndarray, "n D"], y: np.ndarray, l2: float = L2) -> Float[np.ndarray, " D_1"]:

@@ -58,7 +58,7 @@ class QaNumbers(NamedTuple):
 
     @property
     def scored(self) -> list[Analysis]:
-        """The analyses that have an AUROC."""
+        """Return the analyses that have an AUROC."""
         return [one for one in self.analyses if one.auroc]
 
 

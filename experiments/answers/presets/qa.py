@@ -39,7 +39,7 @@ def jobs(
     encoder: str | None = None,
     entailment: str | None = None,
 ) -> list[QaCell]:
-    """Return the jobs of a preset; one model answers all questions before the next model starts.
+    """Return the jobs of a preset, so that one model answers all questions before the next model starts.
 
     smoke: a tiny model that has learnt half of the built-in questions, a minute, no network. quick: SmolLM2 on the
     built-in questions, 8 minutes. paper: 1000 questions of each file, 10 samples each: 5 seconds a question on 2 CPU

@@ -60,7 +60,7 @@ class Tuned(NamedTuple):
 
     @property
     def head(self) -> Any:
-        """The head's parameters."""
+        """Return the head's parameters."""
         return self.params["head"]["out"]
 
     def facts(self) -> dict[str, Any]:

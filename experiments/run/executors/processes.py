@@ -2,10 +2,11 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run._serve import serve
+from experiments.run.errors import RunError
 from experiments.run.executors import local
 from experiments.run.executors._attempts import run_with_attempts
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
+from isouq._errors import first_line
 
 
 @contextmanager
@@ -41,10 +44,10 @@ def start(
 
 
 class Workers:
-    """Processes with a connection each, so that the death of one tells which job it was at and leaves the others alone.
+    """Processes with a connection each, so that the death of one shows which job it ran and does not affect the others.
 
-    The driver keeps no copy of a worker's end, so a worker that dies ends its connection wherever it was, even within
-    an outcome that it was sending. A pool of the standard library would wait for the rest of it for ever.
+    The driver closes its copy of the worker's end of a connection. A worker that dies therefore closes the connection,
+    even while it sends an outcome. A pool of the standard library would wait for the rest of the outcome for ever.
     """
 
     def __init__(self, count: int) -> None:
@@ -53,16 +56,18 @@ class Workers:
         self._started: dict[int, tuple[BaseProcess, Connection]] = {}
 
     def kill(self) -> None:
-        """End all workers at once, whatever they are at."""
+        """End all workers at once, also those that run a job."""
+        for process, _ in self._started.values():  # before the first wait, which a second Ctrl-C may interrupt
+            process.kill()
         for number in list(self._started):
             self._kill(number)
 
     def run(
         self, function: Callable[..., Outcome], report: Callable[..., None], jobs: Sequence[Job], alone: bool
     ) -> Iterator[tuple[Job, Outcome | None]]:
-        """Yield each job with its outcome, as they end; None if its worker died.
+        """Yield each job with its outcome as it ends; the outcome is None if the worker died.
 
-        alone: one job at a time, for what has killed a worker: as a rule memory was short.
+        alone: run one job at a time, as for jobs that have killed a worker, which mostly lacked memory.
         """
         waiting, idle = deque(jobs), [0] if alone else list(range(len(self.shares)))
         running: dict[Connection, tuple[int, Job]] = {}
@@ -76,44 +81,58 @@ class Workers:
                 number, job = running.pop(connection)
                 idle.append(number)
                 try:
-                    outcome = connection.recv()
+                    message = connection.recv_bytes()
                 except (EOFError, OSError):
                     self._kill(number)
-                    outcome = None
-                yield job, Outcome(error=outcome) if isinstance(outcome, str) else outcome
+                    yield job, None
+                else:
+                    yield job, _read(message)
 
     def _send(self, number: int, function: Callable[..., Outcome], job: Job) -> Connection:
-        """Send a job to a worker and return its connection; a worker that is not there, or not any more, is started."""
-        if number in self._started:
-            connection = self._started[number][1]
-            try:
-                connection.send((function, job))
-                return connection
-            except OSError:  # it was killed between two jobs
-                self._kill(number)
-        connection = self._start(number)
-        connection.send((function, job))
+        """Send a job to a worker and return its connection; the worker is started if it does not run."""
+        message = pickle.dumps((function, job))
+        if number in self._started and not self._started[number][0].is_alive():  # it was killed between two jobs
+            self._kill(number)
+        if number not in self._started:
+            self._start(number)
+        connection = self._started[number][1]
+        with suppress(OSError):  # it has died since; `run` sees that in place of an answer
+            connection.send_bytes(message)
         return connection
 
-    def _start(self, number: int) -> Connection:
+    def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
-        connection, its_end = context.Pipe()
-        process = context.Process(target=serve, args=(its_end, os.getpid(), self.shares[number]))
-        resource_tracker.ensure_running()  # as it starts it lifts the block of the next line
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the driver's to handle
         try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        its_end.close()
+            connection, worker_end = context.Pipe()
+            process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
+            resource_tracker.ensure_running()  # as it starts it lifts the block of the next line
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the driver's to handle
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except OSError as error:
+            raise RunError(
+                f"cannot start a worker process: {error.strerror or error}; finished jobs are kept, "
+                "give the same command with fewer --workers"
+            ) from error
+        worker_end.close()
         self._started[number] = (process, connection)
-        return connection
 
     def _kill(self, number: int) -> None:
         process, connection = self._started.pop(number)
         process.kill()
         process.join()
         connection.close()
+
+
+def _read(message: bytes) -> Outcome:
+    """Return the outcome that a worker sent, or the error that it sent as a string."""
+    try:
+        outcome = pickle.loads(message)
+    except Exception as error:
+        return Outcome(error=f"its result cannot be unpickled: {type(error).__name__}: {first_line(error)}")
+    return Outcome(error=outcome) if isinstance(outcome, str) else outcome
 
 
 def usable_cores() -> list[int]:

@@ -17,7 +17,7 @@ from experiments.run.executors.settings import Settings, worker_python_path
 from experiments.run.job import Job, Outcome
 from isouq._errors import first_line
 
-TASKS = 4000  # that Ray has at a time, if no number of workers is given
+TASKS = 4000  # largest number of tasks that Ray holds at a time, unless --workers gives another
 
 
 @contextmanager

@@ -11,10 +11,12 @@ EXECUTORS = ("local", "processes", "ray", "slurm")
 class Settings:
     """Where jobs are run, and with how much of a machine; the command line checks the values.
 
-    workers: at most so many jobs at once; by default as many as there is room for. address: of a Ray cluster, as
-    ray.init takes it; None: a local one. cpus, gpus: of one worker, for ray and slurm; a share of a GPU (ray) lets
-    several jobs have one. partition, minutes: of the SLURM jobs; the cluster's defaults if None. cluster: submitit's,
-    "slurm", or "local" to try the same on this machine.
+    name: one of `EXECUTORS`.
+    workers: the largest number of jobs at once; by default as many as there is room for.
+    address: the address of a Ray cluster, as ray.init takes it; None starts a local cluster.
+    cpus, gpus: the cores and GPUs of one worker, for ray and slurm. With a share of a GPU (ray) several jobs share one.
+    partition, minutes: the partition and the time limit of SLURM jobs; None leaves the defaults.
+    cluster: "slurm", or "local" to run the SLURM jobs as processes on this machine, to try it.
     """
 
     name: str = "processes"
@@ -28,6 +30,6 @@ class Settings:
 
 
 def worker_python_path() -> str:
-    """Return PYTHONPATH for workers on other machines: this project, then what is there already."""
+    """Return PYTHONPATH for workers on other machines: this project, then the present PYTHONPATH."""
     root = str(Path(__file__).parents[3])
     return os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)

@@ -24,10 +24,10 @@ from experiments.run.job import Job, Outcome
 from isouq import _files
 from isouq._errors import first_line
 
-MINUTES = 240  # a task may take, unless --slurm-time says otherwise
-TASKS = 1000  # in the queue, at most: what SLURM takes of one array without being told otherwise
+MINUTES = 240  # time limit of a task, unless --slurm-time gives another
+TASKS = 1000  # largest number of tasks in the queue, which is SLURM's default limit for an array
 POLL_SECONDS = 1.0  # between two looks at the tasks
-TIMEOUTS = 1000  # that a task may have before it stays out of the queue
+TIMEOUTS = 1000  # times that a task may reach its time limit and is submitted again
 
 
 @contextmanager
@@ -58,17 +58,17 @@ def start(
 
 def _parameters(settings: Settings, count: int) -> dict[str, Any]:
     """Return what submitit asks SLURM for: `count` tasks at a time."""
-    asked: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "timeout_min": settings.minutes or MINUTES,
         "cpus_per_task": settings.cpus,
         "name": "isouq",
     }
     if settings.gpus:
-        asked["gpus_per_node"] = int(settings.gpus)
+        parameters["gpus_per_node"] = int(settings.gpus)
     if settings.cluster == "slurm":
-        asked["slurm_array_parallelism"] = count
-        asked |= {"slurm_partition": settings.partition} if settings.partition else {}
-    return asked
+        parameters["slurm_array_parallelism"] = count
+        parameters |= {"slurm_partition": settings.partition} if settings.partition else {}
+    return parameters
 
 
 @contextmanager
@@ -129,7 +129,7 @@ class Tasks:
                 time.sleep(POLL_SECONDS)
 
     def cancel(self) -> None:
-        """Cancel all tasks in the queue, and remove the files by which they are followed."""
+        """Cancel all tasks in the queue, and remove their files."""
         for task in self.running.values():
             task.cancel(check=False)
         for path in (*self._folder.glob("*.pkl"), self._folder / "tasks.json"):
@@ -151,8 +151,8 @@ class Tasks:
         path = self._folder / "tasks.json"
         if path.exists() and not self._local:
             numbers = json.loads(path.read_text(encoding="utf-8"))
-            left = {job: numbers[job.key()] for job in jobs if job.key() in numbers}
-            self.running |= {job: self._submitit.SlurmJob(self._folder, number) for job, number in left.items()}
+            task_ids = {job: numbers[job.key()] for job in jobs if job.key() in numbers}
+            self.running |= {job: self._submitit.SlurmJob(self._folder, number) for job, number in task_ids.items()}
 
     def _outcome(self, task: Any) -> Outcome | None:
         """Return the outcome that a task has left, or what went wrong in it around the job; None if it was lost."""

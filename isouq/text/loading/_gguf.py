@@ -101,7 +101,7 @@ class GGUFCheckpoint:
             ) from error
 
     def _translate(self, name: str) -> str:
-        """Hugging Face's name of a tensor of this file."""
+        """Return Hugging Face's name of a tensor of this file."""
         stem, _, suffix = name.rpartition(".")
         block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
         if block is None:
@@ -177,7 +177,7 @@ class GGUFCheckpoint:
 
     def _factors(self, name: str) -> list[float]:
         factors = self._dequantise(name, self._header.tensors[name])
-        return [float(str(factor)) for factor in factors]  # 1.1, not 1.100000023841858
+        return [float(str(factor)) for factor in factors]  # the shortest decimals, 1.1 and not 1.100000023841858
 
     def _rope_scaling(self) -> dict[str, Any] | None:
         """Return how positions are scaled, in the words of Hugging Face; None where they are not.

@@ -38,10 +38,10 @@ class SafetensorsCheckpoint:
         for file, names in weight_files(folder).items():
             self._open(file, names)
         self._names = usual_names(self._files)
-        if twice := self._files.keys() - self._names.values():
-            raise ValueError(f"{folder} holds {min(twice)!r} twice, with and without a prefix; expected it once")
+        if duplicates := self._files.keys() - self._names.values():
+            raise ValueError(f"{folder} holds {min(duplicates)!r} twice, with and without a prefix; expected it once")
         if self.config.get("tie_word_embeddings") and EMBEDDING not in self._names and HEAD in self._names:
-            self._names[EMBEDDING] = self._names.pop(HEAD)  # of two tensors that are one, the file has the other
+            self._names[EMBEDDING] = self._names.pop(HEAD)  # the file stores the shared tensor under the other name
         self.shapes: Mapping[str, tuple[int, ...]] = {
             usual: tuple(self._files[name].get_slice(name).get_shape()) for usual, name in self._names.items()
         }
@@ -52,7 +52,7 @@ class SafetensorsCheckpoint:
         return self._files[stored].get_tensor(stored)
 
     def tokenizer_parts(self) -> dict[str, Any]:
-        """Where the tokenizer's files are."""
+        """Return the folder of the tokenizer's files."""
         return {"folder": self.path}
 
     def _open(self, file: Path, names: set[str] | None) -> None:
@@ -62,16 +62,16 @@ class SafetensorsCheckpoint:
             raise FileNotFoundError(f"{file} is missing, though {INDEX} lists it; fetch the model again")
         try:
             opened = safetensors.safe_open(str(file), framework="np")
-            held = set(opened.keys())
+            stored = set(opened.keys())
         except safetensors.SafetensorError as error:
             raise ValueError(f"{file} is damaged or cut short ({one_line(error)}); fetch it again") from error
-        missing = sorted((names or set()) - held)
+        missing = sorted((names or set()) - stored)
         if missing:
             raise ValueError(
                 f"{file} lacks {missing[0]!r} and {len(missing) - 1} other tensors "
                 f"that {INDEX} places there; fetch the model again"
             )
-        for name in sorted(names or held):
+        for name in sorted(names or stored):
             view = opened.get_slice(name)
             if view.get_dtype() not in READABLE:
                 raise ValueError(

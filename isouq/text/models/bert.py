@@ -145,7 +145,7 @@ def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 # Names in Hugging Face's checkpoints
 
-PREFIX = "bert."  # of the encoder, in a checkpoint of more than the encoder
+PREFIX = "bert."  # before the names of the encoder, in a checkpoint that holds more than the encoder
 LEFT_OVER = ("cls.", "pooler.")  # beginnings of tensors that go unused
 LAYER_NAMES = {
     "attention.q": "attention.self.query",

@@ -55,7 +55,7 @@ def assemble(
     """
     try:
         usable = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize > 1  # no products of 8-bit floats
-    except TypeError:  # no dtype at all
+    except TypeError:  # dtype is no dtype
         usable = False
     if not usable:
         name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", dtype)
@@ -112,18 +112,18 @@ def _check(paths: Mapping[str, Any], table: Table, checkpoint: Checkpoint, ignor
             if name not in shapes:
                 missing.append(name)
                 continue
-            whole = (fused[tensor.name], *expected[1:]) if tensor.rows is not None else expected
-            if tuple(shapes[name]) != whole:
-                wrong.append(f"{name} is {list(shapes[name])}, expected {list(whole)}")
-    left = sorted(name for name in shapes if name not in used and not name.endswith(ignore))
+            shape = (fused[tensor.name], *expected[1:]) if tensor.rows is not None else expected
+            if tuple(shapes[name]) != shape:
+                wrong.append(f"{name} is {list(shapes[name])}, expected {list(shape)}")
+    unused = sorted(name for name in shapes if name not in used and not name.endswith(ignore))
     wrong = list(dict.fromkeys(wrong))
     together = "config and weights do not belong together"
     if missing:
         raise ValueError(f"{checkpoint.path}: {_some(list(dict.fromkeys(missing)))} missing; {together}")
     if wrong:
         raise ValueError(f"{checkpoint.path}: {_some(wrong)}; {together}")
-    if left:
-        raise ValueError(f"{checkpoint.path}: {_some(left)} not part of this architecture as built here; not loaded")
+    if unused:
+        raise ValueError(f"{checkpoint.path}: {_some(unused)} not part of this architecture as built here; not loaded")
 
 
 def _some(names: list[str]) -> str:

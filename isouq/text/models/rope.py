@@ -91,12 +91,12 @@ def from_config(config: dict[str, Any], head_dim: int, family: str = "llama") ->
     as transformers takes it. Raises ValueError for a kind that is not known, for a number that is missing, and where
     layers of one model are to turn differently.
     """
-    given = _parameters(config)
-    kind = given.get("rope_type", given.get("type", "default")) or "default"
+    settings = _parameters(config)
+    kind = settings.get("rope_type", settings.get("type", "default")) or "default"
     kind = "longrope" if kind == "su" or (kind == "yarn" and family == "phi3") else kind
     if kind not in KINDS:
         raise ValueError(f"rope_type is {kind!r:.60}; expected one of {', '.join(KINDS)}")
-    either = {**config, **{key: value for key, value in given.items() if value is not None}}
+    either = {**config, **{key: value for key, value in settings.items() if value is not None}}
     if config.get(ORIGINAL) is not None:  # as in transformers, the one outside counts
         either[ORIGINAL] = config[ORIGINAL]
     part = number(either, "partial_rotary_factor", 1.0)
@@ -110,7 +110,7 @@ def from_config(config: dict[str, Any], head_dim: int, family: str = "llama") ->
     original = whole(either, ORIGINAL, unstated, least=2)
     rope = Rope(dim, number(either, "rope_theta", 10000.0, above=1.0), kind, longest, original)
     try:
-        rope = replace(rope, **_details(kind, given, dim, original, longest))
+        rope = replace(rope, **_details(kind, settings, dim, original, longest))
     except KeyError as error:
         raise ValueError(f"rope_scaling of type {kind!r} lacks {error}") from None
     if kind in ("default", "frequencies"):
@@ -132,59 +132,59 @@ def _parameters(config: dict[str, Any]) -> dict[str, Any]:
     return {key: new[key] for key in outer if key in new} | old if old else new
 
 
-def _common_to_layers(given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def _common_to_layers(settings: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Return the dictionary itself or, where it holds one for each type of layer, the one of all types in use.
 
     Raises ValueError where types in use differ.
     """
     types = config.get("layer_types")
     used = sorted({name for name in types if isinstance(name, str)}) if isinstance(types, list) else []
-    if not any(isinstance(value, dict) for value in given.values()):
-        return given
-    used = used or sorted(given)
-    one = given.get(used[0])
-    if not isinstance(one, dict) or any(given.get(name) != one for name in used):
+    if not any(isinstance(value, dict) for value in settings.values()):
+        return settings
+    used = used or sorted(settings)
+    common = settings.get(used[0])
+    if not isinstance(common, dict) or any(settings.get(name) != common for name in used):
         raise ValueError(
             f"the positions of {', '.join(used)} layers are turned in different ways; "
             "expected one way for all layers of this family"
         )
-    return one
+    return common
 
 
-def _details(kind: str, given: dict[str, Any], dim: int, original: int, context: int) -> dict[str, Any]:
+def _details(kind: str, settings: dict[str, Any], dim: int, original: int, context: int) -> dict[str, Any]:
     """Read the fields of Rope that belong to its kind alone; raise KeyError for a number that is missing."""
     if kind in ("linear", "dynamic"):
-        return {"factor": number(given, "factor")}
+        return {"factor": number(settings, "factor")}
     if kind == "frequencies":
-        return {"factors": numbers(given, "factors", dim // 2)}
+        return {"factors": numbers(settings, "factors", dim // 2)}
     if kind == "llama3":
-        low = number(given, "low_freq_factor")
+        low = number(settings, "low_freq_factor")
         return {
-            "factor": number(given, "factor"),
+            "factor": number(settings, "factor"),
             "low": low,
-            "high": number(given, "high_freq_factor", above=low),
+            "high": number(settings, "high_freq_factor", above=low),
         }
     if kind not in ("longrope", "yarn"):
         return {}
-    factor = number(given, "factor", context / original)
+    factor = number(settings, "factor", context / original)
     if kind == "longrope":
         scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         return {
             "factor": factor,
-            "factors": numbers(given, "short_factor", dim // 2),
-            "long_factors": numbers(given, "long_factor", dim // 2),
-            "scale": number(given, "attention_factor", scale),
+            "factors": numbers(settings, "short_factor", dim // 2),
+            "long_factors": numbers(settings, "long_factor", dim // 2),
+            "scale": number(settings, "attention_factor", scale),
         }
     scale = _mscale(factor, 1.0)
-    if given.get("mscale") and given.get("mscale_all_dim"):
-        scale = _mscale(factor, number(given, "mscale")) / _mscale(factor, number(given, "mscale_all_dim"))
-    slow = number(given, "beta_slow", 1.0)
+    if settings.get("mscale") and settings.get("mscale_all_dim"):
+        scale = _mscale(factor, number(settings, "mscale")) / _mscale(factor, number(settings, "mscale_all_dim"))
+    slow = number(settings, "beta_slow", 1.0)
     return {
         "factor": factor,
-        "scale": number(given, "attention_factor", scale),
-        "high": number(given, "beta_fast", 32.0, above=slow),
+        "scale": number(settings, "attention_factor", scale),
+        "high": number(settings, "beta_fast", 32.0, above=slow),
         "low": slow,
-        "truncate": bool(given.get("truncate", True)),
+        "truncate": bool(settings.get("truncate", True)),
     }
 
 
@@ -193,8 +193,8 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
-    """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
-    turns = rope.original * plain / (2 * np.pi)  # of each pair within the original context
+    """Stretch long wavelengths by `factor`, keep short ones and interpolate between the two."""
+    turns = rope.original * plain / (2 * np.pi)  # turns of each pair within the original context
     smooth = np.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
     return ((1 - smooth) * plain / rope.factor + smooth * plain).astype(np.float32)
 
