@@ -105,8 +105,8 @@ class Workers:
         try:
             connection, worker_end = context.Pipe()
             process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
-            resource_tracker.ensure_running()  # as it starts it lifts the block of the next line
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the driver's to handle
+            resource_tracker.ensure_running()  # its start would lift the block of the next line
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the driver alone handles Ctrl-C
             try:
                 process.start()
             finally:
