@@ -26,7 +26,7 @@ class Toy:
 
     fatal kills its process, once does so the first time. sick fails. slow takes half a second. large has a megabyte.
     astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads. shell and
-    fork start a child that outlives them and kill their process the first time. closer closes all files of its process.
+    fork start a child that outlives them and kill their process the first time.
     sealed cannot be unpickled, and the result of gift neither.
     `study` is "reference" for a job that needs no other, and anything else for one that needs that.
     """
@@ -69,8 +69,6 @@ class Toy:
         if self.name in ("shell", "fork") and starts_of(checkpoint.parent, self) == 1:
             start_child(self.name, checkpoint.with_name("child"))
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.name == "closer":
-            os.closerange(3, 1000)
         numbers = {"name": self.name, "seed": self.seed, "seconds": 0.1}
         if self.name == "cores":
             threads = (os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task"))

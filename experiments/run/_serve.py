@@ -5,11 +5,11 @@ use at that moment, so the process must be bound to its cores first.
 """
 
 import os
-import pickle
 import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 
 from isouq._errors import first_line
 
@@ -23,13 +23,13 @@ def serve(connection: Connection, driver: int, cores: list[int]) -> None:
             connection.send_bytes(answer(connection.recv_bytes()))
 
 
-def answer(message: bytes) -> bytes:
+def answer(message: bytes) -> memoryview:
     """Return function(job), pickled, or its error as a string; whatever of it cannot be pickled is an error too."""
     try:
-        function, job = pickle.loads(message)
-        return pickle.dumps(function(job))
+        function, job = ForkingPickler.loads(message)
+        return ForkingPickler.dumps(function(job))
     except (Exception, SystemExit) as error:  # the job has left Python
-        return pickle.dumps(f"{type(error).__name__}: {first_line(error)}")
+        return ForkingPickler.dumps(f"{type(error).__name__}: {first_line(error)}")
 
 
 def keep_from_children(connection: Connection) -> None:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Workers:
 
     def _send(self, number: int, function: Callable[..., Outcome], job: Job) -> Connection:
         """Send a job to a worker and return its connection; the worker is started if it does not run."""
-        message = pickle.dumps((function, job))
+        message = ForkingPickler.dumps((function, job))
         if number in self._started and not self._started[number][0].is_alive():  # it was killed between two jobs
             self._kill(number)
         if number not in self._started:
@@ -105,8 +105,8 @@ class Workers:
         try:
             connection, worker_end = context.Pipe()
             process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
-            resource_tracker.ensure_running()  # as it starts it lifts the block of the next line
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the driver's to handle
+            resource_tracker.ensure_running()  # its start would lift the block of the next line
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the driver alone handles Ctrl-C
             try:
                 process.start()
             finally:
@@ -129,7 +129,7 @@ class Workers:
 def _read(message: bytes) -> Outcome:
     """Return the outcome that a worker sent, or the error that it sent as a string."""
     try:
-        outcome = pickle.loads(message)
+        outcome = ForkingPickler.loads(message)
     except Exception as error:
         return Outcome(error=f"its result cannot be unpickled: {type(error).__name__}: {first_line(error)}")
     return Outcome(error=outcome) if isinstance(outcome, str) else outcome
