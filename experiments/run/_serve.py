@@ -49,5 +49,5 @@ def prepare(driver: int, cores: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(len(cores)))  # threads that share a core slow small matrices tenfold
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(len(cores)))  # more threads than cores wait for each other
     threading.Thread(target=leave_with_driver, daemon=True).start()
