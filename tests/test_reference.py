@@ -15,6 +15,7 @@ from isouq.posterior import (
     LogDensity,
     Margins,
     Sampling,
+    Verdict,
     _blackjax,
     _sampling,
     fit_map,
@@ -100,6 +101,43 @@ def test_same_key_same_numbers_and_the_shape_of_what_is_kept():
     assert first.cost.transitions == 4 * (20 + 30 * 2)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_draws_come_in_rounds_until_a_verdict_accepts(tmp_path):
+    """A verdict after three rounds gives the first draws of a run of five, also where a kill came in between."""
+    _, log_density, fit, record = case("binary/xor")
+    sampling = Sampling(30, 20, 5, thin=2, max_rounds=5)
+    asked = []
+
+    def accept_ninety(recorded, divergent):
+        asked.append(recorded.shape[1])
+        return Verdict(recorded.shape[1] >= 90, 1.0, 500.0, divergent, 1.0)
+
+    def sample(verdict, **options):
+        return sample_reference(
+            log_density, fit.params, jax.random.key(0), sampling=sampling, record=record, verdict=verdict, **options
+        )
+
+    shares = []
+    got, every = sample(accept_ninety, progress=shares.append), sample(False)
+    assert asked == [30, 60, 90, 90]
+    assert shares[-1] == 1.0
+    assert (got.rounds, every.rounds, every.predictions.shape[1]) == (3, 5, 150)
+    np.testing.assert_array_equal(got.predictions, every.predictions[:, :90])
+    assert got.verdict.accepted
+    assert got.cost.transitions == 4 * (20 + 90 * 2)
+
+    def stop(share):
+        if share > 0.5:
+            raise KeyboardInterrupt
+
+    checkpoint = {"checkpoint": tmp_path / "state.npz", "checkpoint_seconds": 1e-9}
+    with pytest.raises(KeyboardInterrupt):
+        sample(accept_ninety, progress=stop, **checkpoint)
+    asked.clear()
+    again = sample(accept_ninety, **checkpoint)
+    assert asked[0] > 30
+    np.testing.assert_array_equal(again.predictions, got.predictions)
 
 
 def test_settings_may_be_keywords_and_old_names_are_said():

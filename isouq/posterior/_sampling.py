@@ -235,6 +235,7 @@ def run(
     for block in range(first_block, warm.count + len(schedule.draw_lengths)):
         after = block - warm.count
         if after > 0 and after % schedule.draw.count == 0 and is_enough(draws.view()):
+            report(1.0)
             break
         if after < 0:
             index, steps = np.int32(warm.size_of_first(block)), schedule.warm_lengths[block]
