@@ -120,7 +120,7 @@ def test_draws_come_in_rounds_until_a_verdict_accepts(tmp_path):
 
     shares = []
     got, every = sample(accept_ninety, progress=shares.append), sample(False)
-    assert asked == [30, 60, 90, 90]
+    assert asked == [30, 60, 90]
     assert shares[-1] == 1.0
     assert (got.rounds, every.rounds, every.predictions.shape[1]) == (3, 5, 150)
     np.testing.assert_array_equal(got.predictions, every.predictions[:, :90])

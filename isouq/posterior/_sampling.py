@@ -234,9 +234,6 @@ def run(
                 draws.add(saved.results, saved.results.num_steps.shape[1])
     for block in range(first_block, warm.count + len(schedule.draw_lengths)):
         after = block - warm.count
-        if after > 0 and after % schedule.draw.count == 0 and is_enough(draws.view()):
-            report(1.0)
-            break
         if after < 0:
             index, steps = np.int32(warm.size_of_first(block)), schedule.warm_lengths[block]
             states = [
@@ -253,6 +250,9 @@ def run(
             ]
             states = [state for state, _ in results]
             draws.add(layout.join([trace for _, trace in results]), draws_after - before)
+            if draws.count % sampling.num_draws == 0 and is_enough(draws.view()):
+                report(1.0)
+                break
         if checkpoint is not None and checkpoint.due():
             checkpoint.save(Saved(block + 1, layout.join(states), draws.view()))
         report((warm.size_of_first(block + 1) + schedule.draws_before(after + 1) * sampling.thin) / total)

@@ -168,9 +168,11 @@ def sample_reference(
     def judge_trace(trace: Trace) -> Verdict | None:
         return judges(trace.recorded, _share_of_divergent(trace, sampling.thin)) if judges else None
 
+    verdicts: list[Verdict | None] = []
+
     def is_enough(trace: Trace) -> bool:
-        reached = judge_trace(trace)
-        return reached is not None and reached.accepted
+        verdicts.append(judge_trace(trace))
+        return verdicts[-1] is not None and verdicts[-1].accepted
 
     state, trace, warm_steps = run(
         sampling, log_density, frozen, jax.tree.map(np.asarray, inits), diagonal, key, open_checkpoint,
@@ -182,7 +184,7 @@ def sample_reference(
     return Reference(
         draws=None if has_record else trace.recorded,
         predictions=trace.recorded if has_record else None,
-        verdict=judge_trace(trace),
+        verdict=verdicts[-1] if verdicts else judge_trace(trace),
         cost=Cost(
             warm_gradients + int(trace.num_steps.sum()), chains * (num_draws * sampling.thin + sampling.num_warmup)
         ),
