@@ -12,8 +12,8 @@ from experiments.answers.inputs import load_questions
 from experiments.answers.measure import answers, scores, traces
 from experiments.answers.study import QaCell
 from experiments.answers.tiny_model import tiny_model
-from experiments.domains import finetune as _finetune
-from experiments.domains.finetune import fit
+from experiments.domains import training as _training
+from experiments.domains.training import fit
 from experiments.run.partial import Partial
 
 
@@ -118,12 +118,12 @@ def test_early_stopping_is_the_same(tmp_path):
 def test_losses_are_those_of_the_steps():
     """Against the plain loop without any checkpoint."""
     params, (xs, ys), validation = task()
-    state, losses = _finetune._optimiser(SETTINGS["rate"], 1).init(params), []
-    averages = [_finetune._loss(PREDICT, params, *validation)]
+    state, losses = _training._optimiser(SETTINGS["rate"], 1).init(params), []
+    averages = [_training._loss(PREDICT, params, *validation)]
     for rows in np.random.default_rng(SETTINGS["seed"]).permutation(64).reshape(2, 32):
-        params, state, loss = _finetune._step(PREDICT, params, state, xs[rows], ys[rows], SETTINGS["rate"], 1)
+        params, state, loss = _training._step(PREDICT, params, state, xs[rows], ys[rows], SETTINGS["rate"], 1)
         losses.append(loss)
-    averages.append(_finetune._loss(PREDICT, params, *validation))
+    averages.append(_training._loss(PREDICT, params, *validation))
     found = tuned(epochs=1)
     assert found.train == [pytest.approx(np.mean(losses))]
     assert found.validation == averages

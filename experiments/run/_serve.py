@@ -28,7 +28,7 @@ def answer(message: bytes) -> memoryview:
     try:
         function, job = ForkingPickler.loads(message)
         return ForkingPickler.dumps(function(job))
-    except (Exception, SystemExit) as error:  # the job has left Python
+    except Exception as error:
         return ForkingPickler.dumps(f"{type(error).__name__}: {first_line(error)}")
 
 

@@ -27,5 +27,5 @@ def execute(folder: Path, job: Job, progress: Callable[[float], None] | None = N
         return Outcome(result, describe_job(job, result.numbers))
     except RunError as error:
         return Outcome(error=str(error))
-    except Exception as error:  # a failed job must not end its worker
+    except (Exception, SystemExit) as error:  # a job that fails, or leaves Python, must not end its worker
         return Outcome(error=f"{type(error).__name__}: {first_line(error)}", traceback=traceback.format_exc())

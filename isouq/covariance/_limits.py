@@ -136,13 +136,13 @@ def _rows_each(request: Request) -> int:
 
 def _list_smaller(request: Request) -> str:
     """List the structures that take less memory than the one of the request, and how much each takes."""
-    limit = structure_bytes(request)
+    needed = structure_bytes(request)
     sizes = {
         structure: structure_bytes(request._replace(structure=structure))
         for structure in _ORDER
         if structure != request.structure and not (structure == "kronecker" and request.curvature == "hessian")
     }
-    smaller = [f"structure={structure!r} needs {size:,}" for structure, size in sizes.items() if size < limit]
+    smaller = [f"structure={structure!r} needs {size:,}" for structure, size in sizes.items() if size < needed]
     return "; ".join(smaller) or "give fewer parameters: bind the rest inside predict"
 
 

@@ -12,9 +12,9 @@ from jaxtyping import Array
 from experiments.clock import Clock
 from experiments.domains import texts
 from experiments.domains.configuration import ACCURACY, Configuration
-from experiments.domains.finetune import Fit, fit, logits
 from experiments.domains.inputs import Corpus
 from experiments.domains.measure.tuned import HEAD, HEAD_PATIENCE, HEAD_RATE, KIND, log_epistemic, scored_rows
+from experiments.domains.training import Fit, fit, logits
 from experiments.run.job import Result
 from isouq._uncertainty import uncertainty
 from isouq.text.encoder import Predict, TextEncoder

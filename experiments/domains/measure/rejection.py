@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.domains.configuration import HEAD_EPOCHS, Configuration
-from experiments.domains.finetune import fit, logits
 from experiments.domains.measure.tuned import HEAD, HEAD_PATIENCE, HEAD_RATE, Tuned
+from experiments.domains.training import fit, logits
 from experiments.run.job import Result
 
 MEMBERS = 5  # heads of the ensemble

@@ -19,11 +19,7 @@ def start(
     def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         for job in jobs:
             report(job, 0.0)
-            try:
-                outcome = function(job, partial(_report_below_one, report, job))
-            except SystemExit as error:  # a job may not end the driver
-                outcome = Outcome(error=f"SystemExit: {error}")
-            yield job, outcome
+            yield job, function(job, partial(_report_below_one, report, job))
 
     yield run
 
