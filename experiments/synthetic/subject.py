@@ -20,7 +20,8 @@ from isouq.posterior import LogDensity
 # The columns of a study's row that come from its reference.
 FACTS = (
     "accepted", "rhat", "ess_bulk", "divergent", "halves", "accepted_wide", "num_params",
-    "map_grad_norm", "map_converged", "rounds", "step_size", "acceptance", "gradient_evaluations",
+    "map_grad_norm", "map_converged", "map_log_density", "map_spread", "map_escapes",
+    "rounds", "step_size", "acceptance", "gradient_evaluations",
 )  # fmt: skip
 
 

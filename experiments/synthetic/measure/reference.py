@@ -30,6 +30,10 @@ def measure_reference(
 
     progress: called with the share of the sampling that is done. checkpoint: the file from which an interrupted
     sampling goes on; see `sample_reference`.
+
+    Columns: those of the verdict. rounds: the rounds of draws until it accepted, or all that are allowed. map_NAME: log
+    density and norm of its gradient at θ*, and whether training converged. map_spread: how far the log density at the
+    end of the worst start lies below that at θ*, in nats. map_escapes: how often a start was led away from a saddle.
     """
     clock = Clock()
     setting = set_up(cell, problem)
@@ -64,6 +68,9 @@ def measure_reference(
         "num_params": draws.shape[-1],
         "map_grad_norm": float(fit.grad_norm[best]),
         "map_converged": bool(fit.converged[best]),
+        "map_log_density": float(fit.log_density[best]),
+        "map_spread": float(np.ptp(fit.log_density)),
+        "map_escapes": int(fit.num_escapes.sum()),
         "rounds": reference.rounds,
         "step_size": float(reference.step_size.mean()),
         "acceptance": float(reference.acceptance_rate.mean()),
