@@ -122,6 +122,7 @@ CHAINS = {
     "mostly rejections": with_rejections(autoregressive(draws=400), 0.95),
     "rounded": np.round(autoregressive(points=70)),
     "two values": np.sign(autoregressive(draws=100)),
+    "two values, each as often": np.random.default_rng(0).permutation(np.resize([-1.0, 1.0], 400)).reshape(4, 100, 1),
     "heavy tails": np.random.default_rng(0).standard_cauchy((4, 333, 30)),
     "a stuck chain": np.concatenate([autoregressive(), np.ones((1, 300, 30), np.float32)]),
     "stuck chains": np.broadcast_to(np.arange(4.0)[:, None, None], (4, 100, 3)),
