@@ -79,12 +79,12 @@ def test_scores_covariances_and_statistics_need_the_core_alone():
     assert set(lines) == {"True"}
 
 
-@pytest.mark.parametrize("absent", ["flax", "matplotlib", "arviz_stats", "blackjax", "numpyro", "optax"])
+@pytest.mark.parametrize("absent", ["flax", "matplotlib", "blackjax", "numpyro", "optax"])
 def test_the_core_does_not_bring_the_packages_of_the_extras(absent):
     assert absent not in module_names(PROJECT["dependencies"])
 
 
-EXTRAS = {"models": "flax", "plots": "matplotlib", "posterior": "(arviz_stats|blackjax|optax|numpyro)", "text": "flax"}
+EXTRAS = {"models": "flax", "plots": "matplotlib", "posterior": "(blackjax|optax|numpyro)", "text": "flax"}
 
 
 @pytest.mark.parametrize("name", EXTRAS)

@@ -15,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-MODULES = {"arviz-stats": "arviz_stats", "jinja2": "jinja2"}  # a distribution's module, where the names differ
 
 
 def run(*command, cwd):
@@ -84,8 +83,7 @@ def imports(folder):
 
 
 def declared(requirements):
-    names = [requirement.split(">")[0].split("=")[0].split("[")[0].strip() for requirement in requirements]
-    return {MODULES.get(name, name) for name in names}
+    return {requirement.split(">")[0].split("=")[0].split("[")[0].strip() for requirement in requirements}
 
 
 def test_every_library_that_is_imported_is_declared():

@@ -7,9 +7,9 @@ sign, so that chains in mirrored modes disagree on weights and agree on everythi
 from typing import Any, NamedTuple
 
 import numpy as np
-from arviz_stats.base import array_stats
 
 from isouq import stats
+from isouq.posterior._diagnostics import rhat_and_ess_bulk
 
 QUANTILE = 0.95
 MAX_RHAT = 1.01
@@ -17,7 +17,6 @@ MIN_ESS = 400.0
 MAX_DIVERGENT = 0.001
 MIN_HALVES = 0.95
 MIN_POINTS = 400  # inputs whose R-hat and ESS are taken, if there are so many
-_POINTS_AT_A_TIME = 256
 
 
 class Verdict(NamedTuple):
@@ -67,8 +66,8 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     Raises:
         ValueError: a wrong shape, or fewer than 2 chains of 4 draws.
 
-    Cost: about 2 ms a point for 4 chains of 1000 draws, and the memory of 256 points.
-    Source: R-hat and ESS are those of ArviZ (Vehtari et al. 2021).
+    Cost: about 0.2 s of CPU time for 4 chains of 1000 draws at 2500 points, and the memory of half of `maps`.
+    Source: R-hat and bulk ESS of Vehtari et al. (2021).
     """
     predictions = np.asarray(predictions)
     if predictions.ndim != 3:
@@ -77,25 +76,13 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     if chains < 2 or draws < 4:
         raise ValueError(f"{chains} chain(s) of {draws} draws cannot be judged; pass at least 2 chains of 4 draws")
     maps = predictions if maps is None else np.asarray(maps)
-    subset = predictions[:, :, :: max(1, points // MIN_POINTS)]
-    rhat, ess = np.empty(subset.shape[2]), np.empty(subset.shape[2])
-    for start in range(0, len(rhat), _POINTS_AT_A_TIME):
-        rows = slice(start, start + _POINTS_AT_A_TIME)
-        block = subset[:, :, rows].astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):  # an input without spread gives NaN
-            rhat[rows] = array_stats.rhat(block, chain_axis=0, draw_axis=1, method="rank")
-            ess[rows] = array_stats.ess(block, chain_axis=0, draw_axis=1, method="bulk")
-    broken = ~np.isfinite(subset).all(axis=(0, 1))
-    # a point for which they cannot be computed (NaN, infinity, no spread) counts as the worst
-    rhat[broken | np.isnan(rhat)], ess[broken | np.isnan(ess)] = np.inf, 0.0
+    rhat, ess = rhat_and_ess_bulk(predictions[:, :, :: max(1, points // MIN_POINTS)])
     # inverted_cdf gives the value of an input, so that "95 % of the inputs are at or below" is exact
     rhat_bound = float(np.quantile(rhat, QUANTILE, method="inverted_cdf"))
     ess_bound = float(-np.quantile(-ess, QUANTILE, method="inverted_cdf"))
     half = chains // 2
-    first, second = maps[:half], maps[half:]
-    finite = np.isfinite(maps).all()
-    halves = float("nan")
-    if finite:
-        halves = stats.spearman(*(half.var(axis=(0, 1), dtype=np.float64) for half in (first, second)))
+    with np.errstate(invalid="ignore", over="ignore"):  # the variance of values with NaN or infinity is NaN
+        variances = [part.var(axis=(0, 1), dtype=np.float64) for part in (maps[:half], maps[half:])]
+    halves = stats.spearman(*variances) if np.isfinite(variances).all() else float("nan")
     verdict = Verdict(False, rhat_bound, ess_bound, float(divergent), halves)
     return verdict._replace(accepted=not verdict.reasons())
