@@ -21,6 +21,7 @@ def fake(cell, accepted=True, value=0.5, **more):
     numbers = {
         **dataclasses.asdict(cell), **verdict, "accepted_wide": accepted, **dict.fromkeys(names, value),
         "num_params": 9, "map_grad_norm": 0.01, "map_converged": True,
+        "map_log_density": -20.0, "map_spread": 0.5, "map_escapes": 0, "rounds": 2,
         "step_size": 0.1, "acceptance": 0.8, "gradient_evaluations": 1000, "seconds": 1.0,
     }  # fmt: skip
     line = np.linspace(-1, 1, 3, dtype=np.float32)

@@ -252,7 +252,7 @@ def test_interrupt_ends_in_one_line(moment, tmp_path):
 # studies of one reference
 
 
-TINY = {"num_points": 20, "num_warmup": 10, "num_draws": 10, "num_leapfrog": 3, "resolution": 6}
+TINY = {"num_points": 20, "num_warmup": 10, "num_draws": 10, "max_rounds": 1, "num_leapfrog": 3, "resolution": 6}
 
 
 @pytest.fixture

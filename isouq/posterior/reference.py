@@ -82,8 +82,7 @@ class Margins:
 
 def probabilities(margins: Any, kind: str) -> np.ndarray:
     """Return p_c of margins (for regression the mean itself) in float64, on the host."""
-    values = np.asarray(margins, np.float64)
-    return values if kind == "regression" else expit(values)
+    return np.asarray(margins, np.float64) if kind == "regression" else expit(np.asarray(margins), dtype=np.float64)
 
 
 def sample_reference(
