@@ -48,6 +48,10 @@ class Nothing:
         """Return its number in words."""
         return f"job {self.seed}"
 
+    def program(self) -> str:
+        """Return one name for all: nothing is compiled."""
+        return "nothing"
+
     def weight(self) -> float:
         """Return the seconds that it takes."""
         return self.seconds or 0.01

@@ -47,6 +47,9 @@ class Toy:
     def weight(self):
         return 1.0
 
+    def program(self):
+        return self.name
+
     def __reduce__(self):
         return (fail_to_unpickle, ()) if self.name == "sealed" else (Toy, (self.name, self.seed, self.study))
 

@@ -36,6 +36,13 @@ class Job(Protocol):
         """Return the expected seconds with two cores at work."""
         ...
 
+    def program(self) -> str:
+        """Return a name of the compiled programs that the job uses: jobs of one program compile nothing anew.
+
+        It depends on everything that decides shapes, and not on seeds or priors.
+        """
+        ...
+
     def needs(self) -> "Job | None":
         """Return the job whose result this one reads, or None."""
         ...

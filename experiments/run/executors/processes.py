@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,6 +17,7 @@ from experiments.run._serve import serve
 from experiments.run.errors import RunError
 from experiments.run.executors import local
 from experiments.run.executors._attempts import run_with_attempts
+from experiments.run.executors._order import Queue
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
 from isouq._errors import first_line
@@ -54,6 +54,7 @@ class Workers:
         cores = usable_cores()
         self.shares = [cores[i::count] or cores for i in range(count)]
         self._started: dict[int, tuple[BaseProcess, Connection]] = {}
+        self._programs: dict[int, str] = {}
 
     def kill(self) -> None:
         """End all workers at once, also those that run a job."""
@@ -69,11 +70,14 @@ class Workers:
 
         alone: run one job at a time, as for jobs that have killed a worker, which mostly lacked memory.
         """
-        waiting, idle = deque(jobs), [0] if alone else list(range(len(self.shares)))
+        queue, idle = Queue(jobs), [0] if alone else list(range(len(self.shares)))
         running: dict[Connection, tuple[int, Job]] = {}
-        while waiting or running:
-            while waiting and idle:
-                number, job = idle.pop(), waiting.popleft()
+        while queue or running:
+            while queue and idle:
+                number = idle.pop()
+                last = self._programs.pop(number, None)
+                job = queue.pop(last, self._programs.values())
+                self._programs[number] = job.program()
                 running[self._send(number, function, job)] = (number, job)
                 report(job, 0.0)
             ready = wait(list(running))
@@ -121,6 +125,7 @@ class Workers:
 
     def _kill(self, number: int) -> None:
         process, connection = self._started.pop(number)
+        self._programs.pop(number, None)
         process.kill()
         process.join()
         connection.close()

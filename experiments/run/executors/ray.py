@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments.run.errors import RunError
 from experiments.run.executors._attempts import ATTEMPTS, DIED
+from experiments.run.executors._order import programs_first
 from experiments.run.executors.settings import Settings, worker_python_path
 from experiments.run.job import Job, Outcome
 from isouq._errors import first_line
@@ -53,7 +54,7 @@ def _run(
     ray: Any, task: Any, function: Callable[..., Outcome], jobs: Sequence[Job], limit: int
 ) -> Iterator[tuple[Job, Outcome]]:
     """Yield each job with its outcome; Ray has at most `limit` tasks at a time."""
-    waiting, running = iter(jobs), dict[Any, Job]()
+    waiting, running = iter(programs_first(jobs)), dict[Any, Job]()
     while True:
         for job in itertools.islice(waiting, limit - len(running)):
             running[task.remote(function, job)] = job
