@@ -37,6 +37,11 @@ class Nothing:
     seed: int
     seconds: float = 0.0
 
+    @property
+    def study(self) -> str:
+        """Return the name of the one study."""
+        return "sweep"
+
     def needs(self) -> None:
         """Return None: it reads no other job."""
 

@@ -5,6 +5,7 @@ Ray finds lost workers and nodes, tries their tasks again and moves the results;
 """
 
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,8 @@ def _call(function: Callable[..., Outcome], job: Job) -> Outcome:
 def _environment(settings: Settings) -> dict[str, str]:
     """Return the environment of the workers: where the project is, and no more of a GPU than their share."""
     chosen = {"PYTHONPATH": worker_python_path()}
+    if own := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        chosen["JAX_COMPILATION_CACHE_DIR"] = own
     if settings.gpus == 0:
         chosen["JAX_PLATFORMS"] = "cpu"
     elif settings.gpus < 1:
