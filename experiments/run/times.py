@@ -13,6 +13,8 @@ from experiments.run.job import Cost
 
 REST = "starts, storing"  # CPU time of the driver and its workers outside of jobs and stages
 
+LEGEND = "seconds: of all jobs together; compiled, loaded from the cache: programs; compiling: the seconds of both"
+
 
 class Stage(NamedTuple):
     """A stage of a run. jobs: how many. cost: of all of them together, also of those that ran at once."""
@@ -70,14 +72,15 @@ class Times:
         if not stages:
             return
         table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("stage")
-        for column in ("jobs", "seconds", "CPU seconds", "compiled", "loaded", "seconds for both"):
+        table.add_column("stage", no_wrap=True)
+        for column in ("jobs", "seconds", "CPU", "compiled", "loaded", "compiling"):
             table.add_column(column, justify="right")
         for name, jobs, cost in stages:
             table.add_row(name, *_fields(jobs, cost))
         total = _total([stage.cost for stage in stages])._replace(seconds=self.seconds())
         table.add_row("the whole run", *_fields(sum(stage.jobs for stage in stages), total))
         console.print(table)
+        console.print(LEGEND)
 
 
 def _total(costs: list[Cost]) -> Cost:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -106,22 +107,23 @@ class Workers:
 
     def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
-        try:
-            connection, worker_end = context.Pipe()
-            process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
-            resource_tracker.ensure_running()  # its start would lift the block of the next line
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the driver alone handles Ctrl-C
+        with _delayed_signals():
             try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except OSError as error:
-            raise RunError(
-                f"cannot start a worker process: {error.strerror or error}; finished jobs are kept, "
-                "give the same command with fewer --workers"
-            ) from error
-        worker_end.close()
-        self._started[number] = (process, connection)
+                connection, worker_end = context.Pipe()
+                process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
+                resource_tracker.ensure_running()  # its start would lift the block of the next line
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the driver alone handles Ctrl-C
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            except OSError as error:
+                raise RunError(
+                    f"cannot start a worker process: {error.strerror or error}; finished jobs are kept, "
+                    "give the same command with fewer --workers"
+                ) from error
+            worker_end.close()
+            self._started[number] = (process, connection)
 
     def _kill(self, number: int) -> None:
         process, connection = self._started.pop(number)
@@ -129,6 +131,28 @@ class Workers:
         process.kill()
         process.join()
         connection.close()
+
+
+@contextmanager
+def _delayed_signals() -> Iterator[None]:
+    """Handle the signals that end a run after the context, which they would leave half done.
+
+    A worker whose start is interrupted lacks its arguments, and prints a traceback.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
+        handlers = {}
+    arrived: list[int] = []
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def _read(message: bytes) -> Outcome:
