@@ -23,6 +23,8 @@ from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
 from isouq._errors import first_line
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
 def start(
@@ -139,10 +141,10 @@ def _delayed_signals() -> Iterator[None]:
 
     A worker whose start is interrupted lacks its arguments, and prints a traceback.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in ENDING}
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
         handlers = {}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     arrived: list[int] = []
     try:
         for number in handlers:
