@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+STARTED := $(shell date +%s)
 
 .PHONY: help reproduce test test-slow test-all lint docs dist clean
 
@@ -12,7 +13,9 @@ help:
 	@echo "python -m benchmarks NAME   against the peers; see benchmarks/README.md"
 
 reproduce: $(VENV)/.run
+	@echo "environment: $$(($$(date +%s) - $(STARTED))) s"
 	$(BIN)/python -m experiments all --preset quick
+	@echo "environment and experiments: $$(($$(date +%s) - $(STARTED))) s"
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -37,6 +37,11 @@ class Nothing:
     seed: int
     seconds: float = 0.0
 
+    @property
+    def study(self) -> str:
+        """Return the name of the one study."""
+        return "sweep"
+
     def needs(self) -> None:
         """Return None: it reads no other job."""
 
@@ -47,6 +52,10 @@ class Nothing:
     def label(self) -> str:
         """Return its number in words."""
         return f"job {self.seed}"
+
+    def program(self) -> str:
+        """Return one name for all: nothing is compiled."""
+        return "nothing"
 
     def weight(self) -> float:
         """Return the seconds that it takes."""

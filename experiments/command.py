@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from experiments.run.loop import finished_results, run_jobs
 from experiments.run.plan import Plan
 from experiments.run.progress import console
 from experiments.run.provenance import describe_run
+from experiments.run.times import Times
 from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 
 EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
@@ -124,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         help="processes: workers on the CPU cores; local: one process, all its devices (for a GPU); "
         "ray: a Ray cluster; slurm: a SLURM array",
     )
+    parser.add_argument(
+        "--compilation-cache",
+        metavar="DIR",
+        help="folder of compiled programs, which all workers and later runs load (default: $JAX_COMPILATION_CACHE_DIR, "
+        "or isouq/compiled in the user's cache folder); none: no folder",
+    )
     for option, (takers, facts) in EXECUTOR_OPTIONS.items():
         parser.add_argument(f"--{option}", **{**facts, "help": f"{facts['help']}; for {', '.join(takers)}"})
     for option, facts in EXPERIMENT_OPTIONS.items():
@@ -139,7 +145,7 @@ def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> S
     resources = options.resources or {"cpus": 1, "gpus": 0.0}
     return Settings(
         options.executor, options.workers, options.address, int(resources["cpus"]), resources["gpus"],
-        options.slurm_partition, options.slurm_time, options.slurm_cluster or "slurm",
+        options.slurm_partition, options.slurm_time, options.slurm_cluster or "slurm", options.compilation_cache,
     )  # fmt: skip
 
 
@@ -176,13 +182,13 @@ def _run(options: argparse.Namespace, names: list[str], out: Path, settings: Set
     for name in names:
         extra = {option: getattr(options, option) for option in EXPERIMENTS[name].options}
         jobs[name] = EXPERIMENTS[name].jobs(options.preset, options.seeds, **extra)
-    started, screen = time.monotonic(), console()
+    times, screen = Times(), console()
     every = [job for experiment_jobs in jobs.values() for job in experiment_jobs]
     if options.finished:
         results = finished_results(every, out)
     else:
         plan = Plan(options.name, options.preset, command, [])
-        results = dict(zip(every, run_jobs(every, out, settings, screen, plan), strict=True))
+        results = dict(zip(every, run_jobs(every, out, settings, screen, plan, times), strict=True))
     finished = {
         name: [results[job] for job in experiment_jobs if job in results] for name, experiment_jobs in jobs.items()
     }
@@ -192,16 +198,18 @@ def _run(options: argparse.Namespace, names: list[str], out: Path, settings: Set
         if empty == names:
             raise RunError(lacking)
         screen.print(lacking, markup=False)
-    for name in names:
-        if name in empty:
-            continue
-        numbers = EXPERIMENTS[name].numbers(finished[name])
-        report = EXPERIMENTS[name].report(numbers, options.preset)
-        figures = EXPERIMENTS[name].figures(finished[name], numbers)
-        done, count = len(finished[name]), len(jobs[name])
-        if done < count:
-            note = f"Made from {done} of the preset's {count} jobs; the others were not run."
-            report = report.replace("\n", f"\n\n{note}\n", 1)
-        provenance = describe_run(name, options.preset, command, started)
-        for path in write_outputs(out / name, numbers, report, figures, provenance):
-            print(path)
+    with times.outputs():
+        for name in names:
+            if name in empty:
+                continue
+            numbers = EXPERIMENTS[name].numbers(finished[name])
+            report = EXPERIMENTS[name].report(numbers, options.preset)
+            figures = EXPERIMENTS[name].figures(finished[name], numbers)
+            done, count = len(finished[name]), len(jobs[name])
+            if done < count:
+                note = f"Made from {done} of the preset's {count} jobs; the others were not run."
+                report = report.replace("\n", f"\n\n{note}\n", 1)
+            provenance = describe_run(name, options.preset, command, times)
+            for path in write_outputs(out / name, numbers, report, figures, provenance):
+                print(path)
+    times.show(screen)

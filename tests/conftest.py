@@ -36,30 +36,16 @@ with install_import_hook("isouq", "beartype.beartype"):
 import jax
 import matplotlib.pyplot as plt
 
-CACHE_BYTES = 1_000_000_000
+from experiments.run.compilations import shrink
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_sessionfinish(session):
-    """Delete the programs that were used longest ago until the cache is within its size.
-
-    JAX can bound the cache itself, but then looks at every file of it whenever it writes one.
-    """
+    """Delete the programs that were used longest ago until the cache is within its size."""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if not folder or hasattr(session.config, "workerinput"):  # the workers leave this to the process that started them
-        return
-    size = 0
-    for stat, path in sorted(
-        ((path.stat(), path) for path in Path(folder).glob("*-cache")), key=last_use, reverse=True
-    ):
-        size += stat.st_size
-        if size > CACHE_BYTES:
-            path.unlink(missing_ok=True)
-
-
-def last_use(entry):
-    return max(entry[0].st_atime, entry[0].st_mtime)
+    if folder and not hasattr(session.config, "workerinput"):  # these leave it to the process that started them
+        shrink(Path(folder))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -27,6 +28,7 @@ class Toy:
     fatal kills its process, once does so the first time. sick fails. slow takes half a second. large has a megabyte.
     astray asks for a file that is not there. quitter leaves Python. cores tells the cores of its threads. shell and
     fork start a child that outlives them and kill their process the first time.
+    jit compiles a program of its own.
     sealed cannot be unpickled, and the result of gift neither.
     `study` is "reference" for a job that needs no other, and anything else for one that needs that.
     """
@@ -46,6 +48,9 @@ class Toy:
 
     def weight(self):
         return 1.0
+
+    def program(self):
+        return self.name
 
     def __reduce__(self):
         return (fail_to_unpickle, ()) if self.name == "sealed" else (Toy, (self.name, self.seed, self.study))
@@ -70,6 +75,8 @@ class Toy:
             start_child(self.name, checkpoint.with_name("child"))
             os.kill(os.getpid(), signal.SIGKILL)
         numbers = {"name": self.name, "seed": self.seed, "seconds": 0.1}
+        if self.name == "jit":
+            numbers["sum"] = float(jax.jit(lambda x: (x + self.seed).sum())(np.ones(3)))
         if self.name == "cores":
             threads = (os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task"))
             numbers["cores"] = sorted({*map(tuple, threads)})

@@ -136,6 +136,27 @@ def test_a_worker_killed_before_it_has_read_its_job_is_replaced(folder, monkeypa
     assert errors(ended) == {Toy("well"): None}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_worker_is_started_is_handled_afterwards(number):
+    before, ended = signal.signal(number, signal.default_int_handler), []
+
+    def be_interrupted():
+        with processes._delayed_signals():
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            ended.append(True)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            be_interrupted()
+        assert ended == [True]
+        assert signal.getsignal(number) is signal.default_int_handler
+        signal.signal(number, signal.SIG_IGN)  # as under nohup
+        be_interrupted()
+    finally:
+        signal.signal(number, before)
+
+
 def test_workers_that_cannot_be_started_are_said_in_one_line(folder):
     free, (soft, hard) = os.dup(2), resource.getrlimit(resource.RLIMIT_NOFILE)
     os.close(free)

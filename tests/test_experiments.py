@@ -157,14 +157,16 @@ def test_progress_is_plain_lines_away_from_a_terminal(first):
     lines = first[1].stderr.splitlines()
     assert re.fullmatch(rf"{JOBS} jobs to run, about \d+ (s|min) on two CPU cores", lines[0])
     known, studies = "|".join(PAPER["epistemic"]), "|".join(STUDIES)
-    for position, line in enumerate(lines[1:], 1):
+    for position, line in enumerate(lines[1 : JOBS + 1], 1):
         assert re.fullmatch(
             rf"\[{position}/{JOBS}\] ({known}), unit σ=1, seed 0, ({studies}): done, "
             r"about \d+ (s|min) left",
             line,
         )
         assert (", reference: done" in line) == (position <= REFERENCES)  # first what the others read
-    assert len(lines) == JOBS + 1
+    names = [line.split("  ")[0] for line in lines[JOBS + 1 :] if line[:1].strip()]
+    assert names[0] == "stage"
+    assert names[-2] == "the whole run"
     assert "\x1b" not in first[1].stderr
     assert "\r" not in first[1].stderr
 

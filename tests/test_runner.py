@@ -29,6 +29,7 @@ from experiments.run.loop import finished_results, run_jobs
 from experiments.run.plan import Plan, PlannedJob, read_plans, write_plan
 from experiments.run.progress import reporter
 from experiments.run.store import Store
+from experiments.run.times import Times
 from experiments.run.worker import execute
 from experiments.synthetic.study import Cell
 
@@ -158,6 +159,48 @@ def test_a_failure_is_recorded_with_its_place_in_the_code_and_tried_again(tmp_pa
     assert list(finished_results(jobs, tmp_path)) == [Toy("well")]
 
 
+def test_workers_share_the_folder_of_compiled_programs_and_tell_what_they_cost(tmp_path):
+    """The second run is as a second start of the command: it loads what the first has compiled."""
+    jobs, counts = [Toy("jit", seed) for seed in range(3)], []
+    settings = Settings("processes", workers=2, compilation_cache=str(tmp_path / "compiled"))
+    for name in ("first", "second"):
+        times = Times()
+        results = run_jobs(jobs, tmp_path / name, settings, quiet(), times=times)
+        assert [result.numbers["sum"] for result in results] == [3.0, 6.0, 9.0]
+        stage = times.stages()[0]
+        assert stage[:2] == ("reference", 3)
+        assert 0 < stage.cost.compiling_seconds < stage.cost.seconds
+        assert stage.cost.cpu_seconds > 0
+        stored = [json.loads(path.read_text())["_provenance"] for path in (tmp_path / name / "cells").glob("*.json")]
+        assert sum(facts["programs_compiled"] for facts in stored) == stage.cost.compiled
+        counts.append((stage.cost.compiled, stage.cost.loaded))
+    assert counts[0][0] == len(list((tmp_path / "compiled").rglob("*-cache"))) >= 3
+    assert counts[1] == (0, sum(counts[0]))
+
+
+def test_a_run_ends_with_its_time_by_stage(tmp_path):
+    screen, times = quiet(), Times()
+    jobs = [Toy("slow", seed, "after") for seed in range(2)]
+    run_jobs(jobs, tmp_path, Settings("local"), screen, times=times)
+    with times.outputs():
+        time.sleep(0.1)
+    times.show(screen)
+    lines = [re.split(r"  +", line.strip()) for line in screen.file.getvalue().splitlines()[-7:]]
+    assert lines[0][:3] == ["stage", "jobs", "seconds"]
+    assert [line[0] for line in lines[1:6]] == [
+        "reference", "after", "tables and figures", "starts, storing", "the whole run"
+    ]  # fmt: skip
+    assert [line[1] for line in (lines[1], lines[2], lines[5])] == ["2", "2", "4"]
+    assert all(float(line[2]) >= 1.0 for line in lines[1:3])  # two jobs of half a second
+    assert float(lines[3][1]) >= 0.1
+    assert float(lines[5][2]) >= 2.0
+    assert times.facts()["after"]["jobs"] == 2
+    again, times = quiet(), Times()
+    run_jobs(jobs, tmp_path, Settings("local"), again, times=times)
+    times.show(again)
+    assert len(again.file.getvalue().splitlines()) == 1  # that all are finished
+
+
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
     error = execute(tmp_path / "elsewhere", Toy("well")).error
     assert error == f"a worker does not see {tmp_path}/elsewhere; give an --out that all machines share"
@@ -272,7 +315,6 @@ def test_a_signal_to_the_command_line_ends_it_as_ctrl_c_does(tmp_path, number):
     command = [sys.executable, "-m", "experiments", "validation", "--preset", "smoke", "--out", tmp_path]
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (tmp_path / status.FILE).exists())
-    time.sleep(1)  # a worker whose start is interrupted prints that it lacks its arguments
     driver.send_signal(number)
     errors = driver.communicate(timeout=300)[1]
     assert driver.returncode == 130

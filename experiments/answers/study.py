@@ -73,6 +73,10 @@ class QaCell(Block):
         """Return the expected seconds with two cores at work and a model of 135 M parameters."""
         return self.count * STUDIES[self.study].seconds
 
+    def program(self) -> str:
+        """Return a name of the compiled programs: the study and its models."""
+        return ", ".join((self.study, self.model, self.encoder, self.entailment))
+
     def needs(self) -> "QaCell | None":
         """Return the job that answers the questions of this one; None for that job itself."""
         return None if self.study == "reference" else self.reference()

@@ -65,6 +65,10 @@ class DomainCell(Configuration):
         """Return the job that fine-tunes for this one."""
         return replace(self, study="reference", covariance="", proxies=0, precision=1.0)
 
+    def program(self) -> str:
+        """Return a name of the compiled programs: the study, the encoder, and what of it is trained."""
+        return ", ".join((self.study, self.encoder, self.variant, self.covariance, str(self.proxies)))
+
     def needs(self) -> "DomainCell | None":
         """Return the job that fine-tunes for this one; None where no fine-tuned encoder is read."""
         return None if STUDIES[self.study].measure is None else self.reference()

@@ -24,6 +24,11 @@ def hash_fields(fields: Mapping[str, Any]) -> str:
 class Job(Protocol):
     """A unit of work. Jobs are hashable, two jobs are equal where their keys are, and processes can pickle them."""
 
+    @property
+    def study(self) -> str:
+        """Return the name of what is computed, by which times are listed; "reference" for what other jobs need."""
+        ...
+
     def key(self) -> str:
         """Return a hash of everything that the result depends on: the configuration and the version of the code."""
         ...
@@ -34,6 +39,13 @@ class Job(Protocol):
 
     def weight(self) -> float:
         """Return the expected seconds with two cores at work."""
+        ...
+
+    def program(self) -> str:
+        """Return a name of the compiled programs that the job uses: jobs of one program compile nothing anew.
+
+        It depends on everything that decides shapes, and not on seeds or priors.
+        """
         ...
 
     def needs(self) -> "Job | None":
@@ -51,13 +63,28 @@ class Job(Protocol):
     def __hash__(self) -> int: ...
 
 
+class Cost(NamedTuple):
+    """What a job, or a stage of a run, took.
+
+    seconds, cpu_seconds: of the wall clock, and of the process on all its cores. compiled, loaded: programs that were
+    compiled, and that came from the compilation cache; compiling_seconds: the time of both, part of `seconds`.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    compiled: int = 0
+    loaded: int = 0
+    compiling_seconds: float = 0.0
+
+
 class Outcome(NamedTuple):
     """How a job ended: with a result and its provenance, or with an error.
 
-    error: one line for the user. traceback: where in the code the error arose.
+    error: one line for the user. traceback: where in the code the error arose. cost: None if its worker died.
     """
 
     result: Result | None = None
     provenance: dict[str, Any] | None = None
     error: str | None = None
     traceback: str = ""
+    cost: Cost | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.run import executors
+from experiments.run.compilations import cache_folder, cache_problem, shrink
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome, Result
@@ -15,20 +16,26 @@ from experiments.run.lock import lock
 from experiments.run.plan import Plan, write_plan
 from experiments.run.progress import Report, reporter
 from experiments.run.store import Store
+from experiments.run.times import Times
 from experiments.run.worker import execute
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_jobs(
-    jobs: Sequence[Job], out: Path, settings: Settings, console: Console, plan: Plan | None = None
+    jobs: Sequence[Job],
+    out: Path,
+    settings: Settings,
+    console: Console,
+    plan: Plan | None = None,
+    times: Times | None = None,
 ) -> list[Result]:
     """Return the results of all jobs, in order: finished ones are read, the others are run and stored.
 
     A job that other jobs need is run once, before them. A job that fails does not stop the others; RunError lists the
     failures at the end. RunError also if another process is at work in the folder, or results cannot be stored there.
 
-    plan: name, preset and command, for `status`; the jobs are put in here.
+    plan: name, preset and command, for `status`; the jobs are put in here. times: takes in what each job costs.
     """
     store = Store(out / "cells")
     count = len(set(jobs))
@@ -45,7 +52,7 @@ def run_jobs(
                 console.print(
                     f"{len(finished)} of {count} jobs are finished already: read from {store.folder}", markup=False
                 )
-            errors = _run_all(todo, out, store, settings, console) if todo else {}
+            errors = _run_all(todo, out, store, settings, console, times or Times()) if todo else {}
     except OSError as error:
         remedy = "make room" if error.errno in FULL else "put that right"
         raise RunError(
@@ -73,10 +80,15 @@ def _missing_needs(missing: Sequence[Job], store: Store) -> list[Job]:
     return [job for job in needs if job is not None and store.load(job) is None]
 
 
-def _run_all(todo: list[Job], out: Path, store: Store, settings: Settings, console: Console) -> dict[Job, str]:
+def _run_all(
+    todo: list[Job], out: Path, store: Store, settings: Settings, console: Console, times: Times
+) -> dict[Job, str]:
     """Run the jobs in waves, each of which needs only results of earlier ones; return the errors by job."""
     waiting, errors = dict.fromkeys(todo), dict[Job, str]()
-    function = partial(execute, store.folder.resolve())
+    function = partial(execute, store.folder.resolve(), cache=settings.compilation_cache)
+    problem = cache_problem(settings.compilation_cache)
+    if problem is not None:
+        console.print(problem, markup=False)
     with reporter(todo, console, out) as report, executors.start(settings, len(todo), function, out, report) as run:
         while waiting:
             wave = [job for job in waiting if job.needs() not in waiting]
@@ -87,8 +99,13 @@ def _run_all(todo: list[Job], out: Path, store: Store, settings: Settings, conso
                 if needs in errors:
                     _end(job, Outcome(error=f"the job that it needs failed: {errors[needs]}"), store, errors, report)
             for job, outcome in run(ready):
+                if outcome.cost is not None:
+                    times.add(job.study, outcome.cost)
                 _end(job, outcome, store, errors, report)
     store.clear([])
+    folder = cache_folder(settings.compilation_cache)
+    if folder is not None:
+        shrink(folder)
     return errors
 
 

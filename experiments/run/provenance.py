@@ -12,13 +12,14 @@ from typing import Any
 import jax
 
 import isouq
-from experiments.run.job import Job
+from experiments.run.job import Cost, Job
+from experiments.run.times import Times
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
 
 
-def describe_run(name: str, preset: str, command: str, started: float) -> dict[str, Any]:
-    """Return versions, device, commit, command and time of a run. started: `time.monotonic()` at its start."""
+def describe_run(name: str, preset: str, command: str, times: Times) -> dict[str, Any]:
+    """Return versions, device, commit, command and times of a run."""
     return {
         "experiment": name,
         "preset": preset,
@@ -26,17 +27,21 @@ def describe_run(name: str, preset: str, command: str, started: float) -> dict[s
         **_surroundings(),
         "cpu_count": os.cpu_count(),
         "finished": _now(),
-        "seconds_this_run": round(time.monotonic() - started, 1),
+        "seconds_this_run": round(times.seconds(), 1),
+        "stages_this_run": times.facts(),
     }
 
 
-def describe_job(job: Job, numbers: dict[str, Any]) -> dict[str, Any]:
+def describe_job(job: Job, numbers: dict[str, Any], cost: Cost) -> dict[str, Any]:
     """Return what is stored beside the numbers of a job; None where a job has no seed or no sampler."""
     return {
         **_surroundings(),
         "key": job.key(),
         "seed": getattr(job, "seed", None),
         "seconds": numbers.get("seconds"),
+        "cpu_seconds": round(cost.cpu_seconds, 3),
+        "programs_compiled": cost.compiled,
+        "programs_loaded": cost.loaded,
         "gradient_evaluations": numbers.get("gradient_evaluations"),
         "finished": _now(),
     }

@@ -1,21 +1,37 @@
 """What a worker does with one job, on whatever machine it runs."""
 
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.run.compilations import compilations
 from experiments.run.errors import RunError
-from experiments.run.job import Job, Outcome
+from experiments.run.job import Cost, Job, Outcome
 from experiments.run.provenance import describe_job
 from experiments.run.store import Store
 from isouq._errors import first_line
 
 
-def execute(folder: Path, job: Job, progress: Callable[[float], None] | None = None) -> Outcome:
+def execute(
+    folder: Path, job: Job, progress: Callable[[float], None] | None = None, cache: str | None = None
+) -> Outcome:
     """Run a job and return how it ended; an error of the job is part of the outcome and is not raised.
 
-    folder: the store's, from which the result that the job needs is read. Nothing but the job's checkpoint is written.
+    folder: the store's, from which the result that the job needs is read. Nothing but the job's checkpoint is written,
+    and compiled programs. cache: where these are kept; see `compilations.cache_folder`.
     """
+    wall, cpu = time.perf_counter(), time.process_time()
+    with compilations(cache) as count:
+        outcome = _run(folder, job, progress)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    cost = Cost(wall, cpu, count.programs - count.loaded, count.loaded, count.seconds)
+    if outcome.result is None:
+        return outcome._replace(cost=cost)
+    return outcome._replace(provenance=describe_job(job, outcome.result.numbers, cost), cost=cost)
+
+
+def _run(folder: Path, job: Job, progress: Callable[[float], None] | None) -> Outcome:
     try:
         if not folder.is_dir():
             raise RunError(f"a worker does not see {folder}; give an --out that all machines share")
@@ -23,8 +39,7 @@ def execute(folder: Path, job: Job, progress: Callable[[float], None] | None = N
         needed = None if needs is None else store.load(needs)
         if needs is not None and needed is None:
             raise RunError(f"the result of {needs.label()} cannot be read; give the same command again")
-        result = job.run(needed, store.checkpoint_path(job), progress)
-        return Outcome(result, describe_job(job, result.numbers))
+        return Outcome(job.run(needed, store.checkpoint_path(job), progress))
     except RunError as error:
         return Outcome(error=str(error))
     except (Exception, SystemExit) as error:  # a job that fails, or leaves Python, must not end its worker

@@ -73,6 +73,16 @@ class Cell(Configuration):
         """Return the expected seconds with two cores at work, for the estimate of the time left."""
         return STUDIES[self.study].seconds(self)
 
+    def program(self) -> str:
+        """Return a name of the compiled programs: the study, the model, and every number that decides a shape."""
+        arguments = ("seed", "prior", "sigma", "num_leapfrog")
+        shapes = {name: value for name, value in dataclasses.asdict(self).items() if name not in arguments}
+        problem = problems.PROBLEMS.get(self.problem)
+        if problem is not None:  # problems of one kind and model differ in their data alone
+            hidden = (self.width,) if self.width else problem.hidden
+            shapes |= {"problem": f"{problem.kind}, {problem.num_outputs} outputs", "width": hidden}
+        return ", ".join(f"{name} {value}" for name, value in shapes.items())
+
     def needs(self) -> "Cell | None":
         """Return the reference that the cell reads; None for a reference."""
         return None if self.study == "reference" else self.reference()

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.run.executors._order import Queue
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
 
@@ -17,7 +18,10 @@ def start(
     """Return an executor that runs the jobs in this process, one after the other; see `executors.start`."""
 
     def run(jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
-        for job in jobs:
+        queue, program = Queue(jobs), None
+        while queue:
+            job = queue.pop(program, ())
+            program = job.program()
             report(job, 0.0)
             yield job, function(job, partial(_report_below_one, report, job))
 

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,9 +18,12 @@ from experiments.run._serve import serve
 from experiments.run.errors import RunError
 from experiments.run.executors import local
 from experiments.run.executors._attempts import run_with_attempts
+from experiments.run.executors._order import Queue
 from experiments.run.executors.settings import Settings
 from experiments.run.job import Job, Outcome
 from isouq._errors import first_line
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -54,6 +57,7 @@ class Workers:
         cores = usable_cores()
         self.shares = [cores[i::count] or cores for i in range(count)]
         self._started: dict[int, tuple[BaseProcess, Connection]] = {}
+        self._programs: dict[int, str] = {}
 
     def kill(self) -> None:
         """End all workers at once, also those that run a job."""
@@ -69,11 +73,14 @@ class Workers:
 
         alone: run one job at a time, as for jobs that have killed a worker, which mostly lacked memory.
         """
-        waiting, idle = deque(jobs), [0] if alone else list(range(len(self.shares)))
+        queue, idle = Queue(jobs), [0] if alone else list(range(len(self.shares)))
         running: dict[Connection, tuple[int, Job]] = {}
-        while waiting or running:
-            while waiting and idle:
-                number, job = idle.pop(), waiting.popleft()
+        while queue or running:
+            while queue and idle:
+                number = idle.pop()
+                last = self._programs.pop(number, None)
+                job = queue.pop(last, self._programs.values())
+                self._programs[number] = job.program()
                 running[self._send(number, function, job)] = (number, job)
                 report(job, 0.0)
             ready = wait(list(running))
@@ -102,28 +109,52 @@ class Workers:
 
     def _start(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
-        try:
-            connection, worker_end = context.Pipe()
-            process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
-            resource_tracker.ensure_running()  # its start would lift the block of the next line
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the driver alone handles Ctrl-C
+        with _delayed_signals():
             try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except OSError as error:
-            raise RunError(
-                f"cannot start a worker process: {error.strerror or error}; finished jobs are kept, "
-                "give the same command with fewer --workers"
-            ) from error
-        worker_end.close()
-        self._started[number] = (process, connection)
+                connection, worker_end = context.Pipe()
+                process = context.Process(target=serve, args=(worker_end, os.getpid(), self.shares[number]))
+                resource_tracker.ensure_running()  # its start would lift the block of the next line
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the driver alone handles Ctrl-C
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            except OSError as error:
+                raise RunError(
+                    f"cannot start a worker process: {error.strerror or error}; finished jobs are kept, "
+                    "give the same command with fewer --workers"
+                ) from error
+            worker_end.close()
+            self._started[number] = (process, connection)
 
     def _kill(self, number: int) -> None:
         process, connection = self._started.pop(number)
+        self._programs.pop(number, None)
         process.kill()
         process.join()
         connection.close()
+
+
+@contextmanager
+def _delayed_signals() -> Iterator[None]:
+    """Handle the signals that end a run after the context, which they would leave half done.
+
+    A worker whose start is interrupted lacks its arguments, and prints a traceback.
+    """
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in ENDING}
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
+        handlers = {}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    arrived: list[int] = []
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def _read(message: bytes) -> Outcome:

@@ -5,6 +5,7 @@ Ray finds lost workers and nodes, tries their tasks again and moves the results;
 """
 
 import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 from experiments.run.errors import RunError
 from experiments.run.executors._attempts import ATTEMPTS, DIED
+from experiments.run.executors._order import programs_first
 from experiments.run.executors.settings import Settings, worker_python_path
 from experiments.run.job import Job, Outcome
 from isouq._errors import first_line
@@ -53,7 +55,7 @@ def _run(
     ray: Any, task: Any, function: Callable[..., Outcome], jobs: Sequence[Job], limit: int
 ) -> Iterator[tuple[Job, Outcome]]:
     """Yield each job with its outcome; Ray has at most `limit` tasks at a time."""
-    waiting, running = iter(jobs), dict[Any, Job]()
+    waiting, running = iter(programs_first(jobs)), dict[Any, Job]()
     while True:
         for job in itertools.islice(waiting, limit - len(running)):
             running[task.remote(function, job)] = job
@@ -78,6 +80,8 @@ def _call(function: Callable[..., Outcome], job: Job) -> Outcome:
 def _environment(settings: Settings) -> dict[str, str]:
     """Return the environment of the workers: where the project is, and no more of a GPU than their share."""
     chosen = {"PYTHONPATH": worker_python_path()}
+    if own := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        chosen["JAX_COMPILATION_CACHE_DIR"] = own
     if settings.gpus == 0:
         chosen["JAX_PLATFORMS"] = "cpu"
     elif settings.gpus < 1:

@@ -17,6 +17,8 @@ class Settings:
     cpus, gpus: the cores and GPUs of one worker, for ray and slurm. With a share of a GPU (ray) several jobs share one.
     partition, minutes: the partition and the time limit of SLURM jobs; None leaves the defaults.
     cluster: "slurm", or "local" to run the SLURM jobs as processes on this machine, to try it.
+    compilation_cache: the folder of compiled programs, "none", or None for the default: see
+        `compilations.cache_folder`.
     """
 
     name: str = "processes"
@@ -27,6 +29,7 @@ class Settings:
     partition: str | None = None
     minutes: int | None = None
     cluster: str = "slurm"
+    compilation_cache: str | None = None
 
 
 def worker_python_path() -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from experiments.run.errors import RunError
 from experiments.run.executors._attempts import run_with_attempts
+from experiments.run.executors._order import programs_first
 from experiments.run.executors.settings import Settings, worker_python_path
 from experiments.run.job import Job, Outcome
 from isouq import _files
@@ -117,7 +118,7 @@ class Tasks:
         """Yield each job with its outcome, as they end; None if its task is lost."""
         if not again:
             self._take_over(jobs)
-        waiting = deque(job for job in jobs if job not in self.running)
+        waiting = deque(programs_first([job for job in jobs if job not in self.running]))
         while waiting or self.running:
             room = min(self._limit - len(self.running), len(waiting))
             self._submit([waiting.popleft() for _ in range(room)])
