@@ -11,12 +11,13 @@ from benchmarks.settings import apply
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
+OTHERS = ("reference", "samplers")  # they have rows and pages of their own
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="isouq against its peers, in one run")
-    parser.add_argument("name", choices=[*cases.NAMES, "reference", "all"])
+    parser.add_argument("name", choices=[*cases.NAMES, *OTHERS, "all"], help="all: those that compare with peers")
     parser.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke: tiny, a minute each")
     parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, for smoke out/benchmarks")
     parser.add_argument("--rounds", type=int, help="at least so many (default 7, smoke 2)")
@@ -42,10 +43,8 @@ def main(argv: Sequence[str]) -> None:
 
     full = options.preset == "full"
     folder = options.out or (RESULTS if full else SMOKE_RESULTS)
-    if options.name == "reference":
-        from benchmarks import reference
-
-        reference.run(options.preset, folder, provenance.provenance(argv))
+    if options.name in OTHERS:
+        _run_other(options, folder, provenance.provenance(argv))
         return
     plan = timing.Plan(options.rounds or (7 if full else 2), options.budget or (60.0 if full else 2.0))
     how = runner.Options(plan, memory=not options.no_memory, only=options.only)
@@ -64,6 +63,18 @@ def main(argv: Sequence[str]) -> None:
             results, section = _agreement(group[0], options)
             report.write(name, rows, record | {"bfloat16 against float32": results}, folder, section)
         print((folder / f"{name}.md").read_text(), flush=True)
+
+
+def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None:
+    """Run a benchmark that has rows and a page of its own."""
+    if options.name == "reference":
+        from benchmarks import reference
+
+        reference.run(options.preset, folder, record)
+    elif options.name == "samplers":
+        from benchmarks import samplers
+
+        samplers.run(options.preset, folder, record, options.only)
 
 
 def _agreement(case: cases.Case, options: argparse.Namespace) -> tuple[dict[str, Any], str]:

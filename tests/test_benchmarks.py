@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, provenance, reference
+from benchmarks import cases, provenance, reference, samplers
+from experiments.synthetic.presets import validation
 
 # `python -m benchmarks` in an environment that has no torch, whatever is installed in this one
 WITHOUT_TORCH = """
@@ -67,3 +68,27 @@ def test_the_reference_is_measured(monkeypatch, tmp_path):
 def test_a_peer_that_is_missing_keeps_its_row_with_the_reason(tmp_path):
     run("mlp", tmp_path, "Opacus", ("-c", WITHOUT_TORCH))
     assert "not installed: pip install torch==2.13.0" in (tmp_path / "mlp.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_samplers_are_compared_and_a_second_run_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(samplers, "cells", lambda preset: [validation.jobs("smoke")[0]])
+    record = provenance.provenance(["samplers"])
+    samplers.run("smoke", tmp_path, record, "HMC")
+    first = (tmp_path / "samplers.csv").read_text(encoding="utf-8").splitlines()[1]
+    samplers.run("smoke", tmp_path, record, "NUTS")
+    again = (tmp_path / "samplers.csv").read_text(encoding="utf-8").splitlines()[1]
+    assert again.split(",")[:8] == first.split(",")[:8]
+    with (tmp_path / "samplers.csv").open(encoding="utf-8") as file:
+        rows = {row["sampler"]: row for row in csv.DictReader(file)}
+    assert tuple(rows) == samplers.CONTESTANTS
+    for name, row in rows.items():
+        assert row["status"] == "ok"
+        per_gradient = 1000 * float(row["ess_bulk"]) / float(row["draw_gradients"])
+        assert float(row["ess_per_1000_draw_gradients"]) == pytest.approx(per_gradient, rel=1e-4)
+        best = 1000 * float(rows[samplers.NUMPYRO]["ess_bulk"]) / float(rows[samplers.NUMPYRO]["draw_gradients"])
+        assert float(row["ratio_to_numpyro"]) == pytest.approx(per_gradient / best, rel=1e-4), name
+    expected = 4 * 50 * 50  # chains, draws, mean leapfrog steps
+    assert float(rows[samplers.BEFORE]["draw_gradients"]) == pytest.approx(expected, rel=0.1)
+    assert float(rows[samplers.BEFORE]["gradients"]) == pytest.approx(2 * expected, rel=0.1)
+    assert float(rows[samplers.NUMPYRO]["gradients"]) > float(rows[samplers.NUMPYRO]["draw_gradients"]) + 4 * 50

@@ -40,16 +40,13 @@ def measure_reference(
     target = uncertainty(setting.predict, fit.best(), xs, kind).target
     record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
     clock.lap("seconds_target")
-    sampling = Sampling(
-        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
-    )
 
     def judge_grid(recorded: Any, divergent: float) -> Verdict:
         margins = recorded[0][:, :, grid]
         return judge(margins, divergent, probabilities(margins, kind))
 
     reference = sample_reference(
-        log_density, fit.params, setting.chain_key, sampling=sampling, record=record,
+        log_density, fit.params, setting.chain_key, sampling=sampler_settings(cell), record=record,
         inverse_mass_matrix=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=judge_grid,
         checkpoint=checkpoint,
     )  # fmt: skip
@@ -79,6 +76,13 @@ def measure_reference(
     if kind != "regression":
         arrays["aleatoric"] = (flat * (1 - flat)).mean(axis=0)
     return Result({**dataclasses.asdict(cell), **numbers, **clock.laps()}, arrays)
+
+
+def sampler_settings(cell: Configuration) -> Sampling:
+    """Return how the chains of a configuration are sampled."""
+    return Sampling(
+        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
+    )
 
 
 def _margins_and_draw(margins: Margins, params: Any) -> tuple[Any, Any]:
