@@ -11,7 +11,7 @@ from benchmarks.settings import apply
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
-OTHERS = ("reference", "samplers")  # they have rows and pages of their own
+OTHERS = ("reference", "samplers", "study")  # they have rows and pages of their own
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,6 +32,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--tied", choices=["on", "off", "both"], default="both", help="lm: both: untied at first length"
     )
     parser.add_argument("--questions", type=Path, help='text: a file with {"question": ...} on every line')
+    parser.add_argument("--before", metavar="COMMIT", help="study: the commit to compare with (default version 0.1)")
+    parser.add_argument(
+        "--experiment", metavar="ARGUMENTS",
+        help="study: the whole run, as python -m experiments takes it (default 'all --preset quick'); '' for none",
+    )  # fmt: skip
+    parser.add_argument("--projection", action="store_true", help="study: the time of all cells, from a tenth of them")
     return parser.parse_args(argv)
 
 
@@ -75,6 +81,19 @@ def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]
         from benchmarks import samplers
 
         samplers.run(options.preset, folder, record, options.only)
+    elif options.projection:
+        from benchmarks import projection
+
+        projection.run(options.preset, folder, record)
+    else:
+        from benchmarks import study
+
+        full = options.preset == "full"
+        whole = "all --preset quick" if full else "validation --preset smoke --seeds 1"
+        study.run(
+            options.preset, folder, record, options.before or study.BEFORE,
+            whole if options.experiment is None else options.experiment, options.rounds or (3 if full else 1),
+        )  # fmt: skip
 
 
 def _agreement(case: cases.Case, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
