@@ -58,15 +58,25 @@ def mlp(
 
     `init(key)` gives parameters and can be mapped over keys by `jax.vmap`. `predict(params, x)` takes one x
     `[in_features]` and returns `[out_features]`, or `[]` where out_features is 1. Two MLPs with the same activation
-    and depth have equal `predict`, so that they share a compiled program.
+    and depth have equal `predict`, and with the same sizes equal `init`, so that they share compiled programs.
     """
-
-    def init(key: Array) -> Any:
-        module = MLP(in_features, hidden, out_features, activation=activation, rngs=nnx.Rngs(key))
-        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
-
+    init = _InitMLP(in_features, tuple(hidden), out_features, activation)
     jax.eval_shape(init, jax.random.key(0))  # raises for a wrong width
     return _PredictMLP(activation, len(hidden) + 1, out_features == 1), init
+
+
+@dataclass(frozen=True)
+class _InitMLP:
+    """The initial parameters of an `MLP` as a function of a key."""
+
+    in_features: int
+    hidden: tuple[int, ...]
+    out_features: int
+    activation: Callable
+
+    def __call__(self, key: Array) -> Any:
+        sizes = self.in_features, self.hidden, self.out_features
+        return nnx.to_pure_dict(nnx.state(MLP(*sizes, activation=self.activation, rngs=nnx.Rngs(key)), nnx.Param))
 
 
 @jax.tree_util.register_static

@@ -27,11 +27,11 @@ class Configuration:
     sigma: float = 1.0
     num_points: int = 200
     chains: int = 4
-    num_warmup: int = 500
+    num_warmup: int = 200
     num_draws: int = 250
     max_rounds: int = 8
     thin: int = 1
-    num_leapfrog: int = 50
+    num_leapfrog: int = 20
     sampler: str = "hmc"
     resolution: int | None = None
     study: str = "agreement"

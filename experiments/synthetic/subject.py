@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,24 +20,38 @@ from isouq.posterior import LogDensity
 # The columns of a study's row that come from its reference.
 FACTS = (
     "accepted", "rhat", "ess_bulk", "divergent", "halves", "accepted_wide", "num_params",
-    "map_grad_norm", "map_converged", "rounds", "step_size", "acceptance", "gradient_evaluations",
+    "map_grad_norm", "map_converged", "map_log_density", "map_spread", "map_escapes",
+    "rounds", "step_size", "acceptance", "gradient_evaluations",
 )  # fmt: skip
 
 
 class Setting(NamedTuple):
     """Data, model and posterior of a cell, before anything is trained.
 
-    inits: one set of parameters for each chain. chain_key, second_key: random keys, of the reference's chains and of
-    everything else that a study draws.
+    zeros: parameters of the model's shapes. init: the function from a key to initial parameters. init_keys: its keys,
+    one for each chain. chain_key, second_key: random keys, of the reference's chains and of everything else that a
+    study draws.
     """
 
     problem: problems.Problem
     data: problems.Dataset
     predict: Callable
     log_density: LogDensity
-    inits: Any
+    zeros: Any
+    init: Callable
+    init_keys: Any
     chain_key: Any
     second_key: Any
+
+    @property
+    def inits(self) -> Any:
+        """Return the initial parameters of every chain, with a leading axis of chains."""
+        return _initialise(self.init, self.init_keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def _initialise(init: Callable, keys: Any) -> Any:
+    return jax.vmap(init)(keys)
 
 
 class Subject(NamedTuple):
@@ -80,33 +95,33 @@ class Subject(NamedTuple):
 
 
 def set_up(cell: Configuration, problem: problems.Problem) -> Setting:
-    """Draw data, initial parameters and random keys from the cell's seed."""
+    """Draw data and random keys from the cell's seed."""
     hidden = problem.hidden if cell.width is None else (cell.width,)
     data_key, init_key, chain_key, second_key = jax.random.split(jax.random.key(cell.seed), 4)
     data = problem.sample(data_key, cell.num_points)
     predict, init = models.mlp(data.xs.shape[1], hidden, problem.num_outputs)
-    inits = jax.jit(jax.vmap(init))(jax.random.split(init_key, cell.chains))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(init, init_key))
     log_density = LogDensity.of(
-        predict, _first(inits), data.xs, data.ys, problem.kind,
+        predict, zeros, data.xs, data.ys, problem.kind,
         prior=cell.prior, sigma=cell.sigma, noise=problem.noise,
     )  # fmt: skip
-    return Setting(problem, data, predict, log_density, inits, chain_key, second_key)
+    init_keys = jax.random.split(init_key, cell.chains)
+    return Setting(problem, data, predict, log_density, zeros, init, init_keys, chain_key, second_key)
 
 
 def evaluation_inputs(cell: Configuration, xs: Any) -> tuple[Any, slice, slice]:
     """Return the grid of the comparison followed by the coarser grid of the wide region, and the rows of each."""
     coarse = max(2, cell.resolution // 2) if cell.resolution else (100 if xs.shape[1] == 1 else 25)
-    grid = problems.evaluation_inputs(xs, cell.resolution)
-    wide = problems.evaluation_inputs(xs, coarse, widen=None)
-    return jnp.concatenate([grid, wide]), slice(0, len(grid)), slice(len(grid), None)
+    grid = np.asarray(problems.evaluation_inputs(xs, cell.resolution))
+    wide = np.asarray(problems.evaluation_inputs(xs, coarse, widen=None))
+    return jnp.asarray(np.concatenate([grid, wide])), slice(0, len(grid)), slice(len(grid), None)
 
 
 def subject(cell: Configuration, problem: problems.Problem, reference: Result) -> Subject:
     """Return what a study measures, from a reference that was computed before."""
     setting = set_up(cell, problem)
-    _, unravel = ravel_pytree(_first(setting.inits))
-    starts = jax.vmap(unravel)(jnp.asarray(reference.arrays["starts"]))
-    theta = jax.tree.map(lambda leaf: leaf[reference.numbers["best"]], starts)
+    starts = jax.tree.map(np.asarray, jax.vmap(ravel_pytree(setting.zeros)[1])(reference.arrays["starts"]))
+    theta = jax.tree.map(lambda leaf: jnp.asarray(leaf[reference.numbers["best"]]), starts)
     xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
     clock = Clock()
     estimate = uncertainty(setting.predict, theta, xs, setting.log_density.kind)
@@ -125,7 +140,3 @@ def epistemic_map(setting: Setting, theta: Any, xs: Any, covariance: Any = None)
 def correlations(name: str, one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Return the correlations of two maps as the columns NAME_pearson and NAME_spearman."""
     return {f"{name}_pearson": stats.pearson(one, other), f"{name}_spearman": stats.spearman(one, other)}
-
-
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)

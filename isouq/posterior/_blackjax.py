@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 VERSION = blackjax.__version__
 INITIAL_STEP_SIZE = 0.1
@@ -76,39 +76,7 @@ def step_size(state: ChainState) -> Array:
     return final(state.adaptation)
 
 
-def warm_up(
-    sampler: str,
-    log_density: Callable,
-    state: ChainState,
-    inverse_mass_matrix: Float[Array, " params"],
-    key: Array,
-    first: Int[Array, ""],
-    num_integration_steps: Int[Array, " block"],
-    target_acceptance: Float[Array, ""],
-) -> ChainState:
-    """Return one chain's state after its next warm-up transitions.
-
-    The step size is adapted by dual averaging (Hoffman and Gelman 2014, section 3.2.1).
-    first: number of transitions made before; transition t has the key `fold_in(key, t)`.
-    num_integration_steps: leapfrog steps of each transition; one of 0 steps pads a block and changes nothing.
-    """
-    step = _transition(sampler)
-    _, update, _ = dual_averaging_adaptation(target_acceptance)
-
-    def body(state: ChainState, inputs: tuple[Array, Array]) -> tuple[ChainState, None]:
-        index, steps = inputs
-        size = jnp.exp(state.adaptation.log_step_size)
-        moved, acceptance, _, _ = step(
-            jax.random.fold_in(key, index), state.hmc, log_density, size, inverse_mass_matrix, steps
-        )
-        # a trajectory that overflowed has acceptance NaN, which counts as a rejection
-        new = ChainState(moved, update(state.adaptation, jnp.nan_to_num(acceptance)))
-        return jax.tree.map(lambda a, b: jnp.where(steps > 0, a, b).astype(b.dtype), new, state), None
-
-    return jax.lax.scan(body, state, (first + jnp.arange(num_integration_steps.shape[0]), num_integration_steps))[0]
-
-
-def draw_block(
+def run_block(
     sampler: str,
     log_density: Callable,
     state: ChainState,
@@ -117,24 +85,48 @@ def draw_block(
     key: Array,
     first: Int[Array, ""],
     num_integration_steps: Int[Array, "draws thin"],
+    target_acceptance: Float[Array, ""],
+    is_warm_up: Bool[Array, ""],
 ) -> tuple[ChainState, Trace]:
-    """Return one chain's state after its next draws, and their trace; `first` and keys as in `warm_up`."""
+    """Return one chain's state after its next transitions, and their trace.
+
+    Warm-up and draws are the same program, which takes more than a second to compile. In warm-up the step size is
+    adapted by dual averaging (Hoffman and Gelman 2014, section 3.2.1), and zeros are recorded.
+
+    first: number of transitions made before; transition t has the key `fold_in(key, t)`.
+    num_integration_steps: leapfrog steps of each transition; one of 0 steps pads a block and changes nothing.
+    """
     step = _transition(sampler)
-    size = step_size(state)
-    index = first + jnp.arange(num_integration_steps.size).reshape(num_integration_steps.shape)
+    _, update, _ = dual_averaging_adaptation(target_acceptance)
+    shapes = jax.eval_shape(record, state.hmc.position)
 
-    def transition(hmc: Any, inputs: tuple[Array, Array]) -> tuple[Any, tuple[Array, Array, Array]]:
+    def transition(state: ChainState, inputs: tuple[Array, Array]) -> tuple[ChainState, tuple[Array, Array, Array]]:
         index, steps = inputs
-        hmc, *info = step(jax.random.fold_in(key, index), hmc, log_density, size, inverse_mass_matrix, steps)
-        return hmc, tuple(info)
+        size = jnp.where(is_warm_up, jnp.exp(state.adaptation.log_step_size), step_size(state))
+        hmc, acceptance, divergent, count = step(
+            jax.random.fold_in(key, index), state.hmc, log_density, size, inverse_mass_matrix, steps
+        )
+        # a trajectory that overflowed has acceptance NaN, which counts as a rejection
+        adaptation = _select(is_warm_up, update(state.adaptation, jnp.nan_to_num(acceptance)), state.adaptation)
+        return _select(steps > 0, ChainState(hmc, adaptation), state), (acceptance, divergent, count)
 
-    def draw(hmc: Any, inputs: tuple[Array, Array]) -> tuple[Any, Trace]:
-        hmc, (acceptance, divergent, steps) = jax.lax.scan(transition, hmc, inputs)
-        trace = Trace(record(hmc.position), jnp.sum(divergent), jnp.mean(acceptance), jnp.sum(steps))
-        return hmc, trace
+    def draw(state: ChainState, inputs: tuple[Array, Array]) -> tuple[ChainState, Trace]:
+        state, (acceptance, divergent, count) = jax.lax.scan(transition, state, inputs)
+        recorded = jax.lax.cond(
+            is_warm_up,
+            lambda _: jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), shapes),
+            lambda position: record(position),
+            state.hmc.position,
+        )
+        return state, Trace(recorded, jnp.sum(divergent), jnp.mean(acceptance), jnp.sum(count))
 
-    hmc, trace = jax.lax.scan(draw, state.hmc, (index, num_integration_steps))
-    return ChainState(hmc, state.adaptation), trace
+    index = first + jnp.arange(num_integration_steps.size).reshape(num_integration_steps.shape)
+    return jax.lax.scan(draw, state, (index, num_integration_steps))
+
+
+def _select(condition: Array, new: Any, old: Any) -> Any:
+    """Return the leaves of `new` where the condition holds, else those of `old`, with their dtypes."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b).astype(b.dtype), new, old)
 
 
 def flat_diagonal(tree: Any, like: Any) -> Float[Array, " params"]:

@@ -93,36 +93,38 @@ class Blocks:
         """Return how many there are in the first `count` blocks."""
         return min(max(count, 0) * self.size, self.total)
 
-    def fill(self, values: np.ndarray) -> np.ndarray:
-        """Return values `[total, ...]` as `[count, size, ...]`, padded with zeros."""
-        missing = self.count * self.size - self.total
-        padded = np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)])
-        return padded.reshape(self.count, self.size, *values.shape[1:])
-
 
 class Schedule(NamedTuple):
-    """The blocks of warm-up and of a round of draws, and the leapfrog steps of each transition; 0 is padding."""
+    """The blocks of warm-up and those of all rounds, which have one size: `[draws, thin]` transitions.
 
-    warm: Blocks
+    draw: the blocks of a round. first: number of the first transition of each block. lengths: leapfrog steps of each
+    transition, where 0 is padding, `[blocks, draws, thin]`.
+    """
+
+    num_warm: int
     draw: Blocks
-    warm_lengths: np.ndarray  # [blocks, transitions]
-    draw_lengths: np.ndarray  # [blocks of all rounds, draws, thin]
+    first: np.ndarray
+    lengths: np.ndarray
 
     @classmethod
     def of(cls, sampling: Sampling, key: Array) -> "Schedule":
         """Return the schedule of these settings with random numbers of steps."""
-        warm = Blocks.of(sampling.num_warmup, _BLOCK)
         draw = Blocks.of(sampling.num_draws, max(1, _BLOCK // sampling.thin))
-        rounds, mean = sampling.max_rounds, sampling.num_integration_steps
-        total = sampling.num_warmup + rounds * sampling.num_draws * sampling.thin
-        lengths = np.asarray(jax.random.randint(key, (total,), math.ceil(mean / 2), mean + mean // 2 + 1))
-        draw_lengths = lengths[sampling.num_warmup :].reshape(rounds, sampling.num_draws, sampling.thin)
-        filled = np.concatenate([draw.fill(of_round) for of_round in draw_lengths])
-        return cls(warm, draw, warm.fill(lengths[: sampling.num_warmup]), filled)
+        size, of_round = draw.size * sampling.thin, sampling.num_draws * sampling.thin
+        mean, total = sampling.num_integration_steps, sampling.num_warmup + sampling.max_rounds * of_round
+        random = np.asarray(jax.random.randint(key, (total,), math.ceil(mean / 2), mean + mean // 2 + 1))
+        ends = sampling.num_warmup + of_round * np.arange(sampling.max_rounds + 1)
+        stages = [range(start, end, size) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        lengths = np.zeros((sum(map(len, stages)), size), random.dtype)
+        first = np.array([start for stage in stages for start in stage])
+        last = np.array([min(start + size, stage.stop) for stage in stages for start in stage])
+        for row, start, end in zip(lengths, first, last, strict=True):
+            row[: end - start] = random[start:end]
+        return cls(len(stages[0]), draw, first, lengths.reshape(-1, draw.size, sampling.thin))
 
     def draws_before(self, block: int) -> int:
-        """Return the number of draws in the blocks of draws before this one."""
-        round_number, block_of_round = divmod(max(block, 0), self.draw.count)
+        """Return the number of draws in the blocks before this one."""
+        round_number, block_of_round = divmod(max(block - self.num_warm, 0), self.draw.count)
         return round_number * self.draw.total + self.draw.size_of_first(block_of_round)
 
 
@@ -210,10 +212,10 @@ def run(
     group = chains_of_program(sampling, chains)
     layout = Layout.of(chains, group)
     sampler, mesh = sampling.sampler, layout.mesh
-    warm_key, draw_key, length_key = jax.random.split(key, 3)
-    warm_keys, draw_keys = (layout.place(jax.random.split(k, chains)) for k in (warm_key, draw_key))
+    chain_key, length_key = jax.random.split(key)
+    keys = layout.place(jax.random.split(chain_key, chains))
     schedule = Schedule.of(sampling, length_key)
-    warm, num_draws = schedule.warm, sampling.max_rounds * sampling.num_draws
+    num_draws = sampling.max_rounds * sampling.num_draws
     total = sampling.num_warmup + num_draws * sampling.thin
     target = jnp.float32(sampling.target_acceptance_rate)
     log_density, record, inverse_mass_matrix, target = layout.replicate(
@@ -232,31 +234,30 @@ def run(
             first_block, states = saved.blocks, layout.place(saved.state)
             if saved.results is not None:
                 draws.add(saved.results, saved.results.num_steps.shape[1])
-    for block in range(first_block, warm.count + len(schedule.draw_lengths)):
-        after = block - warm.count
-        if after < 0:
-            index, steps = np.int32(warm.size_of_first(block)), schedule.warm_lengths[block]
-            states = [
-                _warm_up(log_density, state, inverse_mass_matrix, keys, index, steps, target, sampler, mesh)
-                for state, keys in zip(states, warm_keys, strict=True)
-            ]
+    for block in range(first_block, len(schedule.lengths)):
+        is_warm_up = block < schedule.num_warm
+        first_transition, steps = np.int32(schedule.first[block]), schedule.lengths[block]
+        results = [
+            _run_block(
+                log_density, state, inverse_mass_matrix, record, key, first_transition, steps, target,
+                np.bool_(is_warm_up), sampler, mesh,
+            )
+            for state, key in zip(states, keys, strict=True)
+        ]  # fmt: skip
+        states = [state for state, _ in results]
+        count = schedule.draws_before(block + 1) - schedule.draws_before(block)
+        if is_warm_up:
             jax.block_until_ready(states)
         else:
-            before, draws_after = schedule.draws_before(after), schedule.draws_before(after + 1)
-            index, steps = np.int32(before * sampling.thin), schedule.draw_lengths[after]
-            results = [
-                _draw(log_density, state, inverse_mass_matrix, record, keys, index, steps, sampler, mesh)
-                for state, keys in zip(states, draw_keys, strict=True)
-            ]
-            states = [state for state, _ in results]
-            draws.add(layout.join([trace for _, trace in results]), draws_after - before)
+            draws.add(layout.join([trace for _, trace in results]), count)
             if draws.count % sampling.num_draws == 0 and is_enough(draws.view()):
                 report(1.0)
                 break
         if checkpoint is not None and checkpoint.due():
             checkpoint.save(Saved(block + 1, layout.join(states), draws.view()))
-        report((warm.size_of_first(block + 1) + schedule.draws_before(after + 1) * sampling.thin) / total)
-    return layout.join(states), draws.view(), int(schedule.warm_lengths.sum())
+        report((schedule.first[block] + np.count_nonzero(steps)) / total)
+    warm_steps = int(schedule.lengths[: schedule.num_warm].sum())
+    return layout.join(states), draws.view(), warm_steps
 
 
 def _abstract_trace(record: Callable, state: ChainState) -> Trace:
@@ -281,24 +282,7 @@ def _start(log_density: Callable, positions: Any, mesh: Mesh) -> ChainState:
 
 
 @partial(jax.jit, static_argnames=("sampler", "mesh"))
-def _warm_up(
-    log_density: Callable,
-    state: ChainState,
-    inverse_mass_matrix: Array,
-    keys: Array,
-    first: Array,
-    lengths: Array,
-    target: Array,
-    sampler: str,
-    mesh: Mesh,
-) -> ChainState:
-    run = partial(_blackjax.warm_up, sampler)
-    mapped = _over_chains(run, mesh, (False, True, False, True, False, False, False))
-    return mapped(log_density, state, inverse_mass_matrix, keys, first, lengths, target)
-
-
-@partial(jax.jit, static_argnames=("sampler", "mesh"))
-def _draw(
+def _run_block(
     log_density: Callable,
     state: ChainState,
     inverse_mass_matrix: Array,
@@ -306,9 +290,11 @@ def _draw(
     keys: Array,
     first: Array,
     lengths: Array,
+    target: Array,
+    is_warm_up: Array,
     sampler: str,
     mesh: Mesh,
 ) -> tuple[ChainState, Trace]:
-    run = partial(_blackjax.draw_block, sampler)
-    mapped = _over_chains(run, mesh, (False, True, False, False, True, False, False))
-    return mapped(log_density, state, inverse_mass_matrix, record, keys, first, lengths)
+    run = partial(_blackjax.run_block, sampler)
+    mapped = _over_chains(run, mesh, (False, True, False, False, True, False, False, False, False))
+    return mapped(log_density, state, inverse_mass_matrix, record, keys, first, lengths, target, is_warm_up)

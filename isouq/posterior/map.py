@@ -43,8 +43,12 @@ class MapFit(NamedTuple):
 
     def best(self) -> Any:
         """Return the parameters of the start with the highest log density (θ*)."""
-        index = self.best_index()
-        return jax.tree.map(lambda leaf: leaf[index], self.params)
+        return _row(self.params, self.best_index())
+
+
+@jax.jit
+def _row(tree: Any, index: Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def fit_map(
@@ -94,8 +98,9 @@ def fit_map(
         if not is_saddle.any():
             break
         further = _fit(frozen, ends, scales, max_steps, tolerance)
-        fit = further._replace(num_steps=fit.num_steps + further.num_steps, num_escapes=fit.num_escapes + is_saddle)
-    return fit._replace(converged=fit.converged & ~is_saddle)
+        num_steps, num_escapes = np.asarray(fit.num_steps), np.asarray(fit.num_escapes)
+        fit = further._replace(num_steps=num_steps + further.num_steps, num_escapes=num_escapes + is_saddle)
+    return fit._replace(converged=np.asarray(fit.converged) & ~is_saddle)
 
 
 @jax.jit
@@ -154,10 +159,11 @@ def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any) -> tuple[Any
     A matrix that has a Cholesky factor has no eigenvalue below zero, and is not decomposed. Eigenvalues of less than
     10⁻⁵ of the largest entry are rounding, and a saddle counts only where a step raises the density.
     """
-    is_saddle = np.zeros(len(fit.log_density), bool)
-    ends = fit.params
-    for start in np.flatnonzero(fit.converged):
-        end = jax.tree.map(lambda leaf, i=start: leaf[i], fit.params)
+    densities = np.asarray(fit.log_density)
+    is_saddle = np.zeros(len(densities), bool)
+    ends = jax.tree.map(np.array, fit.params)
+    for start in np.flatnonzero(np.asarray(fit.converged)):
+        end = jax.tree.map(lambda leaf, i=start: leaf[i], ends)
         curvature = np.array(_curvature(log_density, end, scales), np.float64)
         curvature += 1e-5 * np.abs(curvature).max() * np.eye(len(curvature))
         try:
@@ -165,9 +171,10 @@ def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any) -> tuple[Any
         except np.linalg.LinAlgError:
             direction = np.linalg.eigh(curvature)[1][:, 0]
             moved, density = _step_up(log_density, end, scales, direction)
-            if density > fit.log_density[start]:
+            if density > densities[start]:
                 is_saddle[start] = True
-                ends = jax.tree.map(lambda leaf, new, i=start: leaf.at[i].set(new), ends, moved)
+                for leaf, new in zip(jax.tree.leaves(ends), jax.tree.leaves(moved), strict=True):
+                    leaf[start] = new
     return ends, is_saddle
 
 

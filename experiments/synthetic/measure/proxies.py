@@ -84,10 +84,15 @@ def _maps(setting: Setting, theta: Any, grid: Any, halves: Halves) -> tuple[dict
     symmetry: Pearson's r of a map with its image. inside: mean in the half of the proxy's data over mean in the
     other. log_ratio_a, log_ratio_b: mean of log(U_A / U_B) in the halves of A and of B.
     """
-    points = jnp.concatenate([grid, images(grid, halves)])
     size = len(grid)
-    in_a = np.asarray(points)[:, halves.axis] < 0
-    identity = epistemic_map(setting, theta, points)
+    both = [grid, images(grid, halves)]
+    in_a = np.concatenate([np.asarray(points)[:, halves.axis] < 0 for points in both])
+
+    def compute_map(covariance: Any = None) -> np.ndarray:
+        """Return the map at the inputs and then at their images."""
+        return np.concatenate([epistemic_map(setting, theta, points, covariance) for points in both])
+
+    identity = compute_map()
     numbers: dict[str, Any] = {"identity_symmetry": stats.pearson(identity[:size], identity[size:])}
     arrays = {"identity": identity[:size].astype(np.float32)}
     data = _data(setting, halves.axis)
@@ -95,7 +100,7 @@ def _maps(setting: Setting, theta: Any, grid: Any, halves: Halves) -> tuple[dict
         maps = {}
         for side, (xs, ys) in data.items():
             density = dataclasses.replace(setting.log_density, xs=xs, ys=ys)
-            maps[side] = epistemic_map(setting, theta, points, laplace(density, theta, curvature))
+            maps[side] = compute_map(laplace(density, theta, curvature))
             own = in_a if side == "a" else ~in_a
             name = f"proxy_{side}_{curvature}"
             numbers |= {
@@ -118,6 +123,8 @@ def _data(setting: Setting, axis: int) -> dict[str, tuple[Any, Any]]:
     key = jax.random.fold_in(setting.second_key, 1)
     xs, ys = setting.problem.sample(key, 12 * size)
     order = jax.random.permutation(jax.random.fold_in(key, 1), len(xs))  # some problems list class after class
-    xs, ys = xs[order], ys[order].astype(setting.log_density.ys.dtype)
-    in_a = np.asarray(xs)[:, axis] < 0
-    return {side: (xs[rows][:size], ys[rows][:size]) for side, rows in (("a", in_a), ("b", ~in_a))}
+    xs, ys = np.asarray(xs)[order], np.asarray(ys, setting.log_density.ys.dtype)[order]
+    in_a = xs[:, axis] < 0
+    return {
+        side: (jnp.asarray(xs[rows][:size]), jnp.asarray(ys[rows][:size])) for side, rows in (("a", in_a), ("b", ~in_a))
+    }

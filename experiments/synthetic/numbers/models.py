@@ -10,6 +10,14 @@ from isouq.stats import Interval, bootstrap_mean
 
 Row = dict[str, Any]
 STATISTICS = {"pearson": "r", "spearman": "ρ"}
+# What a reference cost and how well θ* was found: column, heading, digits after the point.
+COSTS = {
+    "rounds": ("rounds", 1),
+    "ess_bulk": ("bulk ESS", 0),
+    "gradient_evaluations": ("gradients", 0),
+    "map_spread": ("log density of θ* − worst start, nats", 2),
+    "map_escapes": ("saddles left", 1),
+}
 TITLES = {"pearson": "Pearson r", "spearman": "Spearman ρ"}
 
 
@@ -75,6 +83,11 @@ def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted")
     whether the posterior was accepted.
     """
     return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row.get(column, np.nan))])
+
+
+def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:
+    """Return the means of the columns COSTS over all rows of a model."""
+    return [mean_over_all(model, rows, column) for column in COSTS]
 
 
 def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:

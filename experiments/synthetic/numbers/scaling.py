@@ -13,7 +13,7 @@ from experiments.synthetic.numbers.models import (
     Groups,
     Model,
     Row,
-    mean_over_all,
+    costs_of,
     model_name,
     numbers_of,
     rows_by_model,
@@ -51,7 +51,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     groups = rows_by_model(rows)
     summary: list[Number] = []
     for model, group in groups.items():
-        summary += [*numbers_of(model, group, _COLUMNS), mean_over_all(model, group, "gradient_evaluations")]
+        summary += [*numbers_of(model, group, _COLUMNS), *costs_of(model, group)]
     means = {(n.group, n.statistic): n.mean for n in summary}
     shapes = {}
     for models in sweep_by_prior(groups).values():

@@ -7,7 +7,15 @@ from experiments.report.outputs import Number, Numbers
 from experiments.run.errors import RunError
 from experiments.run.job import Result
 from experiments.synthetic.measure.agreement import ESTIMATES
-from experiments.synthetic.numbers.models import STATISTICS, Model, Row, mean_over_accepted, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import (
+    STATISTICS,
+    Model,
+    Row,
+    costs_of,
+    mean_over_accepted,
+    numbers_of,
+    rows_by_model,
+)
 
 # arXiv 2603.29466, Table 1: (r, ρ) by estimate and problem.
 PAPER: dict[str, dict[str, tuple[float, float]]] = {
@@ -54,7 +62,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     summary: list[Number] = []
     for model, group in groups.items():
         summary += numbers_of(model, group, [column for column in columns if column in group[0]])
-        summary += _regions(model, group)
+        summary += [*_regions(model, group), *costs_of(model, group)]
     return Numbers(rows, summary, details=groups)
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.numbers.models import Row
+from experiments.synthetic.numbers.models import COSTS, Model, Row
 from isouq.posterior.verdict import Verdict
 
 _HOW_TO_READ = (
@@ -18,6 +19,20 @@ def page(title: str, numbers: Numbers, *sections: str) -> str:
     """Return a report: title, how to read it, the sections that are not empty, and what did not converge."""
     end = training_section(numbers.rows), reference_section(numbers.rows)
     return "\n".join(part for part in (f"# {title}\n", _HOW_TO_READ, *sections, *end) if part)
+
+
+def costs_section(models: Sequence[Model], numbers: Numbers) -> str:
+    """Return the table of what the references cost and of how well θ* was found, a row a model."""
+    body = [
+        [model.name, *(tables.number(numbers.groups[model.name][column].mean, d) for column, (_, d) in COSTS.items())]
+        for model in models
+    ]
+    return (
+        "## Cost of the references, and training\n\n"
+        "Means over all seeds. A round is 250 draws of each chain; rounds end when the reference is accepted. A "
+        "saddle that training stopped at is left along its steepest way up.\n\n"
+        + tables.table(["model", *(heading for heading, _ in COSTS.values())], body)
+    )
 
 
 def row_name(row: Row) -> str:

@@ -7,7 +7,7 @@ from experiments.report.outputs import Numbers
 from experiments.synthetic.numbers.models import STATISTICS
 from experiments.synthetic.numbers.scaling import Shape
 from experiments.synthetic.presets.scaling import PROBLEM
-from experiments.synthetic.report.page import page
+from experiments.synthetic.report.page import costs_section, page
 from isouq.stats import Interval
 
 MIN_SEEDS = 5  # for a claim
@@ -21,6 +21,7 @@ def report(numbers: Numbers, preset: str) -> str:
         numbers,
         f"## Is there a U?\n\n{_shapes(numbers)}{_flat(numbers)}",
         f"## Every model\n\n{_models(numbers)}",
+        costs_section(numbers.details.models, numbers),
     )
 
 
@@ -82,7 +83,7 @@ def _flat(numbers: Numbers) -> str:
 
 
 def _models(numbers: Numbers) -> str:
-    """Return the table of every model: agreement of the three estimates, and the cost of the reference."""
+    """Return the table of every model: agreement of the three estimates."""
     body = []
     for model in numbers.details.models:
         values = numbers.groups[model.name]
@@ -91,9 +92,9 @@ def _models(numbers: Numbers) -> str:
             interval = values[f"epistemic_{statistic}"]
             line += [tables.mean_sd(interval), tables.bounds(interval)]
         line += [tables.mean_sd(values[f"{name}_{s}"]) for name in ("laplace", "aleatoric") for s in STATISTICS]
-        body.append([*line, f"{values['gradient_evaluations'].mean:.2g}"])
+        body.append(line)
     header = [
         "prior", "width", "parameters", "accepted", "epistemic r", "95 % interval", "epistemic ρ", "95 % interval",
-        "Laplace r", "Laplace ρ", "aleatoric r", "aleatoric ρ", "gradients",
+        "Laplace r", "Laplace ρ", "aleatoric r", "aleatoric ρ",
     ]  # fmt: skip
     return tables.table(header, body)

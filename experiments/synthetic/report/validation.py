@@ -6,7 +6,7 @@ from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.numbers.models import STATISTICS, Row
 from experiments.synthetic.numbers.validation import PAPER, REGIONS
-from experiments.synthetic.report.page import page
+from experiments.synthetic.report.page import costs_section, page
 
 HEADINGS = {
     "epistemic": "Epistemic: ‖g‖² against Var_θ[p]",
@@ -19,7 +19,10 @@ def report(numbers: Numbers, preset: str) -> str:
     """Return the tables beside the paper's, the regions, the closed form and the second opinion."""
     agreement = (_agreement(numbers, estimate, title) for estimate, title in HEADINGS.items())
     opinion = _second_opinion([row for row in numbers.rows if "numpyro_scale" in row])
-    return page(f"Validation, preset `{preset}`", numbers, *agreement, _regions(numbers), _gold(numbers), opinion)
+    costs = costs_section(list(numbers.details), numbers)
+    return page(
+        f"Validation, preset `{preset}`", numbers, *agreement, _regions(numbers), _gold(numbers), opinion, costs
+    )
 
 
 def _agreement(numbers: Numbers, estimate: str, title: str) -> str:
