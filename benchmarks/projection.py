@@ -9,7 +9,6 @@ others did.
 import csv
 import json
 import math
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,13 +159,9 @@ def _page(table: list[Row], rest: float | None, record: dict[str, Any]) -> str:
         ]
         for row in table
     ]
-    text = (
-        f"# All synthetic experiments, projected\n\n{provenance.in_words(record)}\n\n{reading} Two workers ran at once, "
-    )
-    text += (
-        f"{min(CORES, os.cpu_count() or 1)} workers.\n\n{report.table(header, lines)}\n## By model\n\nSeconds of one "
-    )
-    text += "cell without compiling, those of compiling, and those of all cells in one worker.\n\n"
+    title = f"# All synthetic experiments, projected\n\n{provenance.in_words(record)}"
+    text = f"{title}\n\n{reading} {CORES} workers ran at once.\n\n{report.table(header, lines)}\n## By model\n\n"
+    text += "Seconds of one cell without compiling, those of compiling, and those of all cells in one worker.\n\n"
     names = (
         "study",
         "model",
