@@ -65,27 +65,27 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
 def _rows_of(part: str, preset: str) -> Iterator[Row]:
     """Yield the rows of a part as its process prints them, and one that says so where it was cut or failed."""
     command = [sys.executable, "-m", "benchmarks.device", part, preset]
-    process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    output, errors = process.stdout, process.stderr
-    assert output is not None
-    assert errors is not None
     last_words: list[str] = []
-    reader = threading.Thread(target=lambda: last_words.extend(errors.read().strip().splitlines()[-1:]))
-    cut = threading.Timer(SECONDS[part], process.kill)
-    reader.start()
-    cut.start()
-    try:
-        for line in output:
-            if line.startswith(MARK):
-                yield json.loads(line.removeprefix(MARK))
-    finally:
-        is_over = not cut.is_alive()
-        cut.cancel()
-        process.kill()
-        process.wait()
-        reader.join()
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        output, errors = process.stdout, process.stderr
+        assert output is not None
+        assert errors is not None
+        reader = threading.Thread(target=lambda: last_words.extend(errors.read().strip().splitlines()[-1:]))
+        cut = threading.Timer(SECONDS[part], process.kill)
+        reader.start()
+        cut.start()
+        try:
+            for line in output:
+                if line.startswith(MARK):
+                    yield json.loads(line.removeprefix(MARK))
+            process.wait()
+        finally:
+            is_over = not cut.is_alive()
+            cut.cancel()
+            process.kill()
+            reader.join()
     if is_over:
         yield {"status": f"cut after {SECONDS[part]} s"}
     elif process.returncode > 0:

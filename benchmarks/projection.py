@@ -110,14 +110,22 @@ def rows(cells: list[Cell], measured: list[Measured]) -> list[Row]:
 
 
 def _share_of_later(groups: dict[tuple[str, str], list[Measured]]) -> dict[str, float]:
-    """Return, for each study, the compiling of a model's other cells as a share of the slowest one's; 1 if unknown."""
-    first, others = Counter[str](), Counter[str]()
+    """Return, for each study, the compiling of a model's other cells as a share of the slowest one's.
+
+    A study with one cell a model in the sample gets the share of all studies, and 1 where none is known.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = {study: [] for study, _ in groups}
     for (study, _), group in groups.items():
         if len(group) > 1:
-            seconds = sorted(one.compiling for one in group)
-            first[study] += seconds[-1]  # type: ignore[assignment]
-            others[study] += sum(seconds[:-1]) / (len(seconds) - 1)  # type: ignore[assignment]
-    return {study: others[study] / first[study] if first[study] else 1.0 for study, _ in groups}
+            *others, slowest = sorted(one.compiling for one in group)
+            pairs[study].append((float(np.mean(others)), slowest))
+    every = [pair for study in pairs.values() for pair in study]
+
+    def share(known: list[tuple[float, float]]) -> float:
+        others, first = map(sum, zip(*known, strict=True)) if known else (1.0, 1.0)
+        return others / first if first else 1.0
+
+    return {study: share(known or every) for study, known in pairs.items()}
 
 
 def _read(out: Path, cell: Cell) -> Measured:
