@@ -44,16 +44,13 @@ def measure_reference(
     clock.lap("seconds_map", fit.params)
     target = _predicted_classes(setting.predict, fit.best(), xs, kind)
     record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
-    sampling = Sampling(
-        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
-    )
 
     def judge_grid(recorded: Any, divergent: float) -> Verdict:
         margins = recorded[0][:, :, grid]
         return judge(margins, divergent, probabilities(margins, kind))
 
     reference = sample_reference(
-        log_density, fit.params, setting.chain_key, sampling=sampling, record=record,
+        log_density, fit.params, setting.chain_key, sampling=sampler_settings(cell), record=record,
         inverse_mass_matrix=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=judge_grid,
         checkpoint=checkpoint,
     )  # fmt: skip
@@ -86,6 +83,13 @@ def measure_reference(
     if kind != "regression":
         arrays["aleatoric"] = (flat * (1 - flat)).mean(axis=0)
     return Result({**dataclasses.asdict(cell), **numbers, **clock.laps()}, arrays)
+
+
+def sampler_settings(cell: Configuration) -> Sampling:
+    """Return how the chains of a configuration are sampled."""
+    return Sampling(
+        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
+    )
 
 
 @partial(jax.jit, static_argnames="kind")
