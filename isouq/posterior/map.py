@@ -98,8 +98,8 @@ def fit_map(
         if not is_saddle.any():
             break
         further = _fit(frozen, ends, scales, max_steps, tolerance)
-        num_steps, num_escapes = np.asarray(fit.num_steps), np.asarray(fit.num_escapes)
-        fit = further._replace(num_steps=num_steps + further.num_steps, num_escapes=num_escapes + is_saddle)
+        num_steps = np.asarray(fit.num_steps) + np.asarray(further.num_steps)
+        fit = further._replace(num_steps=num_steps, num_escapes=np.asarray(fit.num_escapes) + is_saddle)
     return fit._replace(converged=np.asarray(fit.converged) & ~is_saddle)
 
 
@@ -171,7 +171,7 @@ def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any) -> tuple[Any
         except np.linalg.LinAlgError:
             direction = np.linalg.eigh(curvature)[1][:, 0]
             moved, density = _step_up(log_density, end, scales, direction)
-            if density > densities[start]:
+            if float(density) > densities[start]:
                 is_saddle[start] = True
                 for leaf, new in zip(jax.tree.leaves(ends), jax.tree.leaves(moved), strict=True):
                     leaf[start] = new
