@@ -92,7 +92,7 @@ def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:
 
 def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:
     """Return the mean of a column over all rows of a model, for a cost or a quantity that needs no reference."""
-    values = [row[column] for row in rows if np.isfinite(row[column])]
+    values = [row[column] for row in rows if np.isfinite(row.get(column, np.nan))]
     return Number.of(model.name, column, bootstrap_mean(values), model.accepted)
 
 
