@@ -119,8 +119,9 @@ def evaluation_inputs(cell: Configuration, xs: Any) -> tuple[Any, slice, slice]:
 def subject(cell: Configuration, problem: problems.Problem, reference: Result) -> Subject:
     """Return what a study measures, from a reference that was computed before."""
     setting = set_up(cell, problem)
-    starts = unravel_rows(reference.arrays["starts"], setting.zeros)
-    theta = jax.tree.map(lambda leaf: jnp.asarray(leaf[reference.numbers["best"]]), starts)
+    ends = unravel_rows(reference.arrays["starts"], setting.zeros)
+    theta = jax.tree.map(lambda leaf: jnp.asarray(leaf[reference.numbers["best"]]), ends)
+    starts = jax.tree.map(jnp.asarray, ends)
     xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
     clock = Clock()
     estimate = uncertainty(setting.predict, theta, xs, setting.log_density.kind)

@@ -86,13 +86,13 @@ def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted")
 
 
 def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:
-    """Return the means of the columns COSTS over all rows of a model."""
-    return [mean_over_all(model, rows, column) for column in COSTS]
+    """Return the means of the columns COSTS over all rows of a model; tables of version 0.1 lack some of them."""
+    return [mean_over_all(model, rows, column) for column in COSTS if column in rows[0]]
 
 
 def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:
     """Return the mean of a column over all rows of a model, for a cost or a quantity that needs no reference."""
-    values = [row[column] for row in rows if np.isfinite(row.get(column, np.nan))]
+    values = [row[column] for row in rows if np.isfinite(row[column])]
     return Number.of(model.name, column, bootstrap_mean(values), model.accepted)
 
 
