@@ -1,21 +1,27 @@
 # Two commands: `make reproduce` and `make test`. Each sets up what it needs; quick the second time.
 PYTHON ?= python3
 VENV ?= .venv
+CUDA ?= cuda13
 BIN := $(VENV)/bin
 STARTED := $(shell date +%s)
 
-.PHONY: help reproduce test test-slow test-all lint docs dist clean
+.PHONY: help reproduce device test test-slow test-all lint docs dist clean
 
 help:
 	@echo "make reproduce   all synthetic experiments at the quick preset: figures and tables under out/quick"
 	@echo "make test        format, types and tests; make test-slow: the long ones; make test-all: both"
 	@echo "make docs        the documentation, in out/docs"
+	@echo "make device      equality, speed and memory on one GPU; CUDA=cuda12 for an older driver"
 	@echo "python -m benchmarks NAME   against the peers; see benchmarks/README.md"
 
 reproduce: $(VENV)/.run
 	@echo "environment: $$(($$(date +%s) - $(STARTED))) s"
 	$(BIN)/python -m experiments all --preset quick
 	@echo "environment and experiments: $$(($$(date +%s) - $(STARTED))) s"
+
+device: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'jax[$(CUDA)]'
+	$(BIN)/python -m benchmarks device
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

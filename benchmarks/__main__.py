@@ -11,12 +11,13 @@ from benchmarks.settings import apply
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
+OTHERS = ("reference", "samplers", "study", "device")  # they have rows and pages of their own
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="isouq against its peers, in one run")
-    parser.add_argument("name", choices=[*cases.NAMES, "reference", "all"])
+    parser.add_argument("name", choices=[*cases.NAMES, *OTHERS, "all"], help="all: those that compare with peers")
     parser.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke: tiny, a minute each")
     parser.add_argument("--out", type=Path, help="folder; default benchmarks/results, for smoke out/benchmarks")
     parser.add_argument("--rounds", type=int, help="at least so many (default 7, smoke 2)")
@@ -31,6 +32,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--tied", choices=["on", "off", "both"], default="both", help="lm: both: untied at first length"
     )
     parser.add_argument("--questions", type=Path, help='text: a file with {"question": ...} on every line')
+    parser.add_argument("--before", metavar="COMMIT", help="study: the commit to compare with (default version 0.1)")
+    parser.add_argument(
+        "--experiment", metavar="ARGUMENTS",
+        help="study: the whole run, as python -m experiments takes it (default 'all --preset quick'); '' for none",
+    )  # fmt: skip
+    parser.add_argument("--projection", action="store_true", help="study: the time of all cells, from a tenth of them")
     return parser.parse_args(argv)
 
 
@@ -42,10 +49,8 @@ def main(argv: Sequence[str]) -> None:
 
     full = options.preset == "full"
     folder = options.out or (RESULTS if full else SMOKE_RESULTS)
-    if options.name == "reference":
-        from benchmarks import reference
-
-        reference.run(options.preset, folder, provenance.provenance(argv))
+    if options.name in OTHERS:
+        _run_other(options, folder, provenance.provenance(argv))
         return
     plan = timing.Plan(options.rounds or (7 if full else 2), options.budget or (60.0 if full else 2.0))
     how = runner.Options(plan, memory=not options.no_memory, only=options.only)
@@ -64,6 +69,35 @@ def main(argv: Sequence[str]) -> None:
             results, section = _agreement(group[0], options)
             report.write(name, rows, record | {"bfloat16 against float32": results}, folder, section)
         print((folder / f"{name}.md").read_text(), flush=True)
+
+
+def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None:
+    """Run a benchmark that has rows and a page of its own."""
+    if options.name == "reference":
+        from benchmarks import reference
+
+        reference.run(options.preset, folder, record)
+    elif options.name == "samplers":
+        from benchmarks import samplers
+
+        samplers.run(options.preset, folder, record, options.only)
+    elif options.name == "device":
+        from benchmarks import device
+
+        device.run(options.preset, folder, record)
+    elif options.projection:
+        from benchmarks import projection
+
+        projection.run(options.preset, folder, record)
+    else:
+        from benchmarks import study
+
+        full = options.preset == "full"
+        whole = "all --preset quick" if full else "validation --preset smoke --seeds 1"
+        study.run(
+            options.preset, folder, record, options.before or study.BEFORE,
+            whole if options.experiment is None else options.experiment, options.rounds or (3 if full else 1),
+        )  # fmt: skip
 
 
 def _agreement(case: cases.Case, options: argparse.Namespace) -> tuple[dict[str, Any], str]:

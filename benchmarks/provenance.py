@@ -83,14 +83,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout, with "+ changes" if tracked files of isouq or benchmarks differ."""
+    """Return the commit of the checkout, with "+ changes" if files of isouq, experiments or benchmarks differ."""
     root = Path(__file__).parents[1]
     try:
         head = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True
         )
         status = subprocess.run(
-            ["git", "status", "--porcelain", "isouq", "benchmarks/*.py"],
+            ["git", "status", "--porcelain", "isouq", "experiments", "benchmarks/*.py"],
             cwd=root,
             capture_output=True,
             text=True,

@@ -4,84 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import isouq
+from benchmarks.cancellation import LEVELS, NETWORKS, centred, inputs, probability, two_levels, weights
 
-POSITIONS, FEATURES, WIDTH = 6, 24, 24
-LEVELS = (1.0, 10.0, 100.0, 1e3, 1e4)
-SEEDS = 8
-
-
-def weights():
-    rng = np.random.default_rng(0)
-    shapes = {"w": (FEATURES, WIDTH), "v": (WIDTH, 3), "table": (40, WIDTH), "kernel": (2, FEATURES, WIDTH)}
-    return {name: rng.normal(size=shape) / np.sqrt(FEATURES) for name, shape in shapes.items()}
-
-
-def read_out(h, p):
-    return jnp.tanh(h * jnp.arange(1.0, len(h) + 1)[:, None] / len(h)).mean(0) @ p["v"]
-
-
-def centred(p, x):
-    h = x @ p["w"]
-    return read_out((h - h.mean(0, keepdims=True)) / (h.std(0, keepdims=True) + 1e-3), p)
-
-
-def differences(p, x):
-    h = x @ p["w"]
-    return read_out(h[1:] - h[:-1], p)
-
-
-def two_levels(p, x):
-    """Two groups of positions, each on a level of its own and each centred: removing one mean is not enough."""
-    h = jnp.concatenate([x[:3], -3 * x[3:]]) @ p["w"]
-    return read_out(jnp.concatenate([h[:3] - h[:3].mean(0, keepdims=True), h[3:] - h[3:].mean(0, keepdims=True)]), p)
-
-
-def siamese(p, x):
-    """One weight at two sites whose cotangents have opposite signs."""
-    return read_out(x[:3] @ p["w"] - x[3:] @ p["w"], p)
-
-
-def attention_over_positions(p, x):
-    """Keys under a softmax: a shift of all keys changes nothing."""
-    scores = jax.nn.softmax((x @ p["w"]) @ jnp.ones(WIDTH) / 10)
-    return jnp.tanh(scores @ (x - x.mean(0, keepdims=True)) @ jnp.ones((FEATURES, 3)) / 5) * jnp.arange(1.0, 4.0)
-
-
-def in_a_scan(p, x):
-    """A weight that every step sees; the carry takes differences."""
-
-    def step(last, row):
-        return row @ p["w"], row @ p["w"] - last
-
-    return read_out(lax.scan(step, x[0] @ p["w"], x)[1], p)
-
-
-def convolved(p, x):
-    h = lax.conv_general_dilated(x[None], p["kernel"], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))[0]
-    return read_out(h - h.mean(0, keepdims=True), p)
-
-
-def looked_up(p, x):
-    """The same rows, looked up with opposite signs, and the rows of a tied output layer."""
-    ids = jnp.array([3, 7, 3, 7, 5, 3])
-    h = p["table"][ids] + x[:, :WIDTH]
-    h = h - p["table"][ids[::-1]]
-    return read_out(h, p) + (jnp.tanh(h - h.mean(0, keepdims=True)) @ p["table"].T).mean(0)[:3]
-
-
-NETWORKS = (centred, differences, two_levels, siamese, attention_over_positions, in_a_scan, convolved, looked_up)
-# 8 networks × 5 levels × 8 seeds: 320 adversarial inputs
-
-
-def probability(f):
-    def p(w, x):
-        outputs = f(w, x)
-        return jax.nn.softmax(outputs)[jnp.argmax(outputs)]
-
-    return p
+SEEDS = 8  # with 8 networks and 5 levels: 320 adversarial inputs
 
 
 def squares(grads):
@@ -91,11 +18,11 @@ def squares(grads):
 @pytest.mark.parametrize("f", NETWORKS, ids=lambda f: f.__name__)
 def test_norms_are_as_exact_as_jax_grad_at_every_level(f):
     rng = np.random.default_rng(1)
-    inputs = [level + rng.normal(size=(SEEDS, POSITIONS, FEATURES)) for level in LEVELS]
+    examples = [inputs(level, SEEDS, rng) for level in LEVELS]
     p = probability(f)
     by_norms = jax.jit(jax.vmap(isouq.grad_sq_norm(p, per_leaf=True), (None, 0)))
     by_grads = jax.jit(lambda w, xs: squares(jax.vmap(jax.grad(p), (None, 0))(w, xs)))
-    for level, xs in zip(LEVELS, inputs, strict=True):
+    for level, xs in zip(LEVELS, examples, strict=True):
         single = jax.tree.map(np.float32, (weights(), xs))
         with jax.enable_x64(True):
             truth = jax.tree.map(np.asarray, by_grads(*jax.tree.map(np.float64, single)))
@@ -113,7 +40,7 @@ def test_norms_are_as_exact_as_jax_grad_at_every_level(f):
 def test_one_example_and_a_nested_map_agree_with_a_batch():
     rng = np.random.default_rng(2)
     w = jax.tree.map(np.float32, weights())
-    xs = jnp.asarray([0.0, 1e4])[:, None, None, None] + rng.normal(size=(2, 3, POSITIONS, FEATURES)).astype(np.float32)
+    xs = jnp.stack([jnp.asarray(inputs(level, 3, rng), jnp.float32) for level in (0.0, 1e4)])
     norm = isouq.grad_sq_norm(probability(centred))
     nested = jax.vmap(jax.vmap(norm, (None, 0)), (None, 0))(w, xs)
     alone = [[norm(w, x) for x in row] for row in xs]
@@ -123,7 +50,7 @@ def test_one_example_and_a_nested_map_agree_with_a_batch():
 
 def test_the_derivative_of_a_norm_that_cancels_is_that_of_jax_grad():
     rng = np.random.default_rng(3)
-    w, x = jax.tree.map(np.float32, weights()), (1e3 + rng.normal(size=(POSITIONS, FEATURES))).astype(np.float32)
+    w, x = jax.tree.map(np.float32, weights()), inputs(1e3, 1, rng)[0].astype(np.float32)
     p = probability(two_levels)
 
     def by_grad(w, x):

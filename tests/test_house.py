@@ -37,7 +37,7 @@ ARROWS = {
     "experiments.command": "experiments.*",
     "experiments.publish": "experiments.command experiments.report isouq.stats",
     "experiments.explorer": "experiments.* isouq*",
-    "benchmarks": "isouq* experiments.run",
+    "benchmarks": "isouq* experiments.run* experiments.synthetic*",
 }
 STAGES = ("presets", "measure", "numbers", "report", "figures")  # no stage imports one that comes after it
 # What only the modules named here may import.

@@ -109,6 +109,8 @@ def write_outputs(
     for path, text in zip(paths, texts.values(), strict=True):
         _files.replace_text(path, text)
     for name, figure in figures.items():
+        figure.draw_without_rendering()  # lays the figure out once: each file would do it again
+        figure.set_layout_engine("none")
         for suffix, extra in (("png", {"metadata": {"Software": None}}), ("pdf", {"metadata": {"CreationDate": None}})):
             paths.append(folder / f"{name}.{suffix}")
             _files.replace(paths[-1], partial(figure.savefig, format=suffix, dpi=150, **extra))

@@ -166,7 +166,7 @@ def _fit_beyond_saddles(targets: Sequence[_Target], size: int, max_steps: int, t
             break
         further = _fit_all(targets, size, max_steps, tolerance)
         for index in waiting:
-            num_steps = np.asarray(fits[index].num_steps) + further[index].num_steps
+            num_steps = np.asarray(fits[index].num_steps) + np.asarray(further[index].num_steps)
             num_escapes = np.asarray(fits[index].num_escapes) + is_saddle[index]
             fits[index] = further[index]._replace(num_steps=num_steps, num_escapes=num_escapes)
     return [fit._replace(converged=np.asarray(fit.converged) & ~at) for fit, at in zip(fits, is_saddle, strict=True)]
@@ -255,7 +255,7 @@ def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any) -> tuple[Any
         except np.linalg.LinAlgError:
             direction = np.linalg.eigh(curvature)[1][:, 0]
             moved, density = _step_up(log_density, end, scales, direction)
-            if density > densities[start]:
+            if float(density) > densities[start]:
                 is_saddle[start] = True
                 for leaf, new in zip(jax.tree.leaves(ends), jax.tree.leaves(moved), strict=True):
                     leaf[start] = new

@@ -31,10 +31,15 @@ _OLD_NAMES = {
 
 
 class Cost(NamedTuple):
-    """The cost of a reference, all chains together: gradients of the log density, and transitions."""
+    """The cost of a reference, all chains together.
+
+    gradient_evaluations: gradients of the log density. transitions: those of warm-up included. warmup_gradients: the
+    gradients of warm-up, part of gradient_evaluations; None where they are not counted, and then not part of it.
+    """
 
     gradient_evaluations: int
     transitions: int
+    warmup_gradients: int | None = None
 
 
 class Reference(NamedTuple):
@@ -292,13 +297,15 @@ def _reference(
 ) -> Reference:
     """Return the reference that the draws of one posterior's chains make."""
     chains, num_draws = trace.num_steps.shape
-    warm_gradients = warm_steps * chains if sampling.sampler == "hmc" else 0  # NUTS does not count those of its warm-up
+    warmup_gradients = warm_steps * chains if sampling.sampler == "hmc" else None  # NUTS does not count its warm-up's
     return Reference(
         draws=None if has_record else trace.recorded,
         predictions=trace.recorded if has_record else None,
         verdict=verdict,
         cost=Cost(
-            warm_gradients + int(trace.num_steps.sum()), chains * (num_draws * sampling.thin + sampling.num_warmup)
+            (warmup_gradients or 0) + int(trace.num_steps.sum()),
+            chains * (num_draws * sampling.thin + sampling.num_warmup),
+            warmup_gradients,
         ),
         divergent=_share_of_divergent(trace, sampling.thin),
         step_size=step_size,

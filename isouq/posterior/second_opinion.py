@@ -53,12 +53,15 @@ def sample_numpyro(
     record: Margins,
     num_draws: int = 1000,
     num_warmup: int = 500,
+    count_warmup: bool = False,
 ) -> Reference:
     """Sample with NumPyro's NUTS, with adapted step size and diagonal mass matrix, and judge the predictions.
 
     Arguments, errors and result are those of `sample_reference` and `Sampling`. The chains run vectorised, all waiting
-    for the deepest tree, so that this is for small models. NumPyro does not count the gradients of its warm-up, and
-    the cost is without them.
+    for the deepest tree, so that this is for small models.
+
+    count_warmup: whether to count the gradients of the warm-up too, which compiles a second program and draws with
+        other random numbers. Otherwise the cost is without them.
 
     Source: Phan, Pradhan and Jankowiak (2019).
     """
@@ -78,6 +81,11 @@ def sample_numpyro(
         progress_bar=False,
     )
     # every site is a Normal, so that NumPyro's unconstrained values are the parameters themselves
+    warmup_gradients = None
+    if count_warmup:
+        warm_key, key = jax.random.split(key)
+        mcmc.warmup(warm_key, init_params=_sites(inits), extra_fields=("num_steps",), collect_warmup=True)
+        warmup_gradients = int(mcmc.get_extra_fields()["num_steps"].sum())
     mcmc.run(key, init_params=_sites(inits), extra_fields=("diverging", "num_steps", "accept_prob"))
     samples = mcmc.get_samples(group_by_chain=True)
     draws = jax.tree.unflatten(jax.tree.structure(first), [samples[name] for name in _sites(first)])
@@ -85,7 +93,8 @@ def sample_numpyro(
     extra = mcmc.get_extra_fields(group_by_chain=True)
     divergent = float(extra["diverging"].mean())
     verdict = judge_record(record, predictions, divergent)
-    cost = Cost(int(extra["num_steps"].sum()), chains * (num_draws + num_warmup))
+    gradients = (warmup_gradients or 0) + int(extra["num_steps"].sum())
+    cost = Cost(gradients, chains * (num_draws + num_warmup), warmup_gradients)
     step_size = jnp.ravel(mcmc.last_state.adapt_state.step_size)
     return Reference(None, predictions, verdict, cost, divergent, step_size, extra["accept_prob"].mean(axis=1))
 

@@ -53,7 +53,7 @@ def measure_reference(
     clock.lap("seconds_map", fit.params)
     trained = _prepare(cell, setting, fit)
     reference = sample_reference(
-        setting.log_density, fit.params, setting.chain_key, sampling=_sampling(cell), record=trained.record,
+        setting.log_density, fit.params, setting.chain_key, sampling=sampler_settings(cell), record=trained.record,
         inverse_mass_matrix=trained.prior_variance, progress=progress, verdict=trained.judge, checkpoint=checkpoint,
     )  # fmt: skip
     clock.lap("seconds_reference")
@@ -75,7 +75,7 @@ def measure_references(
     The columns are those of `measure_reference`; of the seconds each row has an equal share.
     """
     clock = Clock()
-    samplings = {_sampling(cell) for cell in cells}
+    samplings = {sampler_settings(cell) for cell in cells}
     if len(samplings) != 1:
         raise ValueError(f"the cells have {len(samplings)} settings of the sampler; pass those of each by themselves")
     settings = [set_up(*pair) for pair in zip(cells, problems, strict=True)]
@@ -134,12 +134,6 @@ def _prepare(cell: Configuration, setting: Setting, fit: MapFit) -> TrainedPoste
     )
 
 
-def _sampling(cell: Configuration) -> Sampling:
-    return Sampling(
-        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
-    )
-
-
 def _summarise(trained: TrainedPosterior, reference: Reference) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the numbers, without seconds, and the arrays of a sampled posterior."""
     cell, fit, wide = trained.cell, trained.fit, trained.wide
@@ -172,6 +166,13 @@ def _summarise(trained: TrainedPosterior, reference: Reference) -> tuple[dict[st
     if trained.kind != "regression":
         arrays["aleatoric"] = (flat * (1 - flat)).mean(axis=0)
     return numbers, arrays
+
+
+def sampler_settings(cell: Configuration) -> Sampling:
+    """Return how the chains of a configuration are sampled."""
+    return Sampling(
+        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
+    )
 
 
 @partial(jax.jit, static_argnames="kind")

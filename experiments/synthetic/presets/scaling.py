@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.synthetic.presets import validation
+from experiments.synthetic.presets.leapfrog import mean_steps
 from experiments.synthetic.study import Cell
 
 PROBLEM = "multiclass/rings"
 CURVES = (("unit", 1.0), ("fan_in", 1.0), ("fan_in", 3.0))
-LONG_TRAJECTORIES = {2: 50, 4: 50}  # the narrowest models have several modes
 MAP_SIGMAS = (0.3, 1.0, 3.0, 10.0)  # scales of the fan_in prior in the heat map
 
 
@@ -31,7 +31,9 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
         priors += tuple(("fan_in", sigma) for sigma in MAP_SIGMAS if ("fan_in", sigma) not in CURVES)
     default = {"smoke": (2, 4), "quick": (2, 4, 8, 16, 32, 64, 128), "paper": tuple(2**k for k in range(1, 11))}
     return [
-        Cell(PROBLEM, seed, width, prior, sigma, **{"num_leapfrog": LONG_TRAJECTORIES.get(width, 20)} | settings)
+        Cell(
+            PROBLEM, seed, width, prior, sigma, **{"num_leapfrog": mean_steps(PROBLEM, width, prior, sigma)} | settings
+        )
         for width in (widths or default[preset])
         for prior, sigma in priors
         for seed in range(seeds or {"smoke": 2, "quick": 1, "paper": 5}[preset])

@@ -6,6 +6,7 @@ Command: python -m experiments validation --preset quick
 from dataclasses import replace
 from typing import Any
 
+from experiments.synthetic.presets.leapfrog import mean_steps
 from experiments.synthetic.study import Cell
 from isouq import problems
 
@@ -15,8 +16,6 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 ROUNDS = {"quick": 8, "paper": 32}  # of 250 draws a chain, at most
 SECOND_OPINION = ("binary/xor", "multiclass/rings")
-# Mean leapfrog steps of a trajectory, as `python -m benchmarks samplers` measured them; 20 for the other problems.
-LONG_TRAJECTORIES = {"regression/nonlinear": 100}  # small noise: a stiff posterior, small steps
 
 
 def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
@@ -29,7 +28,7 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
         names = ("binary/xor", "multiclass/clusters", "regression/linear")
         return [Cell(name, seed, **TINY) for name in names for seed in range(seeds or 2)]
     cells = [
-        Cell(name, seed, max_rounds=ROUNDS[preset], num_leapfrog=LONG_TRAJECTORIES.get(name, 20))
+        Cell(name, seed, max_rounds=ROUNDS[preset], num_leapfrog=mean_steps(name, None, "unit", 1.0))
         for seed in range(seeds or {"quick": 2, "paper": 5}[preset])
         for name in problems.PROBLEMS
     ]
