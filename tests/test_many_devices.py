@@ -106,7 +106,7 @@ def test_estimates_on_two_hosts_are_those_of_one_device(alone, tmp_path):
 
 def test_a_checkpoint_costs_nothing_but_a_warning(two, tmp_path):
     path, aside = tmp_path / "run.npz", tmp_path / "run.npz.unused"
-    programs = (_sampling._start, _sampling._warm_up, _sampling._draw)
+    programs = (_sampling._start, _sampling._run_block)
     compiled = [program._cache_size() for program in programs]
 
     def check(message, **other):
@@ -156,14 +156,21 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert Checkpoint(path, 60.0, "mark").load(np.zeros(3, int), None).blocks == 1
 
 
-def test_blocks_hold_everything_once():
-    for total, most in ((1, 100), (100, 100), (101, 100), (997, 100), (53, 50), (7, 1)):
-        blocks = _sampling.Blocks.of(total, most)
-        filled = blocks.fill(np.arange(1, total + 1))
-        assert filled.shape == (blocks.count, blocks.size)
-        assert blocks.size <= most
-        np.testing.assert_array_equal(filled[filled > 0], np.arange(1, total + 1))
-        assert blocks.size_of_first(blocks.count) == total
+@pytest.mark.parametrize(("draws", "warm_up", "thin", "rounds"), [(1, 10, 1, 1), (101, 100, 1, 2), (53, 997, 3, 3)])
+def test_blocks_hold_every_transition_once_and_rounds_end_with_a_block(draws, warm_up, thin, rounds):
+    settings = _sampling.Sampling(draws, warm_up, thin=thin, max_rounds=rounds)
+    schedule = _sampling.Schedule.of(settings, jax.random.key(0))
+    lengths = schedule.lengths.reshape(len(schedule.first), -1)
+    numbers = schedule.first[:, None] + np.arange(lengths.shape[1])
+    np.testing.assert_array_equal(numbers[lengths > 0], np.arange(warm_up + rounds * draws * thin))
+    assert lengths.shape[1] <= max(100, thin)
+    assert schedule.first[schedule.num_warm] == warm_up
+    draws_before = [schedule.draws_before(block) for block in range(len(lengths) + 1)]
+    assert draws_before[schedule.num_warm] == 0
+    assert set(draws_before) >= {draws * done for done in range(rounds + 1)}
+    np.testing.assert_array_equal(
+        np.diff(draws_before)[schedule.num_warm :] * thin, (lengths > 0).sum(1)[schedule.num_warm :]
+    )
 
 
 def test_padding_repeats_the_first_row():

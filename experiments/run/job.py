@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -61,6 +61,23 @@ class Job(Protocol):
         ...
 
     def __hash__(self) -> int: ...
+
+
+@runtime_checkable
+class GroupJob(Job, Protocol):
+    """A job that an accelerator can run together with others; a job without these methods runs alone."""
+
+    def group(self) -> str | None:
+        """Return a name that all jobs have which can run together; None if the job runs alone, as where it needs one.
+
+        The name of the group decides that of the program.
+        """
+        ...
+
+    @classmethod
+    def run_group(cls, jobs: Sequence[Self], progress: Callable[[float], None] | None) -> list[Result]:
+        """Compute the results of jobs of one group, in order; `progress` is called with the share that is done."""
+        ...
 
 
 class Cost(NamedTuple):

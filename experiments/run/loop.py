@@ -17,7 +17,7 @@ from experiments.run.plan import Plan, write_plan
 from experiments.run.progress import Report, reporter
 from experiments.run.store import Store
 from experiments.run.times import Times
-from experiments.run.worker import execute
+from experiments.run.worker import execute, execute_group
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -86,10 +86,14 @@ def _run_all(
     """Run the jobs in waves, each of which needs only results of earlier ones; return the errors by job."""
     waiting, errors = dict.fromkeys(todo), dict[Job, str]()
     function = partial(execute, store.folder.resolve(), cache=settings.compilation_cache)
+    together = partial(execute_group, cache=settings.compilation_cache)
     problem = cache_problem(settings.compilation_cache)
     if problem is not None:
         console.print(problem, markup=False)
-    with reporter(todo, console, out) as report, executors.start(settings, len(todo), function, out, report) as run:
+    with (
+        reporter(todo, console, out) as report,
+        executors.start(settings, len(todo), function, out, report, together) as run,
+    ):
         while waiting:
             wave = [job for job in waiting if job.needs() not in waiting]
             ready = [job for job in wave if job.needs() not in errors]

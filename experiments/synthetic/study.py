@@ -1,15 +1,15 @@
 """The studies of a posterior by name, and the job that runs one: a reference is sampled once, every study reads it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from experiments.run.job import Result, hash_fields
 from experiments.synthetic.configuration import Configuration
 from experiments.synthetic.measure import agreement, covariance, decomposition, second_opinion, spectrum
-from experiments.synthetic.measure.reference import measure_reference
+from experiments.synthetic.measure.reference import measure_reference, measure_references
 from experiments.synthetic.subject import Subject, subject
 from isouq import _checks, problems
 
@@ -82,6 +82,15 @@ class Cell(Configuration):
             hidden = (self.width,) if self.width else problem.hidden
             shapes |= {"problem": f"{problem.kind}, {problem.num_outputs} outputs", "width": hidden}
         return ", ".join(f"{name} {value}" for name, value in shapes.items())
+
+    def group(self) -> str | None:
+        """Return a name of the references that are sampled in one program; None for another study."""
+        return None if self.study != "reference" else f"{self.program()}, num_leapfrog {self.num_leapfrog}"
+
+    @classmethod
+    def run_group(cls, jobs: Sequence[Self], progress: Callable[[float], None] | None = None) -> list[Result]:
+        """Compute references of one group together; see `measure_references`."""
+        return measure_references(jobs, [_problem(cell, None) for cell in jobs], progress)
 
     def needs(self) -> "Cell | None":
         """Return the reference that the cell reads; None for a reference."""

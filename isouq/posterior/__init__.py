@@ -6,8 +6,8 @@ from isouq.density import PRIORS, LogDensity, prior_scales
 with extra("posterior"):
     from isouq.posterior._sampling import Sampling
     from isouq.posterior.exact import linear_regression
-    from isouq.posterior.map import MapFit, fit_map
-    from isouq.posterior.reference import Cost, Margins, Reference, probabilities, sample_reference
+    from isouq.posterior.map import MapFit, fit_map, fit_maps
+    from isouq.posterior.reference import Cost, Margins, Reference, probabilities, sample_reference, sample_references
     from isouq.posterior.second_opinion import numpyro_model, sample_numpyro
     from isouq.posterior.verdict import Verdict, judge
 
@@ -21,6 +21,7 @@ __all__ = [
     "Sampling",
     "Verdict",
     "fit_map",
+    "fit_maps",
     "judge",
     "linear_regression",
     "numpyro_model",
@@ -28,4 +29,5 @@ __all__ = [
     "probabilities",
     "sample_numpyro",
     "sample_reference",
+    "sample_references",
 ]

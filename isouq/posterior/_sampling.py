@@ -22,6 +22,7 @@ from isouq.density import check_starts
 from isouq.posterior import _blackjax
 from isouq.posterior._blackjax import ChainState, Trace
 from isouq.posterior._checkpoint import Checkpoint, Saved, fingerprint
+from isouq.posterior._groups import part
 
 _BLOCK = 100  # transitions of a block, unless a single draw takes more
 SAMPLERS = ("hmc", "nuts")
@@ -41,9 +42,10 @@ class Sampling:
     thin: transitions for each draw.
     target_acceptance_rate: acceptance rate that the step size is adapted to.
     sampler: "hmc" or "nuts". NUTS takes at most 2⁸ steps a transition and ignores num_integration_steps.
-    chains_at_once: chains of one compiled program, a divisor of their number; by default 1 on a CPU and all chains
-        elsewhere. It decides the last bit of the draws; the number of devices never does. Each device runs one program
-        at a time, so that at most chains / chains_at_once devices are used.
+    chains_at_once: chains of one compiled program, a divisor of their number; by default 1 for one posterior on a CPU,
+        and else all chains of all posteriors that are sampled together. It decides the last bit of the draws; the
+        number of devices never does. Each device runs one program at a time, so that at most chains / chains_at_once
+        devices are used.
     """
 
     num_draws: int = 1000
@@ -67,12 +69,27 @@ class Sampling:
             _checks.positive_int("chains_at_once", self.chains_at_once)
 
 
-def chains_of_program(sampling: Sampling, chains: int) -> int:
-    """Return the number of chains of one compiled program; raise unless it divides the number of chains."""
-    group = sampling.chains_at_once or (1 if jax.default_backend() == "cpu" else chains)
-    if chains % group:
-        raise ValueError(f"chains_at_once is {group}; expected a divisor of the {chains} chains")
+def chains_of_program(sampling: Sampling, chains: int, posteriors: int = 1) -> int:
+    """Return the number of chains of one compiled program; raise unless it divides that of all posteriors' chains."""
+    one_by_one = posteriors == 1 and jax.default_backend() == "cpu"
+    group = sampling.chains_at_once or (1 if one_by_one else chains * posteriors)
+    if chains * posteriors % group:
+        raise ValueError(f"chains_at_once is {group}; expected a divisor of the {chains * posteriors} chains")
     return group
+
+
+class Posterior(NamedTuple):
+    """A posterior to sample, all of it arrays.
+
+    log_density, record: functions of parameters that are pytrees. inverse_mass_matrix: its diagonal, flat. inits: the
+    starts, with a leading axis of chains. key: a JAX key.
+    """
+
+    log_density: Callable
+    record: Callable
+    inverse_mass_matrix: Array
+    inits: Any
+    key: Array
 
 
 @dataclass(frozen=True)
@@ -193,43 +210,44 @@ class Draws:
 
 def run(
     sampling: Sampling,
-    log_density: Callable,
-    record: Callable,
-    inits: Any,
-    inverse_mass_matrix: Array,
-    key: Array,
+    posteriors: Sequence[Posterior],
     open_checkpoint: Callable[[str], Checkpoint] | None,
     report: Callable[[float], None],
     is_enough: Callable[[Trace], bool],
 ) -> tuple[ChainState, Trace, int]:
-    """Run the chains; return their last states, their draws `[chains, draws, ...]` and the steps of a chain's warm-up.
+    """Run the chains of all posteriors, which form one axis: those of the first, then those of the second, and so on.
 
-    open_checkpoint: function from the fingerprint of the run to its checkpoint.
+    Return their last states, their draws `[chains, draws, ...]` and the steps of a chain's warm-up. The posteriors have
+    equal structures and shapes. The numbers of steps are the same in all chains and come from the first one's key.
+
+    open_checkpoint: function from the fingerprint of the run to its checkpoint, for one posterior.
     report: function that is called with the share that is done.
     is_enough: function that is asked after every round, with all draws so far, whether it was the last.
     """
-    chains = jax.tree.leaves(inits)[0].shape[0]
-    group = chains_of_program(sampling, chains)
-    layout = Layout.of(chains, group)
-    sampler, mesh = sampling.sampler, layout.mesh
-    chain_key, length_key = jax.random.split(key)
-    keys = layout.place(jax.random.split(chain_key, chains))
-    schedule = Schedule.of(sampling, length_key)
+    per_posterior = jax.tree.leaves(posteriors[0].inits)[0].shape[0]
+    group = chains_of_program(sampling, per_posterior, len(posteriors))
+    layout = Layout.of(per_posterior * len(posteriors), group)
+    sampler, mesh, is_shared = sampling.sampler, layout.mesh, len(posteriors) == 1
+    chain_keys, length_keys = zip(*(jax.random.split(posterior.key) for posterior in posteriors), strict=True)
+    keys = layout.place(_concatenate([jax.random.split(key, per_posterior) for key in chain_keys]))
+    schedule = Schedule.of(sampling, length_keys[0])
     num_draws = sampling.max_rounds * sampling.num_draws
     total = sampling.num_warmup + num_draws * sampling.thin
-    target = jnp.float32(sampling.target_acceptance_rate)
-    log_density, record, inverse_mass_matrix, target = layout.replicate(
-        (log_density, record, inverse_mass_matrix, target)
-    )
+    target = layout.replicate(jnp.float32(sampling.target_acceptance_rate))
+    functions = _place_functions(layout, posteriors)
+    starts = layout.place(_concatenate([posterior.inits for posterior in posteriors]))
 
-    states = [_start(log_density, positions, mesh) for positions in layout.place(inits)]
+    states = [
+        _start(log_density, positions, is_shared, mesh)
+        for (log_density, _, _), positions in zip(functions, starts, strict=True)
+    ]
     first = layout.join(states)
-    check_starts(first.hmc.logdensity, first.hmc.logdensity_grad)
+    _check_starts(first, len(posteriors))
     first_block, draws, checkpoint = 0, Draws(num_draws), None
     if open_checkpoint is not None:
-        settings = asdict(replace(sampling, chains_at_once=group)) | {"chains": chains, "blackjax": _blackjax.VERSION}
-        checkpoint = open_checkpoint(fingerprint(settings, (key, inverse_mass_matrix, log_density, record, first)))
-        saved = checkpoint.load(first, _abstract_trace(record, first))
+        (posterior,) = posteriors
+        checkpoint = open_checkpoint(_fingerprint(replace(sampling, chains_at_once=group), posterior, first))
+        saved = checkpoint.load(first, _abstract_trace(posterior.record, first))
         if saved is not None:
             first_block, states = saved.blocks, layout.place(saved.state)
             if saved.results is not None:
@@ -240,9 +258,9 @@ def run(
         results = [
             _run_block(
                 log_density, state, inverse_mass_matrix, record, key, first_transition, steps, target,
-                np.bool_(is_warm_up), sampler, mesh,
+                np.bool_(is_warm_up), sampler, is_shared, mesh,
             )
-            for state, key in zip(states, keys, strict=True)
+            for (log_density, record, inverse_mass_matrix), state, key in zip(functions, states, keys, strict=True)
         ]  # fmt: skip
         states = [state for state, _ in results]
         count = schedule.draws_before(block + 1) - schedule.draws_before(block)
@@ -258,6 +276,44 @@ def run(
         report((schedule.first[block] + np.count_nonzero(steps)) / total)
     warm_steps = int(schedule.lengths[: schedule.num_warm].sum())
     return layout.join(states), draws.view(), warm_steps
+
+
+def _place_functions(layout: Layout, posteriors: Sequence[Posterior]) -> list[Any]:
+    """Return log density, record and inverse mass matrix for each round of chains, on the devices.
+
+    One posterior has one copy on each device. Several have one for each chain, with a leading axis of chains.
+    """
+    functions = [(one.log_density, one.record, one.inverse_mass_matrix) for one in posteriors]
+    if len(posteriors) == 1:
+        return [layout.replicate(functions[0])] * layout.rounds
+    owners = np.repeat(np.arange(len(posteriors)), layout.chains // len(posteriors))
+    return layout.place(jax.tree.map(lambda *leaves: np.stack(leaves)[owners], *functions))
+
+
+def _concatenate(trees: Sequence[Any]) -> Any:
+    """Return the leaves of all trees one after the other, along their first axis."""
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
+def _check_starts(first: ChainState, posteriors: int) -> None:
+    """Raise unless log density and gradient are finite at the start of every chain of every posterior."""
+    for index in range(posteriors):
+        try:
+            check_starts(*part((first.hmc.logdensity, first.hmc.logdensity_grad), index, posteriors))
+        except ValueError as error:
+            if posteriors == 1:
+                raise
+            raise ValueError(f"posterior {index} of {posteriors}, counted from 0: {error}") from error
+
+
+def _fingerprint(sampling: Sampling, posterior: Posterior, first: ChainState) -> str:
+    """Return the fingerprint of a run of one posterior's chains from these states."""
+    chains = len(first.hmc.logdensity)
+    settings = asdict(sampling) | {"chains": chains, "blackjax": _blackjax.VERSION}
+    log_density, record, inverse_mass_matrix, _, key = posterior
+    return fingerprint(settings, (key, inverse_mass_matrix, log_density, record, first))
 
 
 def _abstract_trace(record: Callable, state: ChainState) -> Trace:
@@ -276,12 +332,12 @@ def _over_chains(run: Callable, mesh: Mesh, per_chain: tuple[bool, ...]) -> Call
     return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("chains"), check_vma=False)
 
 
-@partial(jax.jit, static_argnames=("mesh",))
-def _start(log_density: Callable, positions: Any, mesh: Mesh) -> ChainState:
-    return _over_chains(_blackjax.start, mesh, (False, True))(log_density, positions)
+@partial(jax.jit, static_argnames=("is_shared", "mesh"))
+def _start(log_density: Callable, positions: Any, is_shared: bool, mesh: Mesh) -> ChainState:
+    return _over_chains(_blackjax.start, mesh, (not is_shared, True))(log_density, positions)
 
 
-@partial(jax.jit, static_argnames=("sampler", "mesh"))
+@partial(jax.jit, static_argnames=("sampler", "is_shared", "mesh"))
 def _run_block(
     log_density: Callable,
     state: ChainState,
@@ -293,8 +349,10 @@ def _run_block(
     target: Array,
     is_warm_up: Array,
     sampler: str,
+    is_shared: bool,
     mesh: Mesh,
 ) -> tuple[ChainState, Trace]:
-    run = partial(_blackjax.run_block, sampler)
-    mapped = _over_chains(run, mesh, (False, True, False, False, True, False, False, False, False))
+    """Return the states of all chains after a block; is_shared says whether they have one posterior."""
+    run, own = partial(_blackjax.run_block, sampler), not is_shared
+    mapped = _over_chains(run, mesh, (own, True, own, own, True, False, False, False, False))
     return mapped(log_density, state, inverse_mass_matrix, record, keys, first, lengths, target, is_warm_up)

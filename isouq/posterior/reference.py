@@ -1,7 +1,7 @@
 """The reference posterior: BlackJAX's HMC in several chains on all local devices, and a verdict on the result."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from isouq.density import freeze_density
 from isouq.posterior import _blackjax
 from isouq.posterior._blackjax import Trace
 from isouq.posterior._checkpoint import Checkpoint
-from isouq.posterior._sampling import Sampling, chains_of_program, run
+from isouq.posterior._groups import check_alike, fill, groups, part, per_posterior
+from isouq.posterior._sampling import Posterior, Sampling, run
 from isouq.posterior.verdict import Verdict, judge
 
 _OLD_NAMES = {
@@ -149,16 +150,103 @@ def sample_reference(
     if sampling is not None and settings:
         raise ValueError(f"sampling and {', '.join(settings)} were both given; put all settings into sampling")
     sampling = sampling or Sampling(**settings)
-    chains = check_inits(inits)
     _checks.positive("checkpoint_seconds", checkpoint_seconds)
-    chains_of_program(sampling, chains)
+    task = _task(sampling, log_density, inits, key, record, inverse_mass_matrix, verdict)
+    open_checkpoint = None if checkpoint is None else partial(Checkpoint, Path(checkpoint), checkpoint_seconds)
+    return _sample([task], 1, sampling, open_checkpoint, progress or (lambda _: None))[0]
+
+
+def sample_references(
+    log_densities: Sequence[Callable],
+    inits: Sequence[Any],
+    keys: Sequence[Array] | Array,
+    *,
+    sampling: Sampling | None = None,
+    records: Sequence[Callable] | None = None,
+    inverse_mass_matrices: Sequence[Any] | None = None,
+    verdicts: Sequence[bool | Callable[[Any, float], Verdict]] | None = None,
+    progress: Callable[[float], None] | None = None,
+    at_once: int | None = None,
+) -> list[Reference]:
+    """Sample several posteriors of one shape, on a GPU together in one program, and judge each by itself.
+
+    No checkpoints are written: an interrupted call starts anew.
+
+    Args:
+        log_densities: the function of each posterior; see `sample_reference` for all arguments. They may differ in the
+            values of arrays, and not in Python numbers, which are part of a program.
+        inits: the starts of each.
+        keys: the JAX key of each.
+        sampling: the settings of all.
+        records: the function of each that gives what is recorded.
+        inverse_mass_matrices: the diagonal of each.
+        verdicts: for each whether to judge the predictions, or the function that does; by default all are judged.
+        progress: function that is called with the share that is done.
+        at_once: the number of posteriors in one program; by default 1 on a CPU and all elsewhere. With 1, each
+            reference is that of `sample_reference` to the bit. With more, their chains form one axis, on which each has
+            its own log density and data. All chains take trajectories of the same random lengths, which come from the
+            first key of a program. A posterior's draws end with the first round that its own verdict accepts; the
+            program goes on until all are accepted or has made `max_rounds`.
+
+    Returns:
+        A `Reference` for each posterior, in order. The same arguments on the same kind of machine give the same
+        numbers. Another `at_once` gives draws of the same distribution, which are not the same draws.
+
+    Raises:
+        ValueError: as for `sample_reference`; the posteriors differ in more than the values of their data; or a
+            sequence is not as long as that of the log densities.
+
+    Cost: that of `sample_reference` for each posterior; together all take as many rounds as the worst. Compiled once
+    for a shape. Memory on the device: data and the draws of one block for every chain of a program. On the host: all
+    recorded values of a program, at_once × chains × draws of the worst posterior.
+    """
+    sampling, count = sampling or Sampling(), len(log_densities)
+    rows = per_posterior(
+        count, at_once, log_densities=log_densities, inits=inits, keys=keys, records=records,
+        inverse_mass_matrices=inverse_mass_matrices, verdicts=verdicts if verdicts is not None else [True] * count,
+    )  # fmt: skip
+    tasks = [_task(sampling, *row) for row in zip(*rows, strict=True)]
+    check_alike([task.posterior for task in tasks])
+    references: list[Reference] = []
+    for group, size in groups(tasks, at_once):
+
+        def report(share: float, before: int = len(references), size: int = len(group)) -> None:
+            if progress is not None:
+                progress((before + share * size) / count)
+
+        references += _sample(group, size, sampling, None, report)
+    return references
+
+
+class _Task(NamedTuple):
+    """A posterior to sample, the function from recorded values and divergent share to its verdict, and its output."""
+
+    posterior: Posterior
+    judge: Callable[[Any, float], Verdict] | None
+    has_record: bool
+
+    def judge_trace(self, trace: Trace, thin: int) -> Verdict | None:
+        """Return the verdict on all draws so far; None where none is asked for."""
+        return self.judge(trace.recorded, _share_of_divergent(trace, thin)) if self.judge else None
+
+
+def _task(
+    sampling: Sampling,
+    log_density: Callable,
+    inits: Any,
+    key: Array,
+    record: Callable | None,
+    inverse_mass_matrix: Any,
+    verdict: bool | Callable[[Any, float], Verdict],
+) -> _Task:
+    """Check the arguments of a posterior and trace its functions."""
+    check_inits(inits)
     first = jax.tree.map(lambda leaf: leaf[0], inits)
     _check_dtype(first)
     log_density = freeze_density(log_density, inits)
-    has_record = record is not None
     frozen = freeze(_identity if record is None else record, first_row(inits), name="record")
     judges: Callable[[Any, float], Verdict] | None = verdict if callable(verdict) else None
-    if verdict is True and has_record and getattr(frozen.outputs, "ndim", None) == 1:
+    if verdict is True and record is not None and getattr(frozen.outputs, "ndim", None) == 1:
         judges = partial(judge_record, record)
         if sampling.num_draws < 4 or frozen.outputs.shape[0] < 2:
             raise ValueError(
@@ -167,35 +255,60 @@ def sample_reference(
             )
     ones = jax.tree.map(lambda _: 1.0, first)
     diagonal = _blackjax.flat_diagonal(ones if inverse_mass_matrix is None else inverse_mass_matrix, first)
-    open_checkpoint = None if checkpoint is None else partial(Checkpoint, Path(checkpoint), checkpoint_seconds)
+    posterior = Posterior(log_density, frozen, diagonal, jax.tree.map(np.asarray, inits), key)
+    return _Task(posterior, judges, record is not None)
 
-    def judge_trace(trace: Trace) -> Verdict | None:
-        return judges(trace.recorded, _share_of_divergent(trace, sampling.thin)) if judges else None
 
-    verdicts: list[Verdict | None] = []
+def _sample(
+    tasks: Sequence[_Task],
+    size: int,
+    sampling: Sampling,
+    open_checkpoint: Callable[[str], Checkpoint] | None,
+    progress: Callable[[float], None],
+) -> list[Reference]:
+    """Return the references of posteriors whose chains run together, in a program for `size` posteriors."""
+    traces: list[Any] = [None] * len(tasks)
+    verdicts: list[Verdict | None] = [None] * len(tasks)
 
     def is_enough(trace: Trace) -> bool:
-        verdicts.append(judge_trace(trace))
-        return verdicts[-1] is not None and verdicts[-1].accepted
+        for index, task in enumerate(tasks):
+            if not _is_accepted(verdicts[index]):
+                traces[index] = part(trace, index, size)
+                verdicts[index] = task.judge_trace(traces[index], sampling.thin)
+        return all(map(_is_accepted, verdicts))
 
-    state, trace, warm_steps = run(
-        sampling, log_density, frozen, jax.tree.map(np.asarray, inits), diagonal, key, open_checkpoint,
-        progress or (lambda _: None), is_enough,
-    )  # fmt: skip
+    posteriors = fill([task.posterior for task in tasks], size)
+    state, trace, warm_steps = run(sampling, posteriors, open_checkpoint, progress, is_enough)
+    if traces[0] is None:  # a checkpoint after the last block leaves nothing to run
+        is_enough(trace)
+    step_sizes = np.asarray(_blackjax.step_size(state))
+    return [
+        _reference(task.has_record, sampling, traces[index], verdicts[index], part(step_sizes, index, size), warm_steps)
+        for index, task in enumerate(tasks)
+    ]
 
-    num_draws = trace.num_steps.shape[1]
+
+def _is_accepted(verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.accepted
+
+
+def _reference(
+    has_record: bool, sampling: Sampling, trace: Trace, verdict: Verdict | None, step_size: Any, warm_steps: int
+) -> Reference:
+    """Return the reference that the draws of one posterior's chains make."""
+    chains, num_draws = trace.num_steps.shape
     warmup_gradients = warm_steps * chains if sampling.sampler == "hmc" else None  # NUTS does not count its warm-up's
     return Reference(
         draws=None if has_record else trace.recorded,
         predictions=trace.recorded if has_record else None,
-        verdict=verdicts[-1] if verdicts else judge_trace(trace),
+        verdict=verdict,
         cost=Cost(
             (warmup_gradients or 0) + int(trace.num_steps.sum()),
             chains * (num_draws * sampling.thin + sampling.num_warmup),
             warmup_gradients,
         ),
         divergent=_share_of_divergent(trace, sampling.thin),
-        step_size=np.asarray(_blackjax.step_size(state)),
+        step_size=step_size,
         acceptance_rate=trace.acceptance.mean(axis=1),
         rounds=num_draws // sampling.num_draws,
     )

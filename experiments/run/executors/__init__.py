@@ -6,6 +6,7 @@ nothing of what the function does, and stores nothing.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from experiments.run.executors import local, processes, ray, slurm
@@ -16,13 +17,23 @@ Run = Callable[[Sequence[Job]], Iterator[tuple[Job, Outcome]]]
 
 
 def start(
-    settings: Settings, widest: int, function: Callable[..., Outcome], out: Path, report: Callable[..., None]
+    settings: Settings,
+    widest: int,
+    function: Callable[..., Outcome],
+    out: Path,
+    report: Callable[..., None],
+    together: local.Together | None = None,
 ) -> AbstractContextManager[Run]:
     """Return the executor, ready to run lists of at most `widest` jobs, one list after the other.
 
     function: (job) → Outcome; `local` passes `progress` too. out: the folder of the run. report: (job, share), told
-    when a job starts, by those executors that know. Leaving the context ends the workers, whatever they are at.
-    RunError if the executor cannot be had.
+    when a job starts, by those executors that know. together: what runs a group of jobs, for `local` on an accelerator.
+    Leaving the context ends the workers, whatever they are at. RunError if the executor cannot be had.
     """
-    starts = {"local": local.start, "processes": processes.start, "ray": ray.start, "slurm": slurm.start}
+    starts: dict[str, Callable[..., AbstractContextManager[Run]]] = {
+        "local": partial(local.start, together=together),
+        "processes": processes.start,
+        "ray": ray.start,
+        "slurm": slurm.start,
+    }
     return starts[settings.name](settings, widest, function, out, report)

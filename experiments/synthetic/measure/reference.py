@@ -1,10 +1,10 @@
 """The reference posterior: θ* is trained, and HMC chains that start there sample the posterior."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,27 @@ from jax.flatten_util import ravel_pytree
 from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.configuration import Configuration
-from experiments.synthetic.subject import evaluation_inputs, set_up
-from isouq import problems
+from experiments.synthetic.subject import Setting, evaluation_inputs, set_up
 from isouq._predict import predicted_class
-from isouq.posterior import Margins, Sampling, Verdict, fit_map, judge, probabilities, sample_reference
+from isouq.posterior import (
+    MapFit,
+    Margins,
+    Reference,
+    Sampling,
+    Verdict,
+    fit_map,
+    fit_maps,
+    judge,
+    probabilities,
+    sample_reference,
+    sample_references,
+)
+from isouq.problems import Problem
 
 
 def measure_reference(
     cell: Configuration,
-    problem: problems.Problem,
+    problem: Problem,
     progress: Callable[[float], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Result:
@@ -37,28 +49,100 @@ def measure_reference(
     """
     clock = Clock()
     setting = set_up(cell, problem)
-    log_density, kind = setting.log_density, setting.log_density.kind
-    xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
-    fit = fit_map(log_density, setting.inits)
-    best = int(fit.best_index())
+    fit = fit_map(setting.log_density, setting.inits)
     clock.lap("seconds_map", fit.params)
-    target = _predicted_classes(setting.predict, fit.best(), xs, kind)
-    record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
-
-    def judge_grid(recorded: Any, divergent: float) -> Verdict:
-        margins = recorded[0][:, :, grid]
-        return judge(margins, divergent, probabilities(margins, kind))
-
+    trained = _prepare(cell, setting, fit)
     reference = sample_reference(
-        log_density, fit.params, setting.chain_key, sampling=sampler_settings(cell), record=record,
-        inverse_mass_matrix=jax.tree.map(jnp.square, log_density.scales), progress=progress, verdict=judge_grid,
-        checkpoint=checkpoint,
+        setting.log_density, fit.params, setting.chain_key, sampling=sampler_settings(cell), record=trained.record,
+        inverse_mass_matrix=trained.prior_variance, progress=progress, verdict=trained.judge, checkpoint=checkpoint,
     )  # fmt: skip
     clock.lap("seconds_reference")
+    numbers, arrays = _summarise(trained, reference)
+    clock.lap("seconds_verdict")
+    return Result({**numbers, **clock.laps()}, arrays)
+
+
+def measure_references(
+    cells: Sequence[Configuration],
+    problems: Sequence[Problem],
+    progress: Callable[[float], None] | None = None,
+    at_once: int | None = None,
+) -> list[Result]:
+    """Measure several references of one shape as `measure_reference` does, together on an accelerator.
+
+    problems: that of each cell. at_once: the number of posteriors in one program; see `sample_references`.
+
+    The columns are those of `measure_reference`; of the seconds each row has an equal share.
+    """
+    clock = Clock()
+    samplings = {sampler_settings(cell) for cell in cells}
+    if len(samplings) != 1:
+        raise ValueError(f"the cells have {len(samplings)} settings of the sampler; pass those of each by themselves")
+    settings = [set_up(*pair) for pair in zip(cells, problems, strict=True)]
+    log_densities = [setting.log_density for setting in settings]
+    fits = fit_maps(log_densities, [setting.inits for setting in settings], at_once=at_once)
+    clock.lap("seconds_map", [fit.params for fit in fits])
+    every = [_prepare(*row) for row in zip(cells, settings, fits, strict=True)]
+    references = sample_references(
+        log_densities, [fit.params for fit in fits], [setting.chain_key for setting in settings],
+        sampling=samplings.pop(), records=[trained.record for trained in every],
+        inverse_mass_matrices=[trained.prior_variance for trained in every], progress=progress,
+        verdicts=[trained.judge for trained in every], at_once=at_once,
+    )  # fmt: skip
+    clock.lap("seconds_reference")
+    summaries = [_summarise(*pair) for pair in zip(every, references, strict=True)]
+    clock.lap("seconds_verdict")
+    seconds = {name: lap / len(cells) for name, lap in clock.laps().items()}
+    return [Result({**numbers, **seconds}, arrays) for numbers, arrays in summaries]
+
+
+class TrainedPosterior(NamedTuple):
+    """A posterior that is ready to be sampled.
+
+    xs: the evaluation inputs, with the rows of the grid of the comparison and of the wider one. record: the function
+    from parameters to what is recorded of a draw. prior_variance: of each leaf.
+    """
+
+    cell: Configuration
+    setting: Setting
+    fit: MapFit
+    xs: Any
+    grid: slice
+    wide: slice
+    record: Any
+    prior_variance: Any
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of the problem: "binary", "multiclass" or "regression"."""
+        return self.setting.log_density.kind
+
+    def judge(self, recorded: Any, divergent: float) -> Verdict:
+        """Return the verdict on the grid of the comparison."""
+        margins = recorded[0][:, :, self.grid]
+        return judge(margins, divergent, probabilities(margins, self.kind))
+
+
+def _prepare(cell: Configuration, setting: Setting, fit: MapFit) -> TrainedPosterior:
+    """Return the trained posterior with its evaluation inputs and the classes that are differentiated there."""
+    kind = setting.log_density.kind
+    xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
+    target = _predicted_classes(setting.predict, fit.best(), xs, kind)
+    record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
+    return TrainedPosterior(
+        cell, setting, fit, xs, grid, wide, record, jax.tree.map(jnp.square, setting.log_density.scales)
+    )
+
+
+def _summarise(trained: TrainedPosterior, reference: Reference) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the numbers, without seconds, and the arrays of a sampled posterior."""
+    cell, fit, wide = trained.cell, trained.fit, trained.wide
+    best = int(fit.best_index())
     margins, draws = reference.predictions
-    p = probabilities(margins, kind)
-    flat = p.reshape(-1, len(xs))
+    p = probabilities(margins, trained.kind)
+    flat = p.reshape(-1, len(trained.xs))
     numbers = {
+        **dataclasses.asdict(cell),
         **reference.verdict._asdict(),  # type: ignore[union-attr]
         "accepted_wide": judge(margins[:, :, wide], reference.divergent, p[:, :, wide]).accepted,
         "best": best,
@@ -73,16 +157,15 @@ def measure_reference(
         "acceptance": float(reference.acceptance_rate.mean()),
         "gradient_evaluations": reference.cost.gradient_evaluations,
     }
-    clock.lap("seconds_verdict")
     arrays = {
         "draws": draws,
         "starts": np.concatenate([leaf.reshape(cell.chains, -1) for leaf in jax.tree.leaves(fit.params)], axis=1),
         "variance": flat.var(axis=0),
         "mean": flat.mean(axis=0),
     }
-    if kind != "regression":
+    if trained.kind != "regression":
         arrays["aleatoric"] = (flat * (1 - flat)).mean(axis=0)
-    return Result({**dataclasses.asdict(cell), **numbers, **clock.laps()}, arrays)
+    return numbers, arrays
 
 
 def sampler_settings(cell: Configuration) -> Sampling:
