@@ -6,8 +6,6 @@ which is sampled by the runner at the quick preset with three seeds. Command: `p
 about 5 minutes).
 """
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +43,7 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
     cells = list(dict.fromkeys(cells))
     results = run_jobs(cells, Path("out") / "benchmarks" / f"modes-{preset}", Settings(), console())
     rows = [_row(cell, result) for cell, result in zip(cells, results, strict=True)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "modes.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    (folder / "modes.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "modes.md").write_text(_page(rows, record))
+    report.write_files("modes", COLUMNS, rows, record, _page(rows, record), folder)
     print((folder / "modes.md").read_text(), flush=True)
 
 
