@@ -2,7 +2,7 @@
 
 Every measurement is a process of its own: a first run compiles, a second one of the same shapes is timed, and its peak
 of resident memory is read above what the process held before. Devices are virtual ones on the same cores, so that
-their axis shows what rounds and copies cost, and no speed-up beyond the cores.
+their axis shows what turns and copies cost, and no speed-up beyond the cores.
 """
 
 import json
