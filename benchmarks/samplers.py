@@ -29,7 +29,7 @@ from isouq.posterior import Margins, Reference, Sampling, fit_map, sample_numpyr
 
 BEFORE, NOW, BLACKJAX, NUMPYRO = "HMC of version 0.1", "HMC of the study", "BlackJAX NUTS", "NumPyro NUTS"
 CONTESTANTS = (BEFORE, NOW, BLACKJAX, NUMPYRO)
-LONG_BEFORE = ("regression/nonlinear", "regression/sine")  # 200 leapfrog steps instead of 50
+LONG_BEFORE = "regression/nonlinear"  # which had 200 leapfrog steps instead of 50
 WIDTHS = ((4, "unit", 1.0), (32, "unit", 1.0), (32, "fan_in", 1.0), (256, "unit", 1.0))
 KEY = ("problem", "width", "prior", "sigma", "seed", "sampler")
 COLUMNS = (
@@ -76,7 +76,7 @@ def settings(name: str, cell: Cell, num_draws: int) -> Sampling | None:
     """Return the settings of a contestant: warm-up as long as the draws, or the study's own; None for NumPyro."""
     study = replace(sampler_settings(cell), num_draws=num_draws, max_rounds=1)
     return {
-        BEFORE: Sampling(num_draws, num_draws, 200 if cell.problem in LONG_BEFORE else 50),
+        BEFORE: Sampling(num_draws, num_draws, 200 if cell.problem == LONG_BEFORE else 50),
         NOW: study,
         BLACKJAX: Sampling(num_draws, num_draws, sampler="nuts"),
     }.get(name)
