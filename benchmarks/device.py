@@ -33,8 +33,8 @@ COLUMNS = (
 )  # fmt: skip
 READING = {
     "equality": "Largest relative error of a squared norm, of single parameters, against `jax.grad` in float64 on the "
-    "CPU; the error of `jax.grad` on the device stands beside it. It agrees where the error is at most ten times that, "
-    "or the rounding of the inputs.",
+    "CPU; the error of `jax.grad` on the device stands beside it. It agrees where the error is at most ten times the "
+    "larger of that error and the rounding of the inputs.",
     "ratios": "Time of isouq, and of vmap of grad as a multiple of it, as `python -m benchmarks mlp` measures it. "
     "First: compiling.",
     "sweep": "Three rings, one hidden layer: training and a fixed number of HMC transitions of several posteriors, by "
@@ -50,7 +50,7 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
     import jax
 
     if preset == "full" and jax.default_backend() == "cpu":
-        print("no accelerator is there for JAX: the small version is measured, on the CPU", flush=True)
+        print("JAX sees no accelerator: the smoke preset is measured, on the CPU", flush=True)
         preset = "smoke"
     rows: list[Row] = []
     for part in SECONDS:
