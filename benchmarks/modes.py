@@ -22,7 +22,6 @@ from experiments.synthetic.presets import scaling, validation
 from experiments.synthetic.study import Cell
 from experiments.synthetic.subject import Subject, epistemic_map, subject
 from isouq import problems, stats
-from isouq.density import freeze_density
 from isouq.posterior import MapFit, fit_map
 from isouq.posterior import map as training
 
@@ -67,7 +66,7 @@ def _row(cell: Cell, reference: Result) -> Row:
 def _fit_raw(log_density: Any, inits: Any) -> MapFit:
     """Return the fit over the parameters themselves, wherever the gradient is small."""
     ones = jax.tree.map(lambda _: 1.0, inits)
-    return training._fit(freeze_density(log_density, inits), inits, ones, 3000, 0.05)
+    return training._fit(*training._target(log_density, inits, ones), 3000, 0.05)
 
 
 def _agreement(name: str, measured: Subject, fit: MapFit) -> dict[str, float]:
