@@ -55,24 +55,24 @@ def differences(p: Any, x: Array) -> Array:
 
 
 def two_levels(p: Any, x: Array) -> Array:
-    """Two groups of positions, each on a level of its own and each centred: removing one mean is not enough."""
+    """Return outputs of two groups of positions, each centred on a level of its own: one mean is not enough."""
     h = jnp.concatenate([x[:3], -3 * x[3:]]) @ p["w"]
     return _read_out(jnp.concatenate([h[:3] - h[:3].mean(0, keepdims=True), h[3:] - h[3:].mean(0, keepdims=True)]), p)
 
 
 def siamese(p: Any, x: Array) -> Array:
-    """One weight at two sites whose cotangents have opposite signs."""
+    """Return outputs of one weight at two sites whose cotangents have opposite signs."""
     return _read_out(x[:3] @ p["w"] - x[3:] @ p["w"], p)
 
 
 def attention_over_positions(p: Any, x: Array) -> Array:
-    """Keys under a softmax: a shift of all keys changes nothing."""
+    """Return outputs of keys under a softmax: a shift of all keys changes nothing."""
     scores = jax.nn.softmax((x @ p["w"]) @ jnp.ones(WIDTH) / 10)
     return jnp.tanh(scores @ (x - x.mean(0, keepdims=True)) @ jnp.ones((FEATURES, 3)) / 5) * jnp.arange(1.0, 4.0)
 
 
 def in_a_scan(p: Any, x: Array) -> Array:
-    """A weight that every step sees; the carry takes differences."""
+    """Return outputs of a weight that every step of a scan uses; the carry takes differences."""
 
     def step(last: Array, row: Array) -> tuple[Array, Array]:
         return row @ p["w"], row @ p["w"] - last
@@ -87,7 +87,7 @@ def convolved(p: Any, x: Array) -> Array:
 
 
 def looked_up(p: Any, x: Array) -> Array:
-    """The same rows, looked up with opposite signs, and the rows of a tied output layer."""
+    """Return outputs of rows looked up twice, with opposite signs, and used as a tied output layer."""
     ids = jnp.array([3, 7, 3, 7, 5, 3])
     h = p["table"][ids] + x[:, :WIDTH]
     h = h - p["table"][ids[::-1]]

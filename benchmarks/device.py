@@ -10,12 +10,11 @@ or by hand:
     .venv/bin/pip install -e '.[experiments]' 'jax[cuda13]'
     .venv/bin/python -m benchmarks device
 
-It takes at most seven minutes after the installation. Each part is a process of its own that is ended when its time is
-over; its rows are written as they come, so that a run that is cut leaves a table. Without an accelerator the same parts
-run in small on the CPU.
+It takes at most seven minutes after the installation. Each part is a process of its own, which is ended when its time
+is over; its rows are written as they come, so that a run that is cut leaves a table. Without an accelerator the same
+parts run in small on the CPU.
 """
 
-import csv
 import json
 import subprocess
 import sys
@@ -27,15 +26,15 @@ from typing import Any
 from benchmarks import provenance, report
 
 MARK = "measured:"
-SECONDS = {"equality": 70, "ratios": 60, "sweep": 200, "references": 60}  # of each part at most
+SECONDS = {"equality": 70, "ratios": 60, "sweep": 200, "references": 60}  # after which a part is cut
 COLUMNS = (
     "part", "case", "contestant", "status", "error", "error_of_jax_grad", "agrees", "seconds", "ratio", "first_seconds",
     "posteriors", "gradients_per_second", "references_per_minute", "acceptance", "rounds", "accepted", "peak_mb",
 )  # fmt: skip
 READING = {
     "equality": "Largest relative error of a squared norm, of single parameters, against `jax.grad` in float64 on the "
-    "CPU; the error of `jax.grad` on the device stands beside it. It agrees where the error is at most ten times that, "
-    "or the rounding of the inputs.",
+    "CPU; the error of `jax.grad` on the device stands beside it. It agrees where the error is at most ten times the "
+    "larger of that error and the rounding of the inputs.",
     "ratios": "Time of isouq, and of vmap of grad as a multiple of it, as `python -m benchmarks mlp` measures it. "
     "First: compiling.",
     "sweep": "Three rings, one hidden layer: training and a fixed number of HMC transitions of several posteriors, by "
@@ -51,7 +50,7 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
     import jax
 
     if preset == "full" and jax.default_backend() == "cpu":
-        print("no accelerator is there for JAX: the small version is measured, on the CPU", flush=True)
+        print("JAX sees no accelerator: the smoke preset is measured, on the CPU", flush=True)
         preset = "smoke"
     rows: list[Row] = []
     for part in SECONDS:
@@ -93,12 +92,6 @@ def _rows_of(part: str, preset: str) -> Iterator[Row]:
 
 
 def _write(rows: list[Row], record: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "device.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    (folder / "device.json").write_text(json.dumps(record, indent=1) + "\n")
     text = f"# One accelerator\n\n{provenance.in_words(record)}\n"
     for part in dict.fromkeys(row["part"] for row in rows):
         group = [row for row in rows if row["part"] == part]
@@ -106,7 +99,7 @@ def _write(rows: list[Row], record: dict[str, Any], folder: Path) -> None:
         lines = [[*(_field(row[name]) for name in columns), row["status"] or ""] for row in group]
         header = [name.replace("_", " ") for name in columns] + ["note"]
         text += f"\n## {part}\n\n{READING[part]}\n\n{report.table(header, lines)}"
-    (folder / "device.md").write_text(text)
+    report.write_files("device", COLUMNS, rows, record, text, folder)
 
 
 def _field(value: Any) -> str:

@@ -6,8 +6,6 @@ which is sampled by the runner at the quick preset with three seeds. Command: `p
 about 5 minutes).
 """
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from experiments.synthetic.presets import scaling, validation
 from experiments.synthetic.study import Cell
 from experiments.synthetic.subject import Subject, epistemic_map, subject
 from isouq import problems, stats
-from isouq.density import freeze_density
 from isouq.posterior import MapFit, fit_map
 from isouq.posterior import map as training
 
@@ -45,13 +42,7 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
     cells = list(dict.fromkeys(cells))
     results = run_jobs(cells, Path("out") / "benchmarks" / f"modes-{preset}", Settings(), console())
     rows = [_row(cell, result) for cell, result in zip(cells, results, strict=True)]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "modes.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    (folder / "modes.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "modes.md").write_text(_page(rows, record))
+    report.write_files("modes", COLUMNS, rows, record, _page(rows, record), folder)
     print((folder / "modes.md").read_text(), flush=True)
 
 
@@ -75,7 +66,7 @@ def _row(cell: Cell, reference: Result) -> Row:
 def _fit_raw(log_density: Any, inits: Any) -> MapFit:
     """Return the fit over the parameters themselves, wherever the gradient is small."""
     ones = jax.tree.map(lambda _: 1.0, inits)
-    return training._fit(freeze_density(log_density, inits), inits, ones, 3000, 0.05)
+    return training._fit(*training._target(log_density, inits, ones), 3000, 0.05)
 
 
 def _agreement(name: str, measured: Subject, fit: MapFit) -> dict[str, float]:

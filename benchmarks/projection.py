@@ -6,7 +6,6 @@ cells. One cell of each compiles as much as the sample's slowest did, and the ot
 others did.
 """
 
-import csv
 import json
 import math
 from collections import Counter
@@ -56,7 +55,9 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
     rest = [stage.cost.cpu_seconds for stage in times.stages() if stage.name == REST]
     ran = sum(stage.jobs for stage in times.stages())
     measured = [_read(out, cell) for cell in chosen]
-    _write(rows(cells, measured), rest[0] / ran if rest else None, record, folder)
+    table, driver = rows(cells, measured), rest[0] / ran if rest else None
+    record = record | {"driver_seconds_per_cell": driver}
+    report.write_files("projection", COLUMNS, table, record, _page(table, driver, record), folder)
     print((folder / "projection.md").read_text(), flush=True)
 
 
@@ -134,19 +135,8 @@ def _read(out: Path, cell: Cell) -> Measured:
     return Measured(cell, facts["job_seconds"], facts["cpu_seconds"], facts["compiling_seconds"])
 
 
-def _write(table: list[Row], rest: float | None, record: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "projection.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in table)
-    (folder / "projection.json").write_text(json.dumps(record | {"driver_seconds_per_cell": rest}, indent=1) + "\n")
-    (folder / "projection.md").write_text(_page(table, rest, record))
-
-
 def _page(table: list[Row], rest: float | None, record: dict[str, Any]) -> str:
     """Return the totals of each study and of all, and the table by model."""
-    reading = " ".join((__doc__ or "").split("\n\n", 1)[1].split())
     count = sum(row["cells"] for row in table)
     driver = (rest or 0.0) * count
     header = ("study", "cells", "sampled", "CPU hours", f"hours on {CORES} cores")
@@ -158,31 +148,17 @@ def _page(table: list[Row], rest: float | None, record: dict[str, Any]) -> str:
         lines.append(["driver, starts", "", "", report.number(driver / 3600), report.number(driver / 3600 / CORES)])
     lines.append(["**all**", *_totals(table, driver)])
     models = [
-        [
-            row["study"],
-            row["model"],
-            str(row["cells"]),
-            str(row["sampled"]),
-            *(report.number(row[key]) for key in COLUMNS[4:]),
-        ]
-        for row in table
+        [*(str(row[key]) for key in COLUMNS[:4]), *(report.number(row[key]) for key in COLUMNS[4:])] for row in table
     ]
-    title = f"# All synthetic experiments, projected\n\n{provenance.in_words(record)}"
-    text = f"{title}\n\n{reading} {CORES} workers ran at once.\n\n{report.table(header, lines)}\n## By model\n\n"
-    text += "Seconds of one cell without compiling, those of compiling, and those of all cells in one worker.\n\n"
     names = (
-        "study",
-        "model",
-        "cells",
-        "sampled",
-        "CPU s",
-        "wall s",
-        "compiling, first",
-        "later",
-        "all: CPU s",
-        "wall s",
+        "study", "model", "cells", "sampled", "CPU s", "wall s", "compiling, first", "later", "all: CPU s", "wall s"
+    )  # fmt: skip
+    return (
+        f"# All synthetic experiments, projected\n\n{provenance.in_words(record)}\n\n"
+        f"{report.body_of(__doc__)} {CORES} workers ran at once.\n\n{report.table(header, lines)}\n## By model\n\n"
+        "Seconds of one cell without compiling, those of compiling, and those of all cells in one worker.\n\n"
+        + report.table(names, models)
     )
-    return text + report.table(names, models)
 
 
 def _totals(table: list[Row], more: float = 0.0) -> list[str]:

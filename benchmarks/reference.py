@@ -2,10 +2,9 @@
 
 Every measurement is a process of its own: a first run compiles, a second one of the same shapes is timed, and its peak
 of resident memory is read above what the process held before. Devices are virtual ones on the same cores, so that
-their axis shows what rounds and copies cost, and no speed-up beyond the cores.
+their axis shows what turns and copies cost, and no speed-up beyond the cores.
 """
 
-import csv
 import json
 import os
 import subprocess
@@ -131,20 +130,13 @@ def _measure(case: Case) -> dict[str, float]:
 
 
 def _write(rows: list[dict[str, Any]], record: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "reference.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    (folder / "reference.json").write_text(json.dumps(record, indent=1) + "\n")
-    reading = " ".join((__doc__ or "").split("\n\n")[1].split())
-    text = f"# The reference posterior\n\n{provenance.in_words(record)}\n\n{reading}\n\n"
+    text = f"# The reference posterior\n\n{provenance.in_words(record)}\n\n{report.body_of(__doc__)}\n\n"
     header = ("", "contestant", "time", "first run", "µs a gradient", "peak MB", "kept MB", "note")
     for axis in dict.fromkeys(row["axis"] for row in rows):
         lines = [_line(row) for row in rows if row["axis"] == axis]
         case = next(row["case"] for row in rows if row["axis"] == axis)
         text += f"## {axis} (first: {case})\n\n{report.table((axis, *header[1:]), lines)}\n"
-    (folder / "reference.md").write_text(text + "![](reference.png)\n")
+    report.write_files("reference", COLUMNS, rows, record, text + "![](reference.png)\n", folder)
     plots.growth([row | {"case": row["axis"]} for row in rows], folder / "reference.png")
 
 

@@ -32,16 +32,28 @@ READING = (
 
 def write(name: str, rows: Sequence[Row], record: dict[str, Any], folder: Path, section: str = "") -> None:
     """Write NAME.csv, NAME.md (with `section` after the tables), NAME.png and NAME.json (provenance)."""
+    body = growth_tables(rows) if name == "growth" else case_tables(rows)
+    text = f"# {TITLES[name]}\n\n{provenance.in_words(record)}\n\n{READING}\n{body}{section}\n![]({name}.png)\n"
+    write_files(name, COLUMNS, rows, record, text, folder)
+    (plots.growth if name == "growth" else plots.bars)(rows, folder / f"{name}.png")
+
+
+def write_files(
+    name: str, columns: Sequence[str], rows: Iterable[Row], record: dict[str, Any], page: str, folder: Path
+) -> None:
+    """Write the rows to NAME.csv, the provenance to NAME.json and the page to NAME.md."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    body = growth_tables(rows) if name == "growth" else case_tables(rows)
-    text = f"# {TITLES[name]}\n\n{provenance.in_words(record)}\n\n{READING}\n{body}{section}\n![]({name}.png)\n"
-    (folder / f"{name}.md").write_text(text)
-    (plots.growth if name == "growth" else plots.bars)(rows, folder / f"{name}.png")
+    (folder / f"{name}.md").write_text(page)
+
+
+def body_of(docstring: str | None) -> str:
+    """Return what follows the first line of a module's docstring, in one paragraph: how its table is read."""
+    return " ".join((docstring or "").split("\n\n", 1)[1].split())
 
 
 def case_tables(rows: Sequence[Row]) -> str:

@@ -29,7 +29,7 @@ from isouq.posterior import Margins, Reference, Sampling, fit_map, sample_numpyr
 
 BEFORE, NOW, BLACKJAX, NUMPYRO = "HMC of version 0.1", "HMC of the study", "BlackJAX NUTS", "NumPyro NUTS"
 CONTESTANTS = (BEFORE, NOW, BLACKJAX, NUMPYRO)
-LONG_BEFORE = ("regression/nonlinear", "regression/sine")  # 200 leapfrog steps instead of 50
+LONG_BEFORE = "regression/nonlinear"  # which had 200 leapfrog steps instead of 50
 WIDTHS = ((4, "unit", 1.0), (32, "unit", 1.0), (32, "fan_in", 1.0), (256, "unit", 1.0))
 KEY = ("problem", "width", "prior", "sigma", "seed", "sampler")
 COLUMNS = (
@@ -76,7 +76,7 @@ def settings(name: str, cell: Cell, num_draws: int) -> Sampling | None:
     """Return the settings of a contestant: warm-up as long as the draws, or the study's own; None for NumPyro."""
     study = replace(sampler_settings(cell), num_draws=num_draws, max_rounds=1)
     return {
-        BEFORE: Sampling(num_draws, num_draws, 200 if cell.problem in LONG_BEFORE else 50),
+        BEFORE: Sampling(num_draws, num_draws, 200 if cell.problem == LONG_BEFORE else 50),
         NOW: study,
         BLACKJAX: Sampling(num_draws, num_draws, sampler="nuts"),
     }.get(name)
@@ -173,23 +173,16 @@ def _earlier_rows(folder: Path, record: dict[str, Any]) -> list[Row]:
 
 def _write(rows: list[Row], record: dict[str, Any], folder: Path) -> None:
     """Write all rows, with the ratios of those whose rivals have run."""
-    folder.mkdir(parents=True, exist_ok=True)
     per_gradient = {_key_of(row): row["ess_per_1000_draw_gradients"] for row in rows}
     for row in rows:
         for column, name in (("ratio_to_before", BEFORE), ("ratio_to_numpyro", NUMPYRO)):
             rival, value = per_gradient.get((*_key_of(row)[:-1], name)), row["ess_per_1000_draw_gradients"]
             row[column] = value / rival if rival and value is not None else None
-    with (folder / "samplers.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    (folder / "samplers.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "samplers.md").write_text(_page(rows, record))
+    report.write_files("samplers", COLUMNS, rows, record, _page(rows, record), folder)
 
 
 def _page(rows: list[Row], record: dict[str, Any]) -> str:
     """Return the table, a line for each posterior and sampler: the mean over seeds, and of ratios the geometric one."""
-    reading = " ".join((__doc__ or "").split("\n\n", 1)[1].split())
     header = ("posterior", "sampler", "seeds", "ESS", "R-hat", "acceptance", "gradients of draws", "in all",
               "ESS per 1,000 of draws", "of all", "÷ version 0.1", "÷ NumPyro", "CPU s per 1,000", "note")  # fmt: skip
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -197,7 +190,7 @@ def _page(rows: list[Row], record: dict[str, Any]) -> str:
         groups.setdefault((*_key_of(row)[:4], row["sampler"]), []).append(row)
     lines = [_line(key, group) for key, group in groups.items()]
     table = report.table(header, lines)
-    return f"# Samplers\n\n{provenance.in_words(record)}\n\n{reading} Means over seeds.\n\n{table}"
+    return f"# Samplers\n\n{provenance.in_words(record)}\n\n{report.body_of(__doc__)} Means over seeds.\n\n{table}"
 
 
 def _line(key: tuple[str, ...], group: list[Row]) -> list[str]:

@@ -6,7 +6,6 @@ is the one of three rings that the sweep samples first at its width, in a proces
 included, both contestants in turn.
 """
 
-import csv
 import json
 import os
 import shlex
@@ -157,17 +156,10 @@ def _environment(tree: Path) -> dict[str, str]:
 
 
 def _write(rows: list[Row], record: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-    (folder / "study.json").write_text(json.dumps(record, indent=1) + "\n")
-    reading = " ".join((__doc__ or "").split("\n\n", 1)[1].split())
-    text = f"# The study, before and after\n\n{provenance.in_words(record)}\n\n{reading}\n"
+    text = f"# The study, before and after\n\n{provenance.in_words(record)}\n\n{report.body_of(__doc__)}\n"
     for part in dict.fromkeys(row["part"] for row in rows):
         text += f"\n## {part}\n\n{_table([row for row in rows if row['part'] == part])}"
-    (folder / "study.md").write_text(text)
+    report.write_files("study", COLUMNS, rows, record, text, folder)
 
 
 def _table(rows: list[Row]) -> str:

@@ -44,7 +44,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_sessionfinish(session):
     """Delete the programs that were used longest ago until the cache is within its size."""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder and not hasattr(session.config, "workerinput"):  # these leave it to the process that started them
+    if folder and not hasattr(session.config, "workerinput"):  # workers leave it to the process that started them
         shrink(Path(folder))
 
 

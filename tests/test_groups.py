@@ -116,7 +116,9 @@ def test_cells_of_one_group_have_one_sampler_and_studies_run_alone():
     assert longer.program() == cell.program()
     assert longer.group() != cell.group()
     assert Cell("binary/xor", **TINY).group() is None
-    with pytest.raises(ValueError, match="the cells have 2 settings of the sampler; pass those of each by themselves"):
+    with pytest.raises(
+        ValueError, match="the cells have 2 different settings of the sampler; measure those of each apart"
+    ):
         measure_references([cell, longer], [problems.get("binary/xor")] * 2)
 
 

@@ -22,7 +22,7 @@ ARROWS = {
     "isouq.density": f"{_HELPERS} isouq._predict",
     "isouq.covariance": f"{_HELPERS} isouq.density isouq.gradnorm",
     "isouq._uncertainty": f"{_HELPERS} isouq._predict isouq.covariance isouq.gradnorm isouq.sharding",
-    "isouq.posterior": (f"{_HELPERS} isouq._files isouq._predict isouq.covariance isouq.density isouq.stats"),
+    "isouq.posterior": f"{_HELPERS} isouq._files isouq._predict isouq.covariance isouq.density isouq.stats",
     "isouq.text": f"{_HELPERS} isouq.gradnorm isouq.sharding isouq.text.*",
     "isouq.text.models": "isouq.text.loading",
     "isouq.text.loading": "isouq._extras",

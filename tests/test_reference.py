@@ -167,18 +167,18 @@ def test_compiles_once_for_a_shape():
         _, log_density, fit, record = case("binary/xor", width=3, seed=seed, sigma=1.0 + seed)
         other = replace(sampling, num_integration_steps=4 + seed)
         sample_reference(log_density, fit.params, jax.random.key(seed), sampling=other, record=record, verdict=False)
-    # blocks and rounds are runs of the same programs: 3 chains on 2 devices take two rounds
+    # blocks and turns are runs of the same programs: 3 chains on 2 devices take two turns
     three = jax.tree.map(lambda leaf: leaf[:3], fit.params)
     longer = replace(sampling, num_draws=120)
     sample_reference(log_density, three, jax.random.key(0), sampling=longer, record=record, verdict=False)
     assert [program._cache_size() for program in programs] == [compiled[0], compiled[1] + 1]  # longer blocks
 
 
-def test_chains_take_as_few_rounds_as_the_devices_allow():
+def test_chains_take_as_few_turns_as_the_devices_allow():
     expected = {(8, 8): (1, 8), (5, 8): (1, 5), (9, 8): (2, 5), (3, 2): (2, 2), (1, 8): (1, 1), (7, 1): (7, 1)}
-    assert {sizes: _sampling.rounds(*sizes) for sizes in expected} == expected
+    assert {sizes: _sampling.turns(*sizes) for sizes in expected} == expected
     assert _sampling.Layout.of(6, 2).mesh.size == 2
-    assert _sampling.Layout.of(6, 2).rounds == 2
+    assert _sampling.Layout.of(6, 2).turns == 2
 
 
 @pytest.mark.slow
@@ -271,7 +271,7 @@ def test_chains_are_where_the_layout_puts_them_and_equal_those_of_one_device(mon
     monkeypatch.setattr(_sampling, "_run_block", spy)
     sampling = Sampling(10, 10, 3)
     many = sample_reference(gaussian, chains(3), jax.random.key(0), sampling=sampling)
-    assert len(states) == 2 * 2  # two rounds of chains, a block of warm-up and one of draws
+    assert len(states) == 2 * 2  # two turns, a block of warm-up and one of draws
     assert all(len(leaf.sharding.device_set) == 2 for leaf in jax.tree.leaves(states))
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     one = sample_reference(gaussian, chains(3), jax.random.key(0), sampling=sampling)

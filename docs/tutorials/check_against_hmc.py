@@ -50,7 +50,7 @@ print(reference.verdict)
 print(f"{reference.cost.gradient_evaluations} gradients; ‖g‖² took one per input")
 
 # %% [markdown]
-# If the verdict is "unconverged", do not compare. Increase `num_draws` first and `num_integration_steps` second.
+# If the verdict is "unconverged", do not compare. Increase `max_rounds` first and `num_integration_steps` second.
 #
 # ## Compare
 

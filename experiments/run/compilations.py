@@ -1,4 +1,4 @@
-"""Compiled programs: how many a job needs, and the folder that keeps them for other processes and later runs."""
+"""Counts the programs that a job compiles, and keeps them in a folder for other processes and later runs."""
 
 import hashlib
 import os
@@ -29,9 +29,9 @@ class Compilations:
 
 @contextmanager
 def compilations(cache: str | None = None) -> Iterator[Compilations]:
-    """Use the cache, and yield what is counted of this process's compilations until the context is left.
+    """Use the cache, and yield the count of this process's compilations, which grows until the context is left.
 
-    A file of the cache that cannot be read or written is passed over, and its program compiled.
+    cache: see `cache_folder`. Where a file of the cache cannot be read or written, its program is compiled.
     """
     _use(cache)
     count = Compilations()

@@ -68,9 +68,9 @@ class GroupJob(Job, Protocol):
     """A job that an accelerator can run together with others; a job without these methods runs alone."""
 
     def group(self) -> str | None:
-        """Return a name that all jobs have which can run together; None if the job runs alone, as where it needs one.
+        """Return the name of a group, whose jobs can run together; None for a job that runs alone.
 
-        The name of the group decides that of the program.
+        Jobs of one group use one program. A job that needs another runs alone.
         """
         ...
 

@@ -13,7 +13,7 @@ from experiments.run.job import Cost
 
 REST = "starts, storing"  # CPU time of the driver and its workers outside of jobs and stages
 
-LEGEND = "seconds: of all jobs together; compiled, loaded from the cache: programs; compiling: the seconds of both"
+LEGEND = "seconds: sum over jobs; compiled, loaded: programs, those loaded from the cache; compiling: seconds of both"
 
 
 class Stage(NamedTuple):

@@ -20,8 +20,8 @@ def execute(
 ) -> Outcome:
     """Run a job and return how it ended; an error of the job is part of the outcome and is not raised.
 
-    folder: the store's, from which the result that the job needs is read. Nothing but the job's checkpoint is written,
-    and compiled programs. cache: where these are kept; see `compilations.cache_folder`.
+    folder: the store's, from which the result that the job needs is read. Only the job's checkpoint and compiled
+    programs are written. cache: the folder of these programs; see `compilations.cache_folder`.
     """
     outcome, cost = _measure(lambda: _run(folder, job, progress), cache)
     if outcome.result is None:

@@ -33,9 +33,8 @@ def _reference_seconds(configuration: Configuration) -> float:
     c, width = configuration, _width(configuration)
     draws = c.chains * c.num_draws * min(c.max_rounds, 4 if width <= 4 else 2)
     gradients = (c.chains * c.num_warmup + draws * c.thin) * c.num_leapfrog
-    return (2 + gradients * (1e-5 + 5.5e-7 * width) + draws * (1e-4 + 2e-6 * width)) / 2 + _dense(0.0)(
-        configuration
-    ) / 2
+    seconds = gradients * (1e-5 + 5.5e-7 * width) + draws * (1e-4 + 2e-6 * width)
+    return (seconds + _dense(2.0)(configuration)) / 2
 
 
 def _dense(seconds: float) -> Seconds:

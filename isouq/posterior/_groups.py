@@ -1,4 +1,4 @@
-"""Several posteriors of one shape in one compiled program: how many, which, and whether they fit together."""
+"""Divides posteriors of one shape into groups that share a compiled program, and checks that they can share it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ from isouq import _checks
 
 
 def groups(items: Sequence[Any], at_once: int | None) -> Iterator[tuple[list[Any], int]]:
-    """Yield groups of the items, each with the one size that all their programs have; `fill` makes up what lacks.
+    """Yield the items in groups, and with each the number of items that the program takes, which all groups share.
 
-    at_once: the most items of a group; by default 1 on a CPU, where a batch gains nothing, and all elsewhere. The
-    groups are as even as their number allows.
+    The last group may be smaller; `fill` pads it.
+    at_once: the largest size of a group; by default 1 on a CPU, where a batch gains nothing, and all items elsewhere.
     """
     if at_once is None:
         at_once = 1 if jax.default_backend() == "cpu" else len(items)

@@ -1,8 +1,8 @@
 """Runs chains in blocks of transitions over devices, from a checkpoint or from the start, with the same numbers.
 
 A compiled program has a fixed number of chains, the group, because a batch of another size rounds differently and
-chains that differ in the last bit diverge. Each device runs one group at a time, in as many rounds as needed. The key
-of a transition depends on its chain and its number alone, so that draws depend neither on blocks nor on rounds.
+chains that differ in the last bit diverge. Each device runs one group at a time, in as many turns as needed. The key
+of a transition depends on its chain and its number alone, so that draws depend neither on blocks nor on turns.
 """
 
 import math
@@ -33,9 +33,9 @@ class Sampling:
     """The settings of `sample_reference`, checked when they are made.
 
     num_draws: draws of a chain in a round.
-    max_rounds: rounds of draws. After each the verdict is asked, and the first that accepts is the last; without a
-        verdict all are made.
-    num_warmup: transitions of a chain before them, in which the step size is adapted.
+    max_rounds: largest number of rounds. After each round all draws so far are judged, and a verdict that accepts ends
+        the sampling; without a verdict all rounds are made.
+    num_warmup: transitions of a chain before the first draw, in which the step size is adapted.
     num_integration_steps: mean number of leapfrog steps of a transition. Each transition takes a random number between
         half and one and a half of it, the same in every chain, because a fixed length resonates on Gaussian-like
         posteriors.
@@ -145,35 +145,35 @@ class Schedule(NamedTuple):
         return round_number * self.draw.total + self.draw.size_of_first(block_of_round)
 
 
-def rounds(groups: int, devices: int) -> tuple[int, int]:
-    """Return the number of rounds for so many groups, and how many of the devices they need."""
+def turns(groups: int, devices: int) -> tuple[int, int]:
+    """Return the number of turns in which the devices run so many groups, and how many of the devices they need."""
     count = math.ceil(groups / devices)
     return count, math.ceil(groups / count)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which chain runs where: in each of `rounds`, every device of the mesh runs a group of chains."""
+    """Which chain runs where: in each of `turns`, every device of the mesh runs a group of chains."""
 
     chains: int
     group: int
-    rounds: int
+    turns: int
     mesh: Mesh
 
     @classmethod
     def of(cls, chains: int, group: int) -> "Layout":
-        """Return the layout over this process's devices with the fewest rounds, and the fewest devices for these."""
+        """Return the layout over this process's devices with the fewest turns, and the fewest devices for these."""
         devices = jax.local_devices()
-        count, num_devices = rounds(chains // group, len(devices))
+        count, num_devices = turns(chains // group, len(devices))
         return cls(chains, group, count, Mesh(np.array(devices[:num_devices]), ("chains",)))
 
     def place(self, tree: Any) -> list[Any]:
-        """Return leaves `[chains, ...]` split into rounds and put on the devices, padded with chain 0."""
+        """Return leaves `[chains, ...]` split into turns and put on the devices, padded with chain 0."""
         width = self.mesh.size * self.group
-        order = np.arange(self.rounds * width)
+        order = np.arange(self.turns * width)
         order[order >= self.chains] = 0
         where = NamedSharding(self.mesh, PartitionSpec("chains"))
-        rows = np.split(order, self.rounds)
+        rows = np.split(order, self.turns)
         return [jax.device_put(jax.tree.map(lambda leaf, r=r: leaf[r], tree), where) for r in rows]
 
     def replicate(self, tree: Any) -> Any:
@@ -181,7 +181,7 @@ class Layout:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def join(self, trees: Sequence[Any]) -> Any:
-        """Return the leaves of all rounds as NumPy arrays `[chains, ...]`: the inverse of `place`."""
+        """Return the leaves of all turns as NumPy arrays `[chains, ...]`: the inverse of `place`."""
         return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(a) for a in leaves])[: self.chains], *trees)
 
 
@@ -224,12 +224,12 @@ def run(
     report: function that is called with the share that is done.
     is_enough: function that is asked after every round, with all draws so far, whether it was the last.
     """
-    per_posterior = jax.tree.leaves(posteriors[0].inits)[0].shape[0]
-    group = chains_of_program(sampling, per_posterior, len(posteriors))
-    layout = Layout.of(per_posterior * len(posteriors), group)
+    chains = jax.tree.leaves(posteriors[0].inits)[0].shape[0]
+    group = chains_of_program(sampling, chains, len(posteriors))
+    layout = Layout.of(chains * len(posteriors), group)
     sampler, mesh, is_shared = sampling.sampler, layout.mesh, len(posteriors) == 1
     chain_keys, length_keys = zip(*(jax.random.split(posterior.key) for posterior in posteriors), strict=True)
-    keys = layout.place(_concatenate([jax.random.split(key, per_posterior) for key in chain_keys]))
+    keys = layout.place(_concatenate([jax.random.split(key, chains) for key in chain_keys]))
     schedule = Schedule.of(sampling, length_keys[0])
     num_draws = sampling.max_rounds * sampling.num_draws
     total = sampling.num_warmup + num_draws * sampling.thin
@@ -279,13 +279,13 @@ def run(
 
 
 def _place_functions(layout: Layout, posteriors: Sequence[Posterior]) -> list[Any]:
-    """Return log density, record and inverse mass matrix for each round of chains, on the devices.
+    """Return log density, record and inverse mass matrix for each turn of the devices, on the devices.
 
     One posterior has one copy on each device. Several have one for each chain, with a leading axis of chains.
     """
     functions = [(one.log_density, one.record, one.inverse_mass_matrix) for one in posteriors]
     if len(posteriors) == 1:
-        return [layout.replicate(functions[0])] * layout.rounds
+        return [layout.replicate(functions[0])] * layout.turns
     owners = np.repeat(np.arange(len(posteriors)), layout.chains // len(posteriors))
     return layout.place(jax.tree.map(lambda *leaves: np.stack(leaves)[owners], *functions))
 

@@ -138,10 +138,10 @@ def sample_reference(
         ValueError: a wrong shape or setting, or a log density or gradient that is not finite at the start of a chain;
             the message names the chain.
 
-    Cost: (num_warmup + num_draws × thin) × num_integration_steps gradients for each chain; compiled once for a shape.
-    Chains run side by side on the local devices. Memory: the recorded values on the host, those of one block of draws
-    on the devices. With chains_at_once=1 one device runs its chains one after the other. `python -m benchmarks
-    reference` measures what that costs: on a GPU that a small model leaves idle, up to the number of chains.
+    Cost: (num_warmup + rounds × num_draws × thin) × num_integration_steps gradients for each chain; compiled once
+    for a shape. Chains run side by side on the local devices. Memory: the recorded values on the host, those of one
+    block of draws on the devices. With chains_at_once=1 one device runs its chains one after the other. `python -m
+    benchmarks reference` measures what that costs: on a GPU that a small model leaves idle, up to the number of chains.
 
     Source: Neal (2011); Hoffman and Gelman (2014); Vehtari et al. (2021) for the diagnostics.
     """
@@ -219,7 +219,11 @@ def sample_references(
 
 
 class _Task(NamedTuple):
-    """A posterior to sample, the function from recorded values and divergent share to its verdict, and its output."""
+    """A posterior to sample, and what becomes of its draws.
+
+    judge: the function from recorded values and the share of divergent transitions to a verdict; None for no verdict.
+    has_record: whether the recorded values are predictions, and not the parameters.
+    """
 
     posterior: Posterior
     judge: Callable[[Any, float], Verdict] | None
@@ -245,9 +249,9 @@ def _task(
     _check_dtype(first)
     log_density = freeze_density(log_density, inits)
     frozen = freeze(_identity if record is None else record, first_row(inits), name="record")
-    judges: Callable[[Any, float], Verdict] | None = verdict if callable(verdict) else None
+    judge_draws: Callable[[Any, float], Verdict] | None = verdict if callable(verdict) else None
     if verdict is True and record is not None and getattr(frozen.outputs, "ndim", None) == 1:
-        judges = partial(judge_record, record)
+        judge_draws = partial(judge_record, record)
         if sampling.num_draws < 4 or frozen.outputs.shape[0] < 2:
             raise ValueError(
                 f"num_draws is {sampling.num_draws} and record gives {frozen.outputs.shape[0]} value(s) a draw; a "
@@ -256,7 +260,7 @@ def _task(
     ones = jax.tree.map(lambda _: 1.0, first)
     diagonal = _blackjax.flat_diagonal(ones if inverse_mass_matrix is None else inverse_mass_matrix, first)
     posterior = Posterior(log_density, frozen, diagonal, jax.tree.map(np.asarray, inits), key)
-    return _Task(posterior, judges, record is not None)
+    return _Task(posterior, judge_draws, record is not None)
 
 
 def _sample(

@@ -26,9 +26,10 @@ def start(
 ) -> AbstractContextManager[Run]:
     """Return the executor, ready to run lists of at most `widest` jobs, one list after the other.
 
-    function: (job) → Outcome; `local` passes `progress` too. out: the folder of the run. report: (job, share), told
-    when a job starts, by those executors that know. together: what runs a group of jobs, for `local` on an accelerator.
-    Leaving the context ends the workers, whatever they are at. RunError if the executor cannot be had.
+    function: (job) → Outcome; `local` passes `progress` too. out: the folder of the run. report: (job, share), called
+    when a job starts, by those executors that know. together: (jobs, progress) → outcomes or None; `local` calls it
+    with a group of jobs on an accelerator. Leaving the context ends the workers, whatever they are at. RunError if the
+    executor cannot be had.
     """
     starts: dict[str, Callable[..., AbstractContextManager[Run]]] = {
         "local": partial(local.start, together=together),

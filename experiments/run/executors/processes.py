@@ -137,7 +137,7 @@ class Workers:
 
 @contextmanager
 def _delayed_signals() -> Iterator[None]:
-    """Handle the signals that end a run after the context, which they would leave half done.
+    """Delay the signals that end a run until the context is left.
 
     A worker whose start is interrupted lacks its arguments, and prints a traceback.
     """

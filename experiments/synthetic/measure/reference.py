@@ -77,20 +77,22 @@ def measure_references(
     clock = Clock()
     samplings = {sampler_settings(cell) for cell in cells}
     if len(samplings) != 1:
-        raise ValueError(f"the cells have {len(samplings)} settings of the sampler; pass those of each by themselves")
+        raise ValueError(
+            f"the cells have {len(samplings)} different settings of the sampler; measure those of each apart"
+        )
     settings = [set_up(*pair) for pair in zip(cells, problems, strict=True)]
     log_densities = [setting.log_density for setting in settings]
     fits = fit_maps(log_densities, [setting.inits for setting in settings], at_once=at_once)
     clock.lap("seconds_map", [fit.params for fit in fits])
-    every = [_prepare(*row) for row in zip(cells, settings, fits, strict=True)]
+    posteriors = [_prepare(*row) for row in zip(cells, settings, fits, strict=True)]
     references = sample_references(
         log_densities, [fit.params for fit in fits], [setting.chain_key for setting in settings],
-        sampling=samplings.pop(), records=[trained.record for trained in every],
-        inverse_mass_matrices=[trained.prior_variance for trained in every], progress=progress,
-        verdicts=[trained.judge for trained in every], at_once=at_once,
+        sampling=samplings.pop(), records=[trained.record for trained in posteriors],
+        inverse_mass_matrices=[trained.prior_variance for trained in posteriors], progress=progress,
+        verdicts=[trained.judge for trained in posteriors], at_once=at_once,
     )  # fmt: skip
     clock.lap("seconds_reference")
-    summaries = [_summarise(*pair) for pair in zip(every, references, strict=True)]
+    summaries = [_summarise(*pair) for pair in zip(posteriors, references, strict=True)]
     clock.lap("seconds_verdict")
     seconds = {name: lap / len(cells) for name, lap in clock.laps().items()}
     return [Result({**numbers, **seconds}, arrays) for numbers, arrays in summaries]
@@ -99,8 +101,8 @@ def measure_references(
 class TrainedPosterior(NamedTuple):
     """A posterior that is ready to be sampled.
 
-    xs: the evaluation inputs, with the rows of the grid of the comparison and of the wider one. record: the function
-    from parameters to what is recorded of a draw. prior_variance: of each leaf.
+    xs: the evaluation inputs. grid, wide: the rows of xs where the study compares, and those of the wider region.
+    record: the function from parameters to what is recorded of a draw. prior_variance: that of each leaf.
     """
 
     cell: Configuration

@@ -10,13 +10,13 @@ from isouq.stats import Interval, bootstrap_mean
 
 Row = dict[str, Any]
 STATISTICS = {"pearson": "r", "spearman": "ρ"}
-# What a reference cost and how well θ* was found: column, heading, digits after the point.
+# What a reference cost and how well θ* was trained: column, heading, digits after the point.
 COSTS = {
     "rounds": ("rounds", 1),
     "ess_bulk": ("bulk ESS", 0),
     "gradient_evaluations": ("gradients", 0),
     "map_spread": ("log density of θ* − worst start, nats", 2),
-    "map_escapes": ("saddles left", 1),
+    "map_escapes": ("escapes from saddles", 1),
 }
 TITLES = {"pearson": "Pearson r", "spearman": "Spearman ρ"}
 

@@ -1,4 +1,4 @@
-"""State how many leapfrog steps a trajectory takes on average, for each posterior of the study.
+"""States how many leapfrog steps a trajectory takes on average, for each posterior of the study.
 
 The numbers were chosen for effective samples per gradient on seeds 0 and 1, which `python -m benchmarks samplers`
 measures. In units of the prior's standard deviations a trajectory of about 0.5 to 1 is best nearly everywhere. The step
@@ -15,8 +15,8 @@ _PROBLEMS = {
     "regression/nonlinear": 100,  # the noise is small: a stiff posterior
 }
 _NARROW, _NARROW_STEPS = 4, 50  # the narrowest networks have several modes
-_WIDTHS = {256: 30, 512: 40, 1024: 60}  # under the unit prior
-_SIGMAS = {0.3: 5, 1.0: 10, 10.0: 50}  # of the fan_in prior
+_UNIT = {256: 30, 512: 40, 1024: 60}  # by width
+_FAN_IN = {0.3: 5, 1.0: 10, 10.0: 50}  # by sigma
 
 
 def mean_steps(problem: str, width: int | None, prior: str, sigma: float) -> int:
@@ -25,4 +25,4 @@ def mean_steps(problem: str, width: int | None, prior: str, sigma: float) -> int
         return _PROBLEMS.get(problem, _DEFAULT)
     if width <= _NARROW:
         return _NARROW_STEPS
-    return _WIDTHS.get(width, _DEFAULT) if prior == "unit" else _SIGMAS.get(sigma, _DEFAULT)
+    return _UNIT.get(width, _DEFAULT) if prior == "unit" else _FAN_IN.get(sigma, _DEFAULT)

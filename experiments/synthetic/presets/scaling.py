@@ -21,18 +21,14 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
     smoke: two widths, tiny chains. quick: widths 2 to 128, three priors, one seed, about 4 minutes on 2 CPU cores.
     paper: widths 2 to 1024, five priors, five seeds, about 2.5 hours.
     """
-    settings: dict[str, Any] = {
-        "smoke": validation.TINY,
-        "quick": {},
-        "paper": {"max_rounds": validation.ROUNDS["paper"]},
-    }[preset]
+    settings: dict[str, Any] = validation.TINY if preset == "smoke" else {"max_rounds": validation.MAX_ROUNDS[preset]}
     priors: tuple[tuple[str, float], ...] = CURVES
     if preset == "paper":
         priors += tuple(("fan_in", sigma) for sigma in MAP_SIGMAS if ("fan_in", sigma) not in CURVES)
     default = {"smoke": (2, 4), "quick": (2, 4, 8, 16, 32, 64, 128), "paper": tuple(2**k for k in range(1, 11))}
     return [
         Cell(
-            PROBLEM, seed, width, prior, sigma, **{"num_leapfrog": mean_steps(PROBLEM, width, prior, sigma)} | settings
+            PROBLEM, seed, width, prior, sigma, **{"num_leapfrog": mean_steps(PROBLEM, width, prior, sigma), **settings}
         )
         for width in (widths or default[preset])
         for prior, sigma in priors

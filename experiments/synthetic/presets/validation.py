@@ -14,7 +14,7 @@ from isouq import problems
 TINY: dict[str, Any] = {
     "num_points": 40, "num_warmup": 50, "num_draws": 50, "max_rounds": 1, "num_leapfrog": 10, "resolution": 8,
 }  # fmt: skip
-ROUNDS = {"quick": 8, "paper": 32}  # of 250 draws a chain, at most
+MAX_ROUNDS = {"quick": 8, "paper": 32}
 SECOND_OPINION = ("binary/xor", "multiclass/rings")
 
 
@@ -22,13 +22,13 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     """Return the jobs of a preset.
 
     smoke: three problems, tiny chains, seconds. quick: eight problems, 2 seeds, about 4 minutes on 2 CPU cores.
-    paper: 5 seeds, twice the draws, and NumPyro's second opinion on two problems, about 40 minutes.
+    paper: 5 seeds, up to 32 rounds of draws, and NumPyro's second opinion on two problems, about 40 minutes.
     """
     if preset == "smoke":
         names = ("binary/xor", "multiclass/clusters", "regression/linear")
         return [Cell(name, seed, **TINY) for name in names for seed in range(seeds or 2)]
     cells = [
-        Cell(name, seed, max_rounds=ROUNDS[preset], num_leapfrog=mean_steps(name, None, "unit", 1.0))
+        Cell(name, seed, max_rounds=MAX_ROUNDS[preset], num_leapfrog=mean_steps(name, None, "unit", 1.0))
         for seed in range(seeds or {"quick": 2, "paper": 5}[preset])
         for name in problems.PROBLEMS
     ]

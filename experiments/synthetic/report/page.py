@@ -22,7 +22,7 @@ def page(title: str, numbers: Numbers, *sections: str) -> str:
 
 
 def costs_section(models: Sequence[Model], numbers: Numbers) -> str:
-    """Return the table of what the references cost and of how well θ* was found, a row a model."""
+    """Return the table of what the references cost and of how well θ* was trained, with a row for each model."""
     columns = {column: cost for column, cost in COSTS.items() if column in numbers.groups[models[0].name]}
     body = [
         [model.name, *(tables.number(numbers.groups[model.name][column].mean, d) for column, (_, d) in columns.items())]
@@ -30,8 +30,8 @@ def costs_section(models: Sequence[Model], numbers: Numbers) -> str:
     ]
     return (
         "## Cost of the references, and training\n\n"
-        "Means over all seeds. A round is 250 draws of each chain; rounds end when the reference is accepted. A "
-        "saddle that training stopped at is left along its steepest way up.\n\n"
+        "Means over all seeds. Draws come in rounds, which end when the reference is accepted. Escapes: how often "
+        "training stopped at a saddle and went on along its steepest way up.\n\n"
         + tables.table(["model", *(heading for heading, _ in columns.values())], body)
     )
 
