@@ -11,7 +11,7 @@ from benchmarks.settings import apply
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
-OTHERS = ("reference", "samplers", "study", "device")  # they have rows and pages of their own
+OTHERS = ("reference", "samplers", "modes", "study", "device")  # they have rows and pages of their own
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -81,6 +81,10 @@ def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]
         from benchmarks import samplers
 
         samplers.run(options.preset, folder, record, options.only)
+    elif options.name == "modes":
+        from benchmarks import modes
+
+        modes.run(options.preset, folder, record)
     elif options.name == "device":
         from benchmarks import device
 

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -123,6 +124,9 @@ def evaluation_inputs(
     return jnp.asarray(np.stack([axis.ravel() for axis in grid], axis=-1))
 
 
+_compiled = partial(jax.jit, static_argnames="n")  # one program in place of twenty
+
+
 def _labels(n: int, classes: int) -> Array:
     return jnp.arange(n) % classes
 
@@ -138,12 +142,14 @@ def _polar(r: Array, angle: Array) -> Array:
     return jnp.stack([r * jnp.cos(angle), r * jnp.sin(angle)], axis=-1)
 
 
+@_compiled
 def _binary_linear(key: Array, n: int) -> tuple[Array, Array]:
     x_key, y_key = jax.random.split(key)
     xs = 1.5 * jax.random.normal(x_key, (n, 2))
     return xs, jax.random.bernoulli(y_key, jax.nn.sigmoid(2 * xs.sum(axis=1))).astype(jnp.int32)
 
 
+@_compiled
 def _binary_xor(key: Array, n: int) -> tuple[Array, Array]:
     centres = jnp.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     blob = _labels(n, 4)
@@ -151,17 +157,20 @@ def _binary_xor(key: Array, n: int) -> tuple[Array, Array]:
     return xs, (centres[blob].prod(axis=1) > 0).astype(jnp.int32)
 
 
+@_compiled
 def _binary_rings(key: Array, n: int) -> tuple[Array, Array]:
     labels = _labels(n, 2)
     return _ring_points(key, labels, jnp.array([1.0, 2.0]), 0.2), labels
 
 
+@_compiled
 def _multiclass_clusters(key: Array, n: int) -> tuple[Array, Array]:
     labels = _labels(n, 3)
     centres = _polar(jnp.full(3, 2.0), 2 * jnp.pi * jnp.arange(3) / 3)
     return centres[labels] + 0.8 * jax.random.normal(key, (n, 2)), labels
 
 
+@_compiled
 def _multiclass_spirals(key: Array, n: int) -> tuple[Array, Array]:
     turn_key, angle_key = jax.random.split(key)
     labels = _labels(n, 3)
@@ -170,17 +179,20 @@ def _multiclass_spirals(key: Array, n: int) -> tuple[Array, Array]:
     return _polar(0.25 + 2.25 * t, angle), labels
 
 
+@_compiled
 def _multiclass_rings(key: Array, n: int) -> tuple[Array, Array]:
     labels = _labels(n, 3)
     return _ring_points(key, labels, jnp.array([1.0, 2.0, 3.0]), 0.25), labels
 
 
+@_compiled
 def _regression_linear(key: Array, n: int) -> tuple[Array, Array]:
     x_key, y_key = jax.random.split(key)
     xs = jax.random.uniform(x_key, (n, 1), minval=-2.0, maxval=2.0)
     return xs, 1.5 * xs[:, 0] - 0.5 + 0.3 * jax.random.normal(y_key, (n,))
 
 
+@_compiled
 def _regression_nonlinear(key: Array, n: int) -> tuple[Array, Array]:
     x_key, side_key, y_key = jax.random.split(key, 3)
     size = jax.random.uniform(x_key, (n,), minval=0.5, maxval=2.0)

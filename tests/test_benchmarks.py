@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, device, projection, provenance, reference, samplers, study
+from benchmarks import cases, device, modes, projection, provenance, reference, samplers, study
 from experiments.synthetic.presets import validation
 
 # `python -m benchmarks` in an environment that has no torch, whatever is installed in this one
@@ -71,6 +71,17 @@ def test_a_peer_that_is_missing_keeps_its_row_with_the_reason(tmp_path):
 
 
 @pytest.mark.slow
+def test_both_modes_are_maxima_of_one_density(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(modes.scaling, "jobs", lambda preset, seeds: [])
+    modes.run("smoke", tmp_path, provenance.provenance(["modes"]))
+    with (tmp_path / "modes.csv").open(encoding="utf-8") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    linear = rows["regression/linear"]  # it has one maximum
+    assert float(linear["density_raw"]) == pytest.approx(float(linear["density_standardised"]), abs=0.01)
+    assert float(linear["spread_standardised"]) < 0.01
+
+
 def test_samplers_are_compared_and_a_second_run_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(samplers, "cells", lambda preset: [validation.jobs("smoke")[0]])
     record = provenance.provenance(["samplers"])

@@ -29,12 +29,13 @@ class Study(NamedTuple):
 
 
 def _reference_seconds(configuration: Configuration) -> float:
-    """Return the time of training, and of sampling and judging half of the rounds that it may take."""
+    """Return the time of training, and of sampling and judging the usual number of rounds."""
     c, width = configuration, _width(configuration)
-    draws = c.num_draws * (1 + c.max_rounds) / 2
-    gradients = c.chains * (c.num_warmup + draws * c.thin) * c.num_leapfrog
-    diagnostics = 2.2e-3 * c.chains * draws
-    return (4 + gradients * (3e-5 + 7.5e-7 * width) + diagnostics) / 2
+    draws = c.chains * c.num_draws * min(c.max_rounds, 4 if width <= 4 else 2)
+    gradients = (c.chains * c.num_warmup + draws * c.thin) * c.num_leapfrog
+    return (2 + gradients * (1e-5 + 5.5e-7 * width) + draws * (1e-4 + 2e-6 * width)) / 2 + _dense(0.0)(
+        configuration
+    ) / 2
 
 
 def _dense(seconds: float) -> Seconds:
@@ -48,11 +49,11 @@ def _width(configuration: Configuration) -> int:
 
 STUDIES = {
     "reference": Study(3, _reference_seconds, None),  # 3: draws in rounds, θ* in the prior's coordinates
-    "agreement": Study(1, _dense(2.0), agreement.measure),
-    "second_opinion": Study(1, lambda configuration: 30.0, second_opinion.measure),
-    "covariance": Study(1, _dense(15.0), covariance.measure),
-    "decomposition": Study(1, _dense(3.0), decomposition.measure),
-    "spectrum": Study(1, _dense(3.0), spectrum.measure),
+    "agreement": Study(1, _dense(0.5), agreement.measure),
+    "second_opinion": Study(2, lambda configuration: 30.0, second_opinion.measure),
+    "covariance": Study(1, _dense(4.0), covariance.measure),
+    "decomposition": Study(1, _dense(1.0), decomposition.measure),
+    "spectrum": Study(1, _dense(0.5), spectrum.measure),
 }
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from experiments.clock import Clock
 from experiments.run.job import Result
@@ -120,8 +119,9 @@ def evaluation_inputs(cell: Configuration, xs: Any) -> tuple[Any, slice, slice]:
 def subject(cell: Configuration, problem: problems.Problem, reference: Result) -> Subject:
     """Return what a study measures, from a reference that was computed before."""
     setting = set_up(cell, problem)
-    starts = jax.tree.map(np.asarray, jax.vmap(ravel_pytree(setting.zeros)[1])(reference.arrays["starts"]))
-    theta = jax.tree.map(lambda leaf: jnp.asarray(leaf[reference.numbers["best"]]), starts)
+    ends = unravel_rows(reference.arrays["starts"], setting.zeros)
+    theta = jax.tree.map(lambda leaf: jnp.asarray(leaf[reference.numbers["best"]]), ends)
+    starts = jax.tree.map(jnp.asarray, ends)
     xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
     clock = Clock()
     estimate = uncertainty(setting.predict, theta, xs, setting.log_density.kind)
@@ -129,6 +129,16 @@ def subject(cell: Configuration, problem: problems.Problem, reference: Result) -
     variance, draws = reference.arrays["variance"], reference.arrays["draws"]
     seconds = clock.laps()["seconds_estimate"]
     return Subject(cell, setting, theta, starts, xs, grid, wide, estimate, variance, draws, reference, seconds)
+
+
+def unravel_rows(rows: np.ndarray, like: Any) -> Any:
+    """Return parameters `[n, P]`, flat as by `ravel_pytree`, as a pytree like `like` with a leading axis n."""
+    leaves, treedef = jax.tree.flatten(like)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    parts = np.split(rows, ends, axis=1)
+    return jax.tree.unflatten(
+        treedef, [part.reshape(-1, *np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
+    )
 
 
 def epistemic_map(setting: Setting, theta: Any, xs: Any, covariance: Any = None) -> np.ndarray:

@@ -3,14 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.measure.proxies import HALVES, measure_proxies
-from experiments.synthetic.subject import Subject, correlations, epistemic_map
+from experiments.synthetic.subject import Subject, correlations, epistemic_map, unravel_rows
 from isouq.covariance import from_draws, laplace
 
 _CURVATURES = {"hessian": "Hessian", "ggn": "GGN", "empirical_fisher": "empirical Fisher"}
@@ -84,9 +82,8 @@ def _build(subject: Subject, method: str) -> tuple[Any, int]:
         return None, 0
     if method == "draws_within":
         within = subject.draws - subject.draws.mean(axis=1, keepdims=True)
-        flat = jnp.asarray(within.reshape(-1, within.shape[-1]))
-        cost = subject.reference.numbers["gradient_evaluations"]
-        return from_draws(jax.vmap(ravel_pytree(theta)[1])(flat)), cost
+        draws = unravel_rows(within.reshape(-1, within.shape[-1]), theta)
+        return from_draws(draws), subject.reference.numbers["gradient_evaluations"]
     curvature, structure = LAPLACE[method]
     num_params = subject.reference.numbers["num_params"]
     if structure == "low_rank" and num_params > 3 * RANK + 10:

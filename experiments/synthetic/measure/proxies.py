@@ -44,7 +44,7 @@ HALVES = {
 
 def images(xs: Any, halves: Halves) -> Any:
     """Return the inputs' images under the symmetry."""
-    return xs @ np.asarray(halves.symmetry, np.float32).T
+    return np.asarray(xs) @ np.asarray(halves.symmetry, np.float32).T
 
 
 def symmetrise(problem: problems.Problem, halves: Halves) -> problems.Problem:
@@ -54,8 +54,8 @@ def symmetrise(problem: problems.Problem, halves: Halves) -> problems.Problem:
         xs, ys = problem.draw(key, max(1, n // halves.order))
         rows = [(xs, ys)]
         for _ in range(halves.order - 1):
-            rows.append((images(rows[-1][0], halves), jnp.asarray(halves.labels)[rows[-1][1]]))
-        return jnp.concatenate([xs for xs, _ in rows]), jnp.concatenate([ys for _, ys in rows])
+            rows.append((images(rows[-1][0], halves), np.asarray(halves.labels)[np.asarray(rows[-1][1])]))
+        return np.concatenate([xs for xs, _ in rows]), np.concatenate([ys for _, ys in rows])
 
     return dataclasses.replace(problem, draw=draw)
 

@@ -12,6 +12,8 @@ from isouq.posterior import Margins, probabilities, sample_numpyro
 def measure(subject: Subject) -> Result:
     """Sample by NUTS from the same starts, and return how its epistemic map agrees with the reference's.
 
+    NUTS draws four rounds, whatever the reference took, and has twice its warm-up, in which it adapts masses too.
+
     numpyro_pearson, numpyro_spearman: of the two maps over the grid. numpyro_scale: the ratio of their means, reference
     to NUTS. numpyro_accepted: the verdict on the draws of NUTS.
     """
@@ -20,7 +22,7 @@ def measure(subject: Subject) -> Result:
     nuts = sample_numpyro(
         setting.log_density, subject.starts, setting.second_key,
         record=Margins(setting.predict, subject.xs[grid], subject.target, kind),
-        num_draws=subject.draws.shape[1], num_warmup=cell.num_warmup,
+        num_draws=4 * cell.num_draws, num_warmup=2 * cell.num_warmup,
     )  # fmt: skip
     variance = probabilities(nuts.predictions, kind).var(axis=(0, 1))
     clock.lap("seconds_numpyro")

@@ -86,8 +86,8 @@ def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted")
 
 
 def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:
-    """Return the means of the columns COSTS over all rows of a model."""
-    return [mean_over_all(model, rows, column) for column in COSTS]
+    """Return the means of the columns COSTS over all rows of a model; tables of version 0.1 lack some of them."""
+    return [mean_over_all(model, rows, column) for column in COSTS if column in rows[0]]
 
 
 def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:

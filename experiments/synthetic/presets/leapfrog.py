@@ -14,15 +14,15 @@ _PROBLEMS = {
     "regression/linear": 10,
     "regression/nonlinear": 100,  # the noise is small: a stiff posterior
 }
-_WIDTHS = {2: 50, 4: 50, 256: 30, 512: 40, 1024: 60}  # the narrowest networks have several modes
-_TIGHT = 1.0  # largest σ of a fan_in prior under which wider steps fit, from width 8 on
-_TIGHT_STEPS = 10
+_NARROW, _NARROW_STEPS = 4, 50  # the narrowest networks have several modes
+_WIDTHS = {256: 30, 512: 40, 1024: 60}  # under the unit prior
+_SIGMAS = {0.3: 5, 1.0: 10, 10.0: 50}  # of the fan_in prior
 
 
 def mean_steps(problem: str, width: int | None, prior: str, sigma: float) -> int:
     """Return the mean number of leapfrog steps of a trajectory."""
     if width is None:
         return _PROBLEMS.get(problem, _DEFAULT)
-    if prior == "fan_in" and sigma <= _TIGHT and width >= 8:
-        return _TIGHT_STEPS
-    return _WIDTHS.get(width, _DEFAULT)
+    if width <= _NARROW:
+        return _NARROW_STEPS
+    return _WIDTHS.get(width, _DEFAULT) if prior == "unit" else _SIGMAS.get(sigma, _DEFAULT)

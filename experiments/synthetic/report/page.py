@@ -23,15 +23,16 @@ def page(title: str, numbers: Numbers, *sections: str) -> str:
 
 def costs_section(models: Sequence[Model], numbers: Numbers) -> str:
     """Return the table of what the references cost and of how well θ* was found, a row a model."""
+    columns = {column: cost for column, cost in COSTS.items() if column in numbers.groups[models[0].name]}
     body = [
-        [model.name, *(tables.number(numbers.groups[model.name][column].mean, d) for column, (_, d) in COSTS.items())]
+        [model.name, *(tables.number(numbers.groups[model.name][column].mean, d) for column, (_, d) in columns.items())]
         for model in models
     ]
     return (
         "## Cost of the references, and training\n\n"
         "Means over all seeds. A round is 250 draws of each chain; rounds end when the reference is accepted. A "
         "saddle that training stopped at is left along its steepest way up.\n\n"
-        + tables.table(["model", *(heading for heading, _ in COSTS.values())], body)
+        + tables.table(["model", *(heading for heading, _ in columns.values())], body)
     )
 
 
