@@ -142,7 +142,7 @@ def _sample_posterior(log_density: Any, inits: Any, keys: Array, xs: Array, leng
 
     Everything that is particular to a posterior is an argument, so that vmap makes one program of many.
     """
-    fit = _fit(log_density, inits, log_density.scales, jnp.int32(1000), jnp.float32(0.05))
+    fit = _fit(log_density, inits, log_density.scales, jnp.full(len(keys), 1000), jnp.float32(0.05))
     theta = jax.tree.map(lambda leaf: leaf[jnp.argmax(fit.log_density)], fit.params)
     outputs = jax.vmap(log_density.predict, (None, 0))(theta, xs)
     record = Margins(log_density.predict, xs, jnp.argmax(outputs, axis=-1), log_density.kind)

@@ -119,6 +119,51 @@ def test_a_start_on_a_ridge_leaves_it(scales):
     np.testing.assert_array_equal(fit.num_escapes, [1, 1, 0])
 
 
+def valleys(x):
+    """Return a density with a maximum at ±1 and a minimum at 0 along each axis, which leads up along one at a time."""
+    return -jnp.sum(jnp.arange(1, len(x) + 1) * (x**2 - 1) ** 2)
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_a_start_is_led_away_from_ten_saddles_and_no_more(count):
+    fit = fit_map(valleys, jnp.zeros((1, count)))
+    assert fit.num_escapes[0] == 10
+    assert fit.converged[0] == (count == 10)
+
+
+def test_a_saddle_at_one_start_leaves_the_others_as_they_ended():
+    def density(x):
+        return -100 * (x[1] - x[0] ** 2) ** 2 - (1 - x[0]) ** 2 - (x[2] ** 2 - 1) ** 2
+
+    unfinished, saddle = [-1.5, 2.0, 1.1], [1.0, 1.0, 0.0]
+    alone = fit_map(density, jnp.array([unfinished]), max_steps=5)
+    beside = fit_map(density, jnp.array([unfinished, saddle]), max_steps=5)
+    np.testing.assert_array_equal(beside.num_escapes, [0, 1])
+    assert not beside.converged[0]
+    assert beside.num_steps[0] == 5
+    np.testing.assert_array_equal(beside.params[:1], alone.params)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({"a": 0.0, "b": 1.0}, r"scales\['a'\] holds 0.0; expected numbers above 0"),
+        ({"a": 1.0, "b": jnp.array([1.0, -2.0])}, r"scales\['b'\] holds -2.0"),
+        ({"a": 1.0, "b": jnp.ones(3)}, r"scales\['b'\] has shape \(3,\); expected a scalar or shape \(2,\)"),
+        ({"a": 1.0}, "scales is not a pytree like inits"),
+        (1.0, "scales is not a pytree like inits"),
+    ],
+)
+def test_scales_that_do_not_fit(scales, message):
+    with pytest.raises(ValueError, match=message):
+        fit_map(lambda p: -jnp.sum(p["b"] ** 2) - p["a"] ** 2, {"a": jnp.ones(2), "b": jnp.ones((2, 2))}, scales=scales)
+
+
+def test_training_cannot_be_traced():
+    with pytest.raises(ValueError, match="call it outside jit and vmap"):
+        jax.jit(lambda inits: fit_map(lambda x: -jnp.sum(x**2), inits))(jnp.ones((2, 3)))
+
+
 def test_the_coordinates_are_those_of_the_prior():
     """The tolerance holds for the gradient in units of the prior, and the default is the prior of the log density."""
     data, predict, inits, _ = case("multiclass/rings")

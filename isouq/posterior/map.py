@@ -121,63 +121,77 @@ def fit_maps(
     _checks.positive_int("max_steps", max_steps)
     _checks.positive("tolerance", tolerance)
     rows = per_posterior(len(log_densities), at_once, log_densities=log_densities, inits=inits, scales=scales)
-    targets = [_target(*row) for row in zip(*rows, strict=True)]
+    targets = [_target(*row, max_steps) for row in zip(*rows, strict=True)]
     check_alike(targets)
     fits: list[MapFit] = []
     for group, size in groups(targets, at_once):
-        fits += _fit_beyond_saddles(group, size, max_steps, tolerance)
+        fits += _fit_beyond_saddles(group, size, tolerance)
     return fits
 
 
 class _Target(NamedTuple):
-    """A log density to maximise, the starts, and the size of each leaf; a pytree."""
+    """A log density to maximise, the starts, the size of each leaf, and the most steps of each start; a pytree."""
 
     log_density: Frozen
     inits: Any
     scales: Any
+    max_steps: np.ndarray
 
 
-def _target(log_density: Callable, inits: Any, scales: Any) -> _Target:
+def _target(log_density: Callable, inits: Any, scales: Any, max_steps: int) -> _Target:
     """Check the arguments of a posterior and trace its log density."""
     _checks.float_leaves("inits", inits)
-    _checks.count_rows(inits, "inits", "start")
+    starts = _checks.count_rows(inits, "inits", "start")
     _checks.finite("inits", inits)
     if scales is None:
         scales = log_density.scales if isinstance(log_density, LogDensity) else jax.tree.map(lambda _: 1.0, inits)
-    _checks.finite("scales", scales)
-    return _Target(freeze_density(log_density, inits), inits, scales)
+    _checks.positive_like("scales", scales, inits)
+    return _Target(freeze_density(log_density, inits), inits, scales, np.full(starts, max_steps, np.int32))
 
 
-def _fit_beyond_saddles(targets: Sequence[_Target], size: int, max_steps: int, tolerance: float) -> list[MapFit]:
-    """Return the fits of posteriors that are trained together; where one ends at a saddle it goes on from beside it."""
-    fits = _fit_all(targets, size, max_steps, tolerance)
+def _fit_beyond_saddles(targets: Sequence[_Target], size: int, tolerance: float) -> list[MapFit]:
+    """Return the fits of posteriors that are trained together; a start that ends at a saddle goes on from beside it."""
+    fits = _fit_all(targets, size, tolerance)
     num_params = sum(leaf.size for leaf in jax.tree.leaves(targets[0].inits)) // len(fits[0].log_density)
     if num_params > MAX_CHECKED:
         return fits
+    if _checks.is_traced(fits):
+        raise ValueError("fit_map cannot be traced, because it looks for saddles in NumPy; call it outside jit and vmap")
     targets, waiting = list(targets), list(range(len(targets)))
     is_saddle = [np.zeros(len(fit.log_density), bool) for fit in fits]
-    for _ in range(_MAX_ESCAPES + 1):
+    max_steps = targets[0].max_steps
+    for escapes in range(_MAX_ESCAPES + 1):
         for index in waiting:
             target = targets[index]
             ends, is_saddle[index] = _leave_saddles(target.log_density, fits[index], target.scales)
-            targets[index] = target._replace(inits=ends)
+            targets[index] = target._replace(inits=ends, max_steps=max_steps * is_saddle[index])
         waiting = [index for index in waiting if is_saddle[index].any()]
-        if not waiting:
+        if not waiting or escapes == _MAX_ESCAPES:
             break
-        further = _fit_all(targets, size, max_steps, tolerance)
+        further = _fit_all(targets, size, tolerance)
         for index in waiting:
-            num_steps = np.asarray(fits[index].num_steps) + np.asarray(further[index].num_steps)
-            num_escapes = np.asarray(fits[index].num_escapes) + is_saddle[index]
-            fits[index] = further[index]._replace(num_steps=num_steps, num_escapes=num_escapes)
-    return [fit._replace(converged=np.asarray(fit.converged) & ~at) for fit, at in zip(fits, is_saddle, strict=True)]
+            fits[index] = _continue(fits[index], further[index], is_saddle[index])
+    return [
+        fit._replace(converged=jnp.asarray(np.asarray(fit.converged) & ~at))
+        for fit, at in zip(fits, is_saddle, strict=True)
+    ]
 
 
-def _fit_all(targets: Sequence[_Target], size: int, max_steps: int, tolerance: float) -> list[Any]:
+@jax.jit
+def _continue(fit: MapFit, further: MapFit, is_saddle: Array) -> MapFit:
+    """Return the fit of the starts that went on from beside a saddle, and the earlier fit of all others."""
+    further = further._replace(num_steps=fit.num_steps + further.num_steps, num_escapes=fit.num_escapes + 1)
+    return jax.tree.map(
+        lambda old, new: jnp.where(is_saddle.reshape(-1, *[1] * (old.ndim - 1)), new, old), fit, further
+    )
+
+
+def _fit_all(targets: Sequence[_Target], size: int, tolerance: float) -> list[Any]:
     """Return the fit of every posterior, from a program for `size` posteriors."""
     if size == 1:
-        return [_fit(*target, max_steps, tolerance) for target in targets]
+        return [_fit(*target, tolerance) for target in targets]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *fill(targets, size))
-    fits = _fit_several(*stacked, max_steps, tolerance)
+    fits = _fit_several(*stacked, tolerance)
     return [_row(fits, jnp.asarray(index)) for index in range(len(targets))]
 
 
@@ -192,7 +206,7 @@ def _fit(log_density: Callable, inits: Any, scales: Any, max_steps: Array, toler
 
     optimiser = optax.lbfgs(memory_size=20)
 
-    def fit(z: Array) -> MapFit:
+    def fit(z: Array, max_steps: Array) -> MapFit:
         def continues(carry: tuple[Any, Any, Array, Array, Array]) -> Array:
             _, _, _, grad, step = carry
             return (step < max_steps) & (jnp.linalg.norm(grad) > tolerance)
@@ -209,13 +223,13 @@ def _fit(log_density: Callable, inits: Any, scales: Any, max_steps: Array, toler
         converged = (norm <= tolerance) & jnp.isfinite(value)
         return MapFit(to_params(z), -value, norm, converged, step, jnp.int32(0))
 
-    return _over_starts(fit, positions)
+    return _over_starts(fit, positions, max_steps)
 
 
 @jax.jit
 def _fit_several(log_density: Any, inits: Any, scales: Any, max_steps: Array, tolerance: Array) -> MapFit:
     """Return the fits of several posteriors, with a leading axis in all their arrays."""
-    return jax.vmap(_fit, (0, 0, 0, None, None))(log_density, inits, scales, max_steps, tolerance)
+    return jax.vmap(_fit, (0, 0, 0, 0, None))(log_density, inits, scales, max_steps, tolerance)
 
 
 def _standardise(starts: Any, scales: Any) -> tuple[Callable, Array]:

@@ -231,7 +231,12 @@ class _Task(NamedTuple):
 
     def judge_trace(self, trace: Trace, thin: int) -> Verdict | None:
         """Return the verdict on all draws so far; None where none is asked for."""
-        return self.judge(trace.recorded, _share_of_divergent(trace, thin)) if self.judge else None
+        if self.judge is None:
+            return None
+        verdict = self.judge(trace.recorded, _share_of_divergent(trace, thin))
+        if not isinstance(verdict, Verdict):
+            raise ValueError(f"the function verdict returned {verdict!r}; expected an isouq.posterior.Verdict")
+        return verdict
 
 
 def _task(
@@ -249,6 +254,8 @@ def _task(
     _check_dtype(first)
     log_density = freeze_density(log_density, inits)
     frozen = freeze(_identity if record is None else record, first_row(inits), name="record")
+    if not callable(verdict) and not isinstance(verdict, bool):
+        raise ValueError(f"verdict is {verdict!r}; expected True, False, or a function that returns a Verdict")
     judge_draws: Callable[[Any, float], Verdict] | None = verdict if callable(verdict) else None
     if verdict is True and record is not None and getattr(frozen.outputs, "ndim", None) == 1:
         judge_draws = partial(judge_record, record)
@@ -257,8 +264,10 @@ def _task(
                 f"num_draws is {sampling.num_draws} and record gives {frozen.outputs.shape[0]} value(s) a draw; a "
                 "verdict needs at least 4 draws of 2 values (or pass verdict=False)"
             )
-    ones = jax.tree.map(lambda _: 1.0, first)
-    diagonal = _blackjax.flat_diagonal(ones if inverse_mass_matrix is None else inverse_mass_matrix, first)
+    if inverse_mass_matrix is None:
+        inverse_mass_matrix = jax.tree.map(lambda _: 1.0, first)
+    _checks.positive_like("inverse_mass_matrix", inverse_mass_matrix, inits)
+    diagonal = _blackjax.flat_diagonal(inverse_mass_matrix, first)
     posterior = Posterior(log_density, frozen, diagonal, jax.tree.map(np.asarray, inits), key)
     return _Task(posterior, judge_draws, record is not None)
 
