@@ -39,8 +39,8 @@ def test_the_cells_of_a_shape_compile_what_one_does(study):
         reference, of_reference = programs(cell.reference())
         counts.append((of_reference, programs(cell, reference)[1]))
     assert counts[0][1] > 0
-    # a program that leads away from a saddle is compiled where the first saddle is met
-    assert sum(of_reference + of_study for of_reference, of_study in counts[1:]) <= 1
+    # two programs that lead away from a saddle are compiled where the first saddle is met
+    assert sum(of_reference + of_study for of_reference, of_study in counts[1:]) <= 2
 
 
 # the folder

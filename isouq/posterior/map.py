@@ -121,7 +121,7 @@ def fit_maps(
     _checks.positive_int("max_steps", max_steps)
     _checks.positive("tolerance", tolerance)
     rows = per_posterior(len(log_densities), at_once, log_densities=log_densities, inits=inits, scales=scales)
-    targets = [_target(*row, max_steps) for row in zip(*rows, strict=True)]
+    targets = [_target(density, starts, sizes, max_steps) for density, starts, sizes in zip(*rows, strict=True)]
     check_alike(targets)
     fits: list[MapFit] = []
     for group, size in groups(targets, at_once):
@@ -156,7 +156,9 @@ def _fit_beyond_saddles(targets: Sequence[_Target], size: int, tolerance: float)
     if num_params > MAX_CHECKED:
         return fits
     if _checks.is_traced(fits):
-        raise ValueError("fit_map cannot be traced, because it looks for saddles in NumPy; call it outside jit and vmap")
+        raise ValueError(
+            "fit_map cannot be traced, because it looks for saddles in NumPy; call it outside jit and vmap"
+        )
     targets, waiting = list(targets), list(range(len(targets)))
     is_saddle = [np.zeros(len(fit.log_density), bool) for fit in fits]
     max_steps = targets[0].max_steps
