@@ -80,8 +80,12 @@ def positive_like(name: str, values: Any, inits: Any) -> None:
     finite(name, values)
     for (path, value), leaf in zip(jax.tree_util.tree_leaves_with_path(values), jax.tree.leaves(inits), strict=True):
         where, shape, expected = f"{name}{jax.tree_util.keystr(path)}", jnp.shape(value), jnp.shape(leaf)[1:]
-        if len(shape) > len(expected) or any(a not in (1, b) for a, b in zip(shape[::-1], expected[::-1], strict=False)):
-            raise ValueError(f"{where} has shape {shape}; expected a scalar or shape {expected}, that of one row of inits")
+        if len(shape) > len(expected) or any(
+            a not in (1, b) for a, b in zip(shape[::-1], expected[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"{where} has shape {shape}; expected a scalar or shape {expected}, that of one row of inits"
+            )
         if not is_traced(value) and not np.all(np.asarray(value) > 0):
             raise ValueError(f"{where} holds {np.min(value)}; expected numbers above 0")
 

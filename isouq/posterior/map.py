@@ -156,7 +156,9 @@ def _fit_beyond_saddles(targets: Sequence[_Target], size: int, tolerance: float)
     if num_params > MAX_CHECKED:
         return fits
     if _checks.is_traced(fits):
-        raise ValueError("fit_map cannot be traced, because it looks for saddles in NumPy; call it outside jit and vmap")
+        raise ValueError(
+            "fit_map cannot be traced, because it looks for saddles in NumPy; call it outside jit and vmap"
+        )
     targets, waiting = list(targets), list(range(len(targets)))
     is_saddle = [np.zeros(len(fit.log_density), bool) for fit in fits]
     max_steps = targets[0].max_steps
