@@ -7,9 +7,8 @@ import sys
 
 def main() -> int:
     """Run the command line; `status` is answered without importing what an experiment needs."""
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "3"
-    )  # on some processors XLA writes two lines a program that it loads
+    # on some processors XLA writes two lines a program that it loads
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the second ignored
             signal.signal(number, signal.default_int_handler)
