@@ -66,7 +66,7 @@ def _row(cell: Cell, reference: Result) -> Row:
 def _fit_raw(log_density: Any, inits: Any) -> MapFit:
     """Return the fit over the parameters themselves, wherever the gradient is small."""
     ones = jax.tree.map(lambda _: 1.0, inits)
-    return training._fit(*training._target(log_density, inits, ones, 3000), 0.05)
+    return training._fit(*training._target(3000, log_density, inits, ones), 0.05)
 
 
 def _agreement(name: str, measured: Subject, fit: MapFit) -> dict[str, float]:

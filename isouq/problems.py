@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -124,7 +124,19 @@ def evaluation_inputs(
     return jnp.asarray(np.stack([axis.ravel() for axis in grid], axis=-1))
 
 
-_compiled = partial(jax.jit, static_argnames="n")  # one program in place of twenty
+@dataclass(frozen=True)
+class _Compiled:
+    """A draw as one program in place of twenty; unlike a function that is decorated with jit it can be pickled."""
+
+    draw: Callable
+
+    def __call__(self, key: Array, n: int) -> tuple[Array, Array]:
+        return _draw(self.draw, key, n)
+
+
+@partial(jax.jit, static_argnames=("draw", "n"))
+def _draw(draw: Callable, key: Array, n: int) -> tuple[Array, Array]:
+    return draw(key, n)
 
 
 def _labels(n: int, classes: int) -> Array:
@@ -142,14 +154,12 @@ def _polar(r: Array, angle: Array) -> Array:
     return jnp.stack([r * jnp.cos(angle), r * jnp.sin(angle)], axis=-1)
 
 
-@_compiled
 def _binary_linear(key: Array, n: int) -> tuple[Array, Array]:
     x_key, y_key = jax.random.split(key)
     xs = 1.5 * jax.random.normal(x_key, (n, 2))
     return xs, jax.random.bernoulli(y_key, jax.nn.sigmoid(2 * xs.sum(axis=1))).astype(jnp.int32)
 
 
-@_compiled
 def _binary_xor(key: Array, n: int) -> tuple[Array, Array]:
     centres = jnp.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     blob = _labels(n, 4)
@@ -157,20 +167,17 @@ def _binary_xor(key: Array, n: int) -> tuple[Array, Array]:
     return xs, (centres[blob].prod(axis=1) > 0).astype(jnp.int32)
 
 
-@_compiled
 def _binary_rings(key: Array, n: int) -> tuple[Array, Array]:
     labels = _labels(n, 2)
     return _ring_points(key, labels, jnp.array([1.0, 2.0]), 0.2), labels
 
 
-@_compiled
 def _multiclass_clusters(key: Array, n: int) -> tuple[Array, Array]:
     labels = _labels(n, 3)
     centres = _polar(jnp.full(3, 2.0), 2 * jnp.pi * jnp.arange(3) / 3)
     return centres[labels] + 0.8 * jax.random.normal(key, (n, 2)), labels
 
 
-@_compiled
 def _multiclass_spirals(key: Array, n: int) -> tuple[Array, Array]:
     turn_key, angle_key = jax.random.split(key)
     labels = _labels(n, 3)
@@ -179,20 +186,17 @@ def _multiclass_spirals(key: Array, n: int) -> tuple[Array, Array]:
     return _polar(0.25 + 2.25 * t, angle), labels
 
 
-@_compiled
 def _multiclass_rings(key: Array, n: int) -> tuple[Array, Array]:
     labels = _labels(n, 3)
     return _ring_points(key, labels, jnp.array([1.0, 2.0, 3.0]), 0.25), labels
 
 
-@_compiled
 def _regression_linear(key: Array, n: int) -> tuple[Array, Array]:
     x_key, y_key = jax.random.split(key)
     xs = jax.random.uniform(x_key, (n, 1), minval=-2.0, maxval=2.0)
     return xs, 1.5 * xs[:, 0] - 0.5 + 0.3 * jax.random.normal(y_key, (n,))
 
 
-@_compiled
 def _regression_nonlinear(key: Array, n: int) -> tuple[Array, Array]:
     x_key, side_key, y_key = jax.random.split(key, 3)
     size = jax.random.uniform(x_key, (n,), minval=0.5, maxval=2.0)
@@ -201,7 +205,7 @@ def _regression_nonlinear(key: Array, n: int) -> tuple[Array, Array]:
 
 
 PROBLEMS: dict[str, Problem] = {
-    problem.name: problem
+    problem.name: replace(problem, draw=_Compiled(problem.draw))
     for problem in (
         Problem("binary/linear", "binary", _binary_linear),
         Problem("binary/xor", "binary", _binary_xor, hidden=(16,)),

@@ -1,5 +1,7 @@
 """The problems: pure, balanced, and with the constants of the protocol."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -210,3 +212,11 @@ def test_own_rows_stay_with_their_labels_and_are_drawn_once(kind):
     np.testing.assert_array_equal(data.ys, ys[rows])
     np.testing.assert_array_equal(data.xs, again.xs)
     assert not np.array_equal(data.xs, other.xs)
+
+
+@pytest.mark.parametrize("name", problems.PROBLEMS)
+def test_a_problem_can_be_sent_to_another_process(name):
+    problem = problems.get(name)
+    copy = pickle.loads(pickle.dumps(problem))
+    assert copy == problem
+    np.testing.assert_array_equal(copy.sample(jax.random.key(0), 5).xs, problem.sample(jax.random.key(0), 5).xs)

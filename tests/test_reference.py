@@ -326,3 +326,23 @@ def test_a_start_that_is_not_finite_names_the_chain(scales, message):
     inits = {"w": jnp.ones((3, 2)), "s": jnp.array(scales)}
     with pytest.raises(ValueError, match=message):
         sample_reference(log_density, inits, jax.random.key(0), sampling=Sampling(num_draws=10, num_warmup=10))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"verdict": lambda recorded, divergent: True}, "the function verdict returned True; expected an isouq"),
+        (
+            {"inverse_mass_matrix": {"a": 0.0, "b": 1.0}},
+            r"inverse_mass_matrix\['a'\] holds 0.0; expected numbers above 0",
+        ),
+        ({"inverse_mass_matrix": 1.0}, "inverse_mass_matrix is not a pytree like inits"),
+        (
+            {"max_rounds": 10**9},
+            "all rounds have 10000000010 transitions; expected at most 100000000: fewer max_rounds",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        sample_reference(gaussian, chains(), jax.random.key(0), num_draws=10, num_warmup=10, **options)

@@ -194,3 +194,17 @@ def test_reasons_name_every_rule_that_failed():
     words = "; ".join(judge(x, 0.5, np.where(np.arange(4)[:, None, None] < 2, x, x[:, :, ::-1])).reasons())
     for name in ("R-hat", "bulk ESS", "divergent", "Spearman"):
         assert name in words
+
+
+@pytest.mark.parametrize(
+    ("points", "maps", "message"),
+    [
+        (0, None, r"predictions has 0 point\(s\)"),
+        (1, None, r"predictions has 1 point\(s\)"),
+        (3, np.zeros((4, 8, 2)), r"maps has shape \(4, 8, 2\); expected that of predictions, \(4, 8, 3\)"),
+        (3, np.zeros(3), r"maps has shape \(3,\)"),
+    ],
+)
+def test_what_cannot_be_compared(points, maps, message):
+    with pytest.raises(ValueError, match=message):
+        judge(np.zeros((4, 8, points)), 0.0, maps)

@@ -48,7 +48,8 @@ class Setting(NamedTuple):
         return _initialise(self.init, self.init_keys)
 
 
-@partial(jax.jit, static_argnums=0)
+# it runs once, and at the full level of optimisation it takes a second to compile
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
 def _initialise(init: Callable, keys: Any) -> Any:
     return jax.vmap(init)(keys)
 

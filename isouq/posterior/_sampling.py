@@ -26,6 +26,7 @@ from isouq.posterior._groups import part
 
 _BLOCK = 100  # transitions of a block, unless a single draw takes more
 SAMPLERS = ("hmc", "nuts")
+MAX_TRANSITIONS = 10**8  # of a chain: the random lengths of all are drawn at the start, which takes seconds
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Sampling:
         for name in ("num_draws", "thin", "num_integration_steps", "max_rounds"):
             _checks.positive_int(name, getattr(self, name))
         _checks.positive_int("num_warmup", self.num_warmup, 10)
+        total = self.num_warmup + self.max_rounds * self.num_draws * self.thin
+        if total > MAX_TRANSITIONS:
+            raise ValueError(
+                f"all rounds have {total} transitions; expected at most {MAX_TRANSITIONS}: fewer max_rounds"
+            )
         _checks.one_of("sampler", self.sampler, SAMPLERS)
         _checks.positive("target_acceptance_rate", self.target_acceptance_rate)
         if self.target_acceptance_rate >= 1:

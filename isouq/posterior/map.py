@@ -121,7 +121,7 @@ def fit_maps(
     _checks.positive_int("max_steps", max_steps)
     _checks.positive("tolerance", tolerance)
     rows = per_posterior(len(log_densities), at_once, log_densities=log_densities, inits=inits, scales=scales)
-    targets = [_target(density, starts, sizes, max_steps) for density, starts, sizes in zip(*rows, strict=True)]
+    targets = [_target(max_steps, *row) for row in zip(*rows, strict=True)]
     check_alike(targets)
     fits: list[MapFit] = []
     for group, size in groups(targets, at_once):
@@ -138,7 +138,7 @@ class _Target(NamedTuple):
     max_steps: np.ndarray
 
 
-def _target(log_density: Callable, inits: Any, scales: Any, max_steps: int) -> _Target:
+def _target(max_steps: int, log_density: Callable, inits: Any, scales: Any) -> _Target:
     """Check the arguments of a posterior and trace its log density."""
     _checks.float_leaves("inits", inits)
     starts = _checks.count_rows(inits, "inits", "start")

@@ -254,8 +254,6 @@ def _task(
     _check_dtype(first)
     log_density = freeze_density(log_density, inits)
     frozen = freeze(_identity if record is None else record, first_row(inits), name="record")
-    if not callable(verdict) and not isinstance(verdict, bool):
-        raise ValueError(f"verdict is {verdict!r}; expected True, False, or a function that returns a Verdict")
     judge_draws: Callable[[Any, float], Verdict] | None = verdict if callable(verdict) else None
     if verdict is True and record is not None and getattr(frozen.outputs, "ndim", None) == 1:
         judge_draws = partial(judge_record, record)

@@ -64,7 +64,7 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
         maps: the same draws on the scale whose variance is the map (probabilities); by default the predictions.
 
     Raises:
-        ValueError: a wrong shape, or fewer than 2 chains of 4 draws.
+        ValueError: a wrong shape, or fewer than 2 chains of 4 draws of 2 points.
 
     Cost: about 0.2 s of CPU time for 4 chains of 1000 draws at 2500 points, and the memory of half of `maps`.
     Source: R-hat and bulk ESS of Vehtari et al. (2021).
@@ -75,7 +75,11 @@ def judge(predictions: Any, divergent: float, maps: Any = None) -> Verdict:
     chains, draws, points = predictions.shape
     if chains < 2 or draws < 4:
         raise ValueError(f"{chains} chain(s) of {draws} draws cannot be judged; pass at least 2 chains of 4 draws")
+    if points < 2:
+        raise ValueError(f"predictions has {points} point(s), and a verdict compares maps; pass at least 2 points")
     maps = predictions if maps is None else np.asarray(maps)
+    if maps.shape != predictions.shape:
+        raise ValueError(f"maps has shape {maps.shape}; expected that of predictions, {predictions.shape}")
     rhat, ess = rhat_and_ess_bulk(predictions[:, :, :: max(1, points // MIN_POINTS)])
     # inverted_cdf gives the value of an input, so that "95 % of the inputs are at or below" is exact
     rhat_bound = float(np.quantile(rhat, QUANTILE, method="inverted_cdf"))
