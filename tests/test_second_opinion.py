@@ -21,14 +21,14 @@ def test_numpyro_and_hmc_give_the_same_map():
     grid = problems.evaluation_inputs(data.xs, 15)
     target = uncertainty(predict, fit.best(), grid, "binary").target
     options = {"record": Margins(predict, grid, target, "binary")}
-    ours = sample_reference(log_density, fit.params, jax.random.key(2), sampling=Sampling(300, 200, 30), **options)
-    theirs = sample_numpyro(log_density, fit.params, jax.random.key(3), num_draws=300, num_warmup=200, **options)
-    assert ours.predictions.shape == theirs.predictions.shape == (4, 300, 225)
+    ours = sample_reference(log_density, fit.params, jax.random.key(2), sampling=Sampling(1000, 200, 30), **options)
+    theirs = sample_numpyro(log_density, fit.params, jax.random.key(3), num_draws=1000, num_warmup=200, **options)
+    assert ours.predictions.shape == theirs.predictions.shape == (4, 1000, 225)
     p = [probabilities(reference.predictions, "binary") for reference in (ours, theirs)]
     maps = [draws.var(axis=(0, 1)) for draws in p]
     assert stats.spearman(*maps) >= 0.95
     assert abs(maps[0].mean() / maps[1].mean() - 1) <= 0.1
     np.testing.assert_allclose(p[0].mean(axis=(0, 1)), p[1].mean(axis=(0, 1)), atol=0.05)
     assert theirs.divergent < 0.01
-    assert theirs.cost.transitions == ours.cost.transitions == 4 * 500
-    assert theirs.cost.gradient_evaluations > 4 * 300
+    assert theirs.cost.transitions == ours.cost.transitions == 4 * 1200
+    assert theirs.cost.gradient_evaluations > 4 * 1000
