@@ -143,6 +143,17 @@ def test_row_and_maps(rings, measured):
     assert all(array.dtype == np.float32 for array in measured.arrays.values())
 
 
+@pytest.mark.parametrize("draws_of_a_chain", [3, 30])  # fewer draws than parameters, and more
+def test_the_linear_variance_is_that_of_the_projections(draws_of_a_chain):
+    rng = np.random.default_rng(0)
+    g, draws = rng.normal(size=(7, 20)), rng.normal(size=(4, draws_of_a_chain, 20)) + 100.0
+    projected = (draws - 100.0) @ g.T
+    overall, own = draws.mean(axis=(0, 1), keepdims=True), draws.mean(axis=1, keepdims=True)
+    pooled, within = (decomposition.linear_variance(g, draws, centres) for centres in (overall, own))
+    np.testing.assert_allclose(pooled, projected.var(axis=(0, 1)), rtol=1e-9)
+    np.testing.assert_allclose(within, projected.var(axis=1).mean(axis=0), rtol=1e-9)
+
+
 def test_a_linear_model_loses_nothing_to_taylor():
     numbers, arrays = decomposition.measure(made_up(Cell("regression/linear", **TINY)))
     for version in ("pooled", "aligned"):

@@ -60,11 +60,11 @@ def measure(subject: Subject) -> Result:
 
 def _linearisations(g: np.ndarray, draws: np.ndarray, aligned: np.ndarray) -> dict[str, np.ndarray]:
     """Return L = gᵀΣg at every point for every covariance Σ of `VERSIONS`."""
-    projected = projections(g, draws)
+    chain_means = draws.mean(axis=1, keepdims=True, dtype=np.float64)
     return {
-        "pooled": projected.var(axis=(0, 1)),
-        "within": projected.var(axis=1).mean(axis=0),
-        "aligned": projections(g, aligned).var(axis=(0, 1)),
+        "pooled": linear_variance(g, draws, chain_means.mean(axis=0, keepdims=True)),
+        "within": linear_variance(g, draws, chain_means),
+        "aligned": linear_variance(g, aligned, aligned.mean(axis=(0, 1), keepdims=True, dtype=np.float64)),
     }
 
 
@@ -100,14 +100,25 @@ def _margin_gradients(predict: Callable, theta: Any, xs: Any, target: Any, kind:
     return jax.vmap(one)(xs, target)
 
 
-def projections(g: Float[np.ndarray, "points P"], draws: np.ndarray) -> Float[np.ndarray, "chains draws points"]:
-    """Return g · (θ_s − mean θ) for every draw θ_s: its variance over draws is gᵀΣg, without the matrix Σ `[P, P]`.
+def linear_variance(
+    g: Float[np.ndarray, "points P"], draws: np.ndarray, centres: np.ndarray
+) -> Float[np.ndarray, " points"]:
+    """Return gᵀΣg at every point, Σ the mean of (θ_s − c)(θ_s − c)ᵀ over the draws θ_s of all chains.
 
-    draws: `[chains, draws, P]`. They are centred before they are projected, in float64, so that nothing cancels.
-    Cost: draws × points × P multiplications; memory one chain in float64 and draws × points.
+    draws: `[chains, draws, P]`. centres: c, `[chains or 1, 1, P]`. The draws are centred in float64 before anything is
+    multiplied, so that nothing cancels. The matrix Σ is formed where there are more draws than parameters; otherwise
+    the draws are projected on the gradients.
+
+    Cost: P² × (draws + points) multiplications, or draws × points × P. Memory: one chain in float64, and P² or draws of
+    a chain × points.
     """
-    centre = draws.mean(axis=(0, 1), dtype=np.float64)
-    return np.stack([(chain - centre) @ g.T for chain in draws])
+    centres = np.broadcast_to(centres, (len(draws), 1, g.shape[1]))
+    centred = (chain - centre for chain, centre in zip(draws, centres, strict=True))
+    count = draws.shape[0] * draws.shape[1]
+    if count > g.shape[1]:
+        covariance = sum(chain.T @ chain for chain in centred) / count
+        return np.einsum("ij,ij->i", g @ covariance, g)
+    return sum(np.square(chain @ g.T).sum(axis=0) for chain in centred) / count
 
 
 def perturbation(
