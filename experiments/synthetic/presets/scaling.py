@@ -18,7 +18,7 @@ MAP_SIGMAS = (0.3, 1.0, 3.0, 10.0)  # scales of the fan_in prior in the heat map
 def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None = None) -> list[Cell]:
     """Return the jobs of a preset.
 
-    smoke: two widths, tiny chains. quick: widths 2 to 128, three priors, one seed, about 4 minutes on 2 CPU cores.
+    smoke: two widths, tiny chains. quick: widths 2 to 128, three priors, one seed, about 2 minutes on 2 CPU cores.
     paper: widths 2 to 1024, five priors, five seeds, about 2.5 hours.
     """
     settings: dict[str, Any] = validation.TINY if preset == "smoke" else {"max_rounds": validation.MAX_ROUNDS[preset]}
