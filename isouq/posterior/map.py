@@ -200,7 +200,8 @@ def _fit_all(targets: Sequence[_Target], size: int, tolerance: float) -> list[An
 @jax.jit
 def _fit(log_density: Callable, inits: Any, scales: Any, max_steps: Array, tolerance: Array) -> MapFit:
     """Return the fit from all starts; the compiled part of `fit_map`."""
-    to_params, positions = _standardise(inits, scales)
+    to_params, _ = _standardise(jax.tree.map(lambda leaf: leaf[0], inits), scales)
+    positions = jax.vmap(lambda params: _standardise(params, scales)[1])(inits)
 
     def loss(z: Array) -> Array:
         # the line search needs value and gradient in one dtype, and may step in a wider one than that of the start
@@ -234,16 +235,14 @@ def _fit_several(log_density: Any, inits: Any, scales: Any, max_steps: Array, to
     return jax.vmap(_fit, (0, 0, 0, 0, None))(log_density, inits, scales, max_steps, tolerance)
 
 
-def _standardise(starts: Any, scales: Any) -> tuple[Callable, Array]:
-    """Return the function from flat z to parameters, and the flat z of each start, `[starts, P]`."""
-    first = jax.tree.map(lambda leaf: leaf[0], starts)
-    flat, unravel = ravel_pytree(first)
+def _standardise(params: Any, scales: Any) -> tuple[Callable, Array]:
+    """Return the function from flat z to parameters, and the flat z of these parameters, `[P]`."""
+    flat, unravel = ravel_pytree(params)
     spread = jax.tree.map(
-        lambda leaf, scale: jnp.broadcast_to(jnp.asarray(scale, leaf.dtype), leaf.shape), first, scales
+        lambda leaf, scale: jnp.broadcast_to(jnp.asarray(scale, leaf.dtype), leaf.shape), params, scales
     )
     scale = ravel_pytree(spread)[0]
-    positions = jax.vmap(lambda params: ravel_pytree(params)[0] / scale)(starts)
-    return lambda z: unravel((z * scale).astype(flat.dtype)), positions
+    return lambda z: unravel((z * scale).astype(flat.dtype)), flat / scale
 
 
 def _over_starts(function: Callable, *arrays: Any) -> Any:
@@ -281,14 +280,14 @@ def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any) -> tuple[Any
 @jax.jit
 def _curvature(log_density: Callable, params: Any, scales: Any) -> Array:
     """Return −∇_z² log p at one point, `[P, P]`."""
-    to_params, (z,) = _standardise(jax.tree.map(lambda leaf: leaf[None], params), scales)
+    to_params, z = _standardise(params, scales)
     return -hessian(lambda z: log_density(to_params(z)), z)
 
 
 @jax.jit
 def _step_up(log_density: Callable, params: Any, scales: Any, direction: Array) -> tuple[Any, Array]:
     """Return the point of highest density along a direction, both ways, and its density."""
-    to_params, (z,) = _standardise(jax.tree.map(lambda leaf: leaf[None], params), scales)
+    to_params, z = _standardise(params, scales)
     steps = jnp.asarray(_ESCAPES, z.dtype)
     points = jax.vmap(lambda step: to_params(z + step * direction.astype(z.dtype)))(steps)
     densities = jax.vmap(log_density)(points)
