@@ -46,7 +46,7 @@ def cells(preset: str) -> list[Cell]:
         return [validation.jobs("smoke")[0], scaling.jobs("smoke")[0]]
     sweep = [cell for cell in scaling.jobs("paper") if (cell.width, cell.prior, cell.sigma) in WIDTHS]
     every = [cell for cell in validation.jobs("paper") if cell.study == "agreement"] + sweep
-    return sorted((cell for cell in every if cell.seed < 2), key=every.index)
+    return [cell for cell in every if cell.seed < 2]
 
 
 def run(preset: str, folder: Path, record: dict[str, Any], only: str = "") -> None:

@@ -1,5 +1,6 @@
 """Counts the programs that a job compiles, and keeps them in a folder for other processes and later runs."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -106,6 +107,7 @@ def _use(cache: str | None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+@functools.cache
 def _processor() -> str:
     """Return a name of this machine's processor: what is compiled for one may not run on another."""
     facts = {platform.processor()}

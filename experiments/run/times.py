@@ -38,11 +38,10 @@ class Times:
 
     @contextmanager
     def outputs(self) -> Iterator[None]:
-        """Measure a part of the work on tables and figures."""
+        """Measure the work on tables and figures."""
         wall, cpu = time.perf_counter(), time.process_time()
         yield
-        spent = Cost(time.perf_counter() - wall, time.process_time() - cpu)
-        self._outputs = _total([self._outputs, spent])
+        self._outputs = Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
     def seconds(self) -> float:
         """Return the seconds since the start."""

@@ -15,7 +15,9 @@ def groups(items: Sequence[Any], at_once: int | None) -> Iterator[tuple[list[Any
     The last group may be smaller; `fill` pads it.
     at_once: the largest size of a group; by default 1 on a CPU, where a batch gains nothing, and all items elsewhere.
     """
-    if at_once is None:
+    if at_once is not None:
+        _checks.positive_int("at_once", at_once)
+    else:
         at_once = 1 if jax.default_backend() == "cpu" else len(items)
     if items:
         size = math.ceil(len(items) / math.ceil(len(items) / at_once))
@@ -38,10 +40,8 @@ def part(tree: Any, index: int, count: int) -> Any:
     return jax.tree.map(rows, tree)
 
 
-def per_posterior(count: int, at_once: int | None, **sequences: Any) -> list[list[Any]]:
+def per_posterior(count: int, **sequences: Any) -> list[list[Any]]:
     """Return the sequences as lists, with None for each posterior where one is None; raise where a length differs."""
-    if at_once is not None:
-        _checks.positive_int("at_once", at_once)
     for name, sequence in sequences.items():
         if sequence is not None and len(sequence) != count:
             raise ValueError(f"{name} has {len(sequence)} entries for {count} log densities; pass one for each")

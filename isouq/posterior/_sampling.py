@@ -120,8 +120,8 @@ class Blocks:
 class Schedule(NamedTuple):
     """The blocks of warm-up and those of all rounds, which have one size: `[draws, thin]` transitions.
 
-    draw: the blocks of a round. first: number of the first transition of each block. lengths: leapfrog steps of each
-    transition, where 0 is padding, `[blocks, draws, thin]`.
+    num_warm: number of blocks of warm-up. draw: the blocks of a round. first: number of the first transition of each
+    block. lengths: leapfrog steps of each transition, where 0 is padding, `[blocks, draws, thin]`.
     """
 
     num_warm: int

@@ -202,7 +202,7 @@ def sample_references(
     """
     sampling, count = sampling or Sampling(), len(log_densities)
     rows = per_posterior(
-        count, at_once, log_densities=log_densities, inits=inits, keys=keys, records=records,
+        count, log_densities=log_densities, inits=inits, keys=keys, records=records,
         inverse_mass_matrices=inverse_mass_matrices, verdicts=verdicts if verdicts is not None else [True] * count,
     )  # fmt: skip
     tasks = [_task(sampling, *row) for row in zip(*rows, strict=True)]
