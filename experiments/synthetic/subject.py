@@ -132,8 +132,13 @@ def subject(cell: Configuration, problem: problems.Problem, reference: Result) -
     return Subject(cell, setting, theta, starts, xs, grid, wide, estimate, variance, draws, reference, seconds)
 
 
+def ravel_rows(tree: Any) -> np.ndarray:
+    """Return parameters with a leading axis n as rows `[n, P]`, in the order of `ravel_pytree`."""
+    return np.concatenate([np.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(tree)], axis=1)
+
+
 def unravel_rows(rows: np.ndarray, like: Any) -> Any:
-    """Return parameters `[n, P]`, flat as by `ravel_pytree`, as a pytree like `like` with a leading axis n."""
+    """Return rows `[n, P]` as a pytree like `like` with a leading axis n: the inverse of `ravel_rows`."""
     leaves, treedef = jax.tree.flatten(like)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
     parts = np.split(rows, ends, axis=1)

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.configuration import Configuration
-from experiments.synthetic.subject import Setting, evaluation_inputs, set_up
+from experiments.synthetic.subject import Setting, evaluation_inputs, ravel_rows, set_up
 from isouq._predict import predicted_class
 from isouq.posterior import (
     MapFit,
@@ -161,7 +161,7 @@ def _summarise(trained: TrainedPosterior, reference: Reference) -> tuple[dict[st
     }
     arrays = {
         "draws": draws,
-        "starts": np.concatenate([leaf.reshape(cell.chains, -1) for leaf in jax.tree.leaves(fit.params)], axis=1),
+        "starts": ravel_rows(fit.params),
         "variance": flat.var(axis=0),
         "mean": flat.mean(axis=0),
     }
