@@ -37,8 +37,9 @@ READING = {
     "larger of that error and the rounding of the inputs.",
     "ratios": "Time of isouq, and of vmap of grad as a multiple of it, as `python -m benchmarks mlp` measures it. "
     "First: compiling.",
-    "sweep": "Three rings, one hidden layer: training and a fixed number of HMC transitions of several posteriors, by "
-    "vmap in one program, and the same program for one posterior at a time. First: with compiling.",
+    "sweep": "Three rings, one hidden layer: references of several posteriors with one round of draws, trained and "
+    "sampled by vmap in one program, and by a program for one posterior at a time, judged and summarised on the CPU. "
+    "First: with compiling; one by one, of two posteriors.",
     "references": "The study's references at the paper preset, one after the other, until the verdict accepts; a "
     "second run of compiled programs.",
 }

@@ -4,28 +4,22 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 import isouq
 from benchmarks import cancellation, cases, models, runner, timing
-from experiments.synthetic.measure.reference import sampler_settings
+from experiments.synthetic.measure.reference import measure_references, sampler_settings
 from experiments.synthetic.presets import scaling
 from experiments.synthetic.study import Cell, run_cell
-from experiments.synthetic.subject import Setting, evaluation_inputs, set_up
 from isouq import problems
-from isouq.posterior import Margins, _blackjax
-from isouq.posterior.map import _fit
 
 Row = dict[str, Any]
 PRECISIONS = {"TF32 off": "highest", "TF32 on": "default"}  # matrix products of float32 inputs
 ROUNDING = {"TF32 off": 1e-7, "TF32 on": 1e-3}
-WARMUP, DRAWS = 100, 100  # transitions of a chain in `sweep`
 
 
 def equality(preset: str) -> Iterator[Row]:
@@ -100,73 +94,30 @@ def ratios(preset: str) -> Iterator[Row]:
 
 
 def sweep(preset: str) -> Iterator[Row]:
-    """Sample posteriors of each width by vmap in one program, and one after the other."""
+    """Train and sample references of each width in one program, and one after the other, with one round of draws."""
     widths = (1024, 32, 256, 4, 128, 512, 64, 16, 8, 2) if preset == "full" else (4, 2)
-    count, steps, transitions = (16, 20, WARMUP + DRAWS) if preset == "full" else (2, 3, 20)
+    count, length = (16, 20) if preset == "full" else (2, 3)
+    transitions = 100 if preset == "full" else 10  # of warm-up, and of draws
     for width in widths:
-        cells = [Cell(scaling.PROBLEM, seed, width, "unit", 1.0, num_points=200) for seed in range(count)]
-        arguments = _stack([_arguments(cell, steps, transitions) for cell in cells])
-        gradients = cells[0].chains * transitions * steps
-        for contestant, together in (("vmap", True), ("one by one", False)):
-            program = jax.jit(jax.vmap(_sample_posterior) if together else _sample_posterior)
-            parts = [arguments] if together else [jax.tree.map(lambda leaf, i=i: leaf[i], arguments) for i in range(2)]
-            start = time.perf_counter()
-            jax.block_until_ready(program(*parts[0]))
-            first = time.perf_counter() - start
-            start = time.perf_counter()
-            acceptance = [np.asarray(program(*part)[1]) for part in parts]
-            seconds = (time.perf_counter() - start) * (1 if together else count / len(parts))
-            yield {"case": f"width {width}", "contestant": contestant, "posteriors": count, "seconds": seconds,
-                   "first_seconds": first, "gradients_per_second": count * gradients / seconds,
-                   "acceptance": float(np.mean(acceptance))}  # fmt: skip
-        jax.clear_caches()
-
-
-def _arguments(cell: Cell, steps: int, transitions: int) -> tuple[Any, ...]:
-    """Return the arguments of `_sample_posterior` for a posterior of the study."""
-    setting = set_up(cell, problems.get(cell.problem))
-    rng = np.random.default_rng(cell.seed)
-    lengths = rng.integers(-(-steps // 2), steps + steps // 2 + 1, transitions)
-    keys = jax.random.split(setting.chain_key, cell.chains)
-    return setting.log_density, setting.inits, jax.random.key_data(keys), _grid(cell, setting), np.int32(lengths)
-
-
-def _grid(cell: Cell, setting: Setting) -> np.ndarray:
-    """Return 400 of the inputs at which the study compares."""
-    xs, grid, _ = evaluation_inputs(cell, setting.data.xs)
-    return np.asarray(xs[grid])[:: len(xs[grid]) // 400][:400]
-
-
-def _sample_posterior(log_density: Any, inits: Any, keys: Array, xs: Array, lengths: Array) -> tuple[Array, Array]:
-    """Train from every start, warm up and draw; return the margins of the draws, and the mean acceptance.
-
-    Everything that is particular to a posterior is an argument, so that vmap makes one program of many.
-    """
-    fit = _fit(log_density, inits, log_density.scales, jnp.full(len(keys), 1000), jnp.float32(0.05))
-    theta = jax.tree.map(lambda leaf: leaf[jnp.argmax(fit.log_density)], fit.params)
-    outputs = jax.vmap(log_density.predict, (None, 0))(theta, xs)
-    record = Margins(log_density.predict, xs, jnp.argmax(outputs, axis=-1), log_density.kind)
-    mass = _blackjax.flat_diagonal(jax.tree.map(jnp.square, log_density.scales), theta)
-    half = lengths.shape[0] // 2
-
-    def chain(position: Any, key: Array) -> tuple[Array, Array]:
-        transitions = partial(_blackjax.run_block, "hmc", log_density)
-        settings = jnp.float32(0.8)
-        key = jax.random.wrap_key_data(key)
-        state = _blackjax.start(log_density, position)
-        for first, is_warm_up in ((0, True), (half, False)):
-            steps = lengths[first : first + half, None]
-            state, trace = transitions(
-                state, mass, record, key, jnp.int32(first), steps, settings, jnp.bool_(is_warm_up)
+        cells = [
+            Cell(
+                scaling.PROBLEM, seed, width, num_warmup=transitions, num_draws=transitions, max_rounds=1,
+                num_leapfrog=length, resolution=20,
             )
-        return trace.recorded, jnp.mean(trace.acceptance)
-
-    margins, acceptance = jax.vmap(chain)(fit.params, keys)
-    return margins, jnp.mean(acceptance)
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+            for seed in range(count)
+        ]  # fmt: skip
+        for contestant, some, at_once in (("vmap", cells, count), ("one by one", cells[:2], 1)):
+            times = []
+            for _ in range(2):
+                start = time.perf_counter()
+                results = measure_references(some, [problems.get(scaling.PROBLEM)] * len(some), at_once=at_once)
+                times.append(time.perf_counter() - start)
+            seconds = times[1] * count / len(some)
+            gradients = np.mean([result.numbers["gradient_evaluations"] for result in results])
+            yield {"case": f"width {width}", "contestant": contestant, "posteriors": count, "seconds": seconds,
+                   "first_seconds": times[0], "gradients_per_second": count * gradients / seconds,
+                   "acceptance": float(np.mean([result.numbers["acceptance"] for result in results]))}  # fmt: skip
+        jax.clear_caches()
 
 
 def references(preset: str) -> Iterator[Row]:
