@@ -15,7 +15,6 @@ is over; its rows are written as they come, so that a run that is cut leaves a t
 parts run in small on the CPU.
 """
 
-import json
 import subprocess
 import sys
 import threading
@@ -23,9 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import provenance, report
+from benchmarks import child, provenance, report
 
-MARK = "measured:"
 SECONDS = {"equality": 70, "ratios": 60, "sweep": 200, "references": 60}  # after which a part is cut
 COLUMNS = (
     "part", "case", "contestant", "status", "error", "error_of_jax_grad", "agrees", "seconds", "ratio", "first_seconds",
@@ -78,8 +76,9 @@ def _rows_of(part: str, preset: str) -> Iterator[Row]:
         cut.start()
         try:
             for line in output:
-                if line.startswith(MARK):
-                    yield json.loads(line.removeprefix(MARK))
+                row = child.read_row(line)
+                if row is not None:
+                    yield row
             process.wait()
         finally:
             is_over = not cut.is_alive()
@@ -118,7 +117,7 @@ def _measure(part: str, preset: str) -> None:
     for row in device_parts.PARTS[part](preset):
         stats = jax.local_devices()[0].memory_stats() or {}
         peak = stats.get("peak_bytes_in_use")
-        print(MARK, json.dumps(row | {"peak_mb": None if peak is None else peak / 1e6}), flush=True)
+        child.print_row(row | {"peak_mb": None if peak is None else peak / 1e6})
 
 
 if __name__ == "__main__":

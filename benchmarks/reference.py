@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memory, plots, provenance, report
+from benchmarks import child, memory, plots, provenance, report
 
-MARK = "measured:"
 ONE, ALL = "one chain a program", "all chains in one program"
 COLUMNS = (
     "axis", "value", "contestant", "case", "seconds", "first_seconds", "peak_mb", "kept_mb", "gradient_evaluations",
@@ -81,8 +80,9 @@ def _row(case: Case) -> dict[str, Any]:
     row = dict.fromkeys(COLUMNS) | {"axis": case.axis, "value": case.value, "case": case.label(), "status": "ok"}
     row["contestant"] = ONE if case.chains_at_once == 1 else ALL
     for line in done.stdout.splitlines():
-        if line.startswith(MARK):
-            return row | json.loads(line.removeprefix(MARK))
+        measured = child.read_row(line)
+        if measured is not None:
+            return row | measured
     reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
     return row | {"status": reason[0][:160]}
 
@@ -150,4 +150,4 @@ if __name__ == "__main__":
     from benchmarks.settings import apply
 
     apply()
-    print(MARK, json.dumps(_measure(Case(**json.loads(sys.argv[1])))))
+    child.print_row(_measure(Case(**json.loads(sys.argv[1]))))
