@@ -84,7 +84,7 @@ def settings(name: str, cell: Cell, num_draws: int) -> Sampling | None:
 
 def _margins(cell: Cell, setting: Setting, theta: Any) -> Margins:
     """Return the record of the predictions at the inputs of the study's comparison."""
-    xs, grid, _ = evaluation_inputs(cell, setting.data.xs)
+    xs, grid, _ = evaluation_inputs(cell, setting)
     kind = setting.log_density.kind
     target = uncertainty(setting.predict, theta, xs[grid], kind).target
     return Margins(setting.predict, xs[grid], target, kind)

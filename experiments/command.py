@@ -17,6 +17,7 @@ from experiments.run.plan import Plan
 from experiments.run.progress import console
 from experiments.run.provenance import describe_run
 from experiments.run.times import Times
+from experiments.synthetic.registry import ACTIVATIONS
 from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 
 EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
@@ -56,6 +57,7 @@ def _resources(text: str) -> dict[str, float]:
 
 # The options that only some experiments take, as argparse reads them; `Experiment.options` says which take them.
 EXPERIMENT_OPTIONS: dict[str, dict[str, Any]] = {
+    "activation": {"choices": ACTIVATIONS, "help": "the activation of every network instead of tanh"},
     "widths": {"type": _widths, "help": "widths instead of the preset's, as 2,16,128"},
     "data": {
         "help": "texts instead of the built-in sample: a CSV with the columns label (science, sports), title and "

@@ -33,8 +33,8 @@ from experiments.run.progress import console
 from experiments.synthetic.measure.decomposition import VERSIONS
 from experiments.synthetic.numbers import decomposition
 from experiments.synthetic.numbers.models import STATISTICS, model_name
-from experiments.synthetic.numbers.scaling import FLAT, relative_range
 from experiments.synthetic.study import Cell
+from experiments.synthetic.subject import is_flat, relative_range
 from isouq import _files, problems, stats
 from isouq.posterior.verdict import Verdict
 from isouq.stats import Interval
@@ -151,9 +151,10 @@ def _round_array(values: np.ndarray) -> list[Any]:
 def distance(row: Row, result: Result) -> float:
     """Return how far r and ρ of the maps lie from the committed row at most; beyond FAR the page shows no maps.
 
-    It is 0 for an unconverged reference, whose maps depend on the last digit of the arithmetic.
+    It is 0 for an unconverged reference, whose maps depend on the last digit of the arithmetic, and for a flat
+    estimate, which agrees with nothing.
     """
-    if not row["accepted"]:
+    if not row["accepted"] or row.get("flat", False):
         return 0.0
     arrays = result.arrays
     pairs = [("epistemic", "reference"), ("aleatoric", "aleatoric_reference")]
@@ -186,8 +187,8 @@ def data(results: Path, out: Path, finished: bool = False) -> tuple[dict[str, An
         far = 0.0 if result is None else distance(_first_row(rows), result)
         arrays = None if result is None or far > FAR else result.arrays
         entries.append(_entry(rows, agreement[name], terms[name], arrays))
-        if result is not None and (share := relative_range(result.arrays["epistemic"])) < FLAT:
-            entries[-1]["flat"] = _round(share, 2)
+        if result is not None and is_flat(result.arrays["epistemic"]):
+            entries[-1]["flat"] = _round(relative_range(result.arrays["epistemic"]), 2)
         if far > FAR:
             entries[-1]["apart"] = _round(far, 2)
         elif result is not None:

@@ -24,13 +24,13 @@ class _Layer(NamedTuple):
     bias: Int[np.ndarray, " outputs"]
 
 
-def align_hidden_units(draws: Any, target: Any) -> Float[np.ndarray, "*batch P"]:
+def align_hidden_units(draws: Any, target: Any, *, odd: bool = True) -> Float[np.ndarray, "*batch P"]:
     """Return every draw with its hidden units permuted and their signs flipped so that they match those of `target`.
 
     A unit is the vector of its incoming weights, its bias and its outgoing weights. For the units u_j of a draw and v_i
     of the target, the permutation π and the signs s_i = ±1 minimise Σ_i ‖s_i u_π(i) − v_i‖². This is the same as
     maximising Σ_i |u_π(i) · v_i|, because Σ_i ‖u_π(i)‖² does not depend on π. The function of the network does not
-    change if the activation is odd, as the tanh of `isouq.models.mlp` is. That the activation is odd is not checked.
+    change if the activation is odd, as tanh is; for another, such as ReLU, pass odd=False. It is not checked.
 
     With one hidden layer the match is the best of all. Deeper networks are matched once, layer by layer from the input.
     A unit of a layer that feeds another hidden layer is then matched by incoming weights and bias alone, because its
@@ -40,6 +40,7 @@ def align_hidden_units(draws: Any, target: Any) -> Float[np.ndarray, "*batch P"]
         draws: `[*batch, P]`, each draw flat in the order of `jax.flatten_util.ravel_pytree(target)`.
         target: the parameters to match, `{"layers": {0: {"kernel": [in, out], "bias": [out]}, ...}}`. The last layer is
             the output layer. Without a hidden layer the draws are returned unchanged.
+        odd: whether the activation is odd. False permutes units and flips no sign: all s_i are 1.
 
     Returns:
         The aligned draws, a new array of the shape and dtype of `draws`.
@@ -66,12 +67,12 @@ def align_hidden_units(draws: Any, target: Any) -> Float[np.ndarray, "*batch P"]
         ends_in_outputs = depth == len(layers) - 2
         entering = np.concatenate([layer.kernel.T, layer.bias[:, None]], axis=1)
         units = np.concatenate([entering, following.kernel], axis=1)
-        _match(flat, goal, units, units if ends_in_outputs else entering)
+        _match(flat, goal, units, units if ends_in_outputs else entering, odd)
     return aligned
 
 
-def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.ndarray) -> None:
-    """Permute and flip the units of every draw in place.
+def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.ndarray, odd: bool) -> None:
+    """Permute the units of every draw in place, and flip them where the activation is odd.
 
     units: positions of the parameters of each unit, `[width, parameters]`. compared: those that are matched.
     """
@@ -82,8 +83,10 @@ def _match(flat: np.ndarray, goal: np.ndarray, units: np.ndarray, compared: np.n
     for start in range(0, len(flat), block):
         rows = flat[start : start + block]
         similar = np.einsum("if,bjf->bij", aims, rows[:, compared].astype(np.float64), optimize=True)  # v_i · u_j
-        order = np.stack([linear_sum_assignment(np.abs(matrix), maximize=True)[1] for matrix in similar])[:, :, None]
-        signs = np.where(np.take_along_axis(similar, order, axis=2) < 0, -1, 1).astype(flat.dtype)
+        gains = np.abs(similar) if odd else similar
+        order = np.stack([linear_sum_assignment(matrix, maximize=True)[1] for matrix in gains])[:, :, None]
+        flips = odd & (np.take_along_axis(similar, order, axis=2) < 0)
+        signs = np.where(flips, -1, 1).astype(flat.dtype)
         rows[:, units] = signs * np.take_along_axis(rows[:, units], order, axis=1)
 
 

@@ -21,6 +21,9 @@ with extra("models"):
     from flax.nnx.nn import dtypes
 
 
+ACTIVATIONS: dict[str, Callable] = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+
+
 class MLP(nnx.Module):
     """A fully connected network from `[in_features]` to `[out_features]`.
 
@@ -52,14 +55,18 @@ class MLP(nnx.Module):
 
 
 def mlp(
-    in_features: int, hidden: tuple[int, ...], out_features: int, activation: Callable = jnp.tanh
+    in_features: int, hidden: tuple[int, ...], out_features: int, activation: str | Callable = "tanh"
 ) -> tuple[Callable, Callable]:
     """Return `(predict, init)` of an `MLP`, whose arguments are the same.
 
+    The activation may also be a name: "tanh", "relu" or "sigmoid".
     `init(key)` gives parameters and can be mapped over keys by `jax.vmap`. `predict(params, x)` takes one x
     `[in_features]` and returns `[out_features]`, or `[]` where out_features is 1. Two MLPs with the same activation
     and depth have equal `predict`, and with the same sizes equal `init`, so that they share compiled programs.
     """
+    if isinstance(activation, str):
+        _checks.one_of("activation", activation, ACTIVATIONS)
+        activation = ACTIVATIONS[activation]
     init = _InitMLP(in_features, tuple(hidden), out_features, activation)
     jax.eval_shape(init, jax.random.key(0))  # raises for a wrong width
     return _PredictMLP(activation, len(hidden) + 1, out_features == 1), init

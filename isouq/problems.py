@@ -34,6 +34,8 @@ class Problem:
     num_outputs: 1, or the number of classes.
     hidden: widths of the hidden layers of the tanh MLP.
     noise: the known standard deviation of y given x, for regression alone.
+    held_out: a pure function `key -> (xs, ys)` of points that the data set of that key does not have; the experiments
+        then compare at these inputs. None: they compare on a grid, which exists for one or two features.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Problem:
     num_outputs: int = 1
     hidden: tuple[int, ...] = ()
     noise: float | None = None
+    held_out: Callable[[Array], tuple[Array, Array]] | None = None
 
     def __post_init__(self) -> None:
         _checks.one_of("kind", self.kind, _checks.KINDS)
@@ -56,7 +59,16 @@ class Problem:
         """Return a data set of n points, which is checked; the same key gives the same points."""
         _checks.positive_int("n", n)
         with jax.enable_x64(False):  # the same data in every precision mode
-            xs, ys = self.draw(key, n)
+            return self._check(*self.draw(key, n))
+
+    def sample_held_out(self, key: Array) -> Dataset | None:
+        """Return the points that `sample` with the same key leaves out; None where a grid takes their place."""
+        if self.held_out is None:
+            return None
+        with jax.enable_x64(False):
+            return self._check(*self.held_out(key))
+
+    def _check(self, xs: Any, ys: Any) -> Dataset:
         xs = jnp.asarray(xs, jnp.float32)
         if xs.ndim != 2:
             raise ValueError(f"xs has shape {xs.shape}; expected [n, features] (use xs[:, None] for one feature)")
@@ -197,6 +209,12 @@ def _regression_linear(key: Array, n: int) -> tuple[Array, Array]:
     return xs, 1.5 * xs[:, 0] - 0.5 + 0.3 * jax.random.normal(y_key, (n,))
 
 
+def _regression_sine(key: Array, n: int) -> tuple[Array, Array]:
+    x_key, y_key = jax.random.split(key)
+    x = jax.random.uniform(x_key, (n,), minval=-2.0, maxval=2.0)
+    return x[:, None], jnp.sin(2 * x) + 0.2 * jax.random.normal(y_key, (n,))
+
+
 def _regression_nonlinear(key: Array, n: int) -> tuple[Array, Array]:
     x_key, side_key, y_key = jax.random.split(key, 3)
     size = jax.random.uniform(x_key, (n,), minval=0.5, maxval=2.0)
@@ -215,6 +233,7 @@ PROBLEMS: dict[str, Problem] = {
         Problem("multiclass/rings", "multiclass", _multiclass_rings, num_outputs=3, hidden=(32,)),
         Problem("regression/linear", "regression", _regression_linear, noise=0.3),
         Problem("regression/nonlinear", "regression", _regression_nonlinear, hidden=(32,), noise=0.2),
+        Problem("regression/sine", "regression", _regression_sine, hidden=(32,), noise=0.2),
     )
 }
 

@@ -105,7 +105,7 @@ def test_summary_leaves_unconverged_seeds_out_of_the_agreement_but_not_of_the_pr
 
 def test_cells_are_those_of_validation_on_the_same_references():
     paper = presets.jobs("paper")
-    assert len(paper) == 40
+    assert len(paper) == 45
     agreement = {dataclasses.replace(cell, study="agreement").key() for cell in paper}
-    assert len(agreement) == 40
+    assert len(agreement) == 45
     assert {cell.study for cell in paper} == {"covariance"}

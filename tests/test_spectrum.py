@@ -31,7 +31,7 @@ def made(problem, width=None, **changes):
     cell = Cell(problem, width=width, study="spectrum", num_points=60, resolution=10, **changes)
     start = set_up(cell, problems.get(problem))
     starts = np.asarray(jax.vmap(lambda params: ravel_pytree(params)[0])(start.inits))
-    points = len(evaluation_inputs(cell, start.data.xs)[0])
+    points = len(evaluation_inputs(cell, start)[0])
     draws = starts[:, None] + RNG.normal(size=(4, 20, starts.shape[1])).astype(np.float32)
     arrays = {"starts": starts, "draws": draws, "variance": RNG.random(points)}
     numbers = {**MADE_UP, "best": 0, "num_params": starts.shape[1]}

@@ -28,7 +28,7 @@ from experiments.synthetic.report import scaling as scaling_report
 from experiments.synthetic.report.page import reference_section, training_section
 from experiments.synthetic.report.validation import HEADINGS
 from experiments.synthetic.study import STUDIES, Cell
-from experiments.synthetic.subject import FACTS
+from experiments.synthetic.subject import FACTS, is_flat
 from isouq import problems
 from isouq.stats import Interval
 
@@ -72,15 +72,16 @@ def test_maps_shares_its_cells_with_validation():
 OTHER = {
     "problem": "binary/rings", "seed": 1, "width": 4, "prior": "fan_in", "sigma": 2.0, "num_points": 50, "chains": 6,
     "num_warmup": 60, "num_draws": 70, "thin": 2, "num_leapfrog": 9, "sampler": "nuts", "resolution": 8,
-    "study": "spectrum", "max_rounds": 3,
+    "study": "spectrum", "max_rounds": 3, "activation": "relu",
 }  # fmt: skip
 
 
 def test_every_field_is_part_of_the_key():
-    assert set(OTHER) == {field.name for field in dataclasses.fields(Cell)}
+    assert {*OTHER, "depth"} == {field.name for field in dataclasses.fields(Cell)}
     plain = Cell("binary/xor")
     keys = {plain.key()} | {dataclasses.replace(plain, **{name: value}).key() for name, value in OTHER.items()}
-    assert len(keys) == len(OTHER) + 1
+    keys |= {Cell("binary/xor", width=4, depth=2).key()}
+    assert len(keys) == len(OTHER) + 2
     assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
     assert Cell("binary/xor").key() == plain.key()
 
@@ -95,6 +96,7 @@ def test_equal_cells_have_equal_keys(same):
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"depth": 2}, {"activation": "sine"},
         {"seed": -1}, {"seed": 0.5}, {"width": 0}, {"prior": "flat"}, {"sigma": 0.0}, {"sigma": float("nan")},
         {"num_points": 0},
         {"chains": 1}, {"num_warmup": 9}, {"num_draws": 3}, {"thin": 0}, {"num_leapfrog": 0}, {"sampler": "gibbs"},
@@ -290,12 +292,29 @@ def test_the_shape_leaves_undefined_correlations_out():
     assert verdicts(results) == ["too few seeds (4)", "yes"]
 
 
-def test_a_flat_estimate_is_said_to_agree_with_nothing():
-    flat, uneven = fake(Cell(scaling.PROBLEM, width=4)), fake(Cell(scaling.PROBLEM, 1, width=8))
-    flat.arrays["epistemic"] = np.array([1.0, 1 - 1e-5])
-    uneven.arrays["epistemic"] = np.array([1.0, 0.9])
-    scaling_experiment = command.EXPERIMENTS["scaling"]
-    text = summarise(scaling_experiment, [flat, uneven], "smoke").summary
-    assert "(unit σ = 1, 1e-05 at width 4; seed 0)" in text
-    assert "at width 8" not in text
-    assert "compare rounding" not in summarise(scaling_experiment, [uneven], "smoke").summary
+def test_a_flat_estimate_is_listed_and_in_no_mean():
+    flat, uneven = fake(Cell(scaling.PROBLEM, width=4)), fake(Cell(scaling.PROBLEM, 1, width=4), value=0.25)
+    flat.numbers["flat"] = True
+    outputs = summarise(command.EXPERIMENTS["scaling"], [flat, uneven], "smoke")
+    assert "- multiclass/rings, width 4, unit σ = 1, seed 0\n" in outputs.summary
+    assert "seed 1\n" not in outputs.summary
+    assert mean_over_accepted([flat.numbers, uneven.numbers], "epistemic_pearson").mean == 0.25
+    assert "Flat" not in summarise(command.EXPERIMENTS["scaling"], [uneven], "smoke").summary
+
+
+@pytest.mark.parametrize(("share", "flat"), [(0.9e-3, True), (1.1e-3, False)])
+def test_a_map_is_flat_below_a_thousandth(share, flat):
+    assert is_flat(np.float32([1 - share / 2, 1, 1 + share / 2])) == flat
+
+
+def test_a_flat_estimate_has_no_correlation(monkeypatch):
+    cell = Cell("regression/linear", **TINY)
+    reference = study.run_cell(cell.reference())
+    usual = study.run_cell(cell, reference=reference).numbers
+    monkeypatch.setattr("experiments.synthetic.subject.FLAT", np.inf)
+    flat = study.run_cell(cell, reference=reference).numbers
+    names = {name for name in usual if "pearson" in name or "spearman" in name}
+    assert len(names) > 6
+    assert np.isfinite([usual[name] for name in names]).all()
+    assert np.isnan([flat[name] for name in names]).all()
+    assert {name for name in usual if not name.startswith("seconds") and flat[name] != usual[name]} == {*names, "flat"}

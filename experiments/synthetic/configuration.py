@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 
 from isouq import _checks
+from isouq.models import ACTIVATIONS
 from isouq.posterior import PRIORS
 from isouq.posterior._sampling import SAMPLERS
 
@@ -16,8 +17,9 @@ class Configuration:
     """A problem, a model, its prior, how its posterior is sampled, and the study: what is computed of that posterior.
 
     num_draws: draws of a chain in a round; rounds end when the reference is accepted, or after `max_rounds`.
-    width: units of the one hidden layer; None is the problem's own model. resolution: points of the evaluation grid
-    along an axis; None is the problem's own grid.
+    width, depth: units of a hidden layer, and the number of such layers; width None is the problem's own model.
+    activation: that between the layers, by its name in `isouq.models.ACTIVATIONS`. resolution: points of the evaluation
+    grid along an axis; None is the problem's own grid.
     """
 
     problem: str
@@ -25,6 +27,8 @@ class Configuration:
     width: int | None = None
     prior: str = "unit"
     sigma: float = 1.0
+    depth: int = 1
+    activation: str = "tanh"
     num_points: int = 200
     chains: int = 4
     num_warmup: int = 200
@@ -43,8 +47,12 @@ class Configuration:
         _checks.one_of("prior", self.prior, PRIORS)
         _checks.one_of("sampler", self.sampler, SAMPLERS)
         _checks.positive("sigma", self.sigma)
+        _checks.one_of("activation", self.activation, ACTIVATIONS)
+        _checks.positive_int("depth", self.depth)
         if self.width is not None:
             _checks.positive_int("width", self.width)
+        elif self.depth != 1:
+            raise ValueError(f"depth is {self.depth}; expected 1 without a width, because a depth belongs to a width")
         _checks.positive_int("chains", self.chains, 2)
         _checks.positive_int("num_warmup", self.num_warmup, 10)
         _checks.positive_int("num_draws", self.num_draws, 4)
@@ -61,5 +69,13 @@ class Configuration:
 
     def label(self) -> str:
         """Return how progress and errors name the configuration."""
-        width = "" if self.width is None else f", width {self.width}"
-        return f"{self.problem}{width}, {self.prior} σ={self.sigma:g}, seed {self.seed}, {self.study}"
+        network = architecture(self.width, self.depth, self.activation)
+        return f"{self.problem}{network}, {self.prior} σ={self.sigma:g}, seed {self.seed}, {self.study}"
+
+
+def architecture(width: int | None, depth: int, activation: str) -> str:
+    """Return how a network differs from the problem's own, as ", width 8, depth 2, relu"."""
+    parts = [] if width is None else [f"width {width}"]
+    parts += [f"depth {depth}"] if depth != 1 else []
+    parts += [activation] if activation != "tanh" else []
+    return "".join(f", {part}" for part in parts)

@@ -1,5 +1,9 @@
 """The experiments on small problems, by name: the stages of each, in their order; `all` runs every one."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 from experiments.experiment import Experiment
 from experiments.synthetic.figures import covariance as covariance_figures
 from experiments.synthetic.figures import decomposition as decomposition_figures
@@ -25,8 +29,22 @@ from experiments.synthetic.report import maps as maps_report
 from experiments.synthetic.report import scaling as scaling_report
 from experiments.synthetic.report import spectrum as spectrum_report
 from experiments.synthetic.report import validation as validation_report
+from experiments.synthetic.study import Cell
+from isouq import models
 
-EXPERIMENTS = {
+ACTIVATIONS = tuple(models.ACTIVATIONS)
+
+
+def _with_activation(jobs: Callable[..., list[Cell]]) -> Callable[..., list[Cell]]:
+    """Return the function of a preset's jobs with an option for the activation of all networks."""
+
+    def with_activation(preset: str, seeds: int | None = None, activation: str | None = None, **options: Any) -> list:
+        return [replace(cell, activation=activation or cell.activation) for cell in jobs(preset, seeds, **options)]
+
+    return with_activation
+
+
+_EXPERIMENTS = {
     "validation": Experiment(
         validation_presets.jobs, validation_numbers.numbers, validation_report.report, validation_figures.figures
     ),
@@ -47,4 +65,8 @@ EXPERIMENTS = {
     "spectrum": Experiment(
         spectrum_presets.jobs, spectrum_numbers.numbers, spectrum_report.report, spectrum_figures.figures, ("widths",)
     ),
+}
+EXPERIMENTS = {
+    name: experiment._replace(jobs=_with_activation(experiment.jobs), options=(*experiment.options, "activation"))
+    for name, experiment in _EXPERIMENTS.items()
 }

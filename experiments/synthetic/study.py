@@ -10,6 +10,7 @@ from experiments.run.job import Result, hash_fields
 from experiments.synthetic.configuration import Configuration
 from experiments.synthetic.measure import agreement, covariance, decomposition, second_opinion, spectrum
 from experiments.synthetic.measure.reference import measure_reference, measure_references
+from experiments.synthetic.real_data import REAL
 from experiments.synthetic.subject import Subject, subject
 from isouq import _checks, problems
 
@@ -47,12 +48,12 @@ def _width(configuration: Configuration) -> int:
 
 
 STUDIES = {
-    "reference": Study(3, _reference_seconds, None),  # 3: draws in rounds, θ* in the prior's coordinates
-    "agreement": Study(1, _dense(0.5), agreement.measure),
+    "reference": Study(4, _reference_seconds, None),  # 4: a start at no saddle is not looked at again
+    "agreement": Study(2, _dense(0.5), agreement.measure),
     "second_opinion": Study(2, lambda configuration: 30.0, second_opinion.measure),
-    "covariance": Study(1, _dense(4.0), covariance.measure),
-    "decomposition": Study(1, _dense(1.0), decomposition.measure),
-    "spectrum": Study(1, _dense(0.5), spectrum.measure),
+    "covariance": Study(2, _dense(4.0), covariance.measure),
+    "decomposition": Study(2, _dense(1.0), decomposition.measure),
+    "spectrum": Study(2, _dense(0.5), spectrum.measure),
 }
 
 
@@ -77,10 +78,12 @@ class Cell(Configuration):
         """Return a name of the compiled programs: the study, the model, and every number that decides a shape."""
         arguments = ("seed", "prior", "sigma", "num_leapfrog")
         shapes = {name: value for name, value in dataclasses.asdict(self).items() if name not in arguments}
-        problem = problems.PROBLEMS.get(self.problem)
+        problem = problems.PROBLEMS.get(self.problem)  # a real data set has its own number of rows and features
         if problem is not None:  # problems of one kind and model differ in their data alone
-            hidden = (self.width,) if self.width else problem.hidden
+            hidden = (self.width,) * self.depth if self.width else problem.hidden
             shapes |= {"problem": f"{problem.kind}, {problem.num_outputs} outputs", "width": hidden}
+            if not hidden:
+                del shapes["activation"]
         return ", ".join(f"{name} {value}" for name, value in shapes.items())
 
     def group(self) -> str | None:
@@ -125,14 +128,22 @@ def run_cell(
         return measure_reference(cell, problem, progress, checkpoint)
     if reference is None:
         reference = measure_reference(cell.reference(), problem, progress)
-    return measure(subject(cell, problem, reference))
+    return _without_correlations_of_flat(measure(subject(cell, problem, reference)))
+
+
+def _without_correlations_of_flat(result: Result) -> Result:
+    """Return the result with every correlation undefined where ‖g‖² is flat; see `is_flat`."""
+    if not result.numbers.get("flat", False):
+        return result
+    undefined = {name: float("nan") for name in result.numbers if "_pearson" in name or "_spearman" in name}
+    return result._replace(numbers=result.numbers | undefined)
 
 
 def _problem(cell: Configuration, problem: problems.Problem | None) -> problems.Problem:
     """Return the problem of the cell; raise where `problem` has another name than the cell, or a built-in one's."""
+    known = (problems.PROBLEMS | REAL).get(cell.problem)
     if problem is None:
-        return problems.get(cell.problem)
-    known = problems.PROBLEMS.get(cell.problem)
+        return known or problems.get(cell.problem)
     if problem.name != cell.problem or (known is not None and problem is not known):
         raise ValueError(
             f"the problem is called {problem.name!r} and the cell's {cell.problem!r}; give your own problem a name "

@@ -16,9 +16,10 @@ from isouq import models, problems, stats
 from isouq._uncertainty import Uncertainty, uncertainty
 from isouq.posterior import LogDensity
 
+FLAT = 1e-3  # relative range of ‖g‖² below which θ* predicts the same at all inputs
 # The columns of a study's row that come from its reference.
 FACTS = (
-    "accepted", "rhat", "ess_bulk", "divergent", "halves", "accepted_wide", "num_params",
+    "accepted", "flat", "rhat", "ess_bulk", "divergent", "halves", "accepted_wide", "num_params",
     "map_grad_norm", "map_converged", "map_log_density", "map_spread", "map_escapes",
     "rounds", "step_size", "acceptance", "gradient_evaluations",
 )  # fmt: skip
@@ -27,13 +28,14 @@ FACTS = (
 class Setting(NamedTuple):
     """Data, model and posterior of a cell, before anything is trained.
 
-    zeros: parameters of the model's shapes. init: the function from a key to initial parameters. init_keys: its keys,
-    one for each chain. chain_key, second_key: random keys, of the reference's chains and of everything else that a
-    study draws.
+    held_out: the points at which the study compares; None for a grid. zeros: parameters of the model's shapes.
+    init: the function from a key to initial parameters. init_keys: its keys, one for each chain. chain_key,
+    second_key: random keys, of the reference's chains and of everything else that a study draws.
     """
 
     problem: problems.Problem
     data: problems.Dataset
+    held_out: problems.Dataset | None
     predict: Callable
     log_density: LogDensity
     zeros: Any
@@ -90,27 +92,35 @@ class Subject(NamedTuple):
 
     def facts(self) -> dict[str, Any]:
         """Return the columns that every study's row begins with: the configuration, the verdict, training and cost."""
-        numbers = self.reference.numbers
+        numbers = self.reference.numbers | {"flat": is_flat(self.estimate.epistemic[self.grid])}
         return {**dataclasses.asdict(self.cell), **{name: numbers[name] for name in FACTS}}
 
 
 def set_up(cell: Configuration, problem: problems.Problem) -> Setting:
     """Draw data and random keys from the cell's seed."""
-    hidden = problem.hidden if cell.width is None else (cell.width,)
+    hidden = problem.hidden if cell.width is None else (cell.width,) * cell.depth
     data_key, init_key, chain_key, second_key = jax.random.split(jax.random.key(cell.seed), 4)
     data = problem.sample(data_key, cell.num_points)
-    predict, init = models.mlp(data.xs.shape[1], hidden, problem.num_outputs)
+    predict, init = models.mlp(data.xs.shape[1], hidden, problem.num_outputs, cell.activation)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(init, init_key))
     log_density = LogDensity.of(
         predict, zeros, data.xs, data.ys, problem.kind,
         prior=cell.prior, sigma=cell.sigma, noise=problem.noise,
     )  # fmt: skip
     init_keys = jax.random.split(init_key, cell.chains)
-    return Setting(problem, data, predict, log_density, zeros, init, init_keys, chain_key, second_key)
+    held_out = problem.sample_held_out(data_key)
+    return Setting(problem, data, held_out, predict, log_density, zeros, init, init_keys, chain_key, second_key)
 
 
-def evaluation_inputs(cell: Configuration, xs: Any) -> tuple[Any, slice, slice]:
-    """Return the grid of the comparison followed by the coarser grid of the wide region, and the rows of each."""
+def evaluation_inputs(cell: Configuration, setting: Setting) -> tuple[Any, slice, slice]:
+    """Return the grid of the comparison followed by the coarser grid of the wide region, and the rows of each.
+
+    Where the problem has held-out points, they are compared, and the wide region has no rows.
+    """
+    if setting.held_out is not None:
+        size = len(setting.held_out.xs)
+        return setting.held_out.xs, slice(0, size), slice(size, None)
+    xs = setting.data.xs
     coarse = max(2, cell.resolution // 2) if cell.resolution else (100 if xs.shape[1] == 1 else 25)
     grid = np.asarray(problems.evaluation_inputs(xs, cell.resolution))
     wide = np.asarray(problems.evaluation_inputs(xs, coarse, widen=None))
@@ -123,7 +133,7 @@ def subject(cell: Configuration, problem: problems.Problem, reference: Result) -
     ends = unravel_rows(reference.arrays["starts"], setting.zeros)
     theta = jax.tree.map(lambda leaf: jnp.asarray(leaf[reference.numbers["best"]]), ends)
     starts = jax.tree.map(jnp.asarray, ends)
-    xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
+    xs, grid, wide = evaluation_inputs(cell, setting)
     clock = Clock()
     estimate = uncertainty(setting.predict, theta, xs, setting.log_density.kind)
     clock.lap("seconds_estimate", estimate)
@@ -151,6 +161,20 @@ def epistemic_map(setting: Setting, theta: Any, xs: Any, covariance: Any = None)
     """Return the epistemic uncertainty gᵀΣg at every input, float64; ‖g‖² without a covariance."""
     kind = setting.log_density.kind
     return np.asarray(uncertainty(setting.predict, theta, xs, kind, covariance=covariance).epistemic, np.float64)
+
+
+def is_flat(estimate: Any) -> bool:
+    """Return whether ‖g‖² is nearly the same at all inputs: its range is below `FLAT` of its mean.
+
+    θ* then predicts the same everywhere, and a correlation would be that of rounding errors.
+    """
+    return relative_range(estimate) < FLAT
+
+
+def relative_range(estimate: Any) -> float:
+    """Return the range of a map as a share of its mean."""
+    estimate = np.asarray(estimate, np.float64)
+    return float(np.ptp(estimate) / estimate.mean())
 
 
 def correlations(name: str, one: np.ndarray, other: np.ndarray) -> dict[str, float]:

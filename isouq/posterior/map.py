@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
@@ -160,12 +161,12 @@ def _fit_beyond_saddles(targets: Sequence[_Target], size: int, tolerance: float)
             "fit_map cannot be traced, because it looks for saddles in NumPy; call it outside jit and vmap"
         )
     targets, waiting = list(targets), list(range(len(targets)))
-    is_saddle = [np.zeros(len(fit.log_density), bool) for fit in fits]
+    is_saddle = [np.ones(len(fit.log_density), bool) for fit in fits]
     max_steps = targets[0].max_steps
     for escapes in range(_MAX_ESCAPES + 1):
         for index in waiting:
             target = targets[index]
-            ends, is_saddle[index] = _leave_saddles(target.log_density, fits[index], target.scales)
+            ends, is_saddle[index] = _leave_saddles(target.log_density, fits[index], target.scales, is_saddle[index])
             targets[index] = target._replace(inits=ends, max_steps=max_steps * is_saddle[index])
         waiting = [index for index in waiting if is_saddle[index].any()]
         if not waiting or escapes == _MAX_ESCAPES:
@@ -252,27 +253,28 @@ def _over_starts(function: Callable, *arrays: Any) -> Any:
     return jax.vmap(function)(*arrays)
 
 
-def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any) -> tuple[Any, np.ndarray]:
+def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any, moved: np.ndarray) -> tuple[Any, np.ndarray]:
     """Return the ends of all starts, those at saddles moved along the steepest way up, and which these are.
 
+    moved: which starts have trained since they were last looked at, `[starts]`; the others are at no saddle.
     A matrix that has a Cholesky factor has no eigenvalue below zero, and is not decomposed. Eigenvalues of less than
     10⁻⁵ of the largest entry are rounding, and a saddle counts only where a step raises the density.
     """
     densities = np.asarray(fit.log_density)
     is_saddle = np.zeros(len(densities), bool)
     ends = jax.tree.map(np.array, fit.params)
-    for start in np.flatnonzero(np.asarray(fit.converged)):
+    for start in np.flatnonzero(np.asarray(fit.converged) & moved):
         end = jax.tree.map(lambda leaf, i=start: leaf[i], ends)
         curvature = np.array(_curvature(log_density, end, scales), np.float64)
         curvature += 1e-5 * np.abs(curvature).max() * np.eye(len(curvature))
         try:
             np.linalg.cholesky(curvature)
         except np.linalg.LinAlgError:
-            direction = np.linalg.eigh(curvature)[1][:, 0]
-            moved, density = _step_up(log_density, end, scales, direction)
+            direction = scipy.linalg.eigh(curvature, subset_by_index=[0, 0])[1][:, 0]
+            above, density = _step_up(log_density, end, scales, direction)
             if float(density) > densities[start]:
                 is_saddle[start] = True
-                for leaf, new in zip(jax.tree.leaves(ends), jax.tree.leaves(moved), strict=True):
+                for leaf, new in zip(jax.tree.leaves(ends), jax.tree.leaves(above), strict=True):
                     leaf[start] = new
     return ends, is_saddle
 

@@ -19,7 +19,7 @@ from isouq.posterior import Margins, probabilities
 VERSIONS = {"pooled": "pooled over chains", "within": "within chains", "aligned": "units aligned to θ*"}
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # scales of the isotropic perturbation
 NUM_DIRECTIONS = 512
-ALIGNMENT_BUDGET = 2**28  # draws × width²: 4096 draws at width 256, a minute on one core
+ALIGNMENT_BUDGET = 2**27  # draws × width²: 2048 draws at width 256, 128 at width 1024, a minute on one core
 _STREAM = 1  # folded into the subject's second key
 
 
@@ -38,7 +38,8 @@ def measure(subject: Subject) -> Result:
     g = gradients(subject.setting.predict, subject.theta, xs, subject.target, subject.kind)
     identity = np.sum(g**2, axis=1)
     draws = _subset(subject.draws, subject.theta)
-    linearised = _linearisations(g, subject.draws, align_hidden_units(draws, subject.theta))
+    aligned = align_hidden_units(draws, subject.theta, odd=subject.cell.activation == "tanh")
+    linearised = _linearisations(g, subject.draws, aligned)
     perturbed = _perturbations(subject, xs)
     numbers = correlations("whole", variance, identity)
     for version, values in linearised.items():

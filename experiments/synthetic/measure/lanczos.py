@@ -42,6 +42,10 @@ class Spectrum(NamedTuple):
         """Whether every eigenpair was computed."""
         return len(self.nodes) == 1
 
+    def times(self, factor: float) -> "Spectrum":
+        """Return the spectrum of a multiple of the matrix; the factor is positive."""
+        return self._replace(nodes=factor * self.nodes, values=factor * self.values, residuals=factor * self.residuals)
+
     def average(self, function: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
         """Return the normalised trace tr f(A)/P and its standard error over the probes (0 when exact)."""
         probes = (self.weights * function(self.nodes)).sum(axis=1)
@@ -63,7 +67,10 @@ def dense_spectra(log_density: LogDensity, theta: Any, scales: np.ndarray) -> tu
     """Return the spectra of H and of S H S, S = diag(scales) `[P]`, by eigendecomposition in float64, O(P³)."""
     likelihood = jax.tree_util.Partial(_log_likelihood, log_density)
     hessian = np.asarray(negative_hessian(likelihood, theta), np.float64)
-    return dense_spectrum(hessian), dense_spectrum(scales[:, None] * hessian * scales)
+    spectrum = dense_spectrum(hessian)
+    if np.ptp(scales) == 0:  # S H S is a multiple of H
+        return spectrum, spectrum.times(float(scales[0]) ** 2)
+    return spectrum, dense_spectrum(scales[:, None] * hessian * scales)
 
 
 def dense_spectrum(matrix: np.ndarray) -> Spectrum:

@@ -31,6 +31,8 @@ from isouq.posterior import (
 )
 from isouq.problems import Problem
 
+MAX_STORED = 20_000  # parameters of a model whose draws are stored; a thousand draws of it take 80 MB
+
 
 def measure_reference(
     cell: Configuration,
@@ -42,6 +44,8 @@ def measure_reference(
 
     progress: called with the share of the sampling that is done. checkpoint: the file from which an interrupted
     sampling goes on; see `sample_reference`.
+
+    The draws of a model of more than `MAX_STORED` parameters are not stored: their array has no columns.
 
     Columns: those of the verdict. rounds: the rounds of draws until it accepted, or all that are allowed. map_NAME: log
     density and norm of its gradient at θ*, and whether training converged. map_spread: how far the log density at the
@@ -128,9 +132,11 @@ class TrainedPosterior(NamedTuple):
 def _prepare(cell: Configuration, setting: Setting, fit: MapFit) -> TrainedPosterior:
     """Return the trained posterior with its evaluation inputs and the classes that are differentiated there."""
     kind = setting.log_density.kind
-    xs, grid, wide = evaluation_inputs(cell, setting.data.xs)
+    xs, grid, wide = evaluation_inputs(cell, setting)
     target = _predicted_classes(setting.predict, fit.best(), xs, kind)
     record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
+    if _num_params(setting) > MAX_STORED:
+        record = jax.tree_util.Partial(_margins_alone, record.args[0])
     return TrainedPosterior(
         cell, setting, fit, xs, grid, wide, record, jax.tree.map(jnp.square, setting.log_density.scales)
     )
@@ -143,12 +149,15 @@ def _summarise(trained: TrainedPosterior, reference: Reference) -> tuple[dict[st
     margins, draws = reference.predictions
     p = probabilities(margins, trained.kind)
     flat = p.reshape(-1, len(trained.xs))
+    verdict = reference.verdict
+    assert verdict is not None
+    has_wide = margins[0, 0, wide].size > 0
     numbers = {
         **dataclasses.asdict(cell),
-        **reference.verdict._asdict(),  # type: ignore[union-attr]
-        "accepted_wide": judge(margins[:, :, wide], reference.divergent, p[:, :, wide]).accepted,
+        **verdict._asdict(),
+        "accepted_wide": has_wide and judge(margins[:, :, wide], reference.divergent, p[:, :, wide]).accepted,
         "best": best,
-        "num_params": draws.shape[-1],
+        "num_params": _num_params(trained.setting),
         "map_grad_norm": float(fit.grad_norm[best]),
         "map_converged": bool(fit.converged[best]),
         "map_log_density": float(fit.log_density[best]),
@@ -181,6 +190,14 @@ def sampler_settings(cell: Configuration) -> Sampling:
 def _predicted_classes(predict: Callable, theta: Any, xs: Any, kind: str) -> Any:
     """Return the class that is differentiated at each input; None for regression."""
     return jax.vmap(lambda x: predicted_class(predict(theta, x), kind))(xs)
+
+
+def _num_params(setting: Setting) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(setting.zeros))
+
+
+def _margins_alone(margins: Margins, params: Any) -> tuple[Any, Any]:
+    return margins(params), jnp.zeros(0)
 
 
 def _margins_and_draw(margins: Margins, params: Any) -> tuple[Any, Any]:

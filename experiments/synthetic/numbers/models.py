@@ -79,10 +79,11 @@ def numbers_of(model: Model, rows: Sequence[Row], columns: Sequence[str]) -> lis
 def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted") -> Interval:
     """Return the mean of a column over the rows whose posterior was accepted, with its bootstrap interval.
 
-    Undefined values (a constant map has no correlation) and missing ones are left out. flag: the column that says
+    Rows whose ‖g‖² is flat, undefined values and missing ones are left out. flag: the column that says
     whether the posterior was accepted.
     """
-    return bootstrap_mean([row[column] for row in rows if row[flag] and np.isfinite(row.get(column, np.nan))])
+    used = [row for row in rows if row[flag] and not row.get("flat", False)]
+    return bootstrap_mean([row[column] for row in used if np.isfinite(row.get(column, np.nan))])
 
 
 def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:

@@ -14,14 +14,12 @@ from experiments.synthetic.numbers.models import (
     Model,
     Row,
     costs_of,
-    model_name,
     numbers_of,
     rows_by_model,
     sweep_by_prior,
 )
 from isouq.stats import Interval, bootstrap_mean
 
-FLAT = 1e-4  # relative range: below it a map shows digits that training leaves to chance
 _COLUMNS = [f"{name}_{statistic}" for name in ESTIMATES for statistic in STATISTICS]
 
 
@@ -34,15 +32,14 @@ class Shape(NamedTuple):
 
 
 class Details(NamedTuple):
-    """All models, the smallest of each prior first; the shapes by prior and statistic; the seeds with flat maps."""
+    """All models, the smallest of each prior first, and the shapes by prior and statistic."""
 
     models: list[Model]
     shapes: dict[tuple[str, str], Shape]
-    flat_seeds: list[int]
 
 
 def numbers(results: Sequence[Result]) -> Numbers:
-    """Return every model's agreement, the rises from the lowest point of each curve, and which maps are flat.
+    """Return every model's agreement, and the rises from the lowest point of each curve.
 
     Groups: a model's name, and a prior's name with `fall_STATISTIC` and `rise_STATISTIC`, the differences to the lowest
     point.
@@ -63,8 +60,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
             if shape is not None:
                 shapes[name, statistic] = shape
                 summary += _rises(name, statistic, shape, groups)
-    flat, seeds = _flat(results, list(groups))
-    return Numbers(rows, summary + flat, details=Details(list(groups), shapes, seeds))
+    return Numbers(rows, summary, details=Details(list(groups), shapes))
 
 
 def _shape(means: Mapping[Model, float]) -> Shape | None:
@@ -92,24 +88,3 @@ def _difference(low: Sequence[Row], high: Sequence[Row], column: str) -> Interva
     base = {row["seed"]: row[column] for row in low if row["accepted"]}
     pairs = [row[column] - base[row["seed"]] for row in high if row["accepted"] and row["seed"] in base]
     return bootstrap_mean([pair for pair in pairs if np.isfinite(pair)])
-
-
-def _flat(results: Sequence[Result], models: Sequence[Model]) -> tuple[list[Number], list[int]]:
-    """Return the largest range of the flat maps of each model that has any, and the seeds of all flat maps."""
-    ranges: dict[str, list[float]] = {}
-    seeds = set()
-    for row, arrays in results:
-        if "epistemic" in arrays and (share := relative_range(arrays["epistemic"])) < FLAT:
-            ranges.setdefault(model_name(row), []).append(share)
-            seeds.add(row["seed"])
-    summary = [
-        Number.value(model.name, "flat_range", max(ranges[model.name]), len(ranges[model.name]), model.accepted)
-        for model in models
-        if model.name in ranges
-    ]
-    return summary, sorted(seeds)
-
-
-def relative_range(values: np.ndarray) -> float:
-    """Return the range of a map as a share of its largest value; a map below FLAT is flat."""
-    return float(np.ptp(values) / values.max())

@@ -13,6 +13,7 @@ _PROBLEMS = {
     "multiclass/clusters": 10,
     "regression/linear": 10,
     "regression/nonlinear": 100,  # the noise is small: a stiff posterior
+    "regression/sine": 100,
 }
 _NARROW, _NARROW_STEPS = 4, 50  # the narrowest networks have several modes
 _UNIT = {256: 30, 512: 40, 1024: 60}  # by width

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
+from experiments.synthetic.configuration import architecture
 from experiments.synthetic.numbers.models import COSTS, Model, Row
+from experiments.synthetic.subject import FLAT
 from isouq.posterior.verdict import Verdict
 
 _HOW_TO_READ = (
@@ -17,7 +19,7 @@ _HOW_TO_READ = (
 
 def page(title: str, numbers: Numbers, *sections: str) -> str:
     """Return a report: title, how to read it, the sections that are not empty, and what did not converge."""
-    end = training_section(numbers.rows), reference_section(numbers.rows)
+    end = training_section(numbers.rows), reference_section(numbers.rows), _flat_section(numbers.rows)
     return "\n".join(part for part in (f"# {title}\n", _HOW_TO_READ, *sections, *end) if part)
 
 
@@ -38,8 +40,8 @@ def costs_section(models: Sequence[Model], numbers: Numbers) -> str:
 
 def row_name(row: Row) -> str:
     """Return the name of a row's model and seed."""
-    width = "" if row["width"] is None else f", width {row['width']}"
-    return f"{row['problem']}{width}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
+    network = architecture(row["width"], row["depth"], row["activation"])
+    return f"{row['problem']}{network}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
 
 
 def training_section(rows: Sequence[Row]) -> str:
@@ -58,3 +60,16 @@ def reference_section(rows: Sequence[Row]) -> str:
         verdict = Verdict(**{field: row[field] for field in Verdict._fields})
         text += f"- {row_name(row)}: {verdict}\n"
     return text
+
+
+def _flat_section(rows: Sequence[Row]) -> str:
+    """Return the list of the rows whose ‖g‖² is flat; empty where there is none."""
+    flat = [row for row in rows if row.get("flat", False)]
+    if not flat:
+        return ""
+    text = (
+        f"## Flat estimates\n\nIn {len(flat)} of {len(rows)} rows ‖g‖² varies over the inputs by less than "
+        f"{FLAT:g} of its mean: θ* predicts the same everywhere. No correlation is computed of them, and they are in "
+        "no mean, test or figure.\n"
+    )
+    return text + "".join(f"- {row_name(row)}\n" for row in flat)

@@ -19,7 +19,7 @@ def report(numbers: Numbers, preset: str) -> str:
     return page(
         f"Scaling, preset `{preset}`: {PROBLEM}, one hidden layer, widths {min(widths)} to {max(widths)}",
         numbers,
-        f"## Is there a U?\n\n{_shapes(numbers)}{_flat(numbers)}",
+        f"## Is there a U?\n\n{_shapes(numbers)}",
         f"## Every model\n\n{_models(numbers)}",
         costs_section(numbers.details.models, numbers),
     )
@@ -62,24 +62,6 @@ def _verdict(fall: Interval, rise: Interval) -> str:
 
 def _difference_cell(interval: Interval) -> str:
     return "–" if interval.count == 0 else f"{interval.mean:+.2f} {tables.bounds(interval)} ({interval.count})"
-
-
-def _flat(numbers: Numbers) -> str:
-    """Return which models have correlations that mean nothing, because the estimate is the same everywhere."""
-    by_prior: dict[str, list[str]] = {}
-    for model in numbers.details.models:
-        flat = numbers.groups[model.name].get("flat_range")
-        if flat is not None:
-            by_prior.setdefault(model.prior_name, []).append(f"{flat.mean:.1g} at width {model.width}")
-    if not by_prior:
-        return ""
-    listed = "; ".join(f"{prior}, {', '.join(ranges)}" for prior, ranges in by_prior.items())
-    seeds = numbers.details.flat_seeds
-    which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-    return (
-        "\nNo agreement where θ* predicts the same everywhere: there ‖g‖² varies over the inputs by a tiny share of "
-        f"its value ({listed}; {which}), and r and ρ compare rounding.\n"
-    )
 
 
 def _models(numbers: Numbers) -> str:

@@ -1,0 +1,67 @@
+"""The real data sets that scikit-learn ships, as problems: 70 % of the rows for training, the others held out."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from isouq._extras import require
+from isouq.problems import Problem
+
+TRAINING_SHARE = 0.7
+MAX_POINTS = 1000  # largest number of training points
+HIDDEN = (16,)
+# Of a standardised target; about the residual of a linear fit, which explains half of the variance of `diabetes`.
+NOISE = 0.7
+
+
+@lru_cache
+def _table(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return all inputs `[rows, features]` and targets `[rows]` of a data set of scikit-learn."""
+    return getattr(require("sklearn.datasets", "experiments"), f"load_{name}")(return_X_y=True)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One part of a data set, standardised by the training part, as a function of the key that shuffles the rows."""
+
+    name: str
+    regression: bool
+    training: bool
+
+    def __call__(self, key: Any, n: int = MAX_POINTS) -> tuple[Any, Any]:
+        xs, ys = _table(self.name)
+        order = np.asarray(jax.random.permutation(key, len(xs)))
+        size = round(TRAINING_SHARE * len(xs))
+        training, held_out = order[: min(size, n)], order[size:]
+        rows = training if self.training else held_out
+        targets = _standardise(ys, training)[rows] if self.regression else ys[rows]
+        return _standardise(xs, training)[rows], targets
+
+
+def _standardise(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return values less the mean and over the standard deviation of some rows; a constant column becomes 0."""
+    deviation = values[rows].std(axis=0)
+    return (values - values[rows].mean(axis=0)) / np.where(deviation == 0, 1.0, deviation)
+
+
+def _problem(name: str, kind: str, num_outputs: int = 1) -> Problem:
+    regression = kind == "regression"
+    return Problem(
+        f"real/{name}", kind, _Split(name, regression, True), num_outputs, HIDDEN, NOISE if regression else None,
+        _Split(name, regression, False),
+    )  # fmt: skip
+
+
+REAL: dict[str, Problem] = {
+    problem.name: problem
+    for problem in (
+        _problem("iris", "multiclass", 3),
+        _problem("wine", "multiclass", 3),
+        _problem("breast_cancer", "binary"),
+        _problem("digits", "multiclass", 10),
+        _problem("diabetes", "regression"),
+    )
+}
