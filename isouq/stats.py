@@ -30,6 +30,32 @@ def _correlation(statistic: Any, a: Any, b: Any) -> float:
     return float(statistic(a, b).statistic)
 
 
+def partial_spearman(a: Any, b: Any, given: Any) -> float:
+    """Return the partial rank correlation of a and b given a third array: what a says of b's ranks beyond it.
+
+    (ρ_ab − ρ_ac ρ_bc) / √((1 − ρ_ac²)(1 − ρ_bc²)), with c the array `given`; NaN where one is constant, or where a or b
+    has the ranks of c, because it is undefined there.
+    """
+    ab, ac, bc = spearman(a, b), spearman(a, given), spearman(b, given)
+    rest = (1 - ac**2) * (1 - bc**2)
+    return float((ab - ac * bc) / np.sqrt(rest)) if rest > 1e-12 else float("nan")
+
+
+def top_overlap(a: Any, b: Any, share: float = 0.1) -> float:
+    """Return which part of the inputs with the largest a is among those with the largest b, the top `share` of each.
+
+    Unrelated arrays have `share` in the mean. Of equal values those that come first count; NaN where one is constant.
+    """
+    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    if a.shape != b.shape or a.size < 2:
+        raise ValueError(f"got {a.size} and {b.size} values; expected two arrays of one length, at least 2")
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    count = max(1, round(share * a.size))
+    top = [set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (a, b)]
+    return len(top[0] & top[1]) / count
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over seeds: their count, the mean, the standard deviation (n − 1) and a bootstrap interval [low, high]."""
@@ -92,6 +118,34 @@ def paired_bootstrap(a: Any, b: Any, *, resamples: int = 10_000, seed: int = 0) 
         raise ValueError(f"got {a.size} and {b.size} values; expected pairs, at least 2")
     means = _resample_means(a - b, resamples, seed)
     return bootstrap_mean(a - b, resamples=resamples, seed=seed), two_sided_p(means)
+
+
+def clustered_bootstrap(
+    groups: Any, *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[Interval, float]:
+    """Return the interval of the mean over groups of their means, and the p-value of `two_sided_p`.
+
+    groups: one array for each group, such as the differences of a problem, one for each of its seeds. Groups are drawn
+    with replacement, and within each drawn group its values. One group alone is not drawn, but its values are. count is
+    the number of all values, and sd that of the groups' means. Without values all numbers but the count are NaN; with
+    one value the interval is.
+    """
+    groups = [np.asarray(group, np.float64).ravel() for group in groups if np.size(group)]
+    count, nan = sum(group.size for group in groups), float("nan")
+    if count == 0:
+        return Interval(0, nan, nan, nan, nan), nan
+    means = np.array([group.mean() for group in groups])
+    sd = float(means.std(ddof=1)) if len(means) > 1 else nan
+    if count == 1:
+        return Interval(1, float(means[0]), nan, nan, nan), nan
+    rng = np.random.default_rng(seed)
+    drawn = np.stack(
+        [group[rng.integers(group.size, size=(resamples, len(groups), group.size))].mean(axis=2) for group in groups]
+    )
+    chosen = rng.integers(len(groups), size=(resamples, len(groups)))
+    resampled = np.take_along_axis(drawn, chosen.reshape(1, resamples, -1), axis=0)[0].mean(axis=1)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(count, float(means.mean()), sd, float(low), float(high)), two_sided_p(resampled)
 
 
 def two_sided_p(resampled: Any) -> float:

@@ -35,6 +35,14 @@ def compilations(cache: str | None = None) -> Iterator[Compilations]:
     cache: see `cache_folder`. Where a file of the cache cannot be read or written, its program is compiled.
     """
     _use(cache)
+    with warnings.catch_warnings(), count_compilations() as count:
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+        yield count
+
+
+@contextmanager
+def count_compilations() -> Iterator[Compilations]:
+    """Yield the count of this process's compilations, which grows until the context is left."""
     count = Compilations()
 
     def count_program(event: str, duration_secs: float, **_: Any) -> None:
@@ -48,9 +56,7 @@ def compilations(cache: str | None = None) -> Iterator[Compilations]:
     monitoring.register_event_duration_secs_listener(count_program)
     monitoring.register_event_listener(count_loaded)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-            yield count
+        yield count
     finally:
         monitoring.unregister_event_duration_listener(count_program)
         monitoring.unregister_event_listener(count_loaded)

@@ -55,7 +55,13 @@ def _row(tree: Any, index: Array) -> Any:
 
 
 def fit_map(
-    log_density: Callable, inits: Any, *, scales: Any = None, max_steps: int = 3000, tolerance: float = 0.05
+    log_density: Callable,
+    inits: Any,
+    *,
+    scales: Any = None,
+    max_steps: int = 3000,
+    tolerance: float = 0.05,
+    leave_saddles: bool = True,
 ) -> MapFit:
     """Maximise the log posterior from each start by full-batch L-BFGS with line search, over z = θ/scales.
 
@@ -72,6 +78,7 @@ def fit_map(
         max_steps: largest number of steps from each start, and after each escape from a saddle.
         tolerance: a start has converged, and stops, when ‖∇_z log p‖ falls to this, in nats. In float32 a log posterior
             of a few hundred nats resolves about 1e-2.
+        leave_saddles: whether to look for saddles; without it a start that has converged may be at one.
 
     Returns:
         A `MapFit`, which also says which starts have not converged.
@@ -83,8 +90,9 @@ def fit_map(
     Cholesky factor of P³/3 operations for each start.
     Source: Liu and Nocedal (1989); `optax.lbfgs`.
     """
+    scales = None if scales is None else [scales]
     return fit_maps(
-        [log_density], [inits], scales=None if scales is None else [scales], max_steps=max_steps, tolerance=tolerance
+        [log_density], [inits], scales=scales, max_steps=max_steps, tolerance=tolerance, leave_saddles=leave_saddles
     )[0]
 
 
@@ -95,6 +103,7 @@ def fit_maps(
     scales: Sequence[Any] | None = None,
     max_steps: int = 3000,
     tolerance: float = 0.05,
+    leave_saddles: bool = True,
     at_once: int | None = None,
 ) -> list[MapFit]:
     """Maximise several log posteriors of one shape as `fit_map` does, on a GPU together in one program.
@@ -106,6 +115,7 @@ def fit_maps(
         scales: the size of each leaf, for each posterior; see `fit_map`.
         max_steps: largest number of steps from each start, and after each escape from a saddle.
         tolerance: the norm of the gradient at which a start has converged.
+        leave_saddles: whether to look for saddles.
         at_once: the number of posteriors in one program; by default 1 on a CPU and all elsewhere. With 1, each result
             is that of `fit_map` to the bit.
 
@@ -126,7 +136,7 @@ def fit_maps(
     check_alike(targets)
     fits: list[MapFit] = []
     for group, size in groups(targets, at_once):
-        fits += _fit_beyond_saddles(group, size, tolerance)
+        fits += (_fit_beyond_saddles if leave_saddles else _fit_all)(group, size, tolerance)
     return fits
 
 
