@@ -76,13 +76,20 @@ class Laboratory:
         self.seconds: dict[str, float] = {}
         self._key = jax.random.fold_in(subject.setting.second_key, _STREAM)
         self._parts: dict[str, Any] = {}
+        self._inner = 0.0  # seconds of the parts that were timed within the present one
 
     def timed(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return what `compute` returns, and keep its seconds without those of compiling, under a name."""
+        """Return what `compute` returns, and keep its seconds under a name.
+
+        Seconds of compiling, and of the parts that were timed meanwhile, do not count.
+        """
+        outer, self._inner = self._inner, 0.0
         with count_compilations() as count:
             start = time.perf_counter()
             value = jax.block_until_ready(compute())
-            self.seconds[name] = max(0.0, time.perf_counter() - start - count.seconds)
+            elapsed = time.perf_counter() - start - count.seconds
+        self.seconds[name] = max(0.0, elapsed - self._inner)
+        self._inner = outer + elapsed
         return value
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
