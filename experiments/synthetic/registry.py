@@ -7,25 +7,33 @@ from typing import Any
 from experiments.experiment import Experiment
 from experiments.synthetic.figures import covariance as covariance_figures
 from experiments.synthetic.figures import decomposition as decomposition_figures
+from experiments.synthetic.figures import estimators as estimators_figures
 from experiments.synthetic.figures import maps as maps_figures
+from experiments.synthetic.figures import real as real_figures
 from experiments.synthetic.figures import scaling as scaling_figures
 from experiments.synthetic.figures import spectrum as spectrum_figures
 from experiments.synthetic.figures import validation as validation_figures
 from experiments.synthetic.numbers import covariance as covariance_numbers
 from experiments.synthetic.numbers import decomposition as decomposition_numbers
+from experiments.synthetic.numbers import estimators as estimators_numbers
 from experiments.synthetic.numbers import maps as maps_numbers
+from experiments.synthetic.numbers import real as real_numbers
 from experiments.synthetic.numbers import scaling as scaling_numbers
 from experiments.synthetic.numbers import spectrum as spectrum_numbers
 from experiments.synthetic.numbers import validation as validation_numbers
 from experiments.synthetic.presets import covariance as covariance_presets
 from experiments.synthetic.presets import decomposition as decomposition_presets
+from experiments.synthetic.presets import estimators as estimators_presets
 from experiments.synthetic.presets import maps as maps_presets
+from experiments.synthetic.presets import real as real_presets
 from experiments.synthetic.presets import scaling as scaling_presets
 from experiments.synthetic.presets import spectrum as spectrum_presets
 from experiments.synthetic.presets import validation as validation_presets
 from experiments.synthetic.report import covariance as covariance_report
 from experiments.synthetic.report import decomposition as decomposition_report
+from experiments.synthetic.report import estimators as estimators_report
 from experiments.synthetic.report import maps as maps_report
+from experiments.synthetic.report import real as real_report
 from experiments.synthetic.report import scaling as scaling_report
 from experiments.synthetic.report import spectrum as spectrum_report
 from experiments.synthetic.report import validation as validation_report
@@ -65,6 +73,10 @@ _EXPERIMENTS = {
     "spectrum": Experiment(
         spectrum_presets.jobs, spectrum_numbers.numbers, spectrum_report.report, spectrum_figures.figures, ("widths",)
     ),
+    "estimators": Experiment(
+        estimators_presets.jobs, estimators_numbers.numbers, estimators_report.report, estimators_figures.figures
+    ),
+    "real": Experiment(real_presets.jobs, real_numbers.numbers, real_report.report, real_figures.figures),
 }
 EXPERIMENTS = {
     name: experiment._replace(jobs=_with_activation(experiment.jobs), options=(*experiment.options, "activation"))

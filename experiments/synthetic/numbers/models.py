@@ -103,8 +103,11 @@ def _place(row: Row) -> tuple:
 
 
 def model_name(row: Row) -> str:
-    """Return the name of a row's model: its problem, or its prior and width in the sweep."""
-    return row["problem"] if row["width"] is None else f"{row['prior']} σ = {row['sigma']:g}, width {row['width']}"
+    """Return the name of a row's model: its problem, with a prior other than the default, or prior and width."""
+    prior = f"{row['prior']} σ = {row['sigma']:g}"
+    if row["width"] is not None:
+        return f"{prior}, width {row['width']}"
+    return row["problem"] if prior == "unit σ = 1" else f"{row['problem']}, {prior}"
 
 
 def _model(name: str, rows: Sequence[Row]) -> Model:

@@ -1,0 +1,116 @@
+"""The figures of the leaderboard: differences to ‖g‖² with intervals, and agreement against cost."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.report.outputs import Numbers
+from experiments.run.job import Result
+from experiments.synthetic.figures.parts import add_legend
+from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS
+from experiments.synthetic.numbers.estimators import ALPHA, Details
+from isouq.plots import BLUE, GREY, ORANGE
+
+# What the figure of differences shows: of ensembles only the largest. The tables show all.
+SHOWN = tuple(
+    name
+    for name, estimator in ESTIMATORS.items()
+    if name != BASE and (estimator.needs != "ensemble" or name.endswith("_10"))
+)
+COLOURS = dict(zip(NEEDS, (BLUE, "#009e73", ORANGE, "#cc79a7", GREY), strict=True))
+MARKERS = dict(zip(NEEDS, "os^Dv", strict=True))
+
+
+def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
+    """Draw the differences in ρ to ‖g‖² by family, and mean ρ against seconds by family."""
+    details: Details = numbers.details
+    return {
+        "estimators": _draw_differences(details),
+        "estimators_cost": _draw_costs(numbers),
+    }
+
+
+def _draw_differences(details: Details) -> Figure:
+    families = list(details.families)
+    figure, axes = plt.subplots(
+        1, len(families), figsize=(2.6 + 2.0 * len(families), 0.5 + 0.24 * len(SHOWN)), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, family in zip(axes[0], families, strict=True):
+        axis.axvline(0, color="black", lw=0.8)
+        for y, name in enumerate(SHOWN):
+            test = details.differences.get((family, name))
+            if test is None or not test.interval.count:
+                continue
+            need = ESTIMATORS[name].needs
+            filled = COLOURS[need] if test.p < ALPHA else "white"
+            axis.plot(test.interval.mean, y, MARKERS[need], ms=4.5, color=COLOURS[need], mfc=filled, zorder=3)
+            if test.interval.count > 1:
+                axis.plot([test.interval.low, test.interval.high], [y, y], color=COLOURS[need], lw=1.2)
+        axis.set_title(family.replace(", ", ",\n", 1).replace("widths, ", "widths,\n"), fontsize=8)
+        axis.set_xlabel("ρ minus ρ of ‖g‖²", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_ylim(len(SHOWN) - 0.4, -0.6)
+    axes[0, 0].set_yticks(range(len(SHOWN)), [ESTIMATORS[name].title for name in SHOWN], fontsize=7)
+    add_legend(figure, [*_legend(), _hollow()], 3)
+    return figure
+
+
+def _legend() -> list[dict[str, Any]]:
+    return [
+        {"marker": MARKERS[need], "color": COLOURS[need], "ls": "none", "label": f"needs {words}"}
+        for need, words in NEEDS.items()
+    ]
+
+
+def _hollow() -> dict[str, Any]:
+    words = f"hollow: adjusted p ≥ {ALPHA:g}; bars: 95 % intervals"
+    return {"marker": "o", "color": GREY, "mfc": "white", "ls": "none", "label": words}
+
+
+def _draw_costs(numbers: Numbers) -> Figure:
+    details: Details = numbers.details
+    families = list(details.families)
+    rows = -(-len(families) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(10, 3.4 * rows), sharex=True, squeeze=False, layout="constrained")
+    for axis, family in zip(axes.flat, families, strict=False):
+        values, points = numbers.groups[family], []
+        for name, estimator in ESTIMATORS.items():
+            agreement, cost = values.get(f"{name}_spearman"), values.get(f"{name}_seconds")
+            if agreement is not None and cost is not None and agreement.count and cost.mean > 0:
+                points.append((cost.mean, agreement.mean, name))
+                need = estimator.needs
+                axis.plot(cost.mean, agreement.mean, MARKERS[need], ms=4, color=COLOURS[need], alpha=0.8)
+        _mark_front(axis, points)
+        axis.set_xscale("log")
+        axis.set_title(family, fontsize=9)
+        axis.set_ylabel("mean ρ with HMC", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds for all inputs, training included, one core", fontsize=8)
+    for axis in axes.flat[len(families) :]:
+        axis.remove()
+    add_legend(figure, [*_legend(), {"color": "black", "lw": 0.8, "label": "no cheaper estimate agrees better"}], 3)
+    return figure
+
+
+def _mark_front(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Join the points that no cheaper one exceeds, and name ‖g‖², the control and the best."""
+    front: list[tuple[float, float, str]] = []
+    for point in sorted(points):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    axis.step([cost for cost, _, _ in front], [value for _, value, _ in front], where="post", color="black", lw=0.8)
+    named = {front[-1][2], BASE, CONTROL} if front else set()
+    for cost, value, name in points:
+        if name in named:
+            side = "right" if np.log10(cost) > np.mean(np.log10([c for c, _, _ in points])) else "left"
+            axis.annotate(
+                ESTIMATORS[name].title, (cost, value), xytext=(-4 if side == "right" else 4, 5),
+                textcoords="offset points", ha=side, fontsize=7,
+            )  # fmt: skip

@@ -1,0 +1,137 @@
+"""The report of the leaderboard."""
+
+from collections.abc import Sequence
+
+from experiments.report import tables
+from experiments.report.outputs import Numbers
+from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS, STATISTICS, Estimator
+from experiments.synthetic.numbers.estimators import ALL, ALPHA, Details, Test
+from experiments.synthetic.report.page import page
+from isouq.stats import Interval
+
+MIN_SEEDS = 5  # a smaller run makes no claim
+HEADINGS = {
+    "spearman": "ρ",
+    "pearson": "r",
+    "partial": "partial ρ given p(1 − p)",
+    "overlap": "overlap of the top tenth",
+}
+
+
+def report(numbers: Numbers, preset: str) -> str:
+    """Return what is better and worse than ‖g‖² in each family, what ‖g‖² adds to p(1 − p), and all tables."""
+    details: Details = numbers.details
+    return page(
+        f"Which cheap estimate can stand in for the posterior? Preset `{preset}`",
+        numbers,
+        _reading(numbers),
+        _beyond_control(details),
+        *(_claims(numbers, family) for family in details.families),
+        *(_table(numbers, family) for family in details.families),
+    )
+
+
+def _reading(numbers: Numbers) -> str:
+    details: Details = numbers.details
+    sizes = "; ".join(
+        f"{family}: {len(models)} models, {sum(m.accepted for m in models)} of {sum(m.seeds for m in models)} accepted"
+        for family, models in details.families.items()
+    )
+    return (
+        "## How to read this page\n\n"
+        "Every estimate is compared with the variance of the predicted probability under HMC, over the evaluation "
+        "inputs. The primary statistic is Spearman's ρ. A family is a set of posteriors for which one statement is "
+        "made; its numbers are means over models of means over seeds, and the intervals are those of a bootstrap over "
+        f"models and seeds. Families: {sizes}.\n\n"
+        f"An estimate is called better or worse than ‖g‖² where its difference in ρ, paired by posterior, has an "
+        f"adjusted p below {ALPHA:g} (Benjamini and Hochberg, over all estimates and families). Estimates that need "
+        "no training data are compared with each other, and so are the others: see the column `needs`.\n"
+    )
+
+
+def _beyond_control(details: Details) -> str:
+    """Return whether ‖g‖² knows more than p(1 − p): its partial rank correlation given p(1 − p)."""
+    body = []
+    for family, test in details.beyond_control.items():
+        difference = details.differences.get((family, CONTROL))
+        if test.interval.count:
+            body.append([family, tables.mean_bounds(test.interval), _p(test), *_difference(difference)])
+    header = [
+        "family", "partial ρ of ‖g‖² given p(1 − p)", "adjusted p", "ρ of p(1 − p) minus ρ of ‖g‖²", "adjusted p",
+    ]  # fmt: skip
+    return (
+        "## What does ‖g‖² know beyond p(1 − p)?\n\n"
+        "A partial ρ above 0 says that among inputs of the same p(1 − p) those with a larger ‖g‖² tend to have a "
+        "larger posterior variance.\n\n" + (tables.table(header, body) if body else "No classification was accepted.\n")
+    )
+
+
+def _difference(test: Test | None) -> list[str]:
+    return ["–", "–"] if test is None else [_signed(test.interval), _p(test)]
+
+
+def _signed(interval: Interval) -> str:
+    if interval.count == 0:
+        return "–"
+    return f"{interval.mean:+.3f}" + (f" [{interval.low:+.3f}, {interval.high:+.3f}]" if interval.count > 1 else "")
+
+
+def _p(test: Test) -> str:
+    return "–" if test.p != test.p else f"{test.p:.4f}" if test.p >= 0.001 else "< 0.001"
+
+
+def _claims(numbers: Numbers, family: str) -> str:
+    """Return which estimates of each need are better or worse than ‖g‖² in a family."""
+    details: Details = numbers.details
+    models = details.families[family]
+    text = f"## {family[0].upper()}{family[1:]}: against ‖g‖²\n\n"
+    if min(model.seeds for model in models) < MIN_SEEDS:
+        return text + f"No claim is made from fewer than {MIN_SEEDS} seeds; the differences are in the table below.\n"
+    body = []
+    for need, words in NEEDS.items():
+        tests = [
+            details.differences[family, name]
+            for name, estimator in ESTIMATORS.items()
+            if estimator.needs == need and (family, name) in details.differences
+        ]
+        better = sorted((t for t in tests if t.verdict > 0), key=lambda test: -test.interval.mean)
+        worse = sorted((t for t in tests if t.verdict < 0), key=lambda test: test.interval.mean)
+        unsettled = sum(t.verdict == 0 and t.interval.count > 0 for t in tests)
+        body.append([words, _names(better), _names(worse), str(unsettled)])
+    return text + tables.table(["needs", "better, by how much in ρ", "worse", "unsettled"], body)
+
+
+def _names(tests: Sequence[Test]) -> str:
+    listed = [f"{ESTIMATORS[test.name].title} ({test.interval.mean:+.2f})" for test in tests]
+    return "; ".join(listed) or "none"
+
+
+def _table(numbers: Numbers, family: str) -> str:
+    """Return every estimate of a family: statistics, difference to ‖g‖², and cost."""
+    values = numbers.groups[family]
+    body = []
+    for name, estimator in ESTIMATORS.items():
+        if not values.get(f"{name}_spearman", Interval(0, *[float("nan")] * 4)).count:
+            continue
+        test = None if name == BASE else numbers.details.differences[family, name]
+        body.append(
+            [
+                estimator.title,
+                NEEDS[estimator.needs],
+                tables.mean_bounds(values[f"{name}_spearman"]),
+                *_difference(test),
+                *(tables.number(values[f"{name}_{s}"].mean) for s in list(STATISTICS)[1:]),
+                _passes(estimator),
+                tables.number(values[f"{name}_seconds"].mean, 3),
+            ]
+        )
+    header = [
+        "estimate", "needs", "ρ", "ρ minus that of ‖g‖²", "adjusted p", *(HEADINGS[s] for s in list(STATISTICS)[1:]),
+        "networks, forward and backward passes", "seconds with training",
+    ]  # fmt: skip
+    note = "Every family together counts each model once.\n\n" if family == ALL else ""
+    return f"## {family[0].upper()}{family[1:]}: every estimate\n\n{note}" + tables.table(header, body)
+
+
+def _passes(estimator: Estimator) -> str:
+    return f"{estimator.networks}, {estimator.forward}, {estimator.backward}"
