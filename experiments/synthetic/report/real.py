@@ -18,13 +18,13 @@ def report(numbers: Numbers, preset: str) -> str:
         _by_estimate(numbers, "spearman", "Agreement with HMC: ρ", "Over the held-out points.", 2),
         _by_estimate(
             numbers, "auroc", "Finding errors: AUROC",
-            "The probability that a point on which θ* is wrong has a larger value than one on which it is right. A dash: "
-            "no regression has it, and no seed where all points are right.", 2,
+            "The probability that a point on which θ* is wrong has a larger value than one on which it is right. No "
+            "regression has it, and no seed where all points are right.", 2,
         ),
         _by_estimate(
             numbers, "kept", f"Error on the {1 - REJECTED:.0%} of the points with the smallest values",
-            "The share of wrong predictions of θ*, for `diabetes` the root mean square error in standard deviations of y. "
-            "The first row is the error on all points.", 3,
+            "The share of wrong predictions of θ*, for `diabetes` the root mean square error in standard deviations of "
+            "y. The first row is the error on all points.", 3,
         ),
         _calibration(numbers),
     )  # fmt: skip
@@ -58,6 +58,6 @@ def _calibration(numbers: Numbers) -> str:
         *(f"{what}, {title}" for what in ("NLL", "ECE") for title in PREDICTORS.values()),
     ]
     return (
-        "## Calibration\n\nNLL: mean −log p of the label, for regression of N(mean, noise² + variance of the mean). ECE: "
-        "expected calibration error over ten bins of confidence.\n\n" + tables.table(header, body)
+        "## Calibration\n\nNLL: mean −log p of the label, for regression of N(mean, noise² + variance of the mean). "
+        "ECE: expected calibration error over ten bins of confidence.\n\n" + tables.table(header, body)
     )
