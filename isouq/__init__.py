@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what is imported when a name is first used
     from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, sharding, stats, text
+    from isouq._perturbation import Perturbation, perturbation
     from isouq._uncertainty import Uncertainty, uncertainty
     from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
     from isouq.density import LogDensity
@@ -20,6 +21,7 @@ _ROOMS = (
     "alignment", "covariance", "gradnorm", "models", "plots", "posterior", "problems", "sharding", "stats", "text",
 )  # fmt: skip
 _HOMES = {
+    **dict.fromkeys(("Perturbation", "perturbation"), "_perturbation"),
     **dict.fromkeys(("Uncertainty", "uncertainty"), "_uncertainty"),
     **dict.fromkeys(
         ("Dense", "Diagonal", "Identity", "Kronecker", "LowRank", "from_draws", "laplace", "negative_hessian"),
@@ -36,6 +38,7 @@ __all__ = [
     "Kronecker",
     "LogDensity",
     "LowRank",
+    "Perturbation",
     "Uncertainty",
     "__version__",
     "alignment",
@@ -48,6 +51,7 @@ __all__ = [
     "laplace",
     "models",
     "negative_hessian",
+    "perturbation",
     "plots",
     "posterior",
     "problems",

@@ -15,17 +15,15 @@ arXiv 2603.29466; the factorisation through the margin is ours.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from isouq import _checks, _memory, sharding
-from isouq._errors import first_line
+from isouq import _checks, _memory
 from isouq._predict import check_predict, check_target, margin, predicted_class
+from isouq._rows import estimate_rows, lay_out, map_rows
 from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
@@ -114,66 +112,25 @@ def uncertainty(
     Source: arXiv 2603.29466; regression replaces p by the mean.
     """
     _checks.one_of("kind", kind, _checks.KINDS)
-    size = _checks.count_rows(xs)
+    layout = lay_out(xs, batch_size, devices, (params, target))
     _checks.inexact_leaves("params", params)
     _checks.finite("params", params)
     _checks.finite("xs", xs)
     _checks.one_of("engine", engine, ENGINES)
     _check_covariance(covariance, params)
-    if batch_size is not None:
-        _checks.positive_int("batch_size", batch_size)
-        batch_size = min(batch_size, size)
-    if devices is not None:
-        if _checks.is_traced((params, xs, target)):
-            raise ValueError("devices was given under jax.jit; place the inputs first, by isouq.sharding.shard_inputs")
-        mesh = sharding.input_mesh(devices)
-        share = -(-size // mesh.shape[mesh.axis_names[0]])
-        if batch_size is not None and 1 < share <= batch_size:
-            batch_size = None
     predict, num_classes = check_predict(predict, params, xs, kind)
     engine = engine if predict.traceable else "vmap"
     if target is not None:
-        target = check_target(target, size, kind, num_classes)
+        target = check_target(target, layout.size, kind, num_classes)
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
-        rows, labels = (xs, target) if devices is None else _device_rows((xs, target), share)
+        rows, labels = (xs, target) if devices is None else _device_rows((xs, target), layout.share)
         args = (predict, params, rows, labels, covariance, kind)
-        batch_size = _memory.batch_size(_estimate, args, engine, max_bytes)
-    try:
-        if devices is None:
-            return _estimate(predict, params, xs, target, covariance, kind, batch_size, engine)
-        xs, target = sharding.shard_inputs((xs, target), mesh)
-        predict, params, covariance = sharding.replicate((predict, params, covariance), mesh)
-        padded = _estimate_over(predict, params, xs, target, covariance, kind, batch_size, engine, mesh)
-        return jax.tree.map(lambda leaf: leaf[:size], padded)
-    except NotImplementedError as error:
-        if batch_size == 1:
-            raise
-        raise NotImplementedError(
-            f"predict cannot be batched ({first_line(error)}); pass batch_size=1, which scores one input at a "
-            "time without vmap"
-        ) from error
-
-
-@jax.jit(static_argnames=("kind", "batch_size", "engine", "mesh"))
-def _estimate_over(
-    predict: Callable,
-    params: Any,
-    xs: Any,
-    target: Array | None,
-    covariance: Covariance | None,
-    kind: str,
-    batch_size: int | None,
-    engine: str,
-    mesh: jax.sharding.Mesh,
-) -> Uncertainty:
-    """Return `_estimate` of the inputs of each device by itself, so that a batch never crosses devices."""
-    rows, copies = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
-    estimate = partial(_estimate, kind=kind, batch_size=batch_size, engine=engine)
-    specs = (copies, copies, rows, rows, copies)
-    spread = jax.shard_map(estimate, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return spread(predict, params, xs, target, covariance)
+        layout = layout._replace(batch_size=_memory.batch_size(_estimate, args, engine, max_bytes))
+    return estimate_rows(
+        _estimate, (predict, params, xs, target, covariance), (kind, layout.batch_size, engine), layout
+    )
 
 
 @jax.jit(static_argnames=("kind", "batch_size", "engine"))
@@ -205,10 +162,7 @@ def _estimate(
         epistemic = aleatoric * (aleatoric * quadratic)
         return Uncertainty(epistemic, aleatoric, jax.nn.sigmoid(value), c, 2 * log_aleatoric + log_quadratic)
 
-    if batch_size is None:
-        return jax.vmap(one)(xs, target)
-    vmapped = None if batch_size == 1 else batch_size  # one input is not vmapped, because some primitives have no rule
-    return jax.lax.map(lambda row: one(*row), (xs, target), batch_size=vmapped)
+    return map_rows(one, (xs, target), batch_size)
 
 
 def _value_and_quadratic(
