@@ -261,7 +261,7 @@ WRONG = {
     "scale NaN": ({"scale": NAN}, r"scale is nan; expected a finite number above 0"),
     "scale text": ({"scale": "big"}, r"scale is 'big'; expected a positive number"),
     "negative array": ({"scale": jnp.array(-1.0)}, r"scale is -1.0; expected a finite number above 0"),
-    "key a number": ({"key": 0}, r"key is int; expected one random key, such as jax.random.key\(0\)"),
+    "key a number": ({"key": 0}, r"key is of type int; expected one random key, such as jax.random.key\(0\)"),
     "many keys": ({"key": jax.random.split(KEY)}, r"key is an array key<fry>\[2\]; expected one random key"),
     "zeros": ({"params": jnp.zeros(2)}, r"params are all 0, so that a relative scale is 0; pass relative=False"),
     "NaN in params": ({"params": jnp.array([NAN, 1.0])}, r"params holds 1 NaN or infinite values"),
