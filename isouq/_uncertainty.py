@@ -154,12 +154,13 @@ def uncertainty(
     Cost: one forward and one backward pass for each input, mostly less than a training step, and the memory of
     batch_size × activations (`isouq.explain` shows more). With "vmap", with a `Dense` covariance or with one of your
     own: batch_size × (chosen parameters + activations). An ensemble takes K times these passes, and K forward passes
-    more unless target is given; its members come one after the other, so that the memory grows by one copy of a member
-    alone. The program is compiled once for a shape and for what predict
-    computes: a function that computes the same, such as a new lambda around the same code, uses it again, with other
-    arrays too; another Python number makes another program. Each call also traces predict, in less than 2 ms for a
-    small MLP and about 20 µs for each operation. In a loop compile the call, which freezes predict as `jax.jit` does
-    and takes 0.1 ms a call:
+    more unless target is given. Its members come one after the other, so that the memory grows by one copy of a member
+    and by two numbers for each member and input of a batch.
+
+    The program is compiled once for a shape, wrt and what predict computes: a function that computes the same, such as
+    a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
+    program. Each call also traces predict, in less than 2 ms for a small MLP and about 20 µs for each operation. In a
+    loop compile the call, which freezes predict as `jax.jit` does and takes 0.1 ms a call:
 
     >>> score = jax.jit(functools.partial(isouq.uncertainty, predict, kind="multiclass"))  # doctest: +SKIP
     >>> score(params, xs)  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""`isouq.uncertainty(..., ensemble=True)` against its slow twin: the gradient of p, member by member, input by input."""
+"""`isouq.uncertainty(..., ensemble=True)` against its slow twin: the gradient of p of each member and each input."""
 
 import jax
 import jax.numpy as jnp
@@ -210,13 +210,13 @@ def test_one_program_for_a_shape_and_the_members_in_a_loop():
     assert len(two.as_text().splitlines()) == len(twenty.as_text().splitlines())
 
 
-def test_memory_does_not_grow_with_the_members():
+def test_a_member_takes_two_numbers_an_input_of_a_batch_and_no_activations():
     def needed(members):
         predict, params, _ = mlps("multiclass", width=64, members=members)
         arrays = (jax.tree_util.Partial(predict), params, jnp.ones((500, 2)), None, None)
         return _memory.temporary_bytes(_estimate_members.lower(*arrays, "multiclass", 50, "jaxpr").compile())
 
-    assert needed(40) < 1.2 * needed(2)
+    assert needed(40) - needed(2) <= 38 * 50 * 2 * 4
 
 
 def test_scoring_keeps_to_max_bytes():
