@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what is imported when a name is first used
     from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, sharding, stats, text
+    from isouq._ensemble import EnsembleUncertainty
+    from isouq._perturbation import Perturbation, perturbation
     from isouq._uncertainty import Uncertainty, uncertainty
     from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
     from isouq.density import LogDensity
@@ -20,6 +22,8 @@ _ROOMS = (
     "alignment", "covariance", "gradnorm", "models", "plots", "posterior", "problems", "sharding", "stats", "text",
 )  # fmt: skip
 _HOMES = {
+    "EnsembleUncertainty": "_ensemble",
+    **dict.fromkeys(("Perturbation", "perturbation"), "_perturbation"),
     **dict.fromkeys(("Uncertainty", "uncertainty"), "_uncertainty"),
     **dict.fromkeys(
         ("Dense", "Diagonal", "Identity", "Kronecker", "LowRank", "from_draws", "laplace", "negative_hessian"),
@@ -32,10 +36,12 @@ _HOMES = {
 __all__ = [
     "Dense",
     "Diagonal",
+    "EnsembleUncertainty",
     "Identity",
     "Kronecker",
     "LogDensity",
     "LowRank",
+    "Perturbation",
     "Uncertainty",
     "__version__",
     "alignment",
@@ -48,6 +54,7 @@ __all__ = [
     "laplace",
     "models",
     "negative_hessian",
+    "perturbation",
     "plots",
     "posterior",
     "problems",

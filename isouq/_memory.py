@@ -9,10 +9,11 @@ import jax
 from isouq import _checks
 
 
-def batch_size(estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int) -> int | None:
+def batch_size(estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int, *options: Any) -> int | None:
     """Return a batch size, about the largest, whose program keeps to max_bytes; None stands for all inputs at once.
 
-    `estimate(*args, batch_size, engine)` is a jitted function. Its third argument is the inputs and its sixth a string.
+    `estimate(*args, batch_size, engine, *options)` is a jitted function, and the options are hashable. Its third
+    argument is the inputs and its sixth a string.
     Programs are compiled for abstract arguments, and nothing is computed. The answer is cached for equal shapes.
 
     Raises:
@@ -26,18 +27,24 @@ def batch_size(estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int
         lambda leaf: jax.ShapeDtypeStruct(jax.numpy.shape(leaf), jax.dtypes.result_type(leaf)), arrays
     )
     leaves, treedef = jax.tree.flatten(abstract)
-    return _batch_size(estimate, tuple(leaves), treedef, kind, engine, max_bytes)
+    return _batch_size(estimate, tuple(leaves), treedef, kind, engine, max_bytes, options)
 
 
 @functools.lru_cache(maxsize=256)
 def _batch_size(
-    estimate: Any, leaves: tuple[Any, ...], treedef: Any, kind: str, engine: str, max_bytes: int
+    estimate: Any,
+    leaves: tuple[Any, ...],
+    treedef: Any,
+    kind: str,
+    engine: str,
+    max_bytes: int,
+    options: tuple[Any, ...],
 ) -> int | None:
     args = jax.tree.unflatten(treedef, leaves)
     size = jax.tree.leaves(args[2])[0].shape[0]
 
     def needed(batch: int | None, engine: str = engine) -> int:
-        return temporary_bytes(estimate.lower(*args, kind, batch, engine).compile())
+        return temporary_bytes(estimate.lower(*args, kind, batch, engine, *options).compile())
 
     try:
         bytes_of_all = needed(None)

@@ -1,4 +1,4 @@
-"""What `predict` returns: its margin, its predicted class, and the checks that it fits the kind of problem."""
+"""What `predict` returns: margins, differences of probabilities, the predicted class, and checks that it fits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +29,16 @@ def margin(outputs: Array, target: Any, kind: str) -> Float[Array, ""]:
     if kind == "regression":
         return scalar
     return jnp.where(target == 1, scalar, -scalar)
+
+
+def probability_difference(a: Array, b: Array) -> Array:
+    """Return σ(a) − σ(b) of margins a and b, right to rounding also where both probabilities are nearly 0 or 1.
+
+    For a > b it is σ(a) σ(−b) (1 − e^(b − a)), whose factors have no cancellation.
+    """
+    high, low = jnp.maximum(a, b), jnp.minimum(a, b)
+    size = jax.nn.sigmoid(high) * jax.nn.sigmoid(-low) * -jnp.expm1(low - high)
+    return jnp.where(a == b, 0, jnp.where(a > b, size, -size))  # equal infinite margins have the difference 0, not NaN
 
 
 def predicted_class(outputs: Array, kind: str) -> Int[Array, ""] | None:

@@ -15,17 +15,17 @@ arXiv 2603.29466; the factorisation through the margin is ours.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from isouq import _checks, _memory, sharding
-from isouq._errors import first_line
+from isouq import _checks, _memory
+from isouq._ensemble import EnsembleUncertainty, Parts, add_relative, class_of_mean, combine, first_member
 from isouq._predict import check_predict, check_target, margin, predicted_class
+from isouq._rows import estimate_rows, lay_out, map_rows
+from isouq._selection import EVERYTHING, Selection
 from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
@@ -53,6 +53,7 @@ class Uncertainty(NamedTuple):
     log_epistemic: Float[Array, " n"]
 
 
+@overload
 def uncertainty(
     predict: Callable,
     params: Any,
@@ -61,24 +62,67 @@ def uncertainty(
     *,
     target: Any = None,
     covariance: Any = None,
+    wrt: Any = None,
+    ensemble: Literal[False] = False,
     batch_size: int | None = None,
     max_bytes: int | None = None,
     engine: str = "jaxpr",
     devices: Any = None,
-) -> Uncertainty:
+) -> Uncertainty: ...
+
+
+@overload
+def uncertainty(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    kind: str,
+    *,
+    target: Any = None,
+    covariance: Any = None,
+    wrt: Any = None,
+    ensemble: Literal[True],
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+    engine: str = "jaxpr",
+    devices: Any = None,
+) -> EnsembleUncertainty: ...
+
+
+def uncertainty(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    kind: str,
+    *,
+    target: Any = None,
+    covariance: Any = None,
+    wrt: Any = None,
+    ensemble: bool = False,
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+    engine: str = "jaxpr",
+    devices: Any = None,
+) -> Uncertainty | EnsembleUncertainty:
     """Return the epistemic uncertainty gᵀΣg and the aleatoric uncertainty p(1 − p) of every prediction, exactly.
 
     Args:
         predict: `predict(params, x) -> outputs` of ONE example: logits `[classes]` (multiclass),
             a logit `[]` of class 1 (binary), a mean `[]` (regression). Any callable of JAX code. It is traced anew at
             every call, so that it reads the present values of globals and attributes.
-        params: any pytree of floating arrays; the gradient is taken with respect to all of it. A complex array counts
-            as its real and imaginary parts (without a covariance, or with `Identity`).
+        params: any pytree of floating arrays; the gradient is taken with respect to all of it, or to the part that wrt
+            chooses. A complex array counts as its real and imaginary parts (without a covariance, or with `Identity`).
         xs: inputs with a leading axis n (an array or a pytree of arrays).
         kind: "binary", "multiclass" or "regression".
         target: class labels `[n]`, or one label for all; by default the predicted class of each.
         covariance: Σ of the parameters (see `isouq.covariance`); None is the identity, the paper's
-            isotropic choice.
+            isotropic choice. With wrt it is that of the chosen parameters: it fits the tree
+            `jax.tree.map(lambda keep, branch: branch if keep else None, wrt, params)`.
+        wrt: a pytree of booleans that is a prefix of params, as `optax.masked` takes; True for the parameters that the
+            gradient is taken of, such as `{"layers": {0: False, 1: True}}` for the last of two layers. The
+            others are constants, and the backward pass stops at the first layer that is chosen. By default all are.
+        ensemble: True where every leaf of params has a leading axis of K ≥ 2 members, networks of one shape that were
+            trained from different starts. covariance and wrt are then those of each member.
         batch_size: number of inputs that are scored at a time, which bounds the memory; by default all. It changes
             no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict with a primitive that
             cannot be batched, such as `jax.lax.ragged_dot`.
@@ -93,90 +137,63 @@ def uncertainty(
 
     Returns:
         `Uncertainty(epistemic, aleatoric, probability, target, log_epistemic)`, each `[n]`; float32 for bfloat16
-        parameters, else the dtype of the outputs.
+        parameters, else the dtype of the outputs. With ensemble=True
+        `EnsembleUncertainty(epistemic, between, within, aleatoric, probability, target)`, each `[n]`, with
+
+            between = (1/K) Σ_k (p_k − p̄)²,    within = (1/K) Σ_k g_kᵀΣg_k,    p̄ = (1/K) Σ_k p_k,
+
+        and epistemic = between / mean(between) + within / mean(within), which is relative to the inputs of the call.
+        Its place among the estimates: see docs/when-to-trust.md, experiment `estimators`.
 
     Raises:
-        ValueError: a wrong shape, NaN in params or xs, an unknown kind or label, or a max_bytes that is too small for
-            one input. The message is one line that says what to do. An input whose outputs are NaN is no error: its
-            uncertainties are NaN.
+        ValueError: a wrong shape, NaN in params or xs, an unknown kind or label, a max_bytes that is too small for one
+            input, a wrt that is no prefix of params or chooses nothing, or members of an ensemble that are fewer than
+            two or of different number in two leaves. The message is one line that says what to do. An input whose
+            outputs are NaN is no error: its uncertainties are NaN.
 
     Cost: one forward and one backward pass for each input, mostly less than a training step, and the memory of
     batch_size × activations (`isouq.explain` shows more). With "vmap", with a `Dense` covariance or with one of your
-    own: batch_size × (parameters + activations). The program is compiled once for a shape and for what predict
-    computes: a function that computes the same, such as a new lambda around the same code, uses it again, with other
-    arrays too; another Python number makes another program. Each call also traces predict, in less than 2 ms for a
-    small MLP and about 20 µs for each operation. In a loop compile the call, which freezes predict as `jax.jit` does
-    and takes 0.1 ms a call:
+    own: batch_size × (chosen parameters + activations). An ensemble takes K times these passes, and K forward passes
+    more unless target is given. Its members come one after the other, so that the memory grows by one copy of a member
+    and by two numbers for each member and input of a batch.
+
+    The program is compiled once for a shape, wrt and what predict computes: a function that computes the same, such as
+    a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
+    program. Each call also traces predict, in less than 2 ms for a small MLP and about 20 µs for each operation. In a
+    loop compile the call, which freezes predict as `jax.jit` does and takes 0.1 ms a call:
 
     >>> score = jax.jit(functools.partial(isouq.uncertainty, predict, kind="multiclass"))  # doctest: +SKIP
     >>> score(params, xs)  # doctest: +SKIP
 
-    Source: arXiv 2603.29466; regression replaces p by the mean.
+    Source: arXiv 2603.29466; regression replaces p by the mean. Ensembles: Lakshminarayanan et al. (2017),
+    arXiv 1612.01474, with the law of total variance.
     """
     _checks.one_of("kind", kind, _checks.KINDS)
-    size = _checks.count_rows(xs)
+    layout = lay_out(xs, batch_size, devices, (params, target))
     _checks.inexact_leaves("params", params)
     _checks.finite("params", params)
     _checks.finite("xs", xs)
     _checks.one_of("engine", engine, ENGINES)
-    _check_covariance(covariance, params)
-    if batch_size is not None:
-        _checks.positive_int("batch_size", batch_size)
-        batch_size = min(batch_size, size)
-    if devices is not None:
-        if _checks.is_traced((params, xs, target)):
-            raise ValueError("devices was given under jax.jit; place the inputs first, by isouq.sharding.shard_inputs")
-        mesh = sharding.input_mesh(devices)
-        share = -(-size // mesh.shape[mesh.axis_names[0]])
-        if batch_size is not None and 1 < share <= batch_size:
-            batch_size = None
-    predict, num_classes = check_predict(predict, params, xs, kind)
+    member = first_member(params) if ensemble else params
+    selection = Selection.of(wrt, member)
+    _check_covariance(covariance, selection.choose(member))
+    predict, num_classes = check_predict(predict, member, xs, kind)
     engine = engine if predict.traceable else "vmap"
     if target is not None:
-        target = check_target(target, size, kind, num_classes)
+        target = check_target(target, layout.size, kind, num_classes)
+    estimate = _estimate_members if ensemble else _estimate
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
-        rows, labels = (xs, target) if devices is None else _device_rows((xs, target), share)
+        rows, labels = (xs, target) if devices is None else _device_rows((xs, target), layout.share)
         args = (predict, params, rows, labels, covariance, kind)
-        batch_size = _memory.batch_size(_estimate, args, engine, max_bytes)
-    try:
-        if devices is None:
-            return _estimate(predict, params, xs, target, covariance, kind, batch_size, engine)
-        xs, target = sharding.shard_inputs((xs, target), mesh)
-        predict, params, covariance = sharding.replicate((predict, params, covariance), mesh)
-        padded = _estimate_over(predict, params, xs, target, covariance, kind, batch_size, engine, mesh)
-        return jax.tree.map(lambda leaf: leaf[:size], padded)
-    except NotImplementedError as error:
-        if batch_size == 1:
-            raise
-        raise NotImplementedError(
-            f"predict cannot be batched ({first_line(error)}); pass batch_size=1, which scores one input at a "
-            "time without vmap"
-        ) from error
+        layout = layout._replace(batch_size=_memory.batch_size(estimate, args, engine, max_bytes, selection))
+    options = (kind, layout.batch_size, engine, selection)
+    result = estimate_rows(estimate, (predict, params, xs, target, covariance), options, layout)
+    return add_relative(result) if ensemble else result
 
 
-@jax.jit(static_argnames=("kind", "batch_size", "engine", "mesh"))
-def _estimate_over(
-    predict: Callable,
-    params: Any,
-    xs: Any,
-    target: Array | None,
-    covariance: Covariance | None,
-    kind: str,
-    batch_size: int | None,
-    engine: str,
-    mesh: jax.sharding.Mesh,
-) -> Uncertainty:
-    """Return `_estimate` of the inputs of each device by itself, so that a batch never crosses devices."""
-    rows, copies = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
-    estimate = partial(_estimate, kind=kind, batch_size=batch_size, engine=engine)
-    specs = (copies, copies, rows, rows, copies)
-    spread = jax.shard_map(estimate, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return spread(predict, params, xs, target, covariance)
-
-
-@jax.jit(static_argnames=("kind", "batch_size", "engine"))
+@jax.jit(static_argnames=("kind", "batch_size", "engine", "selection"))
 def _estimate(
     predict: Callable,
     params: Any,
@@ -186,17 +203,12 @@ def _estimate(
     kind: str,
     batch_size: int | None,
     engine: str,
+    selection: Selection = EVERYTHING,
 ) -> Uncertainty:
     """Return the uncertainty of every row of xs; the compiled part of `uncertainty`."""
 
     def one(x: Any, label: Array | None) -> Uncertainty:
-        def scalar(theta: Any) -> tuple[Array, Array | None]:
-            outputs = predict(theta, x)
-            c = predicted_class(outputs, kind) if label is None else label
-            return margin(outputs, c, kind), c
-
-        (value, c), quadratic = _value_and_quadratic(scalar, params, covariance, engine)
-        value = value.astype(quadratic.dtype)
+        value, quadratic, c = _differentiate(predict, params, x, label, covariance, kind, engine, selection)
         log_quadratic = jnp.log(jnp.maximum(quadratic, 0))
         if kind == "regression":
             return Uncertainty(quadratic, None, value, None, log_quadratic)
@@ -205,10 +217,54 @@ def _estimate(
         epistemic = aleatoric * (aleatoric * quadratic)
         return Uncertainty(epistemic, aleatoric, jax.nn.sigmoid(value), c, 2 * log_aleatoric + log_quadratic)
 
-    if batch_size is None:
-        return jax.vmap(one)(xs, target)
-    vmapped = None if batch_size == 1 else batch_size  # one input is not vmapped, because some primitives have no rule
-    return jax.lax.map(lambda row: one(*row), (xs, target), batch_size=vmapped)
+    return map_rows(one, (xs, target), batch_size)
+
+
+@jax.jit(static_argnames=("kind", "batch_size", "engine", "selection"))
+def _estimate_members(
+    predict: Callable,
+    members: Any,
+    xs: Any,
+    target: Array | None,
+    covariance: Covariance | None,
+    kind: str,
+    batch_size: int | None,
+    engine: str,
+    selection: Selection = EVERYTHING,
+) -> Parts:
+    """Return the parts of the ensemble's uncertainty of every row of xs; one member after the other."""
+
+    def one(x: Any, label: Array | None) -> Parts:
+        c = class_of_mean(predict, members, x, kind) if label is None else label
+
+        def differentiate(member: Any) -> tuple[Array, Array]:
+            return _differentiate(predict, member, x, c, covariance, kind, engine, selection)[:2]
+
+        values, quadratics = jax.lax.map(differentiate, members)
+        return combine(values, quadratics, c, kind)
+
+    return map_rows(one, (xs, target), batch_size)
+
+
+def _differentiate(
+    predict: Callable,
+    params: Any,
+    x: Any,
+    label: Array | None,
+    covariance: Covariance | None,
+    kind: str,
+    engine: str,
+    selection: Selection,
+) -> tuple[Array, Array, Array | None]:
+    """Return the margin m of ONE input, ∇mᵀΣ∇m and the class, the predicted one where label is None."""
+
+    def scalar(theta: Any) -> tuple[Array, Array | None]:
+        outputs = predict(selection.replace(params, theta), x)
+        c = predicted_class(outputs, kind) if label is None else label
+        return margin(outputs, c, kind), c
+
+    (value, c), quadratic = _value_and_quadratic(scalar, selection.choose(params), covariance, engine)
+    return value.astype(quadratic.dtype), quadratic, c
 
 
 def _value_and_quadratic(

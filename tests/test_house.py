@@ -21,7 +21,12 @@ ARROWS = {
     "isouq._predict": _HELPERS,
     "isouq.density": f"{_HELPERS} isouq._predict",
     "isouq.covariance": f"{_HELPERS} isouq.density isouq.gradnorm",
-    "isouq._uncertainty": f"{_HELPERS} isouq._predict isouq.covariance isouq.gradnorm isouq.sharding",
+    "isouq._rows": f"{_HELPERS} isouq.sharding",
+    "isouq._perturbation": f"{_HELPERS} isouq._predict isouq._rows isouq.gradnorm",
+    "isouq._selection": "isouq._errors",
+    "isouq._ensemble": f"{_HELPERS} isouq._predict",
+    "isouq._uncertainty": f"{_HELPERS} isouq._predict isouq._rows isouq._selection isouq._ensemble isouq.covariance "
+    "isouq.gradnorm",
     "isouq.posterior": f"{_HELPERS} isouq._files isouq._predict isouq.covariance isouq.density isouq.stats",
     "isouq.text": f"{_HELPERS} isouq.gradnorm isouq.sharding isouq.text.*",
     "isouq.text.models": "isouq.text.loading",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import twins
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -313,3 +314,128 @@ def test_both_engines_agree(kind, x64):
     predict, params, xs = network(kind, dtype=jnp.float64)
     fast, slow = (isouq.uncertainty(predict, params, xs, kind, engine=engine) for engine in ("jaxpr", "vmap"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), fast, slow)
+
+
+LAST = {"layers": {0: False, 1: True}}
+
+
+def choose(wrt, tree):
+    return jax.tree.map(lambda keep, branch: branch if keep else None, wrt, tree)
+
+
+def chosen_twin(predict, params, xs, kind, wrt, sigma=None):
+    """gᵀΣg over the chosen parameters, from the whole gradient of p."""
+    p = probability(predict, kind)
+    rows = []
+    for x in xs:
+        out = predict(params, x)
+        c = None if kind == "regression" else int(jnp.argmax(out)) if kind == "multiclass" else int(out > 0)
+        g = ravel_pytree(choose(wrt, jax.grad(p)(params, x, c)))[0]
+        rows.append(g @ g if sigma is None else g @ sigma @ g)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ["jaxpr", "vmap"])
+@pytest.mark.parametrize(
+    "wrt",
+    [
+        LAST,
+        {"layers": {0: True, 1: {"bias": np.True_, "kernel": False}}},
+        {"layers": {0: {"bias": True, "kernel": False}, 1: False}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [{"batch_size": 3}, {"devices": True}], ids=str)
+def test_the_gradient_is_that_of_the_chosen_parameters(kind, engine, wrt, options, x64):
+    predict, params, xs = network(kind, dtype=jnp.float64)
+    options = {name: jax.local_devices() if value is True else value for name, value in options.items()}
+    got = isouq.uncertainty(predict, params, xs, kind, wrt=wrt, engine=engine, **options)
+    np.testing.assert_allclose(got.epistemic, chosen_twin(predict, params, xs, kind, wrt), rtol=1e-10)
+    np.testing.assert_allclose(got.probability, isouq.uncertainty(predict, params, xs, kind).probability, rtol=1e-12)
+
+
+def test_the_parts_of_the_parameters_add_up(x64):
+    predict, params, xs = network("multiclass", dtype=jnp.float64)
+    first = isouq.uncertainty(predict, params, xs, "multiclass", wrt={"layers": {0: True, 1: False}})
+    last = isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST)
+    for everything in (None, True, {"layers": True}):
+        whole = isouq.uncertainty(predict, params, xs, "multiclass", wrt=everything)
+        np.testing.assert_allclose(first.epistemic + last.epistemic, whole.epistemic, rtol=1e-10)
+
+
+@pytest.mark.parametrize("engine", ["jaxpr", "vmap"])
+def test_a_covariance_of_the_last_layer(engine, x64):
+    predict, params, xs = network("multiclass", dtype=jnp.float64)
+    chosen = choose(LAST, params)
+    ys = jnp.array([0, 1, 2, 0, 1, 2, 0])
+
+    def predict_last(chosen, x):
+        return predict({"layers": {0: params["layers"][0], 1: chosen["layers"][1]}}, x)
+
+    log_density = isouq.LogDensity.of(predict_last, chosen, xs, ys, "multiclass")
+    covariances = [isouq.laplace(log_density, chosen, "ggn", form) for form in ("diagonal", "kronecker", "dense")]
+    directions = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf**2]), chosen)
+    for covariance in (*covariances, isouq.LowRank(directions, scale=2.0), isouq.Identity(3.0)):
+        options = {"wrt": LAST, "covariance": covariance, "engine": engine}
+        got = isouq.uncertainty(predict, params, xs, "multiclass", **options)
+        want = chosen_twin(predict, params, xs, "multiclass", LAST, twins.dense(covariance, chosen))
+        np.testing.assert_allclose(got.epistemic, want, rtol=1e-7)
+        of_function = isouq.uncertainty(predict_last, chosen, xs, "multiclass", covariance=covariance, engine=engine)
+        np.testing.assert_allclose(got.epistemic, of_function.epistemic, rtol=1e-10)
+    with pytest.raises(ValueError, match="variances"):
+        isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST, covariance=isouq.Diagonal(params))
+
+
+def test_any_pytree_may_be_chosen_from():
+    params = ({"scale": jnp.array([1.0, 2.0])}, [jnp.array(0.5)])
+
+    def predict(params, x):
+        return jnp.dot(params[0]["scale"], x["a"]) + params[1][0] * x["b"]
+
+    xs = {"a": jnp.ones((3, 2)), "b": jnp.array([0.0, 1.0, 2.0])}
+    for wrt, want in (
+        ((True, False), [2.0, 2, 2]),
+        ((False, [True]), [0.0, 1, 4]),
+        (({"scale": True}, True), [2, 3, 6]),
+    ):
+        got = isouq.uncertainty(predict, params, xs, "regression", wrt=wrt)
+        np.testing.assert_allclose(got.epistemic, want, rtol=1e-6)
+
+
+def test_parameters_that_are_not_chosen_are_arguments_of_the_program():
+    from isouq._uncertainty import _estimate
+
+    predict, params, xs = network("multiclass", width=13)
+    isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST)
+    compiled = _estimate._cache_size()
+    other = jax.tree.map(lambda leaf: leaf + 0.5, params)
+    got = isouq.uncertainty(predict, other, xs, "multiclass", wrt=dict(LAST))
+    assert _estimate._cache_size() == compiled
+    np.testing.assert_allclose(got.epistemic, chosen_twin(predict, other, xs, "multiclass", LAST), rtol=1e-3)
+    run = jax.jit(lambda params: isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST, batch_size=2))
+    np.testing.assert_allclose(run(other).epistemic, got.epistemic, rtol=1e-4)
+    limited = isouq.uncertainty(predict, other, xs, "multiclass", wrt=LAST, max_bytes=10**6)
+    np.testing.assert_allclose(limited.epistemic, got.epistemic, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrt", "message"),
+    [
+        ({"layers": {0: True}}, r"wrt is no prefix of params \(.*\); expected True or False for each branch of params"),
+        ({"layer": True}, r"wrt is no prefix of params"),
+        ([True], r"wrt is no prefix of params"),
+        ({"layers": {0: True, 1: None}}, r"wrt is no prefix of params"),
+        ({"layers": False}, r"wrt chooses no parameter; expected True for at least one branch of params"),
+        ({"layers": {0: 1, 1: 0}}, r"wrt\['layers'\]\[0\] is 1; expected True or False"),
+        ("last", r"wrt is 'last'; expected True or False"),
+    ],
+)
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_a_wrong_choice_is_one_clear_line(wrt, message, ensemble):
+    predict, params, xs = network("multiclass")
+    if ensemble:
+        params = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        isouq.uncertainty(predict, params, xs, "multiclass", wrt=wrt, ensemble=ensemble)
+    assert "\n" not in str(caught.value)
