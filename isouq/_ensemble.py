@@ -26,7 +26,8 @@ class EnsembleUncertainty(NamedTuple):
 
     epistemic: between / mean(between) + within / mean(within), the means over the inputs of the call; a part whose
         mean is 0 counts as 0. It has no unit and ranks the inputs of one call. It cannot be compared with that of
-        another call, and for a single input it says nothing. An input whose outputs are NaN is left out of the means.
+        another call, and for a single input it says nothing. An input whose outputs are NaN is left out of the means;
+        a row that `isouq.sharding.shard_inputs` repeated is not.
     between: (1/K) Σ (p_k − probability)², the variance between the members (units: probability²; for regression
         output²).
     within: the mean over the members of gᵀΣg, or of ‖g‖² without a covariance (units as those of

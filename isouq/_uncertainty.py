@@ -119,8 +119,9 @@ def uncertainty(
             isotropic choice. With wrt it is that of the chosen parameters: it fits the tree
             `jax.tree.map(lambda keep, branch: branch if keep else None, wrt, params)`.
         wrt: a pytree of booleans that is a prefix of params, as `optax.masked` takes; True for the parameters that the
-            gradient is taken of, such as `{"layers": {0: False, 1: True}}` for the last of two layers. The
-            others are constants, and the backward pass stops at the first layer that is chosen. By default all are.
+            gradient is taken of, such as `{"layers": {0: False, 1: True}}` for the last of two layers. By
+            default all are chosen. The others are constants, and nothing is computed backward through layers that come
+            before the first chosen one.
         ensemble: True where every leaf of params has a leading axis of K ≥ 2 members, networks of one shape that were
             trained from different starts. covariance and wrt are then those of each member.
         batch_size: number of inputs that are scored at a time, which bounds the memory; by default all. It changes
