@@ -20,8 +20,12 @@ _UNIT = {256: 30, 512: 40, 1024: 60}  # by width
 _FAN_IN = {0.3: 5, 1.0: 10, 10.0: 50}  # by sigma
 
 
-def mean_steps(problem: str, width: int | None, prior: str, sigma: float) -> int:
+def mean_steps(
+    problem: str, width: int | None, prior: str, sigma: float, depth: int = 1, activation: str = "tanh"
+) -> int:
     """Return the mean number of leapfrog steps of a trajectory."""
+    if (depth, activation) != (1, "tanh"):
+        return 40
     if width is None:
         return _PROBLEMS.get(problem, _DEFAULT)
     if width <= _NARROW:
