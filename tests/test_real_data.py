@@ -88,6 +88,7 @@ def test_wrong_held_out_points_raise_one_line_that_names_them(xs, ys, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_cell_runs_on_held_out_points():
     cell = Cell("real/iris", **TINY)
     numbers, arrays = study.run_cell(cell)

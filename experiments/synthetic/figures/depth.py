@@ -50,9 +50,7 @@ def against_width(by_prior: Mapping[tuple[str, float], Sequence[Model]], groups:
     return figure
 
 
-def _draw_line(
-    axes: Sequence, xs: np.ndarray, values: Sequence[Values], colour: str, marker: str, dashes: str
-) -> None:
+def _draw_line(axes: Sequence, xs: np.ndarray, values: Sequence[Values], colour: str, marker: str, dashes: str) -> None:
     """Draw the two correlations and the accepted share of a network; a line breaks where nothing was accepted."""
     for axis, statistic in zip(axes, ("spearman", "pearson"), strict=False):
         points = [v[f"epistemic_{statistic}"] for v in values]

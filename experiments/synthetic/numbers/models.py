@@ -102,9 +102,7 @@ def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted")
 def pairs_by_seed(base: Iterable[Row], other: Iterable[Row], column: str) -> Float[np.ndarray, "seeds 2"]:
     """Return the values (base, other) of a column for the seeds that count in both, as for `mean_over_accepted`."""
     values = {row["seed"]: row[column] for row in base if _is_counted(row, column)}
-    pairs = [
-        (values[row["seed"]], row[column]) for row in other if _is_counted(row, column) and row["seed"] in values
-    ]
+    pairs = [(values[row["seed"]], row[column]) for row in other if _is_counted(row, column) and row["seed"] in values]
     return np.array(pairs, np.float64).reshape(-1, 2)
 
 
@@ -148,5 +146,6 @@ def _depth_and_activation(row: Row) -> tuple[int, str]:
 
 def _model(name: str, rows: Sequence[Row]) -> Model:
     shared = {field: rows[0][field] for field in ("problem", "width", "prior", "sigma", "num_params")}
+    depth, activation = _depth_and_activation(rows[0])
     accepted = sum(row["accepted"] for row in rows)
-    return Model(name, *shared.values(), accepted, len(rows), *_depth_and_activation(rows[0]))
+    return Model(name, **shared, accepted=accepted, seeds=len(rows), depth=depth, activation=activation)

@@ -22,9 +22,7 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
     paper: widths 8 to 512, five seeds, TODO.
     """
     cells = [
-        cell
-        for cell in scaling.jobs(preset, seeds, widths or _WIDTHS[preset])
-        if (cell.prior, cell.sigma) in PRIORS
+        cell for cell in scaling.jobs(preset, seeds, widths or _WIDTHS[preset]) if (cell.prior, cell.sigma) in PRIORS
     ]
     return [
         _of_network(cell, preset, depth, activation)
