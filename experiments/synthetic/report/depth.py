@@ -38,7 +38,9 @@ def _differences(numbers: Numbers) -> str:
         "the same width and prior: the mean over the seeds that were accepted with both and are flat with neither, "
         "its bootstrap 95 % interval and the number of seeds. p is that of the paired bootstrap, adjusted by "
         "Benjamini and Hochberg over all tests of this table, with both correlations as one family. "
-        f"Below {MIN_SEEDS} seeds there is no test.\n\n{_count(compared.values())}\n\n"
+        f"Below {MIN_SEEDS} seeds there is no test.\n\n"
+        "The density of a ReLU network has its maximum where units are exactly 0 at training points. The gradient does "
+        f"not vanish there, and so its θ* are listed as not converged.\n\n{_count(compared.values())}\n\n"
     )
     body = [
         [model.prior_name, model.network, *(cell for s in _PRIMARY_FIRST for cell in _cells(values, s))]
