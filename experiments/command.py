@@ -17,10 +17,11 @@ from experiments.run.plan import Plan
 from experiments.run.progress import console
 from experiments.run.provenance import describe_run
 from experiments.run.times import Times
-from experiments.synthetic.registry import ACTIVATIONS
+from experiments.synthetic.registry import ACTIVATIONS, REPRODUCED
 from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 
 EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
+GROUPS = {"reproduce": list(REPRODUCED), "all": list(SYNTHETIC)}
 PRESETS = ("smoke", "quick", "paper")
 
 
@@ -109,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = ", ".join(EXPERIMENTS)
     parser.add_argument(
-        "name", choices=[*EXPERIMENTS, "all"], metavar="NAME", help=f"{names}, or all: every synthetic one"
+        "name",
+        choices=[*EXPERIMENTS, *GROUPS],
+        metavar="NAME",
+        help=f"{names}; reproduce: the studies of the paper, {', '.join(REPRODUCED)}; all: every synthetic one",
     )
     parser.add_argument(
         "--preset", choices=PRESETS, default="quick", help="smoke (seconds), quick (minutes), paper (hours)"
@@ -157,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     settings = _settings(options, parser)
-    names = list(SYNTHETIC) if options.name == "all" else [options.name]
+    names = GROUPS.get(options.name, [options.name])
     for option in EXPERIMENT_OPTIONS:
         if getattr(options, option) and not any(option in EXPERIMENTS[name].options for name in names):
             parser.error(f"--{option} means nothing to {options.name}")

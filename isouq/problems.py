@@ -66,7 +66,11 @@ class Problem:
         if self.held_out is None:
             return None
         with jax.enable_x64(False):
-            return self._check(*self.held_out(key))
+            xs, ys = self.held_out(key)
+            try:
+                return self._check(xs, ys)
+            except ValueError as error:
+                raise ValueError(f"held-out points of {self.name!r}: {error}") from error
 
     def _check(self, xs: Any, ys: Any) -> Dataset:
         xs = jnp.asarray(xs, jnp.float32)

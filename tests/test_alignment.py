@@ -14,19 +14,19 @@ from isouq.alignment import align_hidden_units
 NETS = [(5,), (6, 4)]
 
 
-def network(hidden, seed=0, outputs=3):
-    predict, init = models.mlp(2, hidden, outputs)
+def network(hidden, seed=0, outputs=3, activation="tanh"):
+    predict, init = models.mlp(2, hidden, outputs, activation)
     params = init(jax.random.key(seed))
     noise = np.random.default_rng(seed)
     return predict, jax.tree.map(lambda leaf: leaf + noise.normal(size=leaf.shape).astype(np.float32), params)
 
 
-def scrambled(params, rng):
-    """The same function: hidden units exchanged and flipped at random, layer by layer."""
+def scrambled(params, rng, odd=True):
+    """The same function: hidden units exchanged and, if the activation is odd, flipped at random, layer by layer."""
     layers = {depth: {name: np.array(leaf) for name, leaf in one.items()} for depth, one in params["layers"].items()}
     for depth in range(len(layers) - 1):
         width = layers[depth]["bias"].size
-        order, signs = rng.permutation(width), rng.choice([-1, 1], width).astype(np.float32)
+        order, signs = rng.permutation(width), rng.choice([-1, 1] if odd else [1], width).astype(np.float32)
         layers[depth]["kernel"] = layers[depth]["kernel"][:, order] * signs
         layers[depth]["bias"] = layers[depth]["bias"][order] * signs
         layers[depth + 1]["kernel"] = layers[depth + 1]["kernel"][order] * signs[:, None]
@@ -65,6 +65,33 @@ def test_twelve_layers_are_taken_in_their_order():
     _, target = network((2,) * 11)
     copy = flat(scrambled(target, np.random.default_rng(4)))
     np.testing.assert_array_equal(align_hidden_units(copy, target), flat(target))
+
+
+@pytest.mark.parametrize("hidden", NETS)
+def test_a_scrambled_relu_network_comes_back_without_flips(hidden):
+    predict, target = network(hidden, activation="relu")
+    rng = np.random.default_rng(10)
+    copies = [scrambled(target, rng, odd=False) for _ in range(8)]
+    xs = jnp.asarray(rng.normal(size=(9, 2)), jnp.float32)
+    outputs = [jax.vmap(predict, (None, 0))(params, xs) for params in (target, *copies)]
+    np.testing.assert_allclose(outputs[1:], [outputs[0]] * 8, atol=1e-5)  # a symmetry of the network
+    draws = np.stack([flat(copy) for copy in copies])
+    assert (draws != flat(target)).any(axis=1).all()
+    np.testing.assert_array_equal(align_hidden_units(draws, target, odd=False), np.tile(flat(target), (8, 1)))
+
+
+@pytest.mark.parametrize("hidden", NETS)
+def test_without_an_odd_activation_no_sign_is_flipped(hidden):
+    predict, target = network(hidden, activation="relu")
+    draws = np.random.default_rng(11).normal(size=(20, flat(target).size)).astype(np.float32)
+    aligned = align_hidden_units(draws, target, odd=False)
+    np.testing.assert_array_equal(np.sort(aligned), np.sort(draws))  # the same numbers, in other places
+    assert not np.array_equal(aligned, draws)
+    assert not np.array_equal(np.sort(align_hidden_units(draws, target)), np.sort(draws))
+    xs = jnp.asarray(np.random.default_rng(12).normal(size=(9, 2)), jnp.float32)
+    unravel = ravel_pytree(target)[1]
+    before, after = (jax.vmap(lambda d: jax.vmap(predict, (None, 0))(unravel(d), xs))(d) for d in (draws, aligned))
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
 
 
 def test_no_symmetric_copy_is_closer():

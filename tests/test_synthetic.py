@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 from stages import summarise
@@ -28,8 +29,8 @@ from experiments.synthetic.report import scaling as scaling_report
 from experiments.synthetic.report.page import reference_section, training_section
 from experiments.synthetic.report.validation import HEADINGS
 from experiments.synthetic.study import STUDIES, Cell
-from experiments.synthetic.subject import FACTS, is_flat
-from isouq import problems
+from experiments.synthetic.subject import FACTS, is_flat, set_up
+from isouq import models, problems
 from isouq.stats import Interval
 
 TINY = {"num_points": 20, "num_warmup": 10, "num_draws": 10, "num_leapfrog": 3, "resolution": 6}
@@ -107,6 +108,32 @@ def test_equal_cells_have_equal_keys(same):
 def test_a_wrong_cell_cannot_be_made(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; expected"):
         Cell("binary/xor", **wrong)
+
+
+@pytest.mark.parametrize("activation", models.ACTIVATIONS)
+def test_a_cell_builds_the_layers_and_the_activation_that_it_names(activation):
+    cell = Cell("multiclass/rings", width=4, depth=2, activation=activation)
+    setting = set_up(cell, problems.get(cell.problem))
+    layers = [setting.zeros["layers"][i] for i in range(3)]
+    assert set(setting.zeros["layers"]) == {0, 1, 2}
+    assert [layer["kernel"].shape for layer in layers] == [(2, 4), (4, 4), (4, 3)]
+    params = jax.tree.map(lambda leaf: leaf[0], setting.inits)
+    function = {"tanh": np.tanh, "relu": lambda h: np.maximum(h, 0), "sigmoid": lambda h: 1 / (1 + np.exp(-h))}
+    h = x = np.array([0.7, -1.2], np.float32)
+    for i, layer in params["layers"].items():
+        h = h @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+        h = function[activation](h) if i < 2 else h
+    np.testing.assert_allclose(setting.predict(params, x), h, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", models.ACTIVATIONS)
+def test_the_name_of_an_activation_means_its_function(name):
+    named, called = models.mlp(2, (3,), 1, name), models.mlp(2, (3,), 1, models.ACTIVATIONS[name])
+    assert named == called  # they share compiled programs
+    params = named[1](jax.random.key(0))
+    np.testing.assert_array_equal(named[0](params, np.ones(2)), called[0](params, np.ones(2)))
+    with pytest.raises(ValueError, match="activation is 'sine'; expected"):
+        models.mlp(2, (3,), 1, "sine")
 
 
 @pytest.mark.parametrize("preset", command.PRESETS)

@@ -25,7 +25,11 @@ def _table(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Split:
-    """One part of a data set, standardised by the training part, as a function of the key that shuffles the rows."""
+    """One part of a data set as a function of the key that shuffles the rows, and for training of a number of points.
+
+    Inputs and values are standardised by the whole training part, so that held-out points have the same scale whatever
+    the number of points.
+    """
 
     name: str
     regression: bool
@@ -35,8 +39,8 @@ class _Split:
         xs, ys = _table(self.name)
         order = np.asarray(jax.random.permutation(key, len(xs)))
         size = round(TRAINING_SHARE * len(xs))
-        training, held_out = order[: min(size, n)], order[size:]
-        rows = training if self.training else held_out
+        training, held_out = order[: min(size, MAX_POINTS)], order[size:]
+        rows = training[:n] if self.training else held_out
         targets = _standardise(ys, training)[rows] if self.regression else ys[rows]
         return _standardise(xs, training)[rows], targets
 

@@ -1,4 +1,7 @@
-"""The experiments on small problems, by name: the stages of each, in their order; `all` runs every one."""
+"""The experiments on small problems, by name: the stages of each, in their order.
+
+`all` runs every one, `reproduce` those of the paper.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +10,7 @@ from typing import Any
 from experiments.experiment import Experiment
 from experiments.synthetic.figures import covariance as covariance_figures
 from experiments.synthetic.figures import decomposition as decomposition_figures
+from experiments.synthetic.figures import depth as depth_figures
 from experiments.synthetic.figures import estimators as estimators_figures
 from experiments.synthetic.figures import maps as maps_figures
 from experiments.synthetic.figures import real as real_figures
@@ -15,6 +19,7 @@ from experiments.synthetic.figures import spectrum as spectrum_figures
 from experiments.synthetic.figures import validation as validation_figures
 from experiments.synthetic.numbers import covariance as covariance_numbers
 from experiments.synthetic.numbers import decomposition as decomposition_numbers
+from experiments.synthetic.numbers import depth as depth_numbers
 from experiments.synthetic.numbers import estimators as estimators_numbers
 from experiments.synthetic.numbers import maps as maps_numbers
 from experiments.synthetic.numbers import real as real_numbers
@@ -23,6 +28,7 @@ from experiments.synthetic.numbers import spectrum as spectrum_numbers
 from experiments.synthetic.numbers import validation as validation_numbers
 from experiments.synthetic.presets import covariance as covariance_presets
 from experiments.synthetic.presets import decomposition as decomposition_presets
+from experiments.synthetic.presets import depth as depth_presets
 from experiments.synthetic.presets import estimators as estimators_presets
 from experiments.synthetic.presets import maps as maps_presets
 from experiments.synthetic.presets import real as real_presets
@@ -31,6 +37,7 @@ from experiments.synthetic.presets import spectrum as spectrum_presets
 from experiments.synthetic.presets import validation as validation_presets
 from experiments.synthetic.report import covariance as covariance_report
 from experiments.synthetic.report import decomposition as decomposition_report
+from experiments.synthetic.report import depth as depth_report
 from experiments.synthetic.report import estimators as estimators_report
 from experiments.synthetic.report import maps as maps_report
 from experiments.synthetic.report import real as real_report
@@ -78,7 +85,12 @@ _EXPERIMENTS = {
     ),
     "real": Experiment(real_presets.jobs, real_numbers.numbers, real_report.report, real_figures.figures),
 }
+REPRODUCED = ("validation", "maps", "scaling", "covariance", "decomposition", "spectrum")  # the paper's own studies
 EXPERIMENTS = {
     name: experiment._replace(jobs=_with_activation(experiment.jobs), options=(*experiment.options, "activation"))
     for name, experiment in _EXPERIMENTS.items()
+} | {  # which sets the activation of each network itself
+    "depth": Experiment(
+        depth_presets.jobs, depth_numbers.numbers, depth_report.report, depth_figures.figures, ("widths",)
+    ),
 }

@@ -34,7 +34,8 @@ def _reference_seconds(configuration: Configuration) -> float:
     c, width = configuration, _width(configuration)
     draws = c.chains * c.num_draws * min(c.max_rounds, 4 if width <= 4 else 2)
     gradients = (c.chains * c.num_warmup + draws * c.thin) * c.num_leapfrog
-    seconds = gradients * (1e-5 + 5.5e-7 * width) + draws * (1e-4 + 2e-6 * width)
+    deeper = (c.depth - 1) * width * (1e-6 + 1e-8 * width)  # a gradient's, of the further layers
+    seconds = gradients * (1e-5 + 5.5e-7 * width + deeper) + draws * (1e-4 + 2e-6 * width + 5 * deeper)
     return (seconds + _dense(2.0)(configuration)) / 2
 
 

@@ -109,6 +109,11 @@ def set_up(cell: Configuration, problem: problems.Problem) -> Setting:
     )  # fmt: skip
     init_keys = jax.random.split(init_key, cell.chains)
     held_out = problem.sample_held_out(data_key)
+    if held_out is not None and held_out.xs.shape[1] != data.xs.shape[1]:
+        raise ValueError(
+            f"held-out points of {problem.name!r} have {held_out.xs.shape[1]} features; "
+            f"expected {data.xs.shape[1]}, as its training points have"
+        )
     return Setting(problem, data, held_out, predict, log_density, zeros, init, init_keys, chain_key, second_key)
 
 

@@ -33,8 +33,8 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
             for y, (model, rows) in enumerate(numbers.details.items()):
                 if name in numbers.groups[model.name]:
                     _draw_seeds(axis, y, rows, name, numbers.groups[model.name][name])
-                if model.name in PAPER.get(estimate, {}):
-                    axis.plot(PAPER[estimate][model.name][place], y + 0.22, marker="*", color=ORANGE, ms=9, ls="none")
+                if paper := PAPER.get(estimate, {}).get(model.problem):
+                    axis.plot(paper[place], y + 0.22, marker="*", color=ORANGE, ms=9, ls="none")
             axis.set_yticks(range(len(names)), names, fontsize=8)
             axis.axvline(0, color=GREY, lw=0.6)
             axis.grid(axis="x", alpha=0.3)

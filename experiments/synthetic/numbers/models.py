@@ -4,12 +4,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from experiments.report.outputs import Number
+from experiments.synthetic.configuration import architecture
 from isouq.stats import Interval, bootstrap_mean
 
 Row = dict[str, Any]
+DEFAULT_PRIOR = "unit σ = 1"  # that of the validation
 STATISTICS = {"pearson": "r", "spearman": "ρ"}
+MIN_SEEDS = 5  # for a claim
 # What a reference cost and how well θ* was trained: column, heading, digits after the point.
 COSTS = {
     "rounds": ("rounds", 1),
@@ -22,9 +26,10 @@ TITLES = {"pearson": "Pearson r", "spearman": "Spearman ρ"}
 
 
 class Model(NamedTuple):
-    """A network with its prior: a problem's own (width None), or one of the sweep over widths and priors.
+    """A network with its prior: a problem's own (width None), or one of a sweep over architectures and priors.
 
     name: the group of its numbers. accepted, seeds: the number of posteriors that were accepted, and of all.
+    depth: the number of hidden layers; a problem's own network has that of its problem.
     """
 
     name: str
@@ -35,6 +40,8 @@ class Model(NamedTuple):
     num_params: int
     accepted: int
     seeds: int
+    depth: int = 1
+    activation: str = "tanh"
 
     @property
     def accepted_share(self) -> str:
@@ -46,12 +53,20 @@ class Model(NamedTuple):
         """The prior with its scale, as "fan_in σ = 3"."""
         return f"{self.prior} σ = {self.sigma:g}"
 
+    @property
+    def network(self) -> str:
+        """The network of a sweep, as "width 8, depth 2"."""
+        return architecture(self.width, self.depth, self.activation).removeprefix(", ")
+
 
 Groups = dict[Model, list[Row]]
 
 
 def rows_by_model(rows: Iterable[Row]) -> Groups:
-    """Return the rows of every model: the problems in the order of the rows, then the sweep by prior, σ and width."""
+    """Return the rows of every model: the problems in the order of the rows, then the sweep by prior, σ, width, depth.
+
+    Of networks of one width and depth tanh comes first.
+    """
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=_place):
         groups.setdefault(model_name(row), []).append(row)
@@ -82,8 +97,19 @@ def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted")
     Rows whose ‖g‖² is flat, undefined values and missing ones are left out. flag: the column that says
     whether the posterior was accepted.
     """
-    used = [row for row in rows if row[flag] and not row.get("flat", False)]
-    return bootstrap_mean([row[column] for row in used if np.isfinite(row.get(column, np.nan))])
+    return bootstrap_mean([row[column] for row in rows if _is_counted(row, column, flag)])
+
+
+def pairs_by_seed(base: Iterable[Row], other: Iterable[Row], column: str) -> Float[np.ndarray, "seeds 2"]:
+    """Return the values (base, other) of a column for the seeds that count in both, as for `mean_over_accepted`."""
+    values = {row["seed"]: row[column] for row in base if _is_counted(row, column)}
+    pairs = [(values[row["seed"]], row[column]) for row in other if _is_counted(row, column) and row["seed"] in values]
+    return np.array(pairs, np.float64).reshape(-1, 2)
+
+
+def _is_counted(row: Row, column: str, flag: str = "accepted") -> bool:
+    """Return whether a row's value is in means and tests: it is defined, the row accepted, and its ‖g‖² not flat."""
+    return bool(row[flag] and not row.get("flat", False) and np.isfinite(row.get(column, np.nan)))
 
 
 def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:
@@ -98,18 +124,33 @@ def mean_over_all(model: Model, rows: Sequence[Row], column: str) -> Number:
 
 
 def _place(row: Row) -> tuple:
-    """Return a sort key that keeps the order of problems, and puts the prior `unit` first."""
-    return (False,) if row["width"] is None else (True, row["prior"] != "unit", row["sigma"], row["width"])
+    """Return a sort key that keeps the order of problems, and puts the prior `unit` and tanh first."""
+    if row["width"] is None:
+        return (False,)
+    depth, activation = _depth_and_activation(row)
+    return (True, row["prior"] != "unit", row["sigma"], row["width"], depth, activation != "tanh", activation)
 
 
 def model_name(row: Row) -> str:
-    """Return the name of a row's model: its problem, with a prior other than the default, or prior and width."""
+    """Return the name of a row's model: its problem, or its prior in a sweep, and its architecture.
+
+    As "binary/xor", "binary/xor, relu", "unit σ = 1, width 8" or "unit σ = 1, width 8, depth 2"; with another prior than
+    the default a problem's own network is "real/iris, fan_in σ = 3".
+    """
     prior = f"{row['prior']} σ = {row['sigma']:g}"
+    network = architecture(row["width"], *_depth_and_activation(row))
     if row["width"] is not None:
-        return f"{prior}, width {row['width']}"
-    return row["problem"] if prior == "unit σ = 1" else f"{row['problem']}, {prior}"
+        return prior + network
+    return row["problem"] + network + ("" if prior == DEFAULT_PRIOR else f", {prior}")
+
+
+def _depth_and_activation(row: Row) -> tuple[int, str]:
+    """Return the depth and the activation of a row's network; the tables of version 0.1 have no such columns."""
+    return row.get("depth", 1), row.get("activation", "tanh")
 
 
 def _model(name: str, rows: Sequence[Row]) -> Model:
     shared = {field: rows[0][field] for field in ("problem", "width", "prior", "sigma", "num_params")}
-    return Model(name, **shared, accepted=sum(row["accepted"] for row in rows), seeds=len(rows))
+    depth, activation = _depth_and_activation(rows[0])
+    accepted = sum(row["accepted"] for row in rows)
+    return Model(name, **shared, accepted=accepted, seeds=len(rows), depth=depth, activation=activation)

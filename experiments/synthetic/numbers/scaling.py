@@ -12,13 +12,13 @@ from experiments.synthetic.numbers.models import (
     STATISTICS,
     Groups,
     Model,
-    Row,
     costs_of,
     numbers_of,
+    pairs_by_seed,
     rows_by_model,
     sweep_by_prior,
 )
-from isouq.stats import Interval, bootstrap_mean
+from isouq.stats import bootstrap_mean
 
 _COLUMNS = [f"{name}_{statistic}" for name in ESTIMATES for statistic in STATISTICS]
 
@@ -78,13 +78,7 @@ def _rises(prior: str, statistic: str, shape: Shape, groups: Groups) -> list[Num
     for name, end in (("fall", shape.smallest), ("rise", shape.largest)):
         interval = bootstrap_mean([])
         if end != shape.lowest:
-            interval = _difference(low, groups[end], f"epistemic_{statistic}")
+            at_low, at_end = pairs_by_seed(low, groups[end], f"epistemic_{statistic}").T
+            interval = bootstrap_mean(at_end - at_low)
         summary.append(Number.of(prior, f"{name}_{statistic}", interval, interval.count))
     return summary
-
-
-def _difference(low: Sequence[Row], high: Sequence[Row], column: str) -> Interval:
-    """Return the mean of high − low over the seeds that were accepted at both."""
-    base = {row["seed"]: row[column] for row in low if row["accepted"]}
-    pairs = [row[column] - base[row["seed"]] for row in high if row["accepted"] and row["seed"] in base]
-    return bootstrap_mean([pair for pair in pairs if np.isfinite(pair)])

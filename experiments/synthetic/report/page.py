@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.configuration import architecture
-from experiments.synthetic.numbers.models import COSTS, Model, Row
+from experiments.synthetic.numbers.models import COSTS, STATISTICS, Model, Row
 from experiments.synthetic.subject import FLAT
 from isouq.posterior.verdict import Verdict
+from isouq.stats import Interval
 
 _HOW_TO_READ = (
     "Mean ± sd over the seeds whose reference posterior was accepted, and a bootstrap 95 % interval of the mean. "
@@ -21,6 +22,34 @@ def page(title: str, numbers: Numbers, *sections: str) -> str:
     """Return a report: title, how to read it, the sections that are not empty, and what did not converge."""
     end = training_section(numbers.rows), reference_section(numbers.rows), _flat_section(numbers.rows)
     return "\n".join(part for part in (f"# {title}\n", _HOW_TO_READ, *sections, *end) if part)
+
+
+def models_section(models: Sequence[Model], numbers: Numbers) -> str:
+    """Return the table of the agreement of the three estimates, with a row for each model of a sweep."""
+    body = []
+    for model in models:
+        values = numbers.groups[model.name]
+        line = [model.prior_name, model.network, str(model.num_params), model.accepted_share]
+        for statistic in STATISTICS:
+            interval = values[f"epistemic_{statistic}"]
+            line += [_agreement(model, interval), tables.bounds(interval)]
+        line += [_agreement(model, values[f"{name}_{s}"]) for name in ("laplace", "aleatoric") for s in STATISTICS]
+        body.append(line)
+    header = [
+        "prior", "network", "parameters", "accepted", "epistemic r", "95 % interval", "epistemic ρ", "95 % interval",
+        "Laplace r", "Laplace ρ", "aleatoric r", "aleatoric ρ",
+    ]  # fmt: skip
+    return f"## Every model\n\n{tables.table(header, body)}"
+
+
+def _agreement(model: Model, interval: Interval) -> str:
+    """Return mean ± sd; a dash where nothing was computed although a posterior was accepted."""
+    return "–" if model.accepted and not interval.count else tables.mean_sd(interval)
+
+
+def difference(interval: Interval) -> str:
+    """Return a mean difference with its sign, its interval and its number of pairs; a dash where there is no pair."""
+    return "–" if interval.count == 0 else f"{interval.mean:+.2f} {tables.bounds(interval)} ({interval.count})"
 
 
 def costs_section(models: Sequence[Model], numbers: Numbers) -> str:

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.numbers.models import STATISTICS
+from experiments.synthetic.numbers.models import MIN_SEEDS, STATISTICS
 from experiments.synthetic.numbers.scaling import Shape
 from experiments.synthetic.presets.scaling import PROBLEM
-from experiments.synthetic.report.page import costs_section, page
+from experiments.synthetic.report.page import costs_section, difference, models_section, page
 from isouq.stats import Interval
-
-MIN_SEEDS = 5  # for a claim
 
 
 def report(numbers: Numbers, preset: str) -> str:
@@ -20,7 +18,7 @@ def report(numbers: Numbers, preset: str) -> str:
         f"Scaling, preset `{preset}`: {PROBLEM}, one hidden layer, widths {min(widths)} to {max(widths)}",
         numbers,
         f"## Is there a U?\n\n{_shapes(numbers)}",
-        f"## Every model\n\n{_models(numbers)}",
+        models_section(numbers.details.models, numbers),
         costs_section(numbers.details.models, numbers),
     )
 
@@ -49,7 +47,7 @@ def _shape(groups: Mapping[str, Mapping[str, Interval]], prior: str, statistic: 
     means = [tables.number(groups[model.name][f"epistemic_{statistic}"].mean) for model in shape]
     points = [f"{mean} (width {model.width})" for mean, model in zip(means, shape, strict=True)]
     fall, rise = groups[prior][f"fall_{statistic}"], groups[prior][f"rise_{statistic}"]
-    return [*points, _difference_cell(fall), _difference_cell(rise), _verdict(fall, rise)]
+    return [*points, difference(fall), difference(rise), _verdict(fall, rise)]
 
 
 def _verdict(fall: Interval, rise: Interval) -> str:
@@ -58,25 +56,3 @@ def _verdict(fall: Interval, rise: Interval) -> str:
         return "no"
     pairs = min(fall.count, rise.count)
     return "yes" if pairs >= MIN_SEEDS else f"too few seeds ({pairs})"
-
-
-def _difference_cell(interval: Interval) -> str:
-    return "–" if interval.count == 0 else f"{interval.mean:+.2f} {tables.bounds(interval)} ({interval.count})"
-
-
-def _models(numbers: Numbers) -> str:
-    """Return the table of every model: agreement of the three estimates."""
-    body = []
-    for model in numbers.details.models:
-        values = numbers.groups[model.name]
-        line = [model.prior_name, str(model.width), str(model.num_params), model.accepted_share]
-        for statistic in STATISTICS:
-            interval = values[f"epistemic_{statistic}"]
-            line += [tables.mean_sd(interval), tables.bounds(interval)]
-        line += [tables.mean_sd(values[f"{name}_{s}"]) for name in ("laplace", "aleatoric") for s in STATISTICS]
-        body.append(line)
-    header = [
-        "prior", "width", "parameters", "accepted", "epistemic r", "95 % interval", "epistemic ρ", "95 % interval",
-        "Laplace r", "Laplace ρ", "aleatoric r", "aleatoric ρ",
-    ]  # fmt: skip
-    return tables.table(header, body)

@@ -33,7 +33,8 @@ def _agreement(numbers: Numbers, estimate: str, title: str) -> str:
         if f"{estimate}_pearson" not in values:
             continue
         line = [model.name, model.accepted_share]
-        for statistic, published in zip(STATISTICS, PAPER.get(estimate, {}).get(model.name, (None, None)), strict=True):
+        paper = PAPER.get(estimate, {}).get(model.problem, (None, None))
+        for statistic, published in zip(STATISTICS, paper, strict=True):
             interval = values[f"{estimate}_{statistic}"]
             line += [tables.mean_sd(interval), tables.bounds(interval), tables.number(published)]
         body.append(line)
