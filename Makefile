@@ -8,7 +8,7 @@ STARTED := $(shell date +%s)
 .PHONY: help reproduce device test test-slow test-all lint docs dist clean
 
 help:
-	@echo "make reproduce   all synthetic experiments at the quick preset: figures and tables under out/quick"
+	@echo "make reproduce   the studies of the paper at the quick preset: figures and tables under out/quick"
 	@echo "make test        format, types and tests; make test-slow: the long ones; make test-all: both"
 	@echo "make docs        the documentation, in out/docs"
 	@echo "make device      equality, speed and memory on one GPU; CUDA=cuda12 for an older driver"
@@ -16,7 +16,7 @@ help:
 
 reproduce: $(VENV)/.run
 	@echo "environment: $$(($$(date +%s) - $(STARTED))) s"
-	$(BIN)/python -m experiments all --preset quick
+	$(BIN)/python -m experiments reproduce --preset quick
 	@echo "environment and experiments: $$(($$(date +%s) - $(STARTED))) s"
 
 device: $(VENV)/.run

@@ -35,7 +35,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--before", metavar="COMMIT", help="study: the commit to compare with (default version 0.1)")
     parser.add_argument(
         "--experiment", metavar="ARGUMENTS",
-        help="study: the whole run, as python -m experiments takes it (default 'all --preset quick'); '' for none",
+        help="study: the whole run, as python -m experiments takes it (default 'reproduce --preset quick'); '' for none",
     )  # fmt: skip
     parser.add_argument("--projection", action="store_true", help="study: the time of all cells, from a tenth of them")
     return parser.parse_args(argv)
@@ -97,7 +97,7 @@ def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]
         from benchmarks import study
 
         full = options.preset == "full"
-        whole = "all --preset quick" if full else "validation --preset smoke --seeds 1"
+        whole = "reproduce --preset quick" if full else "validation --preset smoke --seeds 1"
         study.run(
             options.preset, folder, record, options.before or study.BEFORE,
             whole if options.experiment is None else options.experiment, options.rounds or (3 if full else 1),

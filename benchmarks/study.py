@@ -43,6 +43,7 @@ COLUMNS = (
     "gradient_evaluations", "ess_bulk", "rhat", "rounds", "accepted", "num_draws",
 )  # fmt: skip
 WHOLE = "whole run"
+OLD_NAME = "all"  # in version 0.1 of what is `reproduce` now: it had no other synthetic studies
 Row = dict[str, Any]
 
 
@@ -115,7 +116,8 @@ def _rows(preset: str, contestants: list[Contestant], experiment: str, repeats: 
             yield row | {"part": f"one reference, width {wanted[1]}, preset {wanted[0]}", "repeat": repeat}
     for contestant in contestants if experiment else []:
         with tempfile.TemporaryDirectory() as folder:
-            command = ["-m", "experiments", *shlex.split(experiment), "--out", f"{folder}/out"]
+            known = experiment if contestant.keeps_programs else experiment.replace("reproduce", OLD_NAME)
+            command = ["-m", "experiments", *shlex.split(known), "--out", f"{folder}/out"]
             if contestant.keeps_programs:
                 command += ["--compilation-cache", f"{folder}/programs"]
             yield _measure(contestant, command) | {"part": f"{WHOLE}: {experiment}", "repeat": 0}

@@ -134,8 +134,8 @@ def _place(row: Row) -> tuple:
 def model_name(row: Row) -> str:
     """Return the name of a row's model: its problem, or its prior in a sweep, and its architecture.
 
-    As "binary/xor", "binary/xor, relu", "unit σ = 1, width 8" or "unit σ = 1, width 8, depth 2"; with another prior than
-    the default a problem's own network is "real/iris, fan_in σ = 3".
+    As "binary/xor", "binary/xor, relu", "unit σ = 1, width 8" or "unit σ = 1, width 8, depth 2"; a problem's own
+    network with another prior than the default is "real/iris, fan_in σ = 3".
     """
     prior = f"{row['prior']} σ = {row['sigma']:g}"
     network = architecture(row["width"], *_depth_and_activation(row))
