@@ -35,7 +35,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--before", metavar="COMMIT", help="study: the commit to compare with (default version 0.1)")
     parser.add_argument(
         "--experiment", metavar="ARGUMENTS",
-        help="study: the whole run, as python -m experiments takes it (default 'reproduce --preset quick'); '' for none",
+        help="study: the whole run, as experiments takes it (default 'reproduce --preset quick'); '' for none",
     )  # fmt: skip
     parser.add_argument("--projection", action="store_true", help="study: the time of all cells, from a tenth of them")
     return parser.parse_args(argv)

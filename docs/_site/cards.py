@@ -11,8 +11,8 @@ _HEAD = """# Lab cards
 
 Each card describes one experiment: its question, its commands, how long they take, and the committed results. Finished
 cells are stored in `DIR/cells/` and are not computed again, so an interrupted command resumes where it stopped.
-`python -m experiments reproduce --preset quick` runs the studies of the paper. [Results](results.md) shows the tables and
-[the gallery](gallery.md) the figures.
+`python -m experiments reproduce --preset quick` runs the studies of the paper. [Results](results.md)
+shows the tables and [the gallery](gallery.md) the figures.
 """
 
 
