@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import scipy.linalg
+import scipy.stats
 from jax.flatten_util import ravel_pytree
 
 import isouq
@@ -44,3 +45,68 @@ def matrix(factor):
 def flat(tree):
     """The leaves of a tree, one after the other, in float64."""
     return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+
+
+def shaped(vector, like):
+    """The tree whose leaves, one after the other, are the vector: the inverse of `flat`."""
+    leaves, treedef = jax.tree.flatten(like)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    parts = [part.reshape(np.shape(leaf)) for part, leaf in zip(np.split(vector, ends), leaves, strict=True)]
+    return jax.tree.unflatten(treedef, parts)
+
+
+def outputs(params, xs, activation=np.tanh):
+    """The outputs `[n, outputs]` of an MLP in NumPy and float64."""
+    xs = np.asarray(xs, np.float64)
+    for depth in range(len(params["layers"])):
+        layer = params["layers"][depth]
+        xs = activation(xs) if depth else xs
+        xs = xs @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+    return xs
+
+
+def classes(values, kind):
+    """The probability of every class `[..., classes]` of outputs; for regression the outputs themselves."""
+    if kind == "regression":
+        return values
+    logits = np.concatenate([np.zeros_like(values), values], axis=-1) if kind == "binary" else values
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def jacobian(function, vector, step=1e-5):
+    """The derivatives of a function of a vector `[..., P]` by central differences, which share nothing with JAX."""
+    columns = []
+    for i in range(len(vector)):
+        move = np.zeros(len(vector))
+        move[i] = step
+        columns.append((function(vector + move) - function(vector - move)) / (2 * step))
+    return np.stack(columns, axis=-1)
+
+
+def hessian(function, vector, step=1e-4):
+    """The second derivatives `[P, P]` of a scalar function by central differences."""
+    return jacobian(lambda inner: jacobian(function, inner, step), vector, step)
+
+
+def log_likelihood(density, params):
+    """Σ log p(yᵢ | xᵢ, θ) of an MLP, datum by datum."""
+    values, total = outputs(params, density.xs), 0.0
+    for value, p, y in zip(values, classes(values, density.kind), np.asarray(density.ys), strict=True):
+        if density.kind == "regression":
+            total += scipy.stats.norm.logpdf(float(y), value[0], float(density.noise))
+        else:
+            total += np.log(p[y])
+    return total
+
+
+def prior_sd(density, like):
+    """The standard deviation of the prior of every parameter, flat."""
+    return flat(jax.tree.map(lambda scale, leaf: np.full(np.shape(leaf), float(scale)), density.scales, like))
+
+
+def log_posterior(density, params, mean=0.0):
+    """The log likelihood plus the log density of N(mean, sd²) of every parameter."""
+    return log_likelihood(density, params) + scipy.stats.norm.logpdf(
+        flat(params), mean, prior_sd(density, params)
+    ).sum()  # fmt: skip

@@ -88,7 +88,7 @@ def prior_metric(lab: Laboratory) -> Estimate:
 
 def smoothed(lab: Laboratory) -> Estimate:
     """Return the mean of ‖g‖² over perturbations of θ*."""
-    return _mean_gradient(lab, lab.theta_flat + SIGMA * lab.directions[:SMOOTHING])
+    return _mean_gradient(lab, lab.theta_flat[None] + SIGMA * lab.directions[:SMOOTHING])
 
 
 def _mean_gradient(lab: Laboratory, rows: Any) -> Estimate:
@@ -105,7 +105,7 @@ def relative_scale(params: Any) -> float:
 def perturbed(lab: Laboratory, relative: bool) -> Estimate:
     """Return the variance under θ* + σε, with σ absolute or relative to the weights."""
     scale = relative_scale(lab.theta) if relative else SIGMA
-    return _variance_about_theta(lab, lab.moments(lab.theta_flat + scale * lab.directions))
+    return _variance_about_theta(lab, lab.moments(lab.theta_flat[None] + scale * lab.directions))
 
 
 def isotropic_logits(lab: Laboratory) -> Estimate:
@@ -166,7 +166,7 @@ def _perturbed_member(lab: Laboratory, kind: str, index: int, relative: bool) ->
     """Return the moments of a member under perturbations."""
     params = lab.member(kind, index)
     scale = relative_scale(params) if relative else SIGMA
-    rows = ravel_pytree(params)[0] + scale * lab.directions
+    rows = ravel_pytree(params)[0][None] + scale * lab.directions
     return lab.once(f"perturb_{kind}_{index}{'_relative' if relative else ''}", lambda: lab.moments(rows))
 
 
@@ -201,7 +201,7 @@ def _laplace_directions(lab: Laboratory, curvature: str) -> Any:
 
 def sampled_laplace(lab: Laboratory, curvature: str) -> Estimate:
     """Return the variance of the predictions over draws of N(θ*, Σ)."""
-    return _variance_about_theta(lab, lab.moments(lab.theta_flat + _laplace_directions(lab, curvature)))
+    return _variance_about_theta(lab, lab.moments(lab.theta_flat[None] + _laplace_directions(lab, curvature)))
 
 
 def laplace_logits(lab: Laboratory, curvature: str) -> Estimate:

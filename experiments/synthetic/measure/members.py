@@ -34,7 +34,8 @@ def train_ensemble(setting: Setting, kind: str, count: int, key: Any) -> Members
     """Train networks from new initial parameters.
 
     kind: "map" maximises the posterior; "mle" the likelihood; "anchored" the posterior under a prior whose mean is
-    drawn anew for each member from the prior (randomised MAP; Pearce et al. 2020, arXiv 1810.05546).
+    drawn anew for each member from the prior (Pearce et al. 2020, arXiv 1810.05546). For a linear Gaussian model the
+    members' covariance is then ΣΣ₀⁻¹Σ, which is below the posterior's Σ; Σ₀ is the prior's.
     """
     init_key, anchor_key = jax.random.split(key)
     inits = jax.vmap(setting.init)(jax.random.split(init_key, count))
@@ -81,9 +82,9 @@ class Swag(NamedTuple):
         """Return draws `[count, P]` of N(mean, (diag(variance) + DᵀD/(rank − 1))/2)."""
         keys = jax.random.split(key)
         rank, size = self.deviations.shape
-        diagonal = jnp.sqrt(self.variance) * jax.random.normal(keys[0], (count, size))
+        diagonal = jnp.sqrt(self.variance)[None] * jax.random.normal(keys[0], (count, size))
         low_rank = jax.random.normal(keys[1], (count, rank)) @ self.deviations / jnp.sqrt(rank - 1)
-        return self.mean + (diagonal + low_rank) / jnp.sqrt(2)
+        return self.mean[None] + (diagonal + low_rank) / jnp.sqrt(2)
 
 
 def train_swag(setting: Setting, theta: Any, key: Any) -> Swag:
@@ -124,7 +125,7 @@ def _train_swag(density: LogDensity, theta: Any, key: Any, rate: Any) -> Swag:
     iterates: Array = jax.lax.scan(epoch, (flat, optimiser.init(flat)), jax.random.split(key, SWAG_EPOCHS))[1]
     last = iterates[SWAG_EPOCHS // 2 :]
     mean = last.mean(axis=0)
-    return Swag(mean, last.var(axis=0), (last - mean)[-SWAG_RANK:])
+    return Swag(mean, last.var(axis=0), (last - mean[None])[-SWAG_RANK:])
 
 
 def train_with_dropout(setting: Setting, activation: str, key: Any) -> Any:
@@ -202,7 +203,7 @@ def last_layer(setting: Setting, theta: Any, activation: str) -> tuple[LogDensit
 def _features(layers: Any, xs: Any, activation: str) -> Array:
     for depth in range(len(layers["layers"])):
         layer = layers["layers"][depth]
-        xs = ACTIVATIONS[activation](xs @ layer["kernel"] + layer["bias"])
+        xs = ACTIVATIONS[activation](xs @ layer["kernel"] + layer["bias"][None])
     return xs
 
 
