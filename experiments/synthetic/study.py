@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 
 from experiments.run.job import Result, hash_fields
 from experiments.synthetic.configuration import Configuration
-from experiments.synthetic.measure import agreement, covariance, decomposition, second_opinion, spectrum
+from experiments.synthetic.measure import agreement, covariance, decomposition, lineage, second_opinion, spectrum
 from experiments.synthetic.measure.reference import measure_reference, measure_references
 from experiments.synthetic.real_data import REAL
 from experiments.synthetic.subject import Subject, subject
@@ -54,6 +54,7 @@ STUDIES = {
     "covariance": Study(2, _dense(4.0), covariance.measure),
     "decomposition": Study(2, _dense(1.0), decomposition.measure),
     "spectrum": Study(2, _dense(0.5), spectrum.measure),
+    "lineage": Study(1, lambda configuration: 8.0, lineage.measure),
 }
 
 
