@@ -7,24 +7,28 @@ from typing import Any
 from experiments.experiment import Experiment
 from experiments.synthetic.figures import covariance as covariance_figures
 from experiments.synthetic.figures import decomposition as decomposition_figures
+from experiments.synthetic.figures import lineage as lineage_figures
 from experiments.synthetic.figures import maps as maps_figures
 from experiments.synthetic.figures import scaling as scaling_figures
 from experiments.synthetic.figures import spectrum as spectrum_figures
 from experiments.synthetic.figures import validation as validation_figures
 from experiments.synthetic.numbers import covariance as covariance_numbers
 from experiments.synthetic.numbers import decomposition as decomposition_numbers
+from experiments.synthetic.numbers import lineage as lineage_numbers
 from experiments.synthetic.numbers import maps as maps_numbers
 from experiments.synthetic.numbers import scaling as scaling_numbers
 from experiments.synthetic.numbers import spectrum as spectrum_numbers
 from experiments.synthetic.numbers import validation as validation_numbers
 from experiments.synthetic.presets import covariance as covariance_presets
 from experiments.synthetic.presets import decomposition as decomposition_presets
+from experiments.synthetic.presets import lineage as lineage_presets
 from experiments.synthetic.presets import maps as maps_presets
 from experiments.synthetic.presets import scaling as scaling_presets
 from experiments.synthetic.presets import spectrum as spectrum_presets
 from experiments.synthetic.presets import validation as validation_presets
 from experiments.synthetic.report import covariance as covariance_report
 from experiments.synthetic.report import decomposition as decomposition_report
+from experiments.synthetic.report import lineage as lineage_report
 from experiments.synthetic.report import maps as maps_report
 from experiments.synthetic.report import scaling as scaling_report
 from experiments.synthetic.report import spectrum as spectrum_report
@@ -69,4 +73,8 @@ _EXPERIMENTS = {
 EXPERIMENTS = {
     name: experiment._replace(jobs=_with_activation(experiment.jobs), options=(*experiment.options, "activation"))
     for name, experiment in _EXPERIMENTS.items()
+} | {
+    "lineage": Experiment(  # its grid has activations of its own
+        lineage_presets.jobs, lineage_numbers.numbers, lineage_report.report, lineage_figures.figures
+    )
 }
