@@ -28,7 +28,7 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     factors = [level.split(": ")[0] for level in levels]
     breaks = np.cumsum([0, *(one != other for one, other in pairwise(factors))])
     places = dict(zip(levels, np.arange(len(levels)) + 0.6 * breaks, strict=True))
-    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.36 * places[levels[-1]]), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.3 * places[levels[-1]]), layout="constrained")
     shift = np.random.default_rng(0).uniform(-0.3, 0.3, len(lineage.comparisons))
     for one, by in zip(lineage.comparisons, shift, strict=True):
         _draw(axis, places, one, by, _COMPLETE if one.complete else _INCOMPLETE)
@@ -38,7 +38,7 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
         if special is not None:
             _draw(axis, places, special, 0.0, style)
     axis.set_yticks(list(places.values()), levels, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(places[levels[-1]] + 0.7, -0.7)
     axis.set_xlim(left=0)
     axis.set_xlabel("mean |difference| to the paper's epistemic r and ρ")
     axis.grid(axis="x", alpha=0.3)

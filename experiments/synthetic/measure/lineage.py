@@ -60,7 +60,8 @@ def measure(subject: Subject) -> Result:
     setting, kind = subject.setting, subject.kind
     far = problems.evaluation_inputs(setting.data.xs, subject.cell.resolution, widen=1.5)
     xs = jnp.concatenate([subject.xs, far])
-    rows = {"near": subject.grid, "far": slice(len(subject.xs), None), "wide": subject.wide}
+    end = len(subject.xs)
+    rows = {"near": subject.grid, "far": slice(end, None), "wide": slice(subject.wide.start, end)}
     fit = fit_mle(setting)
     clock.lap("seconds_mle", fit.params)
     estimates = {

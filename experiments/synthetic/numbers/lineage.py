@@ -153,29 +153,29 @@ def numbers(results: Sequence[Result]) -> Numbers:
     files: settings.csv, the whole grid. details: a `Lineage`.
     """
     rows = [result.numbers for result in results]
-    comparisons = compare(rows)
+    in_order = compare(rows)
+    comparisons = sorted(in_order, key=lambda one: (not one.complete, -one.existing, one.distance.mean))
     nearest = comparisons[0] if comparisons[0].complete else None
     protocol = next((one for one in comparisons if one.setting == PROTOCOL), None)
     table = table_rows(comparisons)
-    summary = [*_named("nearest", nearest), *_named("protocol", protocol), *_effects(comparisons), *_of_table(table)]
+    summary = [*_named("nearest", nearest), *_named("protocol", protocol), *_effects(in_order), *_of_table(table)]
     summary += [Number.of(one.setting.name, "distance", one.distance, one.seeds) for one in comparisons]
     files = {"settings.csv": table_csv([_line(one) for one in comparisons])}
     return Numbers(rows, summary, files, Lineage(comparisons, nearest, protocol, table))
 
 
 def compare(rows: Iterable[Row]) -> list[Comparison]:
-    """Return the comparison of every setting of the grid that was run, nearest first, incomplete ones last."""
+    """Return the comparison of every setting of the grid that was run, in the order of the grid."""
     posteriors: dict[Posterior, list[Row]] = defaultdict(list)
     for row in rows:
         posteriors[row["problem"], row["activation"], row["prior"], row["sigma"], row["num_points"]].append(row)
     shared = dict.fromkeys(posterior[1:] for posterior in posteriors)
     entries: dict[tuple, Entry | None] = {}
-    comparisons = [
+    return [
         _comparison(Setting(*model, *variant), posteriors, entries)
         for model in shared
         for variant in product(THETAS, GRIDS, VARIANCES, (True, False))
     ]
-    return sorted(comparisons, key=lambda one: (not one.complete, -one.existing, one.distance.mean))
 
 
 def _comparison(
@@ -274,18 +274,21 @@ def _named(group: str, one: Comparison | None) -> list[Number]:
 
 def _effects(comparisons: Sequence[Comparison]) -> list[Number]:
     """Return the mean distance of the complete settings at each level of each factor."""
-    by_level: dict[str, list[float]] = {}
-    for one in sorted(comparisons, key=lambda one: one.setting[:4]):
+    by_level: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one in comparisons:
         for factor, level in one.setting.levels().items():
-            distances = by_level.setdefault(f"{factor}: {level}", [])
-            if one.complete:
-                distances.append(one.distance.mean)
+            by_level[factor][level] += [one.distance.mean] if one.complete else []
     return [
-        Number.value(
-            level, "distance", float(np.mean(of_level)) if of_level else float("nan"), len(of_level), len(of_level)
-        )
-        for level, of_level in sorted(by_level.items())
+        Number.of(f"{factor}: {level}", "distance", _mean(distances), len(distances))
+        for factor, levels in by_level.items()
+        for level, distances in levels.items()
     ]
+
+
+def _mean(distances: Sequence[float]) -> Interval:
+    """Return the mean over settings; they share seeds, and an interval would say nothing."""
+    nan = float("nan")
+    return Interval(len(distances), float(np.mean(distances)) if distances else nan, nan, nan, nan)
 
 
 def _of_table(table: Sequence[TableRow]) -> list[Number]:
@@ -295,7 +298,9 @@ def _of_table(table: Sequence[TableRow]) -> list[Number]:
         if row.entry is not None:
             count = len(row.entry.values)
             lines.append(Number.value(row.problem, f"{row.estimate}_nearest", row.entry.difference, count, count))
-        lines.append(Number.value(row.problem, f"{row.estimate}_reaching", row.reaching, row.entries, row.entries))
+        lines.append(
+            Number.value(row.problem, f"{row.estimate}_reaching", float(row.reaching), row.entries, row.entries)
+        )
     return lines
 
 

@@ -51,7 +51,8 @@ def _nearest(lineage: Lineage) -> str:
         text += (
             f"Nearest: **{lineage.nearest.setting.name}**, distance {tables.mean_bounds(near, 3)}. It is the best of "
             f"{len(complete)}, picked by looking at all of them, so that its distance is too small and its "
-            f"interval too narrow. {others} others have a distance inside that interval.\n\n"
+            f"interval too narrow. (Resampled seeds lie farther from the paper on average than their mean, so that the "
+            f"interval reaches high.) {others} others have a distance inside that interval.\n\n"
         )
     shown = [(str(place), one) for place, one in enumerate(lineage.comparisons[:SHOWN], 1)]
     if lineage.protocol is not None:
@@ -115,18 +116,28 @@ def _table(table: Sequence[TableRow]) -> str:
             values = "/".join(tables.number(interval.mean) for interval in row.entry.intervals)
             line = [values, tables.number(row.entry.difference, 3), row.nearest.name]
         body.append([row.problem, _title(row), paper, *line, f"{row.reaching}/{row.entries}"])
-    words = [
-        f"{row.problem} ({_title(row)}, nearest {tables.number(row.entry.difference, 3)})"
-        for row in table
-        if row.entry is not None and not row.reaching
-    ]
     return (
         "## Rows of the paper's table\n\n"
         "Each entry by itself, with the setting that comes nearest to it. Reached: the intervals of r and of ρ, "
         f"widened by the rounding of two digits, hold the paper's numbers, on at least {MIN_SEEDS} seeds; and of how "
         "many different entries. Among many a wide interval may reach by chance.\n\n"
-        f"Entries that no setting reaches: {', '.join(words) or 'none'}.\n\n"
+        f"{_out_of_reach(table)}\n\n"
         + tables.table(["problem", "estimate", "paper r/ρ", "nearest r/ρ", "difference", "setting", "reached"], body)
+    )
+
+
+def _out_of_reach(table: Sequence[TableRow]) -> str:
+    """Return the sentence that lists the entries which no setting reaches."""
+    entries = [row for row in table if row.entry is not None]
+    missed = [
+        f"{row.problem} ({_title(row)}, nearest {tables.number(row.entry.difference, 3)})"
+        for row in entries
+        if row.entry is not None and not row.reaching
+    ]
+    if not entries:
+        return f"No entry has {MIN_SEEDS} accepted seeds."
+    return (
+        f"Entries that no setting reaches: {', '.join(missed)}." if missed else "Every entry is reached by a setting."
     )
 
 
