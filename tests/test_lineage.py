@@ -87,7 +87,7 @@ def test_sums_over_classes_and_the_grid_1_5_against_the_formulas(rings):
         assert got[f"epistemic_map_{grid}_class_pearson"] == pytest.approx(
             stats.pearson(norm, variance[points, predicted]), abs=1e-4
         )
-        moments = lineage.moments_by_class(rings, jnp.asarray(xs))
+        moments = lineage.moments_by_class(lineage.margins_by_class(rings, jnp.asarray(xs)), "multiclass")
         np.testing.assert_allclose(moments.variance.T, variance, rtol=1e-3, atol=1e-7)
         np.testing.assert_allclose(moments.aleatoric.T, (p * (1 - p)).mean(axis=0), rtol=1e-4)
         estimate = lineage.estimate_by_class(rings.setting, rings.theta, jnp.asarray(xs))
@@ -104,13 +104,15 @@ def test_binary_classes_have_one_row_and_no_sum():
     got = lineage.measure(it).numbers
     assert not [name for name in got if "_sum_" in name]
     xs = jnp.asarray(widened(it, 1.5))
-    moments = lineage.moments_by_class(it, xs)
+    moments = lineage.moments_by_class(lineage.margins_by_class(it, xs), "binary")
     unravel = ravel_pytree(it.theta)[1]
     logits = [[it.setting.predict(unravel(t), x) for x in xs] for t in it.draws.reshape(-1, it.draws.shape[2])]
     variance = (1 / (1 + np.exp(-np.asarray(logits, np.float64)))).var(axis=0)
     np.testing.assert_allclose(moments.variance, variance[None], rtol=1e-3)
     assert {f"laplace_map_{grid}_pearson" for grid in lineage.GRIDS} <= set(got)
     assert not [name for name in got if name.startswith("laplace_mle")]
+    assert not got["accepted_far"]  # the made-up chains start apart and stay there
+    assert got["rhat_far"] > 1.01
 
 
 def test_a_flat_map_has_no_correlation_and_others_keep_theirs():

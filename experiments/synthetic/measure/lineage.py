@@ -1,5 +1,6 @@
 """How well the estimates agree with one reference under every variant of the comparison that needs no new chains."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,10 @@ from experiments.run.job import Result
 from experiments.synthetic.measure.agreement import seconds
 from experiments.synthetic.subject import Setting, Subject, correlations, epistemic_map, is_flat
 from isouq import problems
+from isouq._predict import margin
 from isouq._uncertainty import uncertainty
 from isouq.covariance import laplace
-from isouq.posterior import MapFit, Margins, fit_map, judge, probabilities
+from isouq.posterior import MapFit, fit_map, judge, probabilities
 
 THETAS = {"map": "MAP", "mle": "MLE"}
 # The grids, and the column with the verdict on the reference there.
@@ -73,13 +75,15 @@ def measure(subject: Subject) -> Result:
     laplace_map = None if covariance is None else epistemic_map(setting, subject.theta, xs, covariance)
     clock.lap("seconds_laplace")
     for grid, part in rows.items():
-        moments = moments_by_class(subject, xs[part])
+        margins = margins_by_class(subject, xs[part])
+        moments = moments_by_class(margins, kind)
         for theta, estimate in estimates.items():
             if not numbers[f"flat_{theta}_{grid}"]:
                 numbers |= agreement(f"{theta}_{grid}", _rows(estimate, part), moments)
         if laplace_map is not None and not numbers[f"flat_map_{grid}"]:
             numbers |= correlations(f"laplace_map_{grid}", laplace_map[part], moments.variance[0])
-    numbers |= judge_far(subject, xs[rows["far"]])
+        if grid == "far":
+            numbers |= judge_far(subject, values_of_predicted_class(margins, _rows(estimates["map"], part).predicted))
     clock.lap("seconds_moments")
     return Result({**numbers, **seconds(subject, clock)}, {})
 
@@ -132,18 +136,22 @@ def estimate_by_class(setting: Setting, theta: Any, xs: Any) -> Estimates:
 def flat_facts(estimates: dict[str, Estimates], rows: dict[str, slice]) -> dict[str, bool]:
     """Return whether ‖g‖² is flat at every θ* on every grid, and whether it is everywhere."""
     flat = {
-        f"flat_{theta}_{grid}": is_flat(of_class(estimate.epistemic, estimate.predicted)[part])
+        f"flat_{theta}_{grid}": is_flat(values_of_predicted_class(estimate.epistemic, estimate.predicted)[part])
         for theta, estimate in estimates.items()
         for grid, part in rows.items()
     }
     return {"flat": all(flat.values()), **flat}
 
 
-def of_class(by_class: np.ndarray, predicted: np.ndarray | None) -> np.ndarray:
-    """Return the value of the predicted class at each input; the only row where there is one."""
+def values_of_predicted_class(by_class: np.ndarray, predicted: np.ndarray | None) -> np.ndarray:
+    """Return the values `[..., points]` of the predicted class of each input; the only row where there is one.
+
+    by_class: `[classes, ..., points]`. predicted: `[points]`.
+    """
     if len(by_class) == 1 or predicted is None:
         return by_class[0]
-    return np.take_along_axis(by_class, predicted[None], axis=0)[0]
+    chosen = predicted.reshape(*[1] * (by_class.ndim - 1), -1)
+    return np.take_along_axis(by_class, chosen, axis=0)[0]
 
 
 def _rows(estimate: Estimates, part: slice) -> Estimates:
@@ -154,50 +162,52 @@ def _rows(estimate: Estimates, part: slice) -> Estimates:
 def agreement(name: str, estimate: Estimates, moments: Moments) -> dict[str, float]:
     """Return r and ρ of a point's two uncertainties with the reference's, of both variances where they differ."""
     epistemic, predicted, aleatoric = estimate
-    variance = of_class(moments.variance, predicted)
-    numbers = correlations(f"epistemic_{name}_class", of_class(epistemic, predicted), variance)
+    variance = values_of_predicted_class(moments.variance, predicted)
+    numbers = correlations(f"epistemic_{name}_class", values_of_predicted_class(epistemic, predicted), variance)
     if len(epistemic) > 1:
         numbers |= correlations(f"epistemic_{name}_sum", epistemic.sum(axis=0), moments.variance.sum(axis=0))
     if aleatoric is not None:
-        numbers |= correlations(f"aleatoric_{name}", aleatoric, of_class(moments.aleatoric, predicted))
+        numbers |= correlations(f"aleatoric_{name}", aleatoric, values_of_predicted_class(moments.aleatoric, predicted))
     return numbers
 
 
-def moments_by_class(subject: Subject, xs: Any) -> Moments:
-    """Return the reference's moments at these inputs from all draws, one class after the other.
+def margins_by_class(subject: Subject, xs: Any) -> Float[np.ndarray, "classes chains draws points"]:
+    """Return the margin of every class (for regression the mean) at every input under every draw.
 
-    Memory: twelve bytes for each draw and input.
+    Both margins of a binary problem differ in their sign alone, so there is one row for it. The draws of a round are
+    one call of a compiled program, which has one size whatever the number of rounds. Memory: four bytes for each
+    class, draw and input.
     """
-    classes = subject.setting.problem.num_outputs if subject.kind == "multiclass" else 1
+    chains, draws, _ = subject.draws.shape
+    labels = jnp.arange(subject.setting.problem.num_outputs) if subject.kind == "multiclass" else jnp.ones(1, int)
+    rounds = np.array_split(subject.draws, -(-draws // subject.cell.num_draws), axis=1)
+    flat = [part.reshape(-1, part.shape[2]) for part in rounds]
+    parts = [_margins(subject.setting.predict, subject.theta, xs, labels, part, subject.kind) for part in flat]
+    split = [np.asarray(part).reshape(len(labels), chains, -1, len(xs)) for part in parts]
+    return np.concatenate(split, axis=2)
+
+
+@jax.jit(static_argnames=("predict", "kind"))
+def _margins(predict: Callable, theta: Any, xs: Any, labels: Array, draws: Array, kind: str) -> Array:
+    unravel = ravel_pytree(theta)[1]
+
+    def of_draw(draw: Array) -> Array:
+        outputs = jax.vmap(predict, (None, 0))(unravel(draw), xs)
+        return jax.vmap(lambda label: jax.vmap(lambda out: margin(out, label, kind))(outputs))(labels)
+
+    return jnp.swapaxes(jax.lax.map(of_draw, draws), 0, 1)
+
+
+def moments_by_class(margins: np.ndarray, kind: str) -> Moments:
+    """Return the reference's moments from the margins of all draws, one class after the other."""
     moments = []
-    for label in range(classes):
-        target = None if subject.kind == "regression" else jnp.full(len(xs), label)
-        p = probabilities(margins_of_draws(subject, xs, target), subject.kind)
+    for of_label in margins:
+        p = probabilities(of_label, kind)
         moments.append((p.var(axis=(0, 1)), (p * (1 - p)).mean(axis=(0, 1))))
     return Moments(*map(np.stack, zip(*moments, strict=True)))
 
 
-def judge_far(subject: Subject, xs: Any) -> dict[str, Any]:
-    """Return the verdict on the reference at these inputs, on the class that is predicted at the MAP."""
-    target = uncertainty(subject.setting.predict, subject.theta, xs, subject.kind).target
-    margins = margins_of_draws(subject, xs, target)
+def judge_far(subject: Subject, margins: np.ndarray) -> dict[str, Any]:
+    """Return the verdict on the reference on the grid ± 1.5, from the margins of the class predicted at the MAP."""
     verdict = judge(margins, subject.reference.numbers["divergent"], probabilities(margins, subject.kind))
     return {"accepted_far": verdict.accepted, "rhat_far": verdict.rhat, "ess_bulk_far": verdict.ess_bulk}
-
-
-def margins_of_draws(subject: Subject, xs: Any, target: Any) -> Float[np.ndarray, "chains draws points"]:
-    """Return the margin of `target` (for regression the mean) at every input under every draw.
-
-    The draws of a round are one call of a compiled program, which has one size whatever the number of rounds.
-    """
-    chains, draws, _ = subject.draws.shape
-    rounds = np.array_split(subject.draws, -(-draws // subject.cell.num_draws), axis=1)
-    margins = Margins(subject.setting.predict, xs, target, subject.kind)
-    parts = [_margins(margins, subject.theta, part.reshape(-1, part.shape[2])) for part in rounds]
-    return np.concatenate([np.asarray(part).reshape(chains, -1, len(xs)) for part in parts], axis=1)
-
-
-@jax.jit
-def _margins(margins: Margins, theta: Any, draws: Array) -> Array:
-    unravel = ravel_pytree(theta)[1]
-    return jax.lax.map(lambda draw: margins(unravel(draw)), draws)

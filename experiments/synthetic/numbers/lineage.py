@@ -53,15 +53,30 @@ class Setting(NamedTuple):
     @property
     def name(self) -> str:
         """The setting in words."""
+        return in_words(self.levels())
+
+    def name_for(self, estimate: str, problem: str) -> str:
+        """Return the setting in words, without the factors that an entry of the table does not depend on."""
         levels = self.levels()
-        return ", ".join(
-            [*(f"n = {level}" if factor == "n" else level for factor, level in levels.items() if factor != "gap"),
-             "gap" if self.gap else "no gap"]
-        )  # fmt: skip
+        if not PROBLEMS[problem].hidden:
+            del levels["activation"]
+        if estimate != "epistemic" or PROBLEMS[problem].kind != "multiclass":
+            del levels["variance"]
+        if problem != GAP:
+            del levels["gap"]
+        return in_words(levels)
 
     def has(self, problem: str) -> bool:
         """Return whether the problem is one of the eight of this setting."""
         return problem != (NO_GAP if self.gap else GAP)
+
+
+def in_words(levels: Mapping[str, str]) -> str:
+    """Return the levels of a setting's factors as one phrase."""
+    words = {**levels, "n": f"n = {levels['n']}"}
+    if "gap" in levels:
+        words["gap"] = "gap" if levels["gap"] == "yes" else "no gap"
+    return ", ".join(words.values())
 
 
 PROTOCOL = Setting("tanh", "unit", 1.0, 200, "map", "near", "class", True)
@@ -125,13 +140,13 @@ class Comparison(NamedTuple):
 class TableRow(NamedTuple):
     """An estimate and a problem of the paper's table over all settings.
 
-    nearest: the setting whose entry is nearest, among entries of MIN_SEEDS or more, and entry: that entry; None where
-    there is none. reaching, entries: how many different entries reach both numbers, and how many there are.
+    nearest: the setting, in words, whose entry is nearest, among entries of MIN_SEEDS or more, and entry: that entry;
+    None where there is none. reaching, entries: how many different entries reach both numbers, and how many there are.
     """
 
     estimate: str
     problem: str
-    nearest: Setting | None
+    nearest: str | None
     entry: Entry | None
     reaching: int
     entries: int
@@ -241,11 +256,11 @@ def table_rows(comparisons: Sequence[Comparison]) -> list[TableRow]:
     """Return the paper's table with the nearest that any setting comes to each of its entries."""
     rows = []
     for estimate, problem in paper_entries():
-        different: dict[int, tuple[Entry, Setting]] = {}  # settings share entries: each counts once
+        different: dict[int, tuple[Entry, str]] = {}  # settings share entries: each counts once
         for one in comparisons:
             entry = one.entry(estimate, problem)
             if entry is not None and len(entry.values) >= MIN_SEEDS:
-                different.setdefault(id(entry), (entry, one.setting))
+                different.setdefault(id(entry), (entry, one.setting.name_for(estimate, problem)))
         pairs = list(different.values())
         best, nearest = min(pairs, key=lambda pair: pair[0].difference, default=(None, None))
         reaching = sum(entry.reached for entry, _ in pairs)
@@ -305,7 +320,7 @@ def _of_table(table: Sequence[TableRow]) -> list[Number]:
 
 
 def _line(one: Comparison) -> dict[str, Any]:
-    """Return the line of a setting in settings.csv; a number without an accepted seed is empty."""
+    """Return the line of a setting in settings.csv, to four digits; a number without an accepted seed is empty."""
     line: dict[str, Any] = {
         **one.setting.levels(), "complete": one.complete, "entries": one.existing, "fewest_seeds": one.seeds,
         "distance": one.distance.mean, "low": one.distance.low, "high": one.distance.high,
@@ -317,4 +332,5 @@ def _line(one: Comparison) -> dict[str, Any]:
             mean = None if entry is None else entry.intervals[place].mean
             line[f"{problem} {estimate}_{statistic}"] = mean
         line[f"{problem} {estimate}_seeds"] = 0 if entry is None else len(entry.values)
-    return {name: None if value != value else value for name, value in line.items()}
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()}
+    return {name: None if value != value else value for name, value in rounded.items()}

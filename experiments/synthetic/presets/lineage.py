@@ -25,10 +25,11 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     """Return the jobs of a preset.
 
     smoke: two problems, two activations, tiny chains, half a minute. quick: three problems, three activations, the
-    protocol's prior and one seed, about two minutes on 2 CPU cores. paper: nine problems, the whole grid, five seeds.
+    protocol's prior and one seed, about 3 minutes on 2 CPU cores. paper: nine problems, the whole grid, five seeds,
+    about 5 hours (an estimate from 15 of the 1,050 cells: 9 hours of CPU time).
 
     A reference gets at most the eight rounds of draws of `quick` at every preset, a quarter of what `validation` allows
-    at `paper`, because there are 1,050 of them.
+    at `paper`, because there are so many.
     """
     if preset == "smoke":
         return _cells(("binary/xor", "multiclass/clusters"), ("tanh", "relu"), seeds or 2, **TINY)

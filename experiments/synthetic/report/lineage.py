@@ -114,7 +114,7 @@ def _table(table: Sequence[TableRow]) -> str:
         line = ["–", "–", "–"]
         if row.entry is not None and row.nearest is not None:
             values = "/".join(tables.number(interval.mean) for interval in row.entry.intervals)
-            line = [values, tables.number(row.entry.difference, 3), row.nearest.name]
+            line = [values, tables.number(row.entry.difference, 3), row.nearest]
         body.append([row.problem, _title(row), paper, *line, f"{row.reaching}/{row.entries}"])
     return (
         "## Rows of the paper's table\n\n"
@@ -161,8 +161,8 @@ def _maximum_likelihood(rows: Sequence[Row]) -> str:
         counts = (sum(row[column] for row in own) for column in ("mle_converged", "mle_separates"))
         body.append([problem, str(n), activation, *(f"{count}/{len(own)}" for count in counts)])
     return (
-        "## Maximum likelihood\n\nθ* without a prior is used where training stops. Where it separates the classes of "
-        "the training data, the likelihood has no maximum.\n\n"
+        "## Maximum likelihood\n\nθ* without a prior is used where training stops; it is the same under every prior. "
+        "Where it separates the classes of the training data, the likelihood has no maximum.\n\n"
         + tables.table(["problem", "n", "activation", "converged", "separates"], body)
     )
 
