@@ -31,6 +31,7 @@ _SECTIONS = {
     "decomposition": ("Taylor or isotropy?",),
     "spectrum": ("Does the bulk predict the agreement?",),
     "depth": ("Does depth or ReLU change the agreement?",),
+    "lineage": ("The nearest", "What each factor does", "Rows of the paper's table"),
     "domains": ("Held-out", "Do the domains overlap", "Does a proxy bend", "What a user would do", "Memory of one"),
     "qa": ("Answers", "AUROC of every score", "If only the surest", "What a score costs"),
     "trace": ("AUROC", "The course of a trace"),

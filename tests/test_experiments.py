@@ -159,7 +159,7 @@ def test_progress_is_plain_lines_away_from_a_terminal(first):
     known, studies = "|".join(PAPER["epistemic"]), "|".join(STUDIES)
     for position, line in enumerate(lines[1 : JOBS + 1], 1):
         assert re.fullmatch(
-            rf"\[{position}/{JOBS}\] ({known}), unit σ=1, seed 0, ({studies}): done, "
+            rf"\[{position}/{JOBS}\] ({known}), n = 40, unit σ=1, seed 0, ({studies}): done, "
             r"about \d+ (s|min) left",
             line,
         )
@@ -329,7 +329,7 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert len(ran) == 12  # six references, six cells
     assert len(list((tmp_path / "cells").glob("*.json"))) == 11
     assert "1 of 6 jobs failed" in output.err
-    label = "multiclass/clusters, unit σ=1, seed 1, agreement"
+    label = "multiclass/clusters, n = 40, unit σ=1, seed 1, agreement"
     assert f"{label}: failed: RuntimeError: no luck [today], " in output.err
     assert output.err.splitlines()[-1].strip() == f"{label}: RuntimeError: no luck [today]"
     assert "second line" not in output.err

@@ -69,13 +69,14 @@ class Configuration:
 
     def label(self) -> str:
         """Return how progress and errors name the configuration."""
-        network = architecture(self.width, self.depth, self.activation)
-        return f"{self.problem}{network}, {self.prior} σ={self.sigma:g}, seed {self.seed}, {self.study}"
+        model = describe_model(self.width, self.depth, self.activation, self.num_points)
+        return f"{self.problem}{model}, {self.prior} σ={self.sigma:g}, seed {self.seed}, {self.study}"
 
 
-def architecture(width: int | None, depth: int, activation: str) -> str:
-    """Return how a network differs from the problem's own, as ", width 8, depth 2, relu"."""
+def describe_model(width: int | None, depth: int, activation: str, num_points: int = Configuration.num_points) -> str:
+    """Return how network and data differ from the problem's own, as ", width 8, depth 2, relu, n = 1000"."""
     parts = [] if width is None else [f"width {width}"]
     parts += [f"depth {depth}"] if depth != 1 else []
     parts += [activation] if activation != "tanh" else []
+    parts += [f"n = {num_points}"] if num_points != Configuration.num_points else []
     return "".join(f", {part}" for part in parts)

@@ -12,6 +12,7 @@ from experiments.synthetic.figures import covariance as covariance_figures
 from experiments.synthetic.figures import decomposition as decomposition_figures
 from experiments.synthetic.figures import depth as depth_figures
 from experiments.synthetic.figures import estimators as estimators_figures
+from experiments.synthetic.figures import lineage as lineage_figures
 from experiments.synthetic.figures import maps as maps_figures
 from experiments.synthetic.figures import real as real_figures
 from experiments.synthetic.figures import scaling as scaling_figures
@@ -21,6 +22,7 @@ from experiments.synthetic.numbers import covariance as covariance_numbers
 from experiments.synthetic.numbers import decomposition as decomposition_numbers
 from experiments.synthetic.numbers import depth as depth_numbers
 from experiments.synthetic.numbers import estimators as estimators_numbers
+from experiments.synthetic.numbers import lineage as lineage_numbers
 from experiments.synthetic.numbers import maps as maps_numbers
 from experiments.synthetic.numbers import real as real_numbers
 from experiments.synthetic.numbers import scaling as scaling_numbers
@@ -30,6 +32,7 @@ from experiments.synthetic.presets import covariance as covariance_presets
 from experiments.synthetic.presets import decomposition as decomposition_presets
 from experiments.synthetic.presets import depth as depth_presets
 from experiments.synthetic.presets import estimators as estimators_presets
+from experiments.synthetic.presets import lineage as lineage_presets
 from experiments.synthetic.presets import maps as maps_presets
 from experiments.synthetic.presets import real as real_presets
 from experiments.synthetic.presets import scaling as scaling_presets
@@ -39,6 +42,7 @@ from experiments.synthetic.report import covariance as covariance_report
 from experiments.synthetic.report import decomposition as decomposition_report
 from experiments.synthetic.report import depth as depth_report
 from experiments.synthetic.report import estimators as estimators_report
+from experiments.synthetic.report import lineage as lineage_report
 from experiments.synthetic.report import maps as maps_report
 from experiments.synthetic.report import real as real_report
 from experiments.synthetic.report import scaling as scaling_report
@@ -89,8 +93,11 @@ REPRODUCED = ("validation", "maps", "scaling", "covariance", "decomposition", "s
 EXPERIMENTS = {
     name: experiment._replace(jobs=_with_activation(experiment.jobs), options=(*experiment.options, "activation"))
     for name, experiment in _EXPERIMENTS.items()
-} | {  # which sets the activation of each network itself
+} | {  # these set the activation of each network themselves
     "depth": Experiment(
         depth_presets.jobs, depth_numbers.numbers, depth_report.report, depth_figures.figures, ("widths",)
+    ),
+    "lineage": Experiment(
+        lineage_presets.jobs, lineage_numbers.numbers, lineage_report.report, lineage_figures.figures
     ),
 }

@@ -8,7 +8,15 @@ from typing import NamedTuple, Self
 
 from experiments.run.job import Result, hash_fields
 from experiments.synthetic.configuration import Configuration
-from experiments.synthetic.measure import agreement, covariance, decomposition, estimators, second_opinion, spectrum
+from experiments.synthetic.measure import (
+    agreement,
+    covariance,
+    decomposition,
+    estimators,
+    lineage,
+    second_opinion,
+    spectrum,
+)
 from experiments.synthetic.measure.reference import measure_reference, measure_references
 from experiments.synthetic.real_data import REAL
 from experiments.synthetic.subject import Subject, subject
@@ -56,6 +64,7 @@ STUDIES = {
     "decomposition": Study(2, _dense(1.0), decomposition.measure),
     "estimators": Study(1, _dense(20.0), estimators.measure),
     "spectrum": Study(2, _dense(0.5), spectrum.measure),
+    "lineage": Study(1, lambda configuration: 8.0, lineage.measure),
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.report.outputs import Number
-from experiments.synthetic.configuration import architecture
+from experiments.synthetic.configuration import describe_model
 from isouq.stats import Interval, bootstrap_mean
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     @property
     def network(self) -> str:
         """The network of a sweep, as "width 8, depth 2"."""
-        return architecture(self.width, self.depth, self.activation).removeprefix(", ")
+        return describe_model(self.width, self.depth, self.activation).removeprefix(", ")
 
 
 Groups = dict[Model, list[Row]]
@@ -138,7 +138,7 @@ def model_name(row: Row) -> str:
     network with another prior than the default is "real/iris, fan_in σ = 3".
     """
     prior = f"{row['prior']} σ = {row['sigma']:g}"
-    network = architecture(row["width"], *_depth_and_activation(row))
+    network = describe_model(row["width"], *_depth_and_activation(row))
     if row["width"] is not None:
         return prior + network
     return row["problem"] + network + ("" if prior == DEFAULT_PRIOR else f", {prior}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.configuration import architecture
+from experiments.synthetic.configuration import describe_model
 from experiments.synthetic.numbers.models import COSTS, STATISTICS, Model, Row
 from experiments.synthetic.subject import FLAT
 from isouq.posterior.verdict import Verdict
@@ -69,8 +69,8 @@ def costs_section(models: Sequence[Model], numbers: Numbers) -> str:
 
 def row_name(row: Row) -> str:
     """Return the name of a row's model and seed."""
-    network = architecture(row["width"], row["depth"], row["activation"])
-    return f"{row['problem']}{network}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
+    model = describe_model(row["width"], row["depth"], row["activation"], row["num_points"])
+    return f"{row['problem']}{model}, {row['prior']} σ = {row['sigma']:g}, seed {row['seed']}"
 
 
 def training_section(rows: Sequence[Row]) -> str:
