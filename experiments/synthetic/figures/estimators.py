@@ -26,17 +26,20 @@ MARKERS = dict(zip(NEEDS, "os^Dv", strict=True))
 
 def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     """Draw the differences in ρ to ‖g‖² by family, and mean ρ against seconds by family."""
+    return {"estimators": _draw_differences(numbers), "estimators_cost": _draw_costs(numbers)}
+
+
+def _families_with_numbers(numbers: Numbers) -> list[str]:
+    """Return the families of which anything was accepted; all, which are empty, where nothing was."""
+    families = list(numbers.details.families)
+    return [family for family in families if numbers.groups[family][f"{BASE}_spearman"].count] or families
+
+
+def _draw_differences(numbers: Numbers) -> Figure:
     details: Details = numbers.details
-    return {
-        "estimators": _draw_differences(details),
-        "estimators_cost": _draw_costs(numbers),
-    }
-
-
-def _draw_differences(details: Details) -> Figure:
-    families = list(details.families)
+    families = _families_with_numbers(numbers)
     figure, axes = plt.subplots(
-        1, len(families), figsize=(2.6 + 2.0 * len(families), 0.5 + 0.24 * len(SHOWN)), sharey=True, squeeze=False,
+        1, len(families), figsize=(4.0 + 1.9 * len(families), 1.4 + 0.22 * len(SHOWN)), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis, family in zip(axes[0], families, strict=True):
@@ -73,8 +76,7 @@ def _hollow() -> dict[str, Any]:
 
 
 def _draw_costs(numbers: Numbers) -> Figure:
-    details: Details = numbers.details
-    families = list(details.families)
+    families = _families_with_numbers(numbers)
     rows = -(-len(families) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(10, 3.4 * rows), sharex=True, squeeze=False, layout="constrained")
     for axis, family in zip(axes.flat, families, strict=False):

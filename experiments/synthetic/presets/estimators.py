@@ -15,13 +15,15 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     """Return the jobs of a preset.
 
     They read the references of `validation`, of `scaling` at four widths under the priors of its curves, and of `real`.
-    smoke: XOR, one width and iris, tiny chains. quick: nine problems, widths 8 and 32, five data sets, one seed. paper:
+    smoke: XOR and iris, tiny chains. quick: nine problems, widths 8 and 32, five data sets, one seed. paper:
     all four widths, five seeds.
     """
-    widths = {"smoke": (4,), "quick": WIDTHS[:2], "paper": WIDTHS}[preset]
+    widths = WIDTHS[:2] if preset == "quick" else WIDTHS
     count = seeds or {"smoke": 2, "quick": 1, "paper": 5}[preset]
-    synthetic = [*validation.references(preset, count, "agreement"), *scaling.jobs(preset, count, widths)]
+    synthetic = validation.references(preset, count, "agreement")
     if preset == "smoke":
-        synthetic = [c for c in synthetic if c.problem == "binary/xor" or (c.width and c.prior == "unit")]
-    chosen = [cell for cell in synthetic if cell.width is None or (cell.prior, cell.sigma) in scaling.CURVES]
-    return [*(replace(cell, study="estimators") for cell in chosen), *real.jobs(preset, count)]
+        synthetic = [cell for cell in synthetic if cell.problem == "binary/xor"]
+    else:
+        sweep = scaling.jobs(preset, count, widths)
+        synthetic += [cell for cell in sweep if (cell.prior, cell.sigma) in scaling.CURVES]
+    return [*(replace(cell, study="estimators") for cell in synthetic), *real.jobs(preset, count)]
