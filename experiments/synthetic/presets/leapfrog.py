@@ -29,12 +29,12 @@ def mean_steps(
     problem: str, width: int | None, prior: str, sigma: float, depth: int = 1, activation: str = "tanh"
 ) -> int:
     """Return the mean number of leapfrog steps of a trajectory."""
+    if width is None:
+        return _PROBLEMS.get(problem, _DEFAULT)
     if (depth, activation) != (1, "tanh"):
         if prior == "unit":
             return _DEEP_UNIT.get((depth, width), _DEEP_OR_RELU)
-        return _TWO_LAYERS_FAN_IN if depth == 2 and width is not None and width >= 32 else _DEEP_OR_RELU
-    if width is None:
-        return _PROBLEMS.get(problem, _DEFAULT)
+        return _TWO_LAYERS_FAN_IN if depth == 2 and width >= 32 else _DEEP_OR_RELU
     if width <= _NARROW:
         return _NARROW_STEPS
     return _UNIT.get(width, _DEFAULT) if prior == "unit" else _FAN_IN.get(sigma, _DEFAULT)
