@@ -58,7 +58,7 @@ def test_the_paper_has_every_network_and_ends_with_the_costliest():
 
 def test_a_deeper_network_is_expected_to_take_longer():
     seconds = [Cell(scaling.PROBLEM, width=512, depth=depth).reference().weight() for depth in (1, 2, 3)]
-    assert seconds[0] * 4 < seconds[1]
+    assert seconds[0] * 3 < seconds[1]
     assert seconds[1] * 1.5 < seconds[2]
 
 
