@@ -28,7 +28,7 @@ def programs(cell, needed=None):
 
 @pytest.mark.parametrize(
     "study",
-    ["agreement", "covariance", "decomposition", "spectrum"],  # NumPyro compiles each second opinion anew
+    ["agreement", "covariance", "decomposition", "spectrum", "lineage"],  # NumPyro compiles each second opinion anew
 )
 def test_the_cells_of_a_shape_compile_what_one_does(study):
     """Two seeds and two priors of one width: the first cell and its reference compile all that the others need."""

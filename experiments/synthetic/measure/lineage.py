@@ -55,8 +55,8 @@ def measure(subject: Subject) -> Result:
     Columns: epistemic_THETA_GRID_VARIANCE_STATISTIC, where "sum" exists for several classes alone (for two both
     variances are proportional) and compares Σ_c ‖∇p_c‖² with Σ_c Var[p_c]; aleatoric_THETA_GRID_STATISTIC; and
     laplace_map_GRID_STATISTIC for the kinds of which the paper reports it. flat_THETA_GRID: whether ‖g‖² is flat there,
-    so that its correlations are undefined; `flat` says that it is at every θ* on every grid. rhat_far, ess_bulk_far,
-    accepted_far: the verdict on the grid ± 1.5. mle_NAME: how training without a prior ended; see `fit_mle`.
+    so that its correlations are undefined; `flat` says that it is at every θ* on every grid. accepted_far, rhat_far,
+    ess_bulk_far, halves_far: the verdict on the grid ± 1.5. mle_NAME: how training without a prior ended.
     """
     clock = Clock()
     setting, kind = subject.setting, subject.kind
@@ -210,4 +210,4 @@ def moments_by_class(margins: np.ndarray, kind: str) -> Moments:
 def judge_far(subject: Subject, margins: np.ndarray) -> dict[str, Any]:
     """Return the verdict on the reference on the grid ± 1.5, from the margins of the class predicted at the MAP."""
     verdict = judge(margins, subject.reference.numbers["divergent"], probabilities(margins, subject.kind))
-    return {"accepted_far": verdict.accepted, "rhat_far": verdict.rhat, "ess_bulk_far": verdict.ess_bulk}
+    return {f"{name}_far": value for name, value in verdict._asdict().items() if name != "divergent"}
