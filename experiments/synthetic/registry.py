@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 from experiments.experiment import Experiment
@@ -57,6 +58,7 @@ ACTIVATIONS = tuple(models.ACTIVATIONS)
 def _with_activation(jobs: Callable[..., list[Cell]]) -> Callable[..., list[Cell]]:
     """Return the function of a preset's jobs with an option for the activation of all networks."""
 
+    @wraps(jobs)
     def with_activation(preset: str, seeds: int | None = None, activation: str | None = None, **options: Any) -> list:
         return [replace(cell, activation=activation or cell.activation) for cell in jobs(preset, seeds, **options)]
 
