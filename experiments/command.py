@@ -12,7 +12,7 @@ from experiments.domains.registry import EXPERIMENTS as DOMAINS
 from experiments.report.outputs import check_writable, write_outputs
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import EXECUTORS, Settings
-from experiments.run.loop import finished_results, run_jobs
+from experiments.run.loop import finished_results, jobs_by_commit, run_jobs
 from experiments.run.plan import Plan
 from experiments.run.progress import console
 from experiments.run.provenance import describe_run
@@ -215,7 +215,8 @@ def _run(options: argparse.Namespace, names: list[str], out: Path, settings: Set
             if done < count:
                 note = f"Made from {done} of the preset's {count} jobs; the others were not run."
                 report = report.replace("\n", f"\n\n{note}\n", 1)
-            provenance = describe_run(name, options.preset, command, times)
+            commits = jobs_by_commit([job for job in jobs[name] if job in results], out)
+            provenance = describe_run(name, options.preset, command, times, commits)
             for path in write_outputs(out / name, numbers, report, figures, provenance):
                 print(path)
     times.show(screen)

@@ -131,6 +131,9 @@ def test_all_writes_every_file(tmp_path):
         assert facts["command"].startswith("python -m experiments all --preset smoke")
         assert facts["versions"]["jax"] != "not installed"
         assert facts["devices"]
+        own = smoke_cells(name)
+        assert sum(facts["jobs_by_commit"].values()) == len({*own, *(cell.reference() for cell in own)})
+        assert set(facts["jobs_by_commit"]) == {facts["commit"]}
     assert len(smoke_cells("validation", "maps", "scaling")) == 9  # three problems, two widths by three priors
     assert len({cell.reference() for cell in smoke_cells("validation", "maps", "scaling")}) == 9
     wanted = len(cells) + len({cell.reference() for cell in cells})  # every reference is kept beside its cells

@@ -1,6 +1,7 @@
 """The loop of the driver: read what is finished, run what is missing, save each result as it comes."""
 
 import errno
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,13 @@ def finished_results(jobs: Sequence[Job], out: Path) -> dict[Job, Result]:
     store = Store(out / "cells")
     stored = {job: store.load(job) for job in jobs}
     return {job: result for job, result in stored.items() if result is not None}
+
+
+def jobs_by_commit(jobs: Sequence[Job], out: Path) -> dict[str, int]:
+    """Return how many of these finished jobs, and of those that they read, each commit of the code computed."""
+    store = Store(out / "cells")
+    every = dict.fromkeys([*(job.needs() for job in jobs), *jobs])
+    return dict(Counter(store.commit(job) for job in every if job is not None))
 
 
 def _missing_needs(missing: Sequence[Job], store: Store) -> list[Job]:

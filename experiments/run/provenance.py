@@ -18,13 +18,17 @@ from experiments.run.times import Times
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "blackjax", "numpyro", "numpy", "scipy")
 
 
-def describe_run(name: str, preset: str, command: str, times: Times) -> dict[str, Any]:
-    """Return versions, device, commit, command and times of a run."""
+def describe_run(name: str, preset: str, command: str, times: Times, jobs_by_commit: dict[str, int]) -> dict[str, Any]:
+    """Return versions, device, commit, command and times of a run.
+
+    jobs_by_commit: the number of results that each commit of the code computed; one where a run was not interrupted.
+    """
     return {
         "experiment": name,
         "preset": preset,
         "command": command,
         **_surroundings(),
+        "jobs_by_commit": jobs_by_commit,
         "cpu_count": os.cpu_count(),
         "finished": _now(),
         "seconds_this_run": round(times.seconds(), 1),

@@ -42,6 +42,13 @@ class Store:
         except Exception:  # damage shows in many ways; whatever it is, the job is run again
             return None
 
+    def commit(self, job: Job) -> str:
+        """Return the commit of the code that computed the stored result; "unknown" where no file says so."""
+        try:
+            return json.loads(self._path(job, "json").read_text(encoding="utf-8"))[PROVENANCE]["commit"]
+        except (OSError, ValueError, KeyError):
+            return "unknown"
+
     def save(self, job: Job, result: Result, provenance: dict[str, Any] | None) -> None:
         """Write both files through temporary names, so that a kill leaves the old state; then remove the checkpoint."""
         large = sum(array.nbytes for array in result.arrays.values()) > LARGE
