@@ -33,7 +33,7 @@ def _draw_differences(details: Details) -> Figure:
     rows = 1 if len(families) <= 5 else 2
     columns = -(-len(families) // rows)
     size = (2.6 + 2.0 * columns, rows * (0.5 + 0.22 * len(SHOWN)))
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=150, sharex=True, squeeze=False, layout="constrained")
     for axis, family in zip(axes.flat, families, strict=False):
         axis.axvline(0, color="black", lw=0.8)
         for y, name in enumerate(SHOWN):
@@ -42,17 +42,16 @@ def _draw_differences(details: Details) -> Figure:
                 _draw_difference(axis, y, test)
         axis.set_title(family.replace(", ", ",\n", 1).replace("widths, ", "widths,\n"), fontsize=8)
         axis.set_xlabel("ρ minus ρ of ‖g‖²", fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(axis="x", alpha=0.3)
-        axis.set_xlim(left=max(LOWEST - 0.05, axis.get_xlim()[0]))
         axis.set_ylim(len(SHOWN) - 0.4, -0.6)
         axis.set_yticks(range(len(SHOWN)), [])
+    axes[0, 0].set_xlim(left=LOWEST - 0.05)
     for axis in axes[:, 0]:
         axis.set_yticks(range(len(SHOWN)), [ESTIMATORS[name].title for name in SHOWN], fontsize=7)
     for axis in axes.flat[len(families) :]:
         axis.remove()
     add_legend(figure, [*_legend(), _hollow()], 3)
-    figure.draw_without_rendering()  # the first layout does not see the long labels
     return figure
 
 
@@ -84,7 +83,7 @@ def _draw_costs(numbers: Numbers) -> Figure:
     details: Details = numbers.details
     families = list(details.families)
     rows = -(-len(families) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(10, 3.4 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, 2, figsize=(10, 3.4 * rows), sharex=True, squeeze=False, layout="constrained")
     for axis, family in zip(axes.flat, families, strict=False):
         values, points = numbers.groups[family], []
         for name, estimator in ESTIMATORS.items():
@@ -115,7 +114,7 @@ def _mark_front(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
         if not front or point[1] > front[-1][1]:
             front.append(point)
     axis.step([cost for cost, _, _ in front], [value for _, value, _ in front], where="post", color="black", lw=0.8)
-    named = {CONTROL: -9, BASE: 5} | ({front[-1][2]: 5} if front else {})  # height of the name above its point
+    named = {CONTROL: -9, BASE: 5} | ({front[-1][2]: 9} if front else {})  # height of the name above its point
     middle = np.mean(np.log10(axis.get_xlim()))
     for cost, value, name in points:
         if name in named:
