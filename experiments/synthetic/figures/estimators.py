@@ -11,15 +11,10 @@ from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS
-from experiments.synthetic.numbers.estimators import ALPHA, Details
+from experiments.synthetic.numbers.estimators import ALPHA, SHOWN, Details, Test
 from isouq.plots import BLUE, GREY, ORANGE
 
-# What the figure of differences shows: of ensembles only the largest. The tables show all.
-SHOWN = tuple(
-    name
-    for name, estimator in ESTIMATORS.items()
-    if name != BASE and (estimator.needs != "ensemble" or name.endswith("_10"))
-)
+LOWEST = -0.6  # of a difference in ρ that is drawn; beyond it stands the number
 COLOURS = dict(zip(NEEDS, (BLUE, "#009e73", ORANGE, "#cc79a7", GREY), strict=True))
 MARKERS = dict(zip(NEEDS, "os^Dv", strict=True))
 
@@ -38,29 +33,41 @@ def _families_with_numbers(numbers: Numbers) -> list[str]:
 def _draw_differences(numbers: Numbers) -> Figure:
     details: Details = numbers.details
     families = _families_with_numbers(numbers)
-    figure, axes = plt.subplots(
-        1, len(families), figsize=(4.0 + 1.9 * len(families), 1.4 + 0.22 * len(SHOWN)), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for axis, family in zip(axes[0], families, strict=True):
+    rows = 1 if len(families) <= 5 else 2
+    columns = -(-len(families) // rows)
+    size = (2.6 + 2.0 * columns, rows * (0.5 + 0.22 * len(SHOWN)))
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=150, sharex=True, squeeze=False, layout="constrained")
+    for axis, family in zip(axes.flat, families, strict=False):
         axis.axvline(0, color="black", lw=0.8)
         for y, name in enumerate(SHOWN):
             test = details.differences.get((family, name))
-            if test is None or not test.interval.count:
-                continue
-            need = ESTIMATORS[name].needs
-            filled = COLOURS[need] if test.p < ALPHA else "white"
-            axis.plot(test.interval.mean, y, MARKERS[need], ms=4.5, color=COLOURS[need], mfc=filled, zorder=3)
-            if test.interval.count > 1:
-                axis.plot([test.interval.low, test.interval.high], [y, y], color=COLOURS[need], lw=1.2)
+            if test is not None and test.interval.count:
+                _draw_difference(axis, y, test)
         axis.set_title(family.replace(", ", ",\n", 1).replace("widths, ", "widths,\n"), fontsize=8)
         axis.set_xlabel("ρ minus ρ of ‖g‖²", fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(axis="x", alpha=0.3)
         axis.set_ylim(len(SHOWN) - 0.4, -0.6)
-    axes[0, 0].set_yticks(range(len(SHOWN)), [ESTIMATORS[name].title for name in SHOWN], fontsize=7)
+        axis.set_yticks(range(len(SHOWN)), [])
+    axes[0, 0].set_xlim(left=LOWEST - 0.05)
+    for axis in axes[:, 0]:
+        axis.set_yticks(range(len(SHOWN)), [ESTIMATORS[name].title for name in SHOWN], fontsize=7)
+    for axis in axes.flat[len(families) :]:
+        axis.remove()
     add_legend(figure, [*_legend(), _hollow()], 3)
     return figure
+
+
+def _draw_difference(axis: Any, y: int, test: Test) -> None:
+    """Draw a difference with its interval, or write its number where it lies beyond the axis."""
+    need, interval = ESTIMATORS[test.name].needs, test.interval
+    if interval.mean < LOWEST:
+        axis.text(LOWEST, y, f"← {interval.mean:.2f}", color=COLOURS[need], fontsize=7, va="center")
+        return
+    filled = COLOURS[need] if test.p < ALPHA else "white"
+    axis.plot(interval.mean, y, MARKERS[need], ms=4.5, color=COLOURS[need], mfc=filled, zorder=3)
+    if interval.count > 1:
+        axis.plot([max(interval.low, LOWEST - 0.05), interval.high], [y, y], color=COLOURS[need], lw=1.2)
 
 
 def _legend() -> list[dict[str, Any]]:
@@ -71,7 +78,7 @@ def _legend() -> list[dict[str, Any]]:
 
 
 def _hollow() -> dict[str, Any]:
-    words = f"hollow: adjusted p ≥ {ALPHA:g}; bars: 95 % intervals"
+    words = f"hollow: adjusted p ≥ {ALPHA:g}, or not tested; bars: 95 % intervals"
     return {"marker": "o", "color": GREY, "mfc": "white", "ls": "none", "label": words}
 
 
@@ -87,13 +94,14 @@ def _draw_costs(numbers: Numbers) -> Figure:
                 points.append((cost.mean, agreement.mean, name))
                 need = estimator.needs
                 axis.plot(cost.mean, agreement.mean, MARKERS[need], ms=4, color=COLOURS[need], alpha=0.8)
-        _mark_front(axis, points)
         axis.set_xscale("log")
+        axis.margins(y=0.12)
         axis.set_title(family, fontsize=9)
         axis.set_ylabel("mean ρ with HMC", fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(alpha=0.3)
-    for axis in axes[-1]:
+        _mark_front(axis, points)
+    for axis in axes.flat[max(0, len(families) - 2) : len(families)]:
         axis.set_xlabel("seconds for all inputs, training included, one core", fontsize=8)
     for axis in axes.flat[len(families) :]:
         axis.remove()
@@ -108,11 +116,12 @@ def _mark_front(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
         if not front or point[1] > front[-1][1]:
             front.append(point)
     axis.step([cost for cost, _, _ in front], [value for _, value, _ in front], where="post", color="black", lw=0.8)
-    named = {front[-1][2], BASE, CONTROL} if front else set()
+    named = {CONTROL: -9, BASE: 5} | ({front[-1][2]: 9} if front else {})  # height of the name above its point
+    middle = np.mean(np.log10(axis.get_xlim()))
     for cost, value, name in points:
         if name in named:
-            side = "right" if np.log10(cost) > np.mean(np.log10([c for c, _, _ in points])) else "left"
+            side = "right" if np.log10(cost) > middle else "left"
             axis.annotate(
-                ESTIMATORS[name].title, (cost, value), xytext=(-4 if side == "right" else 4, 5),
+                ESTIMATORS[name].title, (cost, value), xytext=(-4 if side == "right" else 4, named[name]),
                 textcoords="offset points", ha=side, fontsize=7,
             )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report.outputs import Numbers
@@ -28,17 +29,19 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     )
     for axis, model in zip(axes.flat, models, strict=False):
         values = numbers.groups[model.name]
-        for name, colour, marker in zip(CURVES, _COLOURS, _MARKERS, strict=True):
+        widths = np.linspace(2.6, 0.8, len(CURVES))  # lines that coincide are all seen
+        for name, colour, marker, width in zip(CURVES, _COLOURS, _MARKERS, widths, strict=True):
             intervals = [values.get(f"rejection_{name}_{share:.1f}") for share in SHARES]
             if all(interval is not None for interval in intervals):
                 means = [interval.mean for interval in intervals if interval is not None]
-                axis.plot(SHARES, means, marker=marker, ms=3, lw=1, color=colour)
-        axis.set_title(f"{model.name} ({model.accepted_share} accepted)", fontsize=8)
+                axis.plot(SHARES, means, marker=marker, ms=3, lw=width, color=colour)
+        title = f"{model.problem.removeprefix('real/')}, {model.prior_name}"
+        axis.set_title(f"{title} ({model.accepted_share} accepted)", fontsize=8)
         axis.set_ylabel("RMSE / sd of y" if "diabetes" in model.name else "share of errors", fontsize=8)
         axis.set_ylim(bottom=0)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(alpha=0.3)
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(models) - columns) : len(models)]:
         axis.set_xlabel("share of points left out, the most uncertain first", fontsize=8)
     for axis in axes.flat[len(models) :]:
         axis.remove()

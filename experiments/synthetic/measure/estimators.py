@@ -125,7 +125,7 @@ def _of_training_data() -> dict[str, Estimator]:
 
 def _of_chains() -> dict[str, Estimator]:
     k, d = max(SIZES), GRADIENT_DRAWS
-    titles = f"HMC, with the gradients of training {k} networks", f"mean ‖g‖² over {d} of its draws"
+    titles = f"short HMC, as many gradients as {k} trainings", f"mean ‖g‖² over {d} draws of the short HMC"
     shares = (("train_map", 2 / k), ("sample_short", 1.0))
     return {
         "short_chains": Estimator(titles[0], "chains", estimates.short_chains, 2 * d, 0, 2, shares),

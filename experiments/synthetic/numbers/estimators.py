@@ -8,18 +8,27 @@ import numpy as np
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, STATISTICS
+from experiments.synthetic.measure.laboratory import SIZES
 from experiments.synthetic.numbers.models import Model, Row, numbers_of, rows_by_model
 from isouq.stats import Interval, benjamini_hochberg, clustered_bootstrap
 
 PRIMARY = "spearman"
 ALPHA = 0.05
 ALL = "all posteriors"
+MIN_SEEDS = 5  # a family with fewer is not tested
+# What is listed and drawn: of ensembles only the largest. The tables show all.
+SHOWN = tuple(
+    name
+    for name, estimator in ESTIMATORS.items()
+    if name != BASE and (estimator.needs != "ensemble" or name.endswith(f"_{max(SIZES)}"))
+)
 
 
 class Test(NamedTuple):
     """A test against 0: of the difference of an estimate to ‖g‖² in ρ, or of the partial correlation of ‖g‖².
 
-    p: adjusted by Benjamini and Hochberg (1995) over all tests of its kind, in all families.
+    p: adjusted by Benjamini and Hochberg (1995) over all tests of its kind, in all families; NaN where a model of the
+    family has fewer than `MIN_SEEDS` seeds, or where there are fewer values than that.
     """
 
     family: str
@@ -59,15 +68,22 @@ def numbers(results: Sequence[Result]) -> Numbers:
     for family, models in families.items():
         used = {model: usable_rows(groups[model]) for model in models}
         summary += _statistics(family, used, names)
+    tested = {family for family, models in families.items() if min(model.seeds for model in models) >= MIN_SEEDS}
     differences = _test(
-        (family, name, [_differences(usable_rows(groups[model]), name) for model in models])
-        for family, models in families.items()
-        for name in names
-        if name != BASE
+        tested,
+        (
+            (family, name, [_differences(usable_rows(groups[model]), name) for model in models])
+            for family, models in families.items()
+            for name in names
+            if name != BASE
+        ),
     )
     beyond = _test(
-        (family, BASE, [_values(usable_rows(groups[model]), f"{BASE}_partial") for model in models])
-        for family, models in families.items()
+        tested,
+        (
+            (family, BASE, [_values(usable_rows(groups[model]), f"{BASE}_partial") for model in models])
+            for family, models in families.items()
+        ),
     )
     for test in differences:
         accepted = sum(model.accepted for model in families[test.family])
@@ -127,12 +143,13 @@ def _statistics(family: str, rows: dict[Model, list[Row]], names: Sequence[str])
     return summary
 
 
-def _test(cases: Iterable[tuple[str, str, list[list[float]]]]) -> list[Test]:
-    """Return the tests of the means against 0, adjusted together; those without values have p = NaN."""
+def _test(tested: set[str], cases: Iterable[tuple[str, str, list[list[float]]]]) -> list[Test]:
+    """Return the means with their intervals, and the p-values of the tested families, adjusted together."""
     tests = []
     for family, name, groups in cases:
         interval, p = clustered_bootstrap(groups)
-        tests.append(Test(family, name, interval, p))
+        is_tested = family in tested and interval.count >= MIN_SEEDS
+        tests.append(Test(family, name, interval, p if is_tested else float("nan")))
     defined = [test for test in tests if np.isfinite(test.p)]
     adjusted = iter(benjamini_hochberg([test.p for test in defined]) if defined else [])
     return [test._replace(p=float(next(adjusted))) if np.isfinite(test.p) else test for test in tests]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS, STATISTICS, Estimator
-from experiments.synthetic.numbers.estimators import ALL, ALPHA, Details, Test
+from experiments.synthetic.numbers.estimators import ALL, ALPHA, MIN_SEEDS, SHOWN, Details, Test
+from experiments.synthetic.numbers.models import Model
 from experiments.synthetic.report.page import page
 from isouq.stats import Interval
 
-MIN_SEEDS = 5  # a smaller run makes no claim
 HEADINGS = {
     "spearman": "ρ",
     "pearson": "r",
@@ -33,10 +33,7 @@ def report(numbers: Numbers, preset: str) -> str:
 
 def _reading(numbers: Numbers) -> str:
     details: Details = numbers.details
-    sizes = "; ".join(
-        f"{family}: {len(models)} models, {sum(m.accepted for m in models)} of {sum(m.seeds for m in models)} accepted"
-        for family, models in details.families.items()
-    )
+    sizes = "; ".join(f"{family}, {_size(models)}" for family, models in details.families.items())
     return (
         "## How to read this page\n\n"
         "Every estimate is compared with the variance of the predicted probability under HMC, over the evaluation "
@@ -44,9 +41,15 @@ def _reading(numbers: Numbers) -> str:
         "made; its numbers are means over models of means over seeds, and the intervals are those of a bootstrap over "
         f"models and seeds. Families: {sizes}.\n\n"
         f"An estimate is called better or worse than ‖g‖² where its difference in ρ, paired by posterior, has an "
-        f"adjusted p below {ALPHA:g} (Benjamini and Hochberg, over all estimates and families). Estimates that need "
-        "no training data are compared with each other, and so are the others: see the column `needs`.\n"
+        f"adjusted p below {ALPHA:g} (Benjamini and Hochberg, over all estimates and families). ‖g‖² itself "
+        "needs one trained network; what an estimate needs beyond that is the first column of the comparisons. They "
+        "list the largest ensembles alone; the tables of every estimate hold all.\n"
     )
+
+
+def _size(models: Sequence[Model]) -> str:
+    accepted, seeds = sum(model.accepted for model in models), sum(model.seeds for model in models)
+    return f"{len(models)} model{'s' if len(models) > 1 else ''}, {accepted} of {seeds} accepted"
 
 
 def _beyond_control(details: Details) -> str:
@@ -91,8 +94,8 @@ def _claims(numbers: Numbers, family: str) -> str:
     for need, words in NEEDS.items():
         tests = [
             details.differences[family, name]
-            for name, estimator in ESTIMATORS.items()
-            if estimator.needs == need and (family, name) in details.differences
+            for name in SHOWN
+            if ESTIMATORS[name].needs == need and (family, name) in details.differences
         ]
         better = sorted((t for t in tests if t.verdict > 0), key=lambda test: -test.interval.mean)
         worse = sorted((t for t in tests if t.verdict < 0), key=lambda test: test.interval.mean)
@@ -125,12 +128,15 @@ def _table(numbers: Numbers, family: str) -> str:
                 tables.number(values[f"{name}_seconds"].mean, 3),
             ]
         )
+    title = f"## {family[0].upper()}{family[1:]}: every estimate\n\n"
+    if not body:
+        return title + "No reference was accepted.\n"
     header = [
         "estimate", "needs", "ρ", "ρ minus that of ‖g‖²", "adjusted p", *(HEADINGS[s] for s in list(STATISTICS)[1:]),
         "networks, forward and backward passes", "seconds with training",
     ]  # fmt: skip
     note = "Every family together counts each model once.\n\n" if family == ALL else ""
-    return f"## {family[0].upper()}{family[1:]}: every estimate\n\n{note}" + tables.table(header, body)
+    return title + note + tables.table(header, body)
 
 
 def _passes(estimator: Estimator) -> str:
