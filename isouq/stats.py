@@ -129,6 +129,9 @@ def clustered_bootstrap(
     with replacement, and within each drawn group its values. One group alone is not drawn, but its values are. count is
     the number of all values, and sd that of the groups' means. Without values all numbers but the count are NaN; with
     one value the interval is.
+
+    With few groups p is too small: in simulations of groups of five values whose mean is 0, p < 0.05 in 16 % of the
+    cases for one group, in 8 to 24 % for two, 4 to 14 % for four, and 2 to 8 % for nine; more where groups differ more.
     """
     groups = [np.asarray(group, np.float64).ravel() for group in groups if np.size(group)]
     count, nan = sum(group.size for group in groups), float("nan")

@@ -1,17 +1,14 @@
 """Every estimate of the leaderboard against a slow twin: NumPy in float64, derivatives by differences, plain loops."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 import twins
 from made_up import made_up, shifted
 
 from experiments.synthetic.measure import estimates, estimators
-from experiments.synthetic.measure.estimators import ESTIMATORS, agreement, posterior_moments
+from experiments.synthetic.measure.estimators import posterior_moments
 from experiments.synthetic.measure.laboratory import Laboratory, Moments, pool
 from experiments.synthetic.measure.members import Members, Swag
 from experiments.synthetic.study import Cell
@@ -344,7 +341,7 @@ def test_short_chains_take_as_many_gradients_as_training(num_steps, draws):
     np.testing.assert_array_equal(got, np.float32(rows))
 
 
-# --- truth, statistics and cost
+# --- truth
 
 
 def test_moments_of_the_posterior_are_those_of_all_draws(lab):
@@ -367,55 +364,3 @@ def test_the_truth_is_about_the_class_of_the_estimate(lab):
         got = estimators._truth(lab.subject, variances, other)
         np.testing.assert_array_equal(got[1::2], own[1::2])
         np.testing.assert_array_equal(got[::2], [variances[i, other[i]] for i in range(0, len(own), 2)])
-
-
-def test_statistics_of_an_estimate():
-    rng = np.random.default_rng(0)
-    truth, given = rng.random((2, 40))
-    estimate = truth + rng.random(40)
-    got = agreement(estimate, truth, given)
-    assert set(got) == set(estimators.STATISTICS)
-    assert got["spearman"] == pytest.approx(scipy.stats.spearmanr(estimate, truth).statistic)
-    assert got["pearson"] == pytest.approx(np.corrcoef(estimate, truth)[0, 1])
-    assert got["overlap"] == len(set(np.argsort(estimate)[-4:]) & set(np.argsort(truth)[-4:])) / 4
-    assert np.isnan(agreement(estimate, truth, None)["partial"])
-
-
-@pytest.mark.parametrize("value", [1.0, 0.0, np.nan, np.inf])
-def test_a_map_that_is_constant_or_not_finite_has_no_statistics(value):
-    truth, given = np.random.default_rng(0).random((2, 40))
-    estimate = np.full(40, value)
-    assert all(np.isnan(one) for one in agreement(estimate, truth, given).values())
-    if not np.isfinite(value):
-        estimate = truth.copy()
-        estimate[3] = value
-        assert all(np.isnan(one) for one in agreement(estimate, truth, given).values())
-
-
-def test_seconds_are_those_of_the_map_and_its_share_of_the_parts():
-    laps = {"between_map_5": 0.5, "train_map": 10.0, "ensemble_map_5": 2.0, "perturb_map_0_relative": 0.25}
-    assert ESTIMATORS["between_map_5"].seconds("between_map_5", laps) == pytest.approx(0.5 + 10 / 2 + 2)
-    laps |= {"gradient": 0.125, "both_perturbed_map_2": 1.0, "ensemble_map_2": 3.0, "perturb_map_1_relative": 0.5}
-    assert ESTIMATORS["gradient"].seconds("gradient", laps) == pytest.approx(0.125 + 10 / 10)
-    both = ESTIMATORS["both_perturbed_map_2"].seconds("both_perturbed_map_2", laps)
-    assert both == pytest.approx(1 + 10 / 5 + 3 + 0.25 + 0.5)
-    laps |= {"short_chains": 0.5, "sample_short": 4.0}
-    assert ESTIMATORS["short_chains"].seconds("short_chains", laps) == pytest.approx(0.5 + 10 / 5 + 4)
-
-
-def test_a_part_is_timed_once_and_not_within_another():
-    lab = Laboratory(made_up(Cell("regression/linear", num_points=20, chains=2, resolution=8)))
-
-    def busy(seconds):
-        start = time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            pass
-        return seconds
-
-    start = time.perf_counter()
-    assert lab.timed("outer", lambda: lab.once("inner", lambda: busy(0.2)) + busy(0.05)) == 0.25
-    total = time.perf_counter() - start
-    assert lab.once("inner", None) == 0.2
-    assert lab.seconds["inner"] >= 0.2
-    assert lab.seconds["outer"] >= 0.05
-    assert lab.seconds["inner"] + lab.seconds["outer"] <= total

@@ -52,7 +52,7 @@ def test_map_and_mle_of_a_linear_regression_are_known(linear):
 
 def test_an_anchored_member_of_a_linear_regression_is_the_mean_under_its_own_prior(linear):
     """θ = Σ(Φᵀy/noise² + a/σ²): over anchors from the prior its covariance is ΣΣ₀⁻¹Σ, below the posterior's Σ."""
-    count, noise = 20, linear.problem.noise
+    count, noise = 8, linear.problem.noise
     trained = members.train_ensemble(linear, "anchored", count, KEY)
     phi, ys = design(linear), np.asarray(linear.data.ys, np.float64)
     covariance = np.linalg.inv(phi.T @ phi / noise**2 + np.eye(phi.shape[1]))

@@ -155,3 +155,97 @@ def test_auroc_is_high_when_wrong_answers_are_more_uncertain():
     assert stats.auroc([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9]) == 0.0
     assert stats.auroc([1, 0], [0.5, 0.5]) == 0.5
     assert stats.auroc([1, 0, 0], [np.inf, 1.0, -np.inf]) == 1.0
+
+
+# --- what is beyond a third variable, the top, and groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_partial_spearman_is_the_correlation_of_residuals_of_ranks(seed):
+    a, b, c = np.random.default_rng(seed).integers(0, 12, size=(3, 60)).astype(float)
+    a, b = a + c, b + 0.5 * c
+    ranks = [scipy.stats.rankdata(one) for one in (a, b, c)]
+    design = np.column_stack([ranks[2], np.ones(60)])
+    residuals = [rank - design @ np.linalg.lstsq(design, rank, rcond=None)[0] for rank in ranks[:2]]
+    assert stats.partial_spearman(a, b, c) == pytest.approx(np.corrcoef(*residuals)[0, 1], rel=1e-9)
+
+
+def test_partial_spearman_of_what_is_only_shared_is_small():
+    rng = np.random.default_rng(1)
+    c = rng.normal(size=4000)
+    a, b = (np.exp(c + rng.normal(size=4000)) for _ in range(2))
+    assert stats.spearman(a, b) > 0.4
+    assert abs(stats.partial_spearman(a, b, c)) < 0.06
+
+
+def test_partial_spearman_is_undefined_without_anything_left():
+    assert math.isnan(stats.partial_spearman(A, B, np.exp(A)))
+    assert math.isnan(stats.partial_spearman(A, np.exp(-B), -B))
+    assert math.isnan(stats.partial_spearman(A, B, np.ones(200)))
+    assert math.isnan(stats.partial_spearman(A, np.ones(200), B))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.33])
+def test_top_overlap_is_that_of_two_sets(share):
+    count = round(share * 200)
+    top = [{i for i in range(200) if np.sum(values > values[i]) < count} for values in (A, B)]
+    assert stats.top_overlap(A, B, share) == len(top[0] & top[1]) / count
+    assert stats.top_overlap(A, np.exp(A), share) == 1
+    assert stats.top_overlap(A, -A, share) == 0
+
+
+def test_top_overlap_of_few_and_of_equal_values():
+    assert stats.top_overlap([3, 1, 2], [9, 1, 2]) == 1  # the top of three is one
+    assert stats.top_overlap([1, 1, 0], [2, 3, 1]) == 0  # of equal values the first
+    assert math.isnan(stats.top_overlap(np.ones(20), np.arange(20)))
+    with pytest.raises(ValueError, match="expected two arrays of one length"):
+        stats.top_overlap(A, B[:5])
+
+
+GROUPS = ([0.3, 0.1, 0.4], [0.2], [-0.1, 0.5])
+
+
+def test_clustered_bootstrap_is_a_loop_over_groups_and_their_values():
+    interval, p = stats.clustered_bootstrap(GROUPS, resamples=4000)
+    rng, means = np.random.default_rng(9), []
+    for _ in range(4000):
+        drawn = [GROUPS[rng.integers(3)] for _ in range(3)]
+        means.append(np.mean([np.mean([group[rng.integers(len(group))] for _ in group]) for group in drawn]))
+    own = [np.mean(group) for group in GROUPS]
+    assert (interval.count, interval.mean) == (6, pytest.approx(np.mean(own)))
+    assert interval.sd == pytest.approx(np.std(own, ddof=1))
+    np.testing.assert_allclose([interval.low, interval.high], np.quantile(means, [0.025, 0.975]), atol=0.02)
+    assert p == pytest.approx(stats.two_sided_p(means), abs=0.01)
+
+
+def test_clustered_bootstrap_of_one_group_is_that_of_its_values():
+    interval, p = stats.clustered_bootstrap([A[:20]])
+    plain = stats.bootstrap_mean(A[:20])
+    assert (interval.count, interval.mean) == (20, pytest.approx(plain.mean))
+    np.testing.assert_allclose([interval.low, interval.high], [plain.low, plain.high], atol=0.03)
+    assert math.isnan(interval.sd)
+    assert p == pytest.approx(stats.paired_bootstrap(A[:20], np.zeros(20))[1], abs=0.05)
+
+
+def test_clustered_bootstrap_of_nothing_and_of_one_value():
+    interval, p = stats.clustered_bootstrap([[], []])
+    assert (interval.count, math.isnan(interval.mean), math.isnan(p)) == (0, True, True)
+    interval, p = stats.clustered_bootstrap([[], [0.25]])
+    assert (interval.count, interval.mean, math.isnan(interval.low), math.isnan(p)) == (1, 0.25, True, True)
+
+
+def test_groups_without_values_change_nothing():
+    assert stats.clustered_bootstrap([*GROUPS, []]) == stats.clustered_bootstrap(GROUPS)
+
+
+@pytest.mark.parametrize("between", [0.0, 1.0])
+def test_clustered_bootstrap_covers_the_mean(between):
+    """Nine groups of five: the interval holds the mean, and p is below 0.05 about as often as it should."""
+    rng, covered, small = np.random.default_rng(2), 0, 0
+    for _ in range(200):
+        values = between * rng.normal(size=(9, 1)) + rng.normal(size=(9, 5))
+        interval, p = stats.clustered_bootstrap(values, resamples=400)
+        covered += interval.low <= 0 <= interval.high
+        small += p < 0.05
+    assert 0.87 <= covered / 200 <= 1
+    assert small / 200 <= 0.13

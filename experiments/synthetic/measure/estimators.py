@@ -141,8 +141,9 @@ def measure(subject: Subject) -> Result:
 
     Columns of each estimate: NAME_spearman, NAME_pearson; NAME_partial, the partial rank correlation given p(1 − p) of
     θ*; NAME_overlap, the part of the tenth with the largest estimates that is in the tenth with the largest variance;
-    and seconds_NAME, training included, without compiling. With held-out points also the columns of `prediction`. An
-    estimate that does not exist (no hidden layer to drop, no probability in a regression) has no columns.
+    and seconds_NAME, training included, without tracing and compiling. With held-out points also the columns of
+    `prediction`. An estimate that does not exist (no hidden layer to drop, no probability in a regression) has no
+    columns.
 
     The variance is that of the class that the estimate is about. A constant map has no correlation.
     """
