@@ -155,3 +155,62 @@ def test_auroc_is_high_when_wrong_answers_are_more_uncertain():
     assert stats.auroc([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9]) == 0.0
     assert stats.auroc([1, 0], [0.5, 0.5]) == 0.5
     assert stats.auroc([1, 0, 0], [np.inf, 1.0, -np.inf]) == 1.0
+
+
+def test_partial_spearman_is_the_correlation_of_the_residuals_of_ranks():
+    a, b, c = np.random.default_rng(0).integers(0, 6, size=(3, 40))  # with ties
+    ranks = [scipy.stats.rankdata(values) for values in (a, b, c)]
+    rest = [one - np.polyval(np.polyfit(ranks[2], one, 1), ranks[2]) for one in ranks[:2]]
+    assert stats.partial_spearman(a, b, c) == pytest.approx(np.corrcoef(*rest)[0, 1], rel=1e-9)
+
+
+@pytest.mark.parametrize("values", [(A, B, np.ones(200)), (np.ones(200), A, B), (A, B, A), (A, B, -B)])
+def test_partial_spearman_is_nan_where_it_is_undefined(values):
+    assert math.isnan(stats.partial_spearman(*values))
+
+
+def test_top_overlap_by_hand():
+    a, b = [9, 8, 1, 2, 3, 4, 5, 6, 7, 0], [9, 1, 8, 2, 3, 4, 5, 6, 7, 0]
+    assert stats.top_overlap(a, b) == 1
+    assert stats.top_overlap(a, b, 0.2) == 0.5
+    assert stats.top_overlap(a, b, 1.0) == 1
+    assert stats.top_overlap([1, 1, 1, 0], [1, 1, 0, 1], 0.5) == 1  # of equal values the first count
+    assert math.isnan(stats.top_overlap(np.ones(10), b))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1, 2, np.nan], [1, 2, 3]), "the values to correlate hold NaN or infinity; remove them first"),
+        (([1, 2], [1, 2, 3]), "got 2 and 3 values; expected two arrays of one length, at least 2"),
+        (([1], [1]), "got 1 and 1 values"),
+        (([1, 2], [1, 2], 0.0), "share is 0.0; expected a number above 0 and at most 1"),
+        (([1, 2], [1, 2], 1.5), "share is 1.5; expected"),
+        (([1, 2], [1, 2], np.nan), "share is nan; expected"),
+    ],
+)
+def test_top_overlap_of_wrong_values_is_one_clear_line(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        stats.top_overlap(*arguments)
+
+
+def test_a_p_value_of_nan_is_nan():
+    """A comparison with NaN is false, which would count as no resampled difference on either side of 0."""
+    interval, p = stats.clustered_bootstrap([[1.0, np.nan], [2.0]])
+    assert math.isnan(interval.mean)
+    assert math.isnan(p)
+    assert math.isnan(stats.paired_bootstrap([1.0, np.nan, 2.0], [0.0, 0.0, 0.0])[1])
+
+
+def test_clustered_bootstrap_of_few_values():
+    for empty in ([], [[], []]):
+        interval, p = stats.clustered_bootstrap(empty)
+        assert interval.count == 0
+        assert math.isnan(interval.mean)
+        assert math.isnan(p)
+    interval, p = stats.clustered_bootstrap([[3.0], []])  # a group without values is no group
+    assert (interval.count, interval.mean) == (1, 3.0)
+    assert math.isnan(p)
+    assert stats.clustered_bootstrap([[0.0, 0.0], [0.0]])[1] == 1
+    interval, _ = stats.clustered_bootstrap([[0.0, 0.0, 0.0], [2.0]])
+    assert (interval.count, interval.mean) == (4, 1.0)  # the mean over groups, whatever their sizes
