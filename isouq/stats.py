@@ -20,14 +20,20 @@ def spearman(a: Any, b: Any) -> float:
 
 
 def _correlation(statistic: Any, a: Any, b: Any) -> float:
+    a, b = _pairs(a, b)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(statistic(a, b).statistic)
+
+
+def _pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return two arrays as float64 `[n]`; raise unless they have one length of at least 2 and are finite."""
     a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     if a.shape != b.shape or a.size < 2:
         raise ValueError(f"got {a.size} and {b.size} values; expected two arrays of one length, at least 2")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("the values to correlate hold NaN or infinity; remove them first")
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(statistic(a, b).statistic)
+    return a, b
 
 
 def partial_spearman(a: Any, b: Any, given: Any) -> float:
@@ -46,9 +52,9 @@ def top_overlap(a: Any, b: Any, share: float = 0.1) -> float:
 
     Unrelated arrays have `share` in the mean. Of equal values those that come first count; NaN where one is constant.
     """
-    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
-    if a.shape != b.shape or a.size < 2:
-        raise ValueError(f"got {a.size} and {b.size} values; expected two arrays of one length, at least 2")
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; expected a number above 0 and at most 1")
+    a, b = _pairs(a, b)
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     count = max(1, round(share * a.size))
@@ -152,8 +158,13 @@ def clustered_bootstrap(
 
 
 def two_sided_p(resampled: Any) -> float:
-    """Return p = 2 · min(share of resampled differences ≤ 0, share ≥ 0), at least 1 / their number and at most 1."""
+    """Return p = 2 · min(share of resampled differences ≤ 0, share ≥ 0), at least 1 / their number and at most 1.
+
+    NaN where a difference is NaN.
+    """
     resampled = np.asarray(resampled, np.float64)
+    if np.isnan(resampled).any():
+        return float("nan")
     tail = min(np.mean(resampled <= 0), np.mean(resampled >= 0))
     return float(np.clip(2 * tail, 1 / len(resampled), 1))
 

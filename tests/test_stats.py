@@ -249,3 +249,27 @@ def test_clustered_bootstrap_covers_the_mean(between):
         small += p < 0.05
     assert 0.87 <= covered / 200 <= 1
     assert small / 200 <= 0.13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1, 2, np.nan], [1, 2, 3]), "the values to correlate hold NaN or infinity; remove them first"),
+        (([1, 2], [1, 2, 3]), "got 2 and 3 values; expected two arrays of one length, at least 2"),
+        (([1], [1]), "got 1 and 1 values"),
+        (([1, 2], [1, 2], 0.0), "share is 0.0; expected a number above 0 and at most 1"),
+        (([1, 2], [1, 2], 1.5), "share is 1.5; expected"),
+        (([1, 2], [1, 2], np.nan), "share is nan; expected"),
+    ],
+)
+def test_top_overlap_of_wrong_values_is_one_clear_line(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        stats.top_overlap(*arguments)
+
+
+def test_a_p_value_of_nan_is_nan():
+    """A comparison with NaN is false, which would count as no resampled difference on either side of 0."""
+    interval, p = stats.clustered_bootstrap([[1.0, np.nan], [2.0]])
+    assert math.isnan(interval.mean)
+    assert math.isnan(p)
+    assert math.isnan(stats.paired_bootstrap([1.0, np.nan, 2.0], [0.0, 0.0, 0.0])[1])
