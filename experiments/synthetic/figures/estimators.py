@@ -11,11 +11,12 @@ from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS
-from experiments.synthetic.numbers.estimators import ALPHA, SHOWN, Details, Test
-from isouq.plots import BLUE, GREY, ORANGE
+from experiments.synthetic.numbers.estimators import SHOWN, Details, Test
+from experiments.synthetic.numbers.models import ALPHA
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 
 LOWEST = -0.6  # of a difference in ρ that is drawn; beyond it stands the number
-COLOURS = dict(zip(NEEDS, (BLUE, "#009e73", ORANGE, "#cc79a7", GREY), strict=True))
+COLOURS = dict(zip(NEEDS, (BLUE, GREEN, ORANGE, PURPLE, GREY), strict=True))
 MARKERS = dict(zip(NEEDS, "os^Dv", strict=True))
 
 

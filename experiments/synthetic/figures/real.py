@@ -11,11 +11,11 @@ from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
 from experiments.synthetic.measure.prediction import SHARES
-from experiments.synthetic.numbers.real import CURVES
-from experiments.synthetic.report.real import TITLES
-from isouq.plots import BLUE, GREY, ORANGE
+from experiments.synthetic.numbers.real import CURVES, TITLES
+from experiments.synthetic.real_data import REAL
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 
-_COLOURS = ("black", GREY, BLUE, "#009e73", ORANGE, "#cc79a7")
+_COLOURS = ("black", GREY, BLUE, GREEN, ORANGE, PURPLE)
 _MARKERS = "osv^Dx"
 
 
@@ -37,7 +37,7 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
                 axis.plot(SHARES, means, marker=marker, ms=3, lw=width, color=colour)
         title = f"{model.problem.removeprefix('real/')}, {model.prior_name}"
         axis.set_title(f"{title} ({model.accepted_share} accepted)", fontsize=8)
-        axis.set_ylabel("RMSE / sd of y" if "diabetes" in model.name else "share of errors", fontsize=8)
+        axis.set_ylabel("RMSE / sd of y" if REAL[model.problem].kind == "regression" else "share of errors", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(alpha=0.3)

@@ -1,6 +1,7 @@
-"""The cheap estimates of the posterior variance: each a function of the laboratory that returns a map.
+"""The cheap estimates of the posterior variance Var_θ[p_c]: each a function of the laboratory that returns a map.
 
-A map is about the class that θ* predicts, or that the mean of the networks predicts which the estimate is made of.
+A map holds a value for each input. It is about one class c at each: the class that θ* predicts or, for an estimate from
+several networks, the class of the largest mean probability. For regression p_c is the predicted mean.
 """
 
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ from experiments.synthetic.subject import unravel_rows
 from isouq.covariance import Dense, Diagonal, laplace
 from isouq.posterior import Sampling, sample_reference
 
-SIGMA = 0.1  # of perturbations: absolute, or in units of the RMS of the weights
-SMOOTHING = 32
-LAPLACE_MEMBERS = 5
-GRADIENT_DRAWS = 8
+SIGMA = 0.1  # standard deviation of the perturbations: absolute, or in units of the weights' root mean square
+SMOOTHING = 32  # perturbations over which ‖g‖² is averaged
+LAPLACE_MEMBERS = 5  # networks of a mixture of Laplace approximations
+FEWEST_DRAWS = 8  # of a short chain
+GRADIENT_DRAWS = 8  # draws of the short chains over which ‖g‖² is averaged
 
 
 class Estimate(NamedTuple):
@@ -55,12 +57,12 @@ def _labels(uncertainty: Any) -> np.ndarray | None:
 
 
 def control(lab: Laboratory) -> Estimate | None:
-    """Return p(1 − p) at θ*; none for regression."""
+    """Return p_c(1 − p_c) at θ*; None for regression."""
     return None if lab.kind == "regression" else _about_theta(lab, lab.uncertainty().aleatoric)
 
 
 def gradient(lab: Laboratory) -> Estimate:
-    """Return ‖g‖²."""
+    """Return ‖g‖² = ‖∇_θ p_c‖² at θ*, over all parameters: the estimate of the paper."""
     return _about_theta(lab, lab.uncertainty().epistemic)
 
 
@@ -80,14 +82,14 @@ def all_classes(lab: Laboratory) -> Estimate:
 
 
 def prior_metric(lab: Laboratory) -> Estimate:
-    """Return gᵀΣg with the covariance of the prior."""
+    """Return gᵀΣg with the prior's covariance Σ, which is diagonal."""
     scales = lab.setting.log_density.scales
     variances = jax.tree.map(lambda s, leaf: jnp.full(leaf.shape, s**2, leaf.dtype), scales, lab.theta)
     return _about_theta(lab, lab.uncertainty(covariance=Diagonal(variances)).epistemic)
 
 
 def smoothed(lab: Laboratory) -> Estimate:
-    """Return the mean of ‖g‖² over perturbations of θ*."""
+    """Return the mean of ‖g‖² over θ* + SIGMA · ε, ε ~ N(0, I)."""
     return _mean_gradient(lab, lab.theta_flat[None] + SIGMA * lab.directions[:SMOOTHING])
 
 
@@ -103,13 +105,13 @@ def relative_scale(params: Any) -> float:
 
 
 def perturbed(lab: Laboratory, relative: bool) -> Estimate:
-    """Return the variance under θ* + σε, with σ absolute or relative to the weights."""
+    """Return Var_ε[p_c(θ* + σε)], ε ~ N(0, I), with σ = SIGMA, or relative to the weights; see `isouq.perturbation`."""
     scale = relative_scale(lab.theta) if relative else SIGMA
     return _variance_about_theta(lab, lab.moments(lab.theta_flat[None] + scale * lab.directions))
 
 
 def isotropic_logits(lab: Laboratory) -> Estimate:
-    """Return the variance of the probability whose logits are linear in the isotropic perturbation."""
+    """Return Var_ε[p_c] where the outputs are f(θ*) + σJε, linear in ε ~ N(0, I), with σ = SIGMA and J = ∂f/∂θ."""
     return _variance_about_theta(lab, lab.linearised_moments(SIGMA * lab.directions))
 
 
@@ -123,7 +125,7 @@ def swag(lab: Laboratory) -> Estimate:
 
 
 def dropout(lab: Laboratory) -> Estimate | None:
-    """Return the variance over masks of a network that was trained with dropout; none without a hidden layer."""
+    """Return the variance over dropout masks of a network trained with dropout; None where there is no hidden layer."""
     if len(lab.theta["layers"]) == 1:
         return None
     params = lab.once(
@@ -158,12 +160,12 @@ def add_relative(between: np.ndarray, within: np.ndarray) -> np.ndarray:
 
 
 def mixture(lab: Laboratory, count: int, relative: bool) -> Estimate:
-    """Return the variance of the mixture of perturbed MAP networks."""
+    """Return Var[p_c] over K MAP networks and the perturbations of each: the variance between plus the mean within."""
     return _variance_about_mean(pool([_perturbed_member(lab, "map", i, relative) for i in range(count)]))
 
 
 def _perturbed_member(lab: Laboratory, kind: str, index: int, relative: bool) -> Moments:
-    """Return the moments of a member under perturbations."""
+    """Return the moments of p over perturbations of one member."""
     params = lab.member(kind, index)
     scale = relative_scale(params) if relative else SIGMA
     rows = ravel_pytree(params)[0][None] + scale * lab.directions
@@ -174,7 +176,7 @@ def _perturbed_member(lab: Laboratory, kind: str, index: int, relative: bool) ->
 
 
 def last_layer_laplace(lab: Laboratory) -> Estimate:
-    """Return gᵀΣg of the last layer, Σ its Laplace covariance by the GGN."""
+    """Return gᵀΣg over the last layer's parameters, Σ their Laplace covariance from the GGN, the others fixed."""
     density, last, features = members.last_layer(lab.setting, lab.theta, lab.activation)
     covariance = laplace(density, last, "ggn")
     result = isouq.uncertainty(
@@ -190,7 +192,7 @@ def _covariance(lab: Laboratory, curvature: str) -> Dense:
 
 
 def linearised_laplace(lab: Laboratory, curvature: str) -> Estimate:
-    """Return gᵀΣg with the dense Laplace covariance."""
+    """Return gᵀΣg over all parameters, Σ the dense Laplace covariance."""
     return _about_theta(lab, lab.uncertainty(covariance=_covariance(lab, curvature)).epistemic)
 
 
@@ -205,7 +207,7 @@ def sampled_laplace(lab: Laboratory, curvature: str) -> Estimate:
 
 
 def laplace_logits(lab: Laboratory, curvature: str) -> Estimate:
-    """Return the variance of the probability whose logits are linear in the draws of N(0, Σ)."""
+    """Return Var_δ[p_c] where the outputs are f(θ*) + Jδ, linear in δ ~ N(0, Σ), with J = ∂f/∂θ."""
     return _variance_about_theta(lab, lab.linearised_moments(_laplace_directions(lab, curvature)))
 
 
@@ -226,11 +228,13 @@ def laplace_mixture(lab: Laboratory, curvature: str) -> Estimate:
 def short_draws(lab: Laboratory) -> np.ndarray:
     """Return draws `[S, P]` of HMC with about as many gradients as training ten networks took.
 
-    A step of the optimiser counts as two gradients. Two chains start at the first two MAP networks; half of their
-    transitions are warm-up. A chain has a power of two of draws, at least 8, so that few programs are compiled.
+    A step of the optimiser counts as two gradients. Two chains start at the first two MAP networks, and each takes as
+    many transitions of warm-up as it has draws, but at least 10. The number of draws of a chain is a power of two, at
+    least `FEWEST_DRAWS`, so that few programs are compiled.
     """
     trained, steps = lab.train("map"), lab.subject.cell.num_leapfrog
-    draws = 2 ** max(3, int(np.log2(max(1.0, 2 * trained.num_steps / (4 * steps)))))
+    affordable = max(1.0, 2 * trained.num_steps / (4 * steps))
+    draws = max(FEWEST_DRAWS, 2 ** int(np.log2(affordable)))
     density = lab.setting.log_density
 
     def sample() -> Any:
@@ -251,6 +255,6 @@ def short_chains(lab: Laboratory) -> Estimate:
 
 
 def gradient_of_draws(lab: Laboratory) -> Estimate:
-    """Return the mean of ‖g‖² over some draws of the short chains, about the class of θ*."""
+    """Return the mean of ‖g‖² over `GRADIENT_DRAWS` evenly spaced draws of the short chains, about the class of θ*."""
     draws = short_draws(lab)
     return _mean_gradient(lab, draws[np.linspace(0, len(draws) - 1, GRADIENT_DRAWS).round().astype(int)])

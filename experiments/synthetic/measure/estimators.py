@@ -10,6 +10,7 @@ from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.measure import estimates, prediction
 from experiments.synthetic.measure.estimates import (
+    FEWEST_DRAWS,
     GRADIENT_DRAWS,
     LAPLACE_MEMBERS,
     SIGMA,
@@ -18,29 +19,33 @@ from experiments.synthetic.measure.estimates import (
     at_class,
 )
 from experiments.synthetic.measure.laboratory import SAMPLES, SIZES, Laboratory, Moments, pool
-from experiments.synthetic.measure.members import ENSEMBLES
+from experiments.synthetic.measure.members import ENSEMBLES, SWAG_RANK
 from experiments.synthetic.subject import Subject
 from isouq import stats
 
 CONTROL, BASE = "control", "gradient"
 STATISTICS = ("spearman", "pearson", "partial", "overlap")
+# What an estimate needs: the keys stand in the code, the words in tables and legends.
 NEEDS = {
     "nothing": "one trained network",
-    "training": "another training",
+    "training": "a network trained in another way",
     "ensemble": "several trained networks",
     "data": "training data",
     "chains": "training data and a sampler",
 }
 
-
 Shares = tuple[tuple[str, float], ...]
+_ONE: Shares = (("train_map", 1 / max(SIZES)),)  # one of the networks that are trained together
 
 
 class Estimator(NamedTuple):
-    """An estimate: its title, what it needs (`NEEDS`), the function that computes it, and its cost.
+    """An estimate: its title, what it needs (a key of `NEEDS`), the function that computes it, and its cost.
 
-    forward, backward: passes of one network for each input. networks: the networks that are trained. shares: the parts
-    that other estimates use too, with the share of their seconds that this one needs.
+    forward, backward: passes of one network for each input. A Jacobian-vector product counts as one of each; training,
+    building a covariance and sampling count in the seconds alone. Where the passes depend on the number of classes or
+    of draws, they are those of three classes and of the shortest chains. networks: the networks that are trained.
+    shares: the parts of the laboratory that other estimates use too, with the share of their seconds that this one
+    needs.
     """
 
     title: str
@@ -49,36 +54,35 @@ class Estimator(NamedTuple):
     forward: int
     backward: int
     networks: int = 1
-    shares: Shares = (("train_map", 1 / max(SIZES)),)
+    shares: Shares = _ONE
 
     def seconds(self, name: str, laps: Mapping[str, float]) -> float:
-        """Return the seconds of the map, training included; laps: those of the laboratory."""
+        """Return the seconds of the map, training included; laps: the seconds of every part of the laboratory."""
         return laps[name] + sum(share * laps[part] for part, share in self.shares)
 
 
-_ONE: Shares = Estimator._field_defaults["shares"]
-
-
-def _of_one_network() -> dict[str, Estimator]:
-    e, n, s, t = estimates, "nothing", SAMPLES, SMOOTHING
+def _estimators_of_one_network() -> dict[str, Estimator]:
+    need, other = "nothing", "training"
+    absolute, relative = (partial(estimates.perturbed, relative=relative) for relative in (False, True))
+    swag: Shares = (*_ONE, ("train_swag", 1.0))
+    dropout: Shares = (("train_dropout", 1.0),)
+    logits, smoothed = estimates.isotropic_logits, estimates.smoothed
     return {
-        CONTROL: Estimator("p(1 − p), the control", n, e.control, 1, 0),
-        BASE: Estimator("‖g‖²", n, e.gradient, 1, 1),
-        "last_layer": Estimator("‖g‖² of the last layer", n, e.last_layer, 1, 1),
-        "all_classes": Estimator("‖g‖² summed over the classes", n, e.all_classes, 1, 3),
-        "prior_metric": Estimator("gᵀΣg in the prior's metric", n, e.prior_metric, 1, 1),
-        "perturbed": Estimator(f"perturbation, σ = {SIGMA}", n, partial(e.perturbed, relative=False), s, 0),
-        "perturbed_relative": Estimator(
-            f"perturbation, {SIGMA} × RMS of the weights", n, partial(e.perturbed, relative=True), s, 0
-        ),
-        "smoothed": Estimator(f"‖g‖² smoothed over {t} perturbations", n, e.smoothed, t, t),
-        "isotropic_logits": Estimator(f"isotropic linearised logits, σ = {SIGMA}", n, e.isotropic_logits, s, s),
-        "swag": Estimator("SWAG, rank 20", "training", e.swag, s, 0, 1, (*_ONE, ("train_swag", 1.0))),
-        "dropout": Estimator("MC dropout", "training", e.dropout, s, 0, 1, (("train_dropout", 1.0),)),
+        CONTROL: Estimator("p(1 − p), the control", need, estimates.control, 1, 0),
+        BASE: Estimator("‖g‖²", need, estimates.gradient, 1, 1),
+        "last_layer": Estimator("‖g‖² of the last layer", need, estimates.last_layer, 1, 1),
+        "all_classes": Estimator("‖g‖² summed over the classes", need, estimates.all_classes, 1, 3),
+        "prior_metric": Estimator("gᵀΣg in the prior's metric", need, estimates.prior_metric, 1, 1),
+        "perturbed": Estimator(f"perturbation, σ = {SIGMA}", need, absolute, SAMPLES, 0),
+        "perturbed_relative": Estimator(f"perturbation, {SIGMA} × RMS of the weights", need, relative, SAMPLES, 0),
+        "smoothed": Estimator(f"‖g‖² smoothed over {SMOOTHING} perturbations", need, smoothed, SMOOTHING, SMOOTHING),
+        "isotropic_logits": Estimator(f"isotropic linearised logits, σ = {SIGMA}", need, logits, SAMPLES, SAMPLES),
+        "swag": Estimator(f"SWAG, rank {SWAG_RANK}", other, estimates.swag, SAMPLES, 0, 1, swag),
+        "dropout": Estimator("MC dropout", other, estimates.dropout, SAMPLES, 0, 1, dropout),
     }
 
 
-def _of_ensembles() -> dict[str, Estimator]:
+def _estimators_of_ensembles() -> dict[str, Estimator]:
     listed: dict[str, Estimator] = {}
     parts = (("between", "variance between", "between", 0), ("within", "mean ‖g‖² over", "within", 1),
              ("both", "between + ‖g‖²,", "epistemic", 1))  # fmt: skip
@@ -106,41 +110,50 @@ def _of_ensembles() -> dict[str, Estimator]:
     return listed
 
 
-def _of_training_data() -> dict[str, Estimator]:
-    e, s, m = estimates, SAMPLES, LAPLACE_MEMBERS
-    listed = {"last_layer_laplace": Estimator("last-layer Laplace, GGN", "data", e.last_layer_laplace, 1, 1)}
-    for c, title in (("ggn", "GGN Laplace"), ("hessian", "Hessian Laplace")):
-        one: Shares = (*_ONE, (f"build_{c}", 1.0))
-        several: Shares = (("train_map", m / max(SIZES)), (f"ensemble_map_{m}", 1.0))
+def _estimators_from_training_data() -> dict[str, Estimator]:
+    members = LAPLACE_MEMBERS
+    last_layer = Estimator("last-layer Laplace, GGN", "data", estimates.last_layer_laplace, 1, 1)
+    listed = {"last_layer_laplace": last_layer}
+    for curvature, title in (("ggn", "GGN Laplace"), ("hessian", "Hessian Laplace")):
+        one: Shares = (*_ONE, (f"build_{curvature}", 1.0))
+        several: Shares = (("train_map", members / max(SIZES)), (f"ensemble_map_{members}", 1.0))
         for suffix, words, compute, passes, shares in (
-            ("", "linearised", e.linearised_laplace, (1, 1, 1), one),
-            ("_sampled", "sampled", e.sampled_laplace, (s, 0, 1), one),
-            ("_logits", "linearised logits", e.laplace_logits, (s, s, 1), one),
-            ("_mixture", f"mixture of {m}", e.laplace_mixture, (m, m, m), several),
+            ("", "linearised", estimates.linearised_laplace, (1, 1, 1), one),
+            ("_sampled", "sampled", estimates.sampled_laplace, (SAMPLES, 0, 1), one),
+            ("_logits", "linearised logits", estimates.laplace_logits, (SAMPLES, SAMPLES, 1), one),
+            ("_mixture", f"mixture of {members}", estimates.laplace_mixture, (members, members, members), several),
         ):
-            map_of = partial(compute, curvature=c)
-            listed[c + suffix] = Estimator(f"{title}, {words}", "data", map_of, *passes, shares)
+            of_curvature = partial(compute, curvature=curvature)
+            listed[curvature + suffix] = Estimator(f"{title}, {words}", "data", of_curvature, *passes, shares)
     return listed
 
 
-def _of_chains() -> dict[str, Estimator]:
-    k, d = max(SIZES), GRADIENT_DRAWS
-    titles = f"short HMC, as many gradients as {k} trainings", f"mean ‖g‖² over {d} draws of the short HMC"
-    shares = (("train_map", 2 / k), ("sample_short", 1.0))
+def _estimators_from_chains() -> dict[str, Estimator]:
+    trained, draws = max(SIZES), GRADIENT_DRAWS
+    chains, mean = estimates.short_chains, estimates.gradient_of_draws
+    shares: Shares = (("train_map", 2 / trained), ("sample_short", 1.0))
+    title = f"short HMC, as many gradients as {trained} trainings"
     return {
-        "short_chains": Estimator(titles[0], "chains", estimates.short_chains, 2 * d, 0, 2, shares),
-        "gradient_of_draws": Estimator(titles[1], "chains", estimates.gradient_of_draws, d, d, 2, shares),
+        "short_chains": Estimator(title, "chains", chains, 2 * FEWEST_DRAWS, 0, 2, shares),
+        "gradient_of_draws": Estimator(
+            f"mean ‖g‖² over {draws} draws of the short HMC", "chains", mean, draws, draws, 2, shares
+        ),
     }
 
 
-ESTIMATORS = _of_one_network() | _of_ensembles() | _of_training_data() | _of_chains()
+ESTIMATORS = (
+    _estimators_of_one_network()
+    | _estimators_of_ensembles()
+    | _estimators_from_training_data()
+    | _estimators_from_chains()
+)
 
 
 def measure(subject: Subject) -> Result:
     """Return how every estimate agrees with the reference's variance over the inputs of the comparison.
 
     Columns of each estimate: NAME_spearman, NAME_pearson; NAME_partial, the partial rank correlation given p(1 − p) of
-    θ*; NAME_overlap, the part of the tenth with the largest estimates that is in the tenth with the largest variance;
+    θ*; NAME_overlap, the share of the tenth with the largest estimates that is in the tenth with the largest variance;
     and seconds_NAME, training included, without tracing and compiling. With held-out points also the columns of
     `prediction`. An estimate that does not exist (no hidden layer to drop, no probability in a regression) has no
     columns.
@@ -151,7 +164,7 @@ def measure(subject: Subject) -> Result:
     lab = Laboratory(subject)
     posterior = posterior_moments(lab)
     probability = estimates.control(lab)
-    lab.train("map")
+    lab.train("map")  # before anything else, so that its seconds are known to every estimate that uses a part of them
     numbers: dict[str, Any] = {}
     maps: dict[str, np.ndarray] = {"reference": subject.variance[subject.grid]}
     for name, estimator in ESTIMATORS.items():
@@ -165,8 +178,8 @@ def measure(subject: Subject) -> Result:
             maps[name] = estimate.values
     arrays = {name: values.astype(np.float32) for name, values in maps.items()}
     if subject.setting.held_out is not None:
-        more, curves = prediction.measure_prediction(lab, posterior, maps)
-        numbers, arrays = numbers | more, arrays | curves
+        columns, curves = prediction.measure_prediction(lab, posterior, maps)
+        numbers, arrays = numbers | columns, arrays | curves
     return Result({**subject.facts(), **numbers, "seconds": clock.laps()["seconds"]}, arrays)
 
 
@@ -190,6 +203,6 @@ def posterior_moments(lab: Laboratory, at_once: int = 500) -> Moments:
 
 
 def _truth(subject: Subject, variances: np.ndarray, target: np.ndarray | None) -> np.ndarray:
-    """Return the variance of the class that is estimated; where that is the class of θ*, the reference's own."""
+    """Return the variance of the class that an estimate is about: the stored one where that is the class of θ*."""
     own = subject.variance[subject.grid]
     return own if target is None else np.where(target == np.asarray(subject.target), own, at_class(variances, target))

@@ -16,8 +16,8 @@ from experiments.synthetic.measure import members
 from experiments.synthetic.measure.members import Members
 from experiments.synthetic.subject import Subject
 
-SIZES = (2, 5, 10)  # members of an ensemble
-SAMPLES = 256  # perturbations, draws or masks
+SIZES = (2, 5, 10)  # numbers of members of the ensembles
+SAMPLES = 256  # perturbations, draws or dropout masks of an estimate
 _STREAM = 3  # folded into the subject's second key
 
 
@@ -61,7 +61,7 @@ def class_probabilities(outputs: Any, kind: str) -> np.ndarray:
 
 
 class Laboratory:
-    """A posterior with the networks that are trained on its data, each made when it is first asked for.
+    """A posterior with the further networks that are trained on its data, each when it is first asked for.
 
     xs: the inputs of the comparison. target: the class of θ* at each; None for regression. seconds: what each part
     took, without tracing and compiling, by name.
@@ -76,7 +76,7 @@ class Laboratory:
         self.seconds: dict[str, float] = {}
         self._key = jax.random.fold_in(subject.setting.second_key, _STREAM)
         self._parts: dict[str, Any] = {}
-        self._inner = 0.0  # seconds of the parts that were timed within the present one
+        self._inner = 0.0  # seconds of the parts that were timed while the present one is
 
     def timed(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returns, and keep its seconds under a name.
@@ -105,7 +105,7 @@ class Laboratory:
         return self._parts[name]
 
     def key(self, name: str) -> Any:
-        """Return the random key of a part, which does not depend on the other parts."""
+        """Return the random key of a part. The last four letters of its name decide: no two parts may share them."""
         return jax.random.fold_in(self._key, int.from_bytes(name.encode()) % 2**31)
 
     @cached_property

@@ -17,7 +17,7 @@ from isouq.models import ACTIVATIONS
 from isouq.posterior import LogDensity, MapFit, fit_map, fit_maps
 
 ENSEMBLES = {"map": "MAP", "mle": "MLE", "anchored": "anchored"}
-MLE_STEPS = 2000  # data that can be separated have no maximum: training ends where it stands
+MLE_STEPS = 2000  # separable data have no maximum likelihood: training stops after so many steps
 SWAG_EPOCHS, SWAG_BATCH, SWAG_RANK = 200, 20, 20
 SGD_RATE, SGD_MOMENTUM = 0.01, 0.9
 DROPOUT, DROPOUT_STEPS, DROPOUT_RATE = 0.1, 2000, 0.01
@@ -161,13 +161,13 @@ def _predict_datum(activation: str, params: Any, datum: tuple[Any, Any]) -> Arra
 
 
 def predict_dropped(params: Any, x: Any, key: Any, activation: Callable) -> Float[Array, " outputs"]:
-    """Return the outputs of an MLP with hidden units dropped, and the others divided by the share that is left."""
+    """Return the outputs of an MLP whose hidden units are each 0 with probability 0.1, and else divided by 0.9."""
     layers = params["layers"]
     for depth in range(len(layers)):
         if depth:
             x = activation(x)
-            kept = jax.random.bernoulli(jax.random.fold_in(key, depth), 1 - DROPOUT, x.shape)
-            x = jnp.where(kept, x / (1 - DROPOUT), 0)
+            mask = jax.random.bernoulli(jax.random.fold_in(key, depth), 1 - DROPOUT, x.shape)
+            x = jnp.where(mask, x / (1 - DROPOUT), 0)
         x = x @ layers[depth]["kernel"] + layers[depth]["bias"]
     return x
 
@@ -183,9 +183,9 @@ def predict_masks(params: Any, xs: Any, keys: Any, activation: str) -> Float[Arr
 
 
 def last_layer(setting: Setting, theta: Any, activation: str) -> tuple[LogDensity, Any, Callable]:
-    """Return the log density of the last layer's parameters, the others fixed at θ*; them; and the features of inputs.
+    """Return the log density of the last layer's parameters, those at θ*, and the function from inputs to features.
 
-    The features `[n, width]` are the values that enter the last affine map.
+    The other parameters are fixed at θ*. The features `[n, width]` are what enters the last layer.
     """
     number = len(theta["layers"]) - 1
     rest = {"layers": {depth: theta["layers"][depth] for depth in range(number)}}

@@ -8,9 +8,9 @@ from experiments.synthetic.measure.laboratory import Laboratory, Moments
 from experiments.synthetic.subject import ravel_rows
 from isouq import stats
 
-REJECTED = 0.2  # the share of points that are left out for the columns NAME_kept
-SHARES = np.linspace(0, 0.9, 10)  # of the rejection curves
-BINS = 10
+REJECTED = 0.2  # share of the points that is left out for the columns NAME_kept
+SHARES = np.linspace(0, 0.9, 10)  # shares of the points that are left out along a rejection curve
+BINS = 10  # of confidence, for the calibration error
 PREDICTORS = {"theta": "θ*", "ensemble": "10 MAP networks", "posterior": "HMC"}
 
 
@@ -19,11 +19,11 @@ def measure_prediction(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return how well each map finds the errors of θ* on held-out points, and how well predictions are calibrated.
 
-    Columns of each map, the reference's variance among them: NAME_auroc, that a wrong prediction has the larger value
-    (classification; NaN where all are right); NAME_kept, the error of θ* on the 80 % of the points with the smallest
-    values: the share of wrong predictions, or for regression the root mean square error in standard deviations of y.
-    error: the same on all points. Of each predictor of `PREDICTORS`: nll, the mean −log p of the label; and for
-    classification ece, the expected calibration error over ten bins of confidence.
+    Columns of each map, the reference's variance among them: NAME_auroc, the probability that a wrong prediction has a
+    larger value than a right one (classification; NaN where all are right or all wrong); NAME_kept, the error of θ* on
+    the 80 % of the points with the smallest values: the share of wrong predictions, or for regression the root mean
+    square error in standard deviations of y. error: the same on all points. Of each predictor of `PREDICTORS`: nll, the
+    mean −log p of the label; and for classification ece, the expected calibration error over ten bins of confidence.
 
     The arrays rejection_NAME are the error against the share of points that is left out, `SHARES`.
     """
@@ -64,7 +64,7 @@ def _summary(errors: np.ndarray, kind: str) -> float:
 
 
 def rejection_curve(errors: np.ndarray, values: np.ndarray, kind: str, shares: object) -> np.ndarray:
-    """Return the error on the points that are left when a share of them, those with the largest values, is not."""
+    """Return, for each share, the error without that share of the points, which are those of the largest values."""
     ascending = errors[np.argsort(values, kind="stable")]
     counts = [max(1, round((1 - share) * len(errors))) for share in np.asarray(shares)]
     return np.array([_summary(ascending[:count], kind) for count in counts])

@@ -13,13 +13,14 @@ from experiments.synthetic.numbers.models import (
     STATISTICS,
     Groups,
     Model,
+    adjust,
     costs_of,
     numbers_of,
     pairs_by_seed,
     rows_by_model,
 )
 from experiments.synthetic.presets.depth import BASELINE
-from isouq.stats import Interval, benjamini_hochberg, bootstrap_mean, paired_bootstrap
+from isouq.stats import Interval, bootstrap_mean, paired_bootstrap
 
 _COLUMNS = [f"{name}_{statistic}" for name in ESTIMATES for statistic in STATISTICS]
 
@@ -72,14 +73,11 @@ def _comparison(model: Model, statistic: str, pairs: np.ndarray) -> Comparison:
 
 def _numbers_of_comparisons(comparisons: Sequence[Comparison]) -> list[Number]:
     """Return the difference, p and adjusted p of every comparison."""
-    values = np.array([comparison.p for comparison in comparisons])
-    adjusted, is_test = np.full(len(values), np.nan), np.isfinite(values)
-    if is_test.any():
-        adjusted[is_test] = benjamini_hochberg(values[is_test])
+    adjusted = adjust([comparison.p for comparison in comparisons])
     summary = []
     for (model, statistic, difference, p), adjusted_p in zip(comparisons, adjusted, strict=True):
         summary.append(Number.of(model.name, f"difference_{statistic}", difference, model.accepted))
-        for name, value in ((f"p_{statistic}", p), (f"adjusted_p_{statistic}", float(adjusted_p))):
+        for name, value in ((f"p_{statistic}", p), (f"adjusted_p_{statistic}", adjusted_p)):
             summary.append(Number.value(model.name, name, value, difference.count, model.accepted))
     return summary
 

@@ -7,15 +7,24 @@ import numpy as np
 
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
-from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, STATISTICS
+from experiments.synthetic.measure.estimators import BASE, ESTIMATORS, STATISTICS
 from experiments.synthetic.measure.laboratory import SIZES
-from experiments.synthetic.numbers.models import Model, Row, numbers_of, rows_by_model
-from isouq.stats import Interval, benjamini_hochberg, clustered_bootstrap
+from experiments.synthetic.numbers.models import (
+    ALPHA,
+    MIN_SEEDS,
+    Model,
+    Row,
+    adjust,
+    counts,
+    numbers_of,
+    rows_by_model,
+    values_that_count,
+)
+from experiments.synthetic.real_data import REAL
+from isouq.stats import Interval, clustered_bootstrap
 
 PRIMARY = "spearman"
-ALPHA = 0.05
 ALL = "all posteriors"
-MIN_SEEDS = 5  # a family with fewer is not tested
 # What is listed and drawn: of ensembles only the largest. The tables show all.
 SHOWN = tuple(
     name
@@ -38,7 +47,7 @@ class Test(NamedTuple):
 
     @property
     def verdict(self) -> int:
-        """1 where it is above 0, −1 where below, and 0 where that is not settled."""
+        """Return 1 where the mean is significantly above 0, −1 where it is below, and 0 where there is no telling."""
         return int(np.sign(self.interval.mean)) if self.p < ALPHA else 0
 
 
@@ -64,15 +73,14 @@ def numbers(results: Sequence[Result]) -> Numbers:
     summary: list[Number] = []
     for model, group in groups.items():
         summary += numbers_of(model, group, [f"{name}_{PRIMARY}" for name in names])
-    families = _families(groups)
+    families = _families(list(groups))
     for family, models in families.items():
-        used = {model: usable_rows(groups[model]) for model in models}
-        summary += _statistics(family, used, names)
+        summary += _statistics(family, {model: groups[model] for model in models}, names)
     tested = {family for family, models in families.items() if min(model.seeds for model in models) >= MIN_SEEDS}
     differences = _test(
         tested,
         (
-            (family, name, [_differences(usable_rows(groups[model]), name) for model in models])
+            (family, name, [_differences(groups[model], name) for model in models])
             for family, models in families.items()
             for name in names
             if name != BASE
@@ -81,7 +89,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     beyond = _test(
         tested,
         (
-            (family, BASE, [_values(usable_rows(groups[model]), f"{BASE}_partial") for model in models])
+            (family, BASE, [values_that_count(groups[model], f"{BASE}_partial") for model in models])
             for family, models in families.items()
         ),
     )
@@ -96,38 +104,28 @@ def numbers(results: Sequence[Result]) -> Numbers:
     return Numbers(rows, summary, details=details)
 
 
-def family_of(model: Model, kind: str) -> str:
-    """Return the family of a model's posteriors."""
-    if model.problem.startswith("real/"):
-        return "real data, regression" if kind == "regression" else f"real data, {model.prior_name}"
+def _families(models: Sequence[Model]) -> dict[str, list[Model]]:
+    """Return the models of every family, and of all together where there are several."""
+    families: dict[str, list[Model]] = {}
+    for model in models:
+        families.setdefault(_family(model), []).append(model)
+    return {**families, ALL: list(models)} if len(families) > 1 else families
+
+
+def _family(model: Model) -> str:
+    """Return the name of the family that a model's posteriors belong to."""
+    if model.problem in REAL:
+        is_regression = REAL[model.problem].kind == "regression"
+        return "real data, regression" if is_regression else f"real data, {model.prior_name}"
     if model.width is not None:
         return f"three rings, widths, {model.prior_name}"
     return "synthetic problems"
 
 
-def _families(groups: dict[Model, list[Row]]) -> dict[str, list[Model]]:
-    """Return the models of every family, and of all together."""
-    families: dict[str, list[Model]] = {}
-    for model, rows in groups.items():
-        kind = "regression" if f"{CONTROL}_{PRIMARY}" not in rows[0] else "classification"
-        families.setdefault(family_of(model, kind), []).append(model)
-    return {**families, ALL: list(groups)} if len(families) > 1 else families
-
-
-def usable_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows whose reference was accepted and whose ‖g‖² is not flat."""
-    return [row for row in rows if row["accepted"] and not row["flat"]]
-
-
-def _values(rows: Sequence[Row], column: str) -> list[float]:
-    """Return the defined values of a column."""
-    return [row[column] for row in rows if np.isfinite(row.get(column, np.nan))]
-
-
 def _differences(rows: Sequence[Row], name: str) -> list[float]:
-    """Return the difference in ρ to ‖g‖² of every row that has both."""
-    pairs = [(row.get(f"{name}_{PRIMARY}", np.nan), row.get(f"{BASE}_{PRIMARY}", np.nan)) for row in rows]
-    return [one - base for one, base in pairs if np.isfinite(one) and np.isfinite(base)]
+    """Return the difference in ρ to ‖g‖² of every row that counts and has both."""
+    own, base = f"{name}_{PRIMARY}", f"{BASE}_{PRIMARY}"
+    return [row[own] - row[base] for row in rows if counts(row, own, base)]
 
 
 def _statistics(family: str, rows: dict[Model, list[Row]], names: Sequence[str]) -> list[Number]:
@@ -138,7 +136,9 @@ def _statistics(family: str, rows: dict[Model, list[Row]], names: Sequence[str])
         columns = {f"{name}_{statistic}": f"{name}_{statistic}" for statistic in STATISTICS}
         columns[f"{name}_seconds"] = f"seconds_{name}"
         for statistic, column in columns.items():
-            interval, _ = clustered_bootstrap([_values(group, column) for group in rows.values()], resamples=2000)
+            interval, _ = clustered_bootstrap(
+                [values_that_count(group, column) for group in rows.values()], resamples=2000
+            )
             summary.append(Number.of(family, statistic, interval, accepted))
     return summary
 
@@ -150,6 +150,5 @@ def _test(tested: set[str], cases: Iterable[tuple[str, str, list[list[float]]]])
         interval, p = clustered_bootstrap(groups)
         is_tested = family in tested and interval.count >= MIN_SEEDS
         tests.append(Test(family, name, interval, p if is_tested else float("nan")))
-    defined = [test for test in tests if np.isfinite(test.p)]
-    adjusted = iter(benjamini_hochberg([test.p for test in defined]) if defined else [])
-    return [test._replace(p=float(next(adjusted))) if np.isfinite(test.p) else test for test in tests]
+    adjusted = adjust([test.p for test in tests])
+    return [test._replace(p=p) for test, p in zip(tests, adjusted, strict=True)]

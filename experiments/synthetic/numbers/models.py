@@ -8,12 +8,13 @@ from jaxtyping import Float
 
 from experiments.report.outputs import Number
 from experiments.synthetic.configuration import describe_model
-from isouq.stats import Interval, bootstrap_mean
+from isouq.stats import Interval, benjamini_hochberg, bootstrap_mean
 
 Row = dict[str, Any]
 DEFAULT_PRIOR = "unit σ = 1"  # that of the validation
 STATISTICS = {"pearson": "r", "spearman": "ρ"}
-MIN_SEEDS = 5  # for a claim
+MIN_SEEDS = 5  # below which nothing is tested or claimed
+ALPHA = 0.05  # an adjusted p below it is called significant
 # What a reference cost and how well θ* was trained: column, heading, digits after the point.
 COSTS = {
     "rounds": ("rounds", 1),
@@ -97,19 +98,32 @@ def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted")
     Rows whose ‖g‖² is flat, undefined values and missing ones are left out. flag: the column that says
     whether the posterior was accepted.
     """
-    return bootstrap_mean([row[column] for row in rows if _is_counted(row, column, flag)])
+    return bootstrap_mean(values_that_count(rows, column, flag))
+
+
+def values_that_count(rows: Iterable[Row], column: str, flag: str = "accepted") -> list[float]:
+    """Return the values of a column that means and tests use; see `mean_over_accepted`."""
+    return [row[column] for row in rows if counts(row, column, flag=flag)]
 
 
 def pairs_by_seed(base: Iterable[Row], other: Iterable[Row], column: str) -> Float[np.ndarray, "seeds 2"]:
     """Return the values (base, other) of a column for the seeds that count in both, as for `mean_over_accepted`."""
-    values = {row["seed"]: row[column] for row in base if _is_counted(row, column)}
-    pairs = [(values[row["seed"]], row[column]) for row in other if _is_counted(row, column) and row["seed"] in values]
-    return np.array(pairs, np.float64).reshape(-1, 2)
+    first, second = ({row["seed"]: row[column] for row in rows if counts(row, column)} for rows in (base, other))
+    return np.array([(first[seed], second[seed]) for seed in second if seed in first], np.float64).reshape(-1, 2)
 
 
-def _is_counted(row: Row, column: str, flag: str = "accepted") -> bool:
-    """Return whether a row's value is in means and tests: it is defined, the row accepted, and its ‖g‖² not flat."""
-    return bool(row[flag] and not row.get("flat", False) and np.isfinite(row.get(column, np.nan)))
+def counts(row: Row, *columns: str, flag: str = "accepted") -> bool:
+    """Return whether means and tests use a row: its reference was accepted, its ‖g‖² is not flat, its columns exist."""
+    is_usable = row[flag] and not row.get("flat", False)
+    return bool(is_usable and all(np.isfinite(row.get(column, np.nan)) for column in columns))
+
+
+def adjust(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted together by Benjamini and Hochberg (1995); NaN, which is no test, stays NaN."""
+    adjusted, is_test = np.full(len(p_values), np.nan), np.isfinite(p_values)
+    if is_test.any():
+        adjusted[is_test] = benjamini_hochberg(np.asarray(p_values)[is_test])
+    return adjusted.tolist()
 
 
 def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:

@@ -8,10 +8,11 @@ from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.estimators import ESTIMATORS
 from experiments.synthetic.measure.prediction import PREDICTORS, SHARES
-from experiments.synthetic.numbers.models import numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import counts, model_name, numbers_of, rows_by_model
 from isouq.stats import bootstrap_mean
 
 REFERENCE = "reference"  # the posterior variance itself, as an estimate of where θ* errs
+TITLES = {REFERENCE: "posterior variance (HMC)"} | {name: one.title for name, one in ESTIMATORS.items()}
 MEASURES = ("auroc", "kept")
 CURVES = (REFERENCE, "control", "gradient", "perturbed", "between_map_10", "ggn")
 
@@ -31,10 +32,10 @@ def numbers(results: Sequence[Result]) -> Numbers:
     summary: list[Number] = []
     for model, group in groups.items():
         summary += numbers_of(model, group, [column for column in columns if column in group[0]])
-        same = [r.arrays for r in results if r.numbers in group and r.numbers["accepted"] and not r.numbers["flat"]]
+        arrays = [r.arrays for r in results if model_name(r.numbers) == model.name and counts(r.numbers)]
         for name in CURVES:
-            if same and f"rejection_{name}" in same[0]:
-                curves = np.stack([arrays[f"rejection_{name}"] for arrays in same])
+            if arrays and f"rejection_{name}" in arrays[0]:
+                curves = np.stack([seed[f"rejection_{name}"] for seed in arrays])
                 for share, values in zip(SHARES, curves.T, strict=True):
                     interval = bootstrap_mean(values)
                     summary.append(Number.of(model.name, f"rejection_{name}_{share:.1f}", interval, model.accepted))

@@ -6,12 +6,11 @@ import numpy as np
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.numbers.models import MIN_SEEDS, STATISTICS
+from experiments.synthetic.numbers.models import ALPHA, MIN_SEEDS, STATISTICS
 from experiments.synthetic.presets.scaling import PROBLEM
 from experiments.synthetic.report.page import costs_section, difference, models_section, page
 from isouq.stats import Interval
 
-_ALPHA = 0.05
 _PRIMARY_FIRST = ("spearman", "pearson")
 Values = Mapping[str, Interval]
 
@@ -65,10 +64,10 @@ def _count(compared: Collection[Values]) -> str:
             (values[f"difference_{statistic}"].mean, values[f"adjusted_p_{statistic}"].mean) for values in compared
         ]
         count = sum(np.isfinite(adjusted) for _, adjusted in tests)
-        clear = [mean for mean, adjusted in tests if adjusted < _ALPHA]  # never where there is no test
+        clear = [mean for mean, adjusted in tests if adjusted < ALPHA]  # never where there is no test
         higher = sum(mean > 0 for mean in clear)
         sentences.append(
-            f"Of {count} tests of {STATISTICS[statistic]}, {len(clear)} have an adjusted p below {_ALPHA:g}: "
+            f"Of {count} tests of {STATISTICS[statistic]}, {len(clear)} have an adjusted p below {ALPHA:g}: "
             f"{higher} with a higher correlation, {len(clear) - higher} with a lower one."
         )
     return "\n\n".join(sentences)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS, STATISTICS, Estimator
-from experiments.synthetic.numbers.estimators import ALL, ALPHA, MIN_SEEDS, SHOWN, Details, Test
-from experiments.synthetic.numbers.models import Model
+from experiments.synthetic.numbers.estimators import ALL, SHOWN, Details, Test
+from experiments.synthetic.numbers.models import ALPHA, MIN_SEEDS, Model
 from experiments.synthetic.report.page import page
 from isouq.stats import Interval
 

@@ -2,18 +2,15 @@
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.measure.estimators import ESTIMATORS
 from experiments.synthetic.measure.prediction import PREDICTORS, REJECTED
-from experiments.synthetic.numbers.real import REFERENCE
+from experiments.synthetic.numbers.real import TITLES
 from experiments.synthetic.report.page import page
-
-TITLES = {REFERENCE: "posterior variance (HMC)"} | {name: one.title for name, one in ESTIMATORS.items()}
 
 
 def report(numbers: Numbers, preset: str) -> str:
     """Return agreement with HMC, errors found, and calibration, a column for each data set and prior."""
     return page(
-        f"Real data, preset `{preset}`: five data sets of scikit-learn, held-out points",
+        f"Real data, preset `{preset}`: data sets of scikit-learn, held-out points",
         numbers,
         _by_estimate(numbers, "spearman", "Agreement with HMC: ρ", "Over the held-out points.", 2),
         _by_estimate(
