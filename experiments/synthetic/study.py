@@ -146,7 +146,8 @@ def _without_correlations_of_flat(result: Result) -> Result:
     """Return the result with every correlation undefined where ‖g‖² is flat; see `is_flat`."""
     if not result.numbers.get("flat", False):
         return result
-    undefined = {name: float("nan") for name in result.numbers if "_pearson" in name or "_spearman" in name}
+    correlations = ("_pearson", "_spearman", "_partial", "_overlap")
+    undefined = {name: float("nan") for name in result.numbers if any(part in name for part in correlations)}
     return result._replace(numbers=result.numbers | undefined)
 
 

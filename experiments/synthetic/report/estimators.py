@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS, STATISTICS, Estimator
-from experiments.synthetic.numbers.estimators import ALL, SHOWN, Details, Test
+from experiments.synthetic.numbers.estimators import ALL, MIN_MODELS, SHOWN, Details, Test
 from experiments.synthetic.numbers.models import ALPHA, MIN_SEEDS, Model
 from experiments.synthetic.report.page import page
 from isouq.stats import Interval
@@ -42,10 +42,10 @@ def _reading(numbers: Numbers) -> str:
         f"models and seeds. Families: {sizes}.\n\n"
         f"An estimate is called better or worse than ‖g‖² where its difference in ρ, paired by posterior, has an "
         f"adjusted p below {ALPHA:g} (Benjamini and Hochberg, over all estimates and families). A "
-        "family of one or two models is thin evidence: there the bootstrap calls too much significant, up to a quarter "
-        "at 0.05 where nothing is, and up to a seventh for four models. ‖g‖² itself "
-        "needs one trained network; what an estimate needs beyond that is the first column of the comparisons. They "
-        "list the largest ensembles alone; the tables of every estimate hold all.\n"
+        f"family of fewer than {MIN_MODELS} models is not tested: there the bootstrap calls up to a quarter of the "
+        "differences of 0 significant; with four models it is up to a seventh. ‖g‖² itself needs one trained network; "
+        "what an estimate needs beyond that is the first column of the comparisons. They list the largest ensembles "
+        "alone; the tables of every estimate hold all.\n"
     )
 
 
