@@ -25,6 +25,12 @@ def positive_int(name: str, value: Any, minimum: int = 1) -> None:
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least {minimum}")
 
 
+def boolean(name: str, value: Any) -> None:
+    """Raise unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} is {value!r:.60}; expected True or False")
+
+
 def positive(name: str, value: Any) -> None:
     """Raise unless `value` is a finite positive number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):

@@ -58,7 +58,10 @@ class Parts(NamedTuple):
 def first_member(params: Any) -> Any:
     """Return the parameters of member 0; raise unless all leaves have one leading axis of at least two members."""
     if _checks.count_rows(params, "params", "member") < 2:
-        raise ValueError("params has one member; an ensemble needs at least two (jax.tree.map(jax.numpy.stack, ...))")
+        raise ValueError(
+            "params has one member; an ensemble needs at least two, stacked by "
+            "jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *members)"
+        )
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], params)
 
 
@@ -82,7 +85,8 @@ def class_of_mean(predict: Callable, members: Any, x: Any, kind: str) -> Int[Arr
 def combine(values: Array, quadratics: Array, target: Array | None, kind: str) -> Parts:
     """Return the parts of ONE input from the margins `[K]` of the members and the forms ∇mᵀΣ∇m `[K]`."""
     if kind == "regression":
-        return Parts(jnp.var(values), quadratics.mean(), None, values.mean(), None)
+        within = jnp.where(jnp.isnan(values).any(), jnp.nan, quadratics.mean())
+        return Parts(jnp.var(values), within, None, values.mean(), None)
     aleatoric = jax.nn.sigmoid(values) * jax.nn.sigmoid(-values)
     between = jnp.var(probability_difference(values, values[0]))  # has digits where all p_k are nearly 1
     within = jnp.mean(aleatoric * (aleatoric * quadratics))

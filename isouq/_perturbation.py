@@ -78,7 +78,8 @@ def perturbation(
 
     Raises:
         ValueError: a wrong shape, NaN in params or xs, an unknown kind or label, a key that is none, a scale that is
-            not above 0, fewer than 2 samples, or a relative scale where all parameters are 0.
+            not above 0, fewer than 2 samples, or a relative scale where the squares of the parameters are all 0 or
+            overflow.
 
     Cost: S + 1 forward passes for each input and no backward pass. The memory is that of batch_size × activations, two
     further copies of params, and a few numbers for each input, whatever S is. The program is compiled once for a shape;
@@ -94,14 +95,17 @@ def perturbation(
     _checks.finite("xs", xs)
     _check_key(key)
     _check_scale(scale)
+    _checks.boolean("relative", relative)
     _checks.positive_int("num_samples", num_samples, 2)
     predict, num_classes = check_predict(predict, params, xs, kind)
     if target is not None:
         target = check_target(target, layout.size, kind, num_classes)
     if relative:
         rms = _root_mean_square(params)
-        if not _checks.is_traced(rms) and rms == 0:
-            raise ValueError("params are all 0, so that a relative scale is 0; pass relative=False")
+        if not _checks.is_traced(rms) and not 0 < rms < jnp.inf:
+            raise ValueError(
+                f"params have the root mean square {rms:g}, so that a relative scale is {rms:g}; pass relative=False"
+            )
         scale = scale * rms
     noise = _Noise(key, scale, num_samples)
     return estimate_rows(_perturb, (predict, params, xs, target, noise), (kind, layout.batch_size), layout)

@@ -50,8 +50,13 @@ def predicted_class(outputs: Array, kind: str) -> Int[Array, ""] | None:
     return None
 
 
-def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> tuple[Frozen, int | None]:
-    """Return `predict` frozen for one row of xs, and its number of classes; raise unless it fits the kind."""
+def check_predict(
+    predict: Callable, params: Any, xs: Any, kind: str, name: str = "params"
+) -> tuple[Frozen, int | None]:
+    """Return `predict` frozen for one row of xs, and its number of classes; raise unless it fits the kind.
+
+    name: what a message calls params.
+    """
     example = first_row(xs)
     try:
         frozen = freeze(predict, params, example)
@@ -68,7 +73,7 @@ def check_predict(predict: Callable, params: Any, xs: Any, kind: str) -> tuple[F
             )
         if reason.startswith(("No `deterministic`", "No `use_running_average`")):  # errors of Flax NNX
             hint = "; call module.eval() before models.from_nnx(module)"
-        raise ValueError(f"predict(params, x) failed on one example of shape {shapes}: {reason}{hint}") from error
+        raise ValueError(f"predict({name}, x) failed on one example of shape {shapes}: {reason}{hint}") from error
     return frozen, _num_classes(frozen.outputs, kind)
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
+from isouq import _checks
 from isouq._errors import first_line
 
 
@@ -25,8 +25,7 @@ class Selection:
         if wrt is None:
             return EVERYTHING
         for path, flag in jax.tree.leaves_with_path(wrt):
-            if not isinstance(flag, (bool, np.bool_)):
-                raise ValueError(f"wrt{jax.tree_util.keystr(path)} is {flag!r:.60}; expected True or False")
+            _checks.boolean(f"wrt{jax.tree_util.keystr(path)}", flag)
         flags, treedef = jax.tree.flatten(wrt)
         selection = cls(tuple(map(bool, flags)), treedef)
         try:

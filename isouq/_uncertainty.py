@@ -175,10 +175,11 @@ def uncertainty(
     _checks.finite("params", params)
     _checks.finite("xs", xs)
     _checks.one_of("engine", engine, ENGINES)
+    _checks.boolean("ensemble", ensemble)
     member = first_member(params) if ensemble else params
     selection = Selection.of(wrt, member)
     _check_covariance(covariance, selection.choose(member))
-    predict, num_classes = check_predict(predict, member, xs, kind)
+    predict, num_classes = check_predict(predict, member, xs, kind, "params of member 0" if ensemble else "params")
     engine = engine if predict.traceable else "vmap"
     if target is not None:
         target = check_target(target, layout.size, kind, num_classes)

@@ -182,6 +182,18 @@ def test_an_input_with_nan_outputs_is_nan_alone():
     np.testing.assert_allclose(got.epistemic, [want.epistemic[0], np.nan, want.epistemic[1]], rtol=1e-6)
 
 
+def test_a_member_with_a_nan_output_counts_in_no_mean():
+    """Its gradient may be finite, as that of the logarithm is."""
+
+    def estimate(xs):
+        return isouq.uncertainty(lambda p, x: jnp.log(p + x), jnp.array([1.0, 2.0]), xs, "regression", ensemble=True)
+
+    got, want = estimate(jnp.array([2.0, -1.5, 3.0])), estimate(jnp.array([2.0, 3.0]))
+    for field in (got.epistemic, got.between, got.within, got.probability):
+        np.testing.assert_array_equal(np.isnan(field), [False, True, False])
+    np.testing.assert_allclose(got.epistemic[jnp.array([0, 2])], want.epistemic, rtol=1e-6)
+
+
 def test_half_precision_gives_float32():
     predict, params, xs = mlps("multiclass", dtype=jnp.bfloat16)
     got = isouq.uncertainty(predict, params, xs, "multiclass", ensemble=True)
@@ -246,14 +258,18 @@ def test_a_predict_that_cannot_be_batched_takes_one_input_at_a_time():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"w": jnp.ones((1, 2))}, r"params has one member; an ensemble needs at least two"),
+        (
+            {"w": jnp.ones((1, 2))},
+            r"params has one member; an ensemble needs at least two, stacked by jax.tree.map\(lambda",
+        ),
         (
             {"w": jnp.ones((2, 2)), "b": jnp.ones(3)},
             r"the leaves of params have different leading axes \[2, 3\]; expected one member axis",
         ),
         ({"w": jnp.ones((2, 2)), "b": jnp.array(0.0)}, r"params\['b'\] is a scalar; expected a leading member axis"),
         ({"w": jnp.array([[1.0, jnp.nan]] * 2)}, r"params\['w'\] holds 2 NaN or infinite values"),
-        ({"w": jnp.ones((2, 3))}, r"predict\(params, x\) failed on one example of shape \(2,\)"),
+        ({"w": jnp.ones((2, 3))}, r"predict\(params of member 0, x\) failed on one example of shape \(2,\)"),
+        ([{"w": jnp.ones((2, 2))}] * 2, r"predict\(params of member 0, x\) failed"),  # a list in place of a stack
     ],
 )
 def test_one_clear_line(params, message):

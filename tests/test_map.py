@@ -144,6 +144,24 @@ def test_a_saddle_at_one_start_leaves_the_others_as_they_ended():
     np.testing.assert_array_equal(beside.params[:1], alone.params)
 
 
+def test_starts_beside_one_another_end_as_each_alone():
+    """The first is at a saddle twice, the second at a maximum, and the others at a saddle once."""
+    inits = jnp.array([[0.0, 0.0], [1.2, 1.5], [0.0, 0.8], [-1.0, 0.0]])
+    together = fit_map(valleys, inits, tolerance=1e-3)
+    np.testing.assert_array_equal(together.num_escapes, [2, 0, 1, 1])
+    for start in range(4):
+        alone = fit_map(valleys, inits[start : start + 1], tolerance=1e-3)
+        for name, one, among in zip(alone._fields, alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], among[start], err_msg=name)
+
+
+def test_a_start_stays_at_a_saddle_where_none_is_to_be_left():
+    fit = fit_map(valleys, jnp.array([[0.0, 0.0], [1.2, 0.9]]), tolerance=1e-3, leave_saddles=False)
+    assert fit.converged.all()
+    np.testing.assert_allclose(fit.params, [[0, 0], [1, 1]], atol=0.01)
+    np.testing.assert_array_equal(fit.num_escapes, 0)
+
+
 @pytest.mark.parametrize(
     ("scales", "message"),
     [

@@ -131,6 +131,7 @@ def fit_maps(
     """
     _checks.positive_int("max_steps", max_steps)
     _checks.positive("tolerance", tolerance)
+    _checks.boolean("leave_saddles", leave_saddles)
     rows = per_posterior(len(log_densities), log_densities=log_densities, inits=inits, scales=scales)
     targets = [_target(max_steps, *row) for row in zip(*rows, strict=True)]
     check_alike(targets)
