@@ -146,7 +146,7 @@ def test_the_report_tells_tests_from_what_is_none():
     for name in ("ρ", "r"):
         count = f"Of 2 tests of {name}, 1 have an adjusted p below 0.05: 1 with a higher correlation, 0 with a lower"
         assert count in summary
-    assert "| unit σ = 1 | width 8, depth 2 | +0.10 [0.10, 0.11] (5) | 0.0002 | +0.05 [0.05, 0.06] (5) |" in summary
+    assert "| unit σ = 1 | width 8, depth 2 | +0.10 [0.10, 0.11] (5) | < 0.001 | +0.05 [0.05, 0.06] (5) |" in summary
     three = [result for result in results(NETWORKS) if result.numbers["seed"] < 3]
     summary = summarise(command.EXPERIMENTS["depth"], three).summary
     assert "Of 0 tests of ρ, 0 have" in summary
