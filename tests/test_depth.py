@@ -11,6 +11,7 @@ from experiments import command
 from experiments.synthetic.numbers import depth as depth_numbers
 from experiments.synthetic.numbers.models import model_name, rows_by_model
 from experiments.synthetic.presets import depth, scaling
+from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 from experiments.synthetic.study import Cell
 from isouq.stats import benjamini_hochberg, paired_bootstrap
 
@@ -62,8 +63,9 @@ def test_a_deeper_network_is_expected_to_take_longer():
     assert seconds[1] * 1.5 < seconds[2]
 
 
-def test_only_the_preset_sets_the_activation():
-    assert "activation" not in command.EXPERIMENTS["depth"].options
+def test_depth_and_lineage_set_the_activations_themselves():
+    without = {name for name, experiment in SYNTHETIC.items() if "activation" not in experiment.options}
+    assert without == {"depth", "lineage"}
 
 
 @pytest.mark.parametrize("preset", command.PRESETS)

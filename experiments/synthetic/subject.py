@@ -28,9 +28,9 @@ FACTS = (
 class Setting(NamedTuple):
     """Data, model and posterior of a cell, before anything is trained.
 
-    held_out: the points at which the study compares; None for a grid. zeros: parameters of the model's shapes.
-    init: the function from a key to initial parameters. init_keys: its keys, one for each chain. chain_key,
-    second_key: random keys, of the reference's chains and of everything else that a study draws.
+    held_out: the points at which the study compares maps; None where it compares them on a grid. zeros: parameters of
+    the model's shapes. init: the function from a key to initial parameters. init_keys: its keys, one for each chain.
+    chain_key, second_key: random keys, of the reference's chains and of everything else that a study draws.
     """
 
     problem: problems.Problem
@@ -120,7 +120,7 @@ def set_up(cell: Configuration, problem: problems.Problem) -> Setting:
 def evaluation_inputs(cell: Configuration, setting: Setting) -> tuple[Any, slice, slice]:
     """Return the grid of the comparison followed by the coarser grid of the wide region, and the rows of each.
 
-    Where the problem has held-out points, they are compared, and the wide region has no rows.
+    Where the problem has held-out points, the comparison is at these, and the wide region has no rows.
     """
     if setting.held_out is not None:
         size = len(setting.held_out.xs)
@@ -177,7 +177,7 @@ def is_flat(estimate: Any) -> bool:
 
 
 def relative_range(estimate: Any) -> float:
-    """Return the range of a map as a share of its mean."""
+    """Return (max − min) / mean of a map."""
     estimate = np.asarray(estimate, np.float64)
     return float(np.ptp(estimate) / estimate.mean())
 

@@ -104,8 +104,8 @@ def _effects(numbers: Numbers) -> str:
         effect: Interval = numbers.groups[f"{factor}: {level}"]["distance"]
         body.append([factor, level, tables.number(effect.mean, 3), str(effect.count)])
     return (
-        "## What each factor does\n\nMean distance over the complete settings with this level. Where two levels of a factor "
-        "have different numbers of complete settings, their means are over different settings of the other factors.\n\n"
+        "## What each factor does\n\nMean distance over the complete settings with this level. Where two levels have "
+        "different numbers of complete settings, their means are over different settings of the other factors.\n\n"
         + tables.table(["factor", "level", "mean distance", "complete settings"], body)
     )
 
@@ -123,8 +123,8 @@ def _table(table: Sequence[TableRow]) -> str:
     return (
         "## Rows of the paper's table\n\n"
         "Each entry by itself, with the setting that comes nearest to it; settings that share a posterior and a grid "
-        f"share an entry, and an entry has at least {FEWEST_SEEDS} seeds. Reached: how many different entries have 95 % "
-        "intervals of r and of ρ that contain the paper's two numbers, to the digits that it prints, and how many "
+        f"share an entry, and an entry has at least {FEWEST_SEEDS} seeds. Reached: how many different entries have "
+        "95 % intervals of r and of ρ that contain the paper's two numbers, to the digits that it prints, and how many "
         "entries there are. Among many a wide interval may contain them by chance.\n\n"
         f"{_out_of_reach(table)}\n\n"
         + tables.table(["problem", "estimate", "paper r/ρ", "nearest r/ρ", "difference", "setting", "reached"], body)
@@ -153,7 +153,7 @@ def _acceptance(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row["problem"] == problem]
         body.append([problem, str(len(own)), *(str(sum(row[ACCEPTED[grid]] for row in own)) for grid in GRIDS)])
     return (
-        "## Accepted references\n\nEach grid has a verdict of its own. Sampling ends when the one on the grid ± 0.5 accepts.\n\n"
+        "## Accepted references\n\nEach grid has a verdict of its own. Sampling ends when that on ± 0.5 accepts.\n\n"
         + tables.table(["problem", "references", *GRIDS.values()], body)
     )
 
@@ -180,7 +180,5 @@ def _flat_grids(rows: Sequence[Row]) -> str:
         lines += [f"- {row_name(row)}: {', '.join(flat)}\n"] if flat else []
     if not lines:
         return ""
-    return (
-        "## Flat on a grid\n\n‖g‖² is nearly constant there, no correlation is computed, and no number above contains one.\n"
-        + "".join(lines)
-    )
+    text = "‖g‖² is nearly constant there, no correlation is computed, and no number above contains one.\n"
+    return f"## Flat on a grid\n\n{text}" + "".join(lines)
