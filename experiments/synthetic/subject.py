@@ -168,6 +168,16 @@ def epistemic_map(setting: Setting, theta: Any, xs: Any, covariance: Any = None)
     return np.asarray(uncertainty(setting.predict, theta, xs, kind, covariance=covariance).epistemic, np.float64)
 
 
+def at_class(by_class: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+    """Return the values `[..., points]` of one class at each input; of the only row where there is one.
+
+    by_class: `[classes, ..., points]`. target: the class at each input, `[points]`; None for regression.
+    """
+    if len(by_class) == 1 or target is None:
+        return by_class[0]
+    return np.take_along_axis(by_class, target.reshape(*[1] * (by_class.ndim - 1), -1), axis=0)[0]
+
+
 def is_flat(estimate: Any) -> bool:
     """Return whether ‖g‖² is nearly the same at all inputs: its range is below `FLAT` of its mean.
 

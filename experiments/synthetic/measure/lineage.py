@@ -13,7 +13,7 @@ from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.measure.agreement import seconds
 from experiments.synthetic.measure.members import MLE_STEPS
-from experiments.synthetic.subject import Setting, Subject, correlations, epistemic_map, is_flat
+from experiments.synthetic.subject import Setting, Subject, at_class, correlations, epistemic_map, is_flat
 from isouq import problems
 from isouq._predict import margin
 from isouq._uncertainty import uncertainty
@@ -84,7 +84,7 @@ def measure(subject: Subject) -> Result:
         if laplace_map is not None and not numbers[f"flat_map_{grid}"]:
             numbers |= correlations(f"laplace_map_{grid}", laplace_map[part], moments.variance[0])
         if grid == "far":
-            numbers |= judge_far(subject, values_of_predicted_class(margins, _rows(estimates["map"], part).predicted))
+            numbers |= judge_far(subject, at_class(margins, _rows(estimates["map"], part).predicted))
     clock.lap("seconds_moments")
     return Result({**numbers, **seconds(subject, clock)}, {})
 
@@ -137,22 +137,11 @@ def estimate_by_class(setting: Setting, theta: Any, xs: Any) -> PointMaps:
 def flat_facts(estimates: dict[str, PointMaps], rows: dict[str, slice]) -> dict[str, bool]:
     """Return whether ‖g‖² is flat at every θ* on every grid, and whether it is everywhere."""
     flat = {
-        f"flat_{theta}_{grid}": is_flat(values_of_predicted_class(estimate.epistemic, estimate.predicted)[part])
+        f"flat_{theta}_{grid}": is_flat(at_class(estimate.epistemic, estimate.predicted)[part])
         for theta, estimate in estimates.items()
         for grid, part in rows.items()
     }
     return {"flat": all(flat.values()), **flat}
-
-
-def values_of_predicted_class(by_class: np.ndarray, predicted: np.ndarray | None) -> np.ndarray:
-    """Return the values `[..., points]` of the predicted class of each input; the only row where there is one.
-
-    by_class: `[classes, ..., points]`. predicted: `[points]`.
-    """
-    if len(by_class) == 1 or predicted is None:
-        return by_class[0]
-    chosen = predicted.reshape(*[1] * (by_class.ndim - 1), -1)
-    return np.take_along_axis(by_class, chosen, axis=0)[0]
 
 
 def _rows(estimate: PointMaps, part: slice) -> PointMaps:
@@ -163,12 +152,12 @@ def _rows(estimate: PointMaps, part: slice) -> PointMaps:
 def agreement(name: str, estimate: PointMaps, moments: ReferenceMaps) -> dict[str, float]:
     """Return r and ρ of the two uncertainties at θ* with the reference's, for both variances where they differ."""
     epistemic, predicted, aleatoric = estimate
-    variance = values_of_predicted_class(moments.variance, predicted)
-    numbers = correlations(f"epistemic_{name}_class", values_of_predicted_class(epistemic, predicted), variance)
+    variance = at_class(moments.variance, predicted)
+    numbers = correlations(f"epistemic_{name}_class", at_class(epistemic, predicted), variance)
     if len(epistemic) > 1:
         numbers |= correlations(f"epistemic_{name}_sum", epistemic.sum(axis=0), moments.variance.sum(axis=0))
     if aleatoric is not None:
-        numbers |= correlations(f"aleatoric_{name}", aleatoric, values_of_predicted_class(moments.aleatoric, predicted))
+        numbers |= correlations(f"aleatoric_{name}", aleatoric, at_class(moments.aleatoric, predicted))
     return numbers
 
 
