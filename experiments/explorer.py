@@ -152,7 +152,7 @@ def distance(row: Row, result: Result) -> float:
     """Return how far r and ρ of the maps lie from the committed row at most; beyond FAR the page shows no maps.
 
     It is 0 for an unconverged reference, whose maps depend on the last digit of the arithmetic, and for a flat
-    estimate, which agrees with nothing.
+    estimate, whose correlations are undefined.
     """
     if not row["accepted"] or row.get("flat", False):
         return 0.0

@@ -1,10 +1,10 @@
-"""The uncertainty of an ensemble: what its members disagree about, and what each of them does not know.
+"""The uncertainty of an ensemble: the variance between its members, and the mean of their own uncertainties.
 
 For K members with parameters θ_k and p_k = p_c(θ_k), the law of total variance splits the variance of p_c into
 
     between = (1/K) Σ_k (p_k − p̄)²,    within = (1/K) Σ_k Var[p_c | member k],    p̄ = (1/K) Σ_k p_k,
 
-where gᵀΣg of member k stands for its variance. The two parts have different units, because ‖g‖² has no scale;
+where Var[p_c | member k] is replaced by gᵀΣg at θ_k. The two parts have different units, because ‖g‖² has no scale;
 each is therefore divided by its mean over the inputs before they are added.
 
 Source: Lakshminarayanan et al. (2017), arXiv 1612.01474, for ensembles; the law of total variance for the two parts.
@@ -26,8 +26,8 @@ class EnsembleUncertainty(NamedTuple):
 
     epistemic: between / mean(between) + within / mean(within), the means over the inputs of the call; a part whose
         mean is 0 counts as 0. It has no unit and ranks the inputs of one call. It cannot be compared with that of
-        another call, and for a single input it says nothing. An input whose outputs are NaN is left out of the means;
-        a row that `isouq.sharding.shard_inputs` repeated is not.
+        another call, and for a single input it is 2, or less where a part is 0. Inputs whose outputs are NaN do
+        not enter the means; a row that `isouq.sharding.shard_inputs` repeated enters them as often as it stands there.
     between: (1/K) Σ (p_k − probability)², the variance between the members (units: probability²; for regression
         output²).
     within: the mean over the members of gᵀΣg, or of ‖g‖² without a covariance (units as those of
@@ -83,7 +83,7 @@ def class_of_mean(predict: Callable, members: Any, x: Any, kind: str) -> Int[Arr
 
 
 def combine(values: Array, quadratics: Array, target: Array | None, kind: str) -> Parts:
-    """Return the parts of ONE input from the margins `[K]` of the members and the forms ∇mᵀΣ∇m `[K]`."""
+    """Return the parts of ONE input from the members' margins m `[K]` and quadratic forms ∇mᵀΣ∇m `[K]`."""
     if kind == "regression":
         within = jnp.where(jnp.isnan(values).any(), jnp.nan, quadratics.mean())
         return Parts(jnp.var(values), within, None, values.mean(), None)
@@ -95,7 +95,7 @@ def combine(values: Array, quadratics: Array, target: Array | None, kind: str) -
 
 @jax.jit
 def add_relative(parts: Parts) -> EnsembleUncertainty:
-    """Return the parts with their sum, each divided by its mean over the inputs."""
+    """Return the uncertainty whose epistemic field adds both parts, each divided by its mean over the inputs."""
     return EnsembleUncertainty(_relative(parts.between) + _relative(parts.within), *parts)
 
 

@@ -4,8 +4,8 @@ With d = p_c(θ + sε) − p_c(θ), ε ~ N(0, I), the estimate is the sample var
 
     d ≈ s g·ε,    hence    Var[d] ≈ s² ‖g‖²,    g = ∇_θ p_c,
 
-so that it is the estimate of `isouq.uncertainty` at a finite distance from θ. d is computed from margins, which keeps
-the digits where a probability saturates (see `isouq._predict.probability_difference`).
+so that it differs from s² times the ‖g‖² of `isouq.uncertainty` by what is not linear in the noise. d is computed from
+margins, which keeps the digits where a probability is nearly 0 or 1 (see `isouq._predict.probability_difference`).
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def perturbation(
     """Estimate the variance of every prediction under isotropic Gaussian noise on all parameters.
 
     The estimate is Var[p_c(θ + sε)] with ε ~ N(0, I), from S samples. As s → 0, epistemic / s² tends to the ‖g‖² of
-    `isouq.uncertainty`. Its place among the estimates: see docs/when-to-trust.md, experiment `estimators`.
+    `isouq.uncertainty`. `python -m experiments estimators` compares both with a sampled posterior.
 
     Args:
         predict: as in `isouq.uncertainty`.
@@ -130,7 +130,7 @@ class _Moments(NamedTuple):
     m4: Array
 
     def add(self, sample: Array, n: Array) -> "_Moments":
-        """Return the moments with the n-th sample, by the update of Pébay (2008, SAND2008-6212)."""
+        """Return the moments with one sample more, the n-th, by the update of Pébay (2008, SAND2008-6212)."""
         largest = jnp.maximum(self.largest, jnp.abs(sample))
         unit = jnp.where(largest == 0, 1, largest)
         ratio = self.largest / unit

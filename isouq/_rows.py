@@ -1,4 +1,4 @@
-"""Rows of inputs: how an estimate is mapped over them, some at a time, and shared among devices."""
+"""Rows of inputs: how a function of one input is mapped over them, in batches and on several devices."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,10 +11,10 @@ from isouq._errors import first_line
 
 
 class Layout(NamedTuple):
-    """How rows are computed.
+    """How the rows are divided into batches and among devices.
 
     size: number of rows. batch_size: rows that are computed at a time, None for all. mesh: the devices that share the
-    rows, or None. share: number of rows of one device.
+    rows; None leaves the arrays where they are. share: number of rows of one device.
     """
 
     size: int

@@ -13,7 +13,7 @@ from isouq._errors import first_line
 class Selection:
     """Which branches of a pytree of parameters are chosen; hashable, so that a compiled program can depend on it.
 
-    flags: True for a chosen branch, in the order of the leaves. treedef: the structure of the prefix.
+    flags: the leaves of wrt in their order, True for a chosen branch of params. treedef: the structure of wrt.
     """
 
     flags: tuple[bool, ...]
@@ -21,7 +21,7 @@ class Selection:
 
     @classmethod
     def of(cls, wrt: Any, params: Any) -> "Selection":
-        """Return the selection of a pytree of booleans; None chooses everything. Raise unless it fits params."""
+        """Return the selection of wrt, a pytree of booleans, or None for everything; raise unless it fits params."""
         if wrt is None:
             return EVERYTHING
         for path, flag in jax.tree.leaves_with_path(wrt):
@@ -43,7 +43,7 @@ class Selection:
         return jax.tree.map(lambda keep, branch: branch if keep else None, self._prefix, params)
 
     def replace(self, params: Any, chosen: Any) -> Any:
-        """Return params with the chosen branches from `chosen`."""
+        """Return params with their chosen branches replaced by those of `chosen`, which has None elsewhere."""
         return jax.tree.map(lambda keep, branch, other: other if keep else branch, self._prefix, params, chosen)
 
     @property

@@ -144,13 +144,13 @@ def uncertainty(
             between = (1/K) Σ_k (p_k − p̄)²,    within = (1/K) Σ_k g_kᵀΣg_k,    p̄ = (1/K) Σ_k p_k,
 
         and epistemic = between / mean(between) + within / mean(within), which is relative to the inputs of the call.
-        Its place among the estimates: see docs/when-to-trust.md, experiment `estimators`.
+        `python -m experiments estimators` compares these estimates with a sampled posterior.
 
     Raises:
         ValueError: a wrong shape, NaN in params or xs, an unknown kind or label, a max_bytes that is too small for one
-            input, a wrt that is no prefix of params or chooses nothing, or members of an ensemble that are fewer than
-            two or of different number in two leaves. The message is one line that says what to do. An input whose
-            outputs are NaN is no error: its uncertainties are NaN.
+            input, a wrt that is no prefix of params or chooses nothing, or an ensemble with fewer than two members or
+            with different numbers of members in two leaves. The message is one line that says what to do. An input
+            whose outputs are NaN is no error: its uncertainties are NaN.
 
     Cost: one forward and one backward pass for each input, mostly less than a training step, and the memory of
     batch_size × activations (`isouq.explain` shows more). With "vmap", with a `Dense` covariance or with one of your

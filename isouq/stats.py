@@ -37,7 +37,7 @@ def _pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def partial_spearman(a: Any, b: Any, given: Any) -> float:
-    """Return the partial rank correlation of a and b given a third array: what a says of b's ranks beyond it.
+    """Return the partial rank correlation of a and b given a third array: how they correlate where it is the same.
 
     (ρ_ab − ρ_ac ρ_bc) / √((1 − ρ_ac²)(1 − ρ_bc²)), with c the array `given`; NaN where one is constant, or where a or b
     has the ranks of c, because it is undefined there.
@@ -48,9 +48,9 @@ def partial_spearman(a: Any, b: Any, given: Any) -> float:
 
 
 def top_overlap(a: Any, b: Any, share: float = 0.1) -> float:
-    """Return which part of the inputs with the largest a is among those with the largest b, the top `share` of each.
+    """Return the fraction of the inputs in the top `share` of a that are in the top `share` of b too.
 
-    Unrelated arrays have `share` in the mean. Of equal values those that come first count; NaN where one is constant.
+    For unrelated arrays it is `share` on average. Of equal values the first ones count; NaN where an array is constant.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected a number above 0 and at most 1")

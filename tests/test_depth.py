@@ -11,6 +11,7 @@ from experiments import command
 from experiments.synthetic.numbers import depth as depth_numbers
 from experiments.synthetic.numbers.models import model_name, rows_by_model
 from experiments.synthetic.presets import depth, scaling
+from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
 from experiments.synthetic.study import Cell
 from isouq.stats import benjamini_hochberg, paired_bootstrap
 
@@ -62,8 +63,9 @@ def test_a_deeper_network_is_expected_to_take_longer():
     assert seconds[1] * 1.5 < seconds[2]
 
 
-def test_only_the_preset_sets_the_activation():
-    assert "activation" not in command.EXPERIMENTS["depth"].options
+def test_depth_and_lineage_set_the_activations_themselves():
+    without = {name for name, experiment in SYNTHETIC.items() if "activation" not in experiment.options}
+    assert without == {"depth", "lineage"}
 
 
 @pytest.mark.parametrize("preset", command.PRESETS)
@@ -146,7 +148,7 @@ def test_the_report_tells_tests_from_what_is_none():
     for name in ("ρ", "r"):
         count = f"Of 2 tests of {name}, 1 have an adjusted p below 0.05: 1 with a higher correlation, 0 with a lower"
         assert count in summary
-    assert "| unit σ = 1 | width 8, depth 2 | +0.10 [0.10, 0.11] (5) | 0.0002 | +0.05 [0.05, 0.06] (5) |" in summary
+    assert "| unit σ = 1 | width 8, depth 2 | +0.10 [0.10, 0.11] (5) | < 0.001 | +0.05 [0.05, 0.06] (5) |" in summary
     three = [result for result in results(NETWORKS) if result.numbers["seed"] < 3]
     summary = summarise(command.EXPERIMENTS["depth"], three).summary
     assert "Of 0 tests of ρ, 0 have" in summary

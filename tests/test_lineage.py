@@ -178,17 +178,12 @@ def test_the_whole_grid_is_run():
     assert PROTOCOL in settings
 
 
-def test_no_option_replaces_its_activations():
-    assert "activation" not in LINEAGE.options
-    assert "activation" in command.EXPERIMENTS["validation"].options
-
-
 # the distance
 
 
 def at(cell, shift=0.0, accepted=True, **more):
     """The result of a cell whose numbers are all `shift` below those of the paper."""
-    columns = {"flat_map_near": False}
+    columns = {}
     for theta in lineage.THETAS:
         for grid in lineage.GRIDS:
             columns |= {f"flat_{theta}_{grid}": False}
@@ -255,7 +250,7 @@ def test_unaccepted_and_flat_seeds_change_nothing(unused):
             result = result._replace(numbers=lacking | {"flat_map_near": True})
         more.append(result)
     first, second = (lineage_numbers(results) for results in (rows, [*rows, *more]))
-    assert first.summary == second.summary or repr(first.summary) == repr(second.summary)
+    assert repr(first.summary) == repr(second.summary)  # some are NaN
     assert first.files == second.files
     assert first.details.nearest.seeds == 4
 
@@ -306,7 +301,6 @@ def test_the_report_says_what_the_choice_is_worth():
     assert effects["activation: relu"]["distance"].mean < effects["activation: tanh"]["distance"].mean
     assert effects["gap: yes"]["distance"].count == 24
     (axis,) = outputs.figures["lineage"].axes
-    assert axis.get_xlabel()
     labels = [label.get_text() for label in axis.get_yticklabels()]
     assert labels[:3] == ["activation: tanh", "activation: relu", "prior: unit σ = 1"]
     assert not axis.get_legend()  # it stands below the axes

@@ -132,13 +132,6 @@ def test_batches_and_devices_change_nothing(kind, options, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), got, want)
 
 
-def test_two_inputs_of_one_row_share_their_directions():
-    predict, params, xs = network("multiclass")
-    rows = jnp.concatenate([xs, xs[::-1]])
-    got = isouq.perturbation(predict, params, rows, "multiclass", key=KEY, num_samples=5)
-    np.testing.assert_allclose(got.epistemic[:7], got.epistemic[7:][::-1], rtol=1e-5)
-
-
 @pytest.mark.parametrize("margin", [5.0, 20.0, 35.0])
 def test_digits_survive_saturation(margin):
     """In float32, with the truth from float64 and the same directions: 1 − p is as small as 10⁻¹⁵."""

@@ -13,7 +13,8 @@ from isouq.problems import Problem
 TRAINING_SHARE = 0.7
 MAX_POINTS = 1000  # largest number of training points
 HIDDEN = (16,)
-# Of a standardised target; about the residual of a linear fit, which explains half of the variance of `diabetes`.
+# Standard deviation of the noise of a standardised target: about that of the residuals of a linear fit, which explains
+# half of the variance of `diabetes`.
 NOISE = 0.7
 
 
@@ -25,7 +26,9 @@ def _table(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Split:
-    """One part of a data set as a function of the key that shuffles the rows, and for training of a number of points.
+    """The training or the held-out part of a data set, as a function of the key that shuffles the rows.
+
+    n: number of training points; the held-out part does not depend on it.
 
     Inputs and values are standardised by the whole training part, so that held-out points have the same scale whatever
     the number of points.
@@ -46,7 +49,7 @@ class _Split:
 
 
 def _standardise(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return values less the mean and over the standard deviation of some rows; a constant column becomes 0."""
+    """Return values minus the mean of some rows, divided by their standard deviation; a constant column becomes 0."""
     deviation = values[rows].std(axis=0)
     return (values - values[rows].mean(axis=0)) / np.where(deviation == 0, 1.0, deviation)
 

@@ -28,9 +28,9 @@ FACTS = (
 class Setting(NamedTuple):
     """Data, model and posterior of a cell, before anything is trained.
 
-    held_out: the points at which the study compares; None for a grid. zeros: parameters of the model's shapes.
-    init: the function from a key to initial parameters. init_keys: its keys, one for each chain. chain_key,
-    second_key: random keys, of the reference's chains and of everything else that a study draws.
+    held_out: the points at which the study compares maps; None where it compares them on a grid. zeros: parameters of
+    the model's shapes. init: the function from a key to initial parameters. init_keys: its keys, one for each chain.
+    chain_key, second_key: random keys, of the reference's chains and of everything else that a study draws.
     """
 
     problem: problems.Problem
@@ -120,7 +120,7 @@ def set_up(cell: Configuration, problem: problems.Problem) -> Setting:
 def evaluation_inputs(cell: Configuration, setting: Setting) -> tuple[Any, slice, slice]:
     """Return the grid of the comparison followed by the coarser grid of the wide region, and the rows of each.
 
-    Where the problem has held-out points, they are compared, and the wide region has no rows.
+    Where the problem has held-out points, the comparison is at these, and the wide region has no rows.
     """
     if setting.held_out is not None:
         size = len(setting.held_out.xs)
@@ -168,6 +168,16 @@ def epistemic_map(setting: Setting, theta: Any, xs: Any, covariance: Any = None)
     return np.asarray(uncertainty(setting.predict, theta, xs, kind, covariance=covariance).epistemic, np.float64)
 
 
+def at_class(by_class: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+    """Return the values `[..., points]` of one class at each input; of the only row where there is one.
+
+    by_class: `[classes, ..., points]`. target: the class at each input, `[points]`; None for regression.
+    """
+    if len(by_class) == 1 or target is None:
+        return by_class[0]
+    return np.take_along_axis(by_class, target.reshape(*[1] * (by_class.ndim - 1), -1), axis=0)[0]
+
+
 def is_flat(estimate: Any) -> bool:
     """Return whether ‖g‖² is nearly the same at all inputs: its range is below `FLAT` of its mean.
 
@@ -177,7 +187,7 @@ def is_flat(estimate: Any) -> bool:
 
 
 def relative_range(estimate: Any) -> float:
-    """Return the range of a map as a share of its mean."""
+    """Return (max − min) / mean of a map."""
     estimate = np.asarray(estimate, np.float64)
     return float(np.ptp(estimate) / estimate.mean())
 

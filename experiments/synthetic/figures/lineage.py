@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
-from experiments.synthetic.numbers.lineage import MIN_SEEDS, Comparison, Lineage
+from experiments.synthetic.numbers.lineage import FEWEST_SEEDS, Comparison, Lineage
 from isouq.plots import BLUE, GREEN, GREY, ORANGE
 
 _COMPLETE: dict[str, Any] = {"marker": ".", "color": BLUE, "alpha": 0.35, "ms": 5, "ls": "none"}
@@ -45,7 +45,7 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     add_legend(
         figure,
         [
-            {**_COMPLETE, "alpha": 1, "label": f"setting with all 16 numbers, each from {MIN_SEEDS} seeds or more"},
+            {**_COMPLETE, "alpha": 1, "label": f"setting with all 16 numbers, each from {FEWEST_SEEDS} seeds or more"},
             {**_INCOMPLETE, "alpha": 1, "label": "other setting, over the numbers that it has"},
             {**_MEAN, "ms": 8, "label": "mean of the blue settings"},
             {**_NEAREST, "label": "nearest"},

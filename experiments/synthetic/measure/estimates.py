@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 import isouq
 from experiments.synthetic.measure import members
 from experiments.synthetic.measure.laboratory import SAMPLES, Laboratory, Moments, pool
-from experiments.synthetic.subject import unravel_rows
+from experiments.synthetic.subject import at_class, unravel_rows
 from isouq.covariance import Dense, Diagonal, laplace
 from isouq.posterior import Sampling, sample_reference
 
@@ -32,21 +32,16 @@ class Estimate(NamedTuple):
     target: np.ndarray | None
 
 
-def at_class(values: np.ndarray, target: np.ndarray | None) -> np.ndarray:
-    """Return of each row the value of its class, `[points]`; for regression the only one."""
-    return values[:, 0] if target is None else np.take_along_axis(values, target[:, None], axis=1)[:, 0]
-
-
 def _about_theta(lab: Laboratory, values: Any) -> Estimate:
     return Estimate(np.asarray(values, np.float64), lab.target)
 
 
 def _variance_about_theta(lab: Laboratory, moments: Moments) -> Estimate:
-    return Estimate(at_class(moments.variance, lab.target), lab.target)
+    return Estimate(at_class(moments.variance.T, lab.target), lab.target)
 
 
 def _variance_about_mean(moments: Moments) -> Estimate:
-    return Estimate(at_class(moments.variance, moments.target), moments.target)
+    return Estimate(at_class(moments.variance.T, moments.target), moments.target)
 
 
 def _labels(uncertainty: Any) -> np.ndarray | None:
@@ -150,7 +145,7 @@ def between_and_perturbed(lab: Laboratory, kind: str, count: int) -> Estimate:
     Each part is divided by its mean over the inputs before they are added.
     """
     between, target = ensemble_part(lab, kind, count, "between")
-    variances = [at_class(_perturbed_member(lab, kind, i, True).variance, target) for i in range(count)]
+    variances = [at_class(_perturbed_member(lab, kind, i, True).variance.T, target) for i in range(count)]
     return Estimate(add_relative(between, np.mean(variances, axis=0)), target)
 
 

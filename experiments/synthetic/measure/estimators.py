@@ -16,11 +16,10 @@ from experiments.synthetic.measure.estimates import (
     SIGMA,
     SMOOTHING,
     Estimate,
-    at_class,
 )
 from experiments.synthetic.measure.laboratory import SAMPLES, SIZES, Laboratory, Moments, pool
 from experiments.synthetic.measure.members import ENSEMBLES, SWAG_RANK
-from experiments.synthetic.subject import Subject
+from experiments.synthetic.subject import Subject, at_class
 from isouq import stats
 
 CONTROL, BASE = "control", "gradient"
@@ -205,4 +204,4 @@ def posterior_moments(lab: Laboratory, at_once: int = 500) -> Moments:
 def _truth(subject: Subject, variances: np.ndarray, target: np.ndarray | None) -> np.ndarray:
     """Return the variance of the class that an estimate is about: the stored one where that is the class of θ*."""
     own = subject.variance[subject.grid]
-    return own if target is None else np.where(target == np.asarray(subject.target), own, at_class(variances, target))
+    return own if target is None else np.where(target == np.asarray(subject.target), own, at_class(variances.T, target))

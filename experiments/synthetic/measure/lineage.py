@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.measure.agreement import seconds
-from experiments.synthetic.subject import Setting, Subject, correlations, epistemic_map, is_flat
+from experiments.synthetic.measure.members import MLE_STEPS
+from experiments.synthetic.subject import Setting, Subject, at_class, correlations, epistemic_map, is_flat
 from isouq import problems
 from isouq._predict import margin
 from isouq._uncertainty import uncertainty
@@ -20,15 +21,15 @@ from isouq.covariance import laplace
 from isouq.posterior import MapFit, fit_map, judge, probabilities
 
 THETAS = {"map": "MAP", "mle": "MLE"}
-# The grids, and the column with the verdict on the reference there.
+# The grids: the range of the data widened by 0.5 or by 1.5 at both ends, or 1.5 times as wide as the range. Then the
+# column with the verdict on the reference there.
 GRIDS = {"near": "± 0.5", "far": "± 1.5", "wide": "× 1.5"}
 ACCEPTED = {"near": "accepted", "far": "accepted_far", "wide": "accepted_wide"}
 VARIANCES = {"class": "predicted class", "sum": "sum over classes"}
-MLE_STEPS = 2000
 
 
-class Moments(NamedTuple):
-    """What the reference says at each input, by class: `[classes, points]`, float64; regression has one row.
+class ReferenceMaps(NamedTuple):
+    """The maps of the reference posterior, by class: `[classes, points]`, float64; regression has one row.
 
     variance: Var_θ[p_c]. aleatoric: E_θ[p_c(1 − p_c)].
     """
@@ -37,8 +38,8 @@ class Moments(NamedTuple):
     aleatoric: np.ndarray
 
 
-class Estimates(NamedTuple):
-    """What a point θ* says at each input.
+class PointMaps(NamedTuple):
+    """The maps of one parameter vector θ*.
 
     epistemic: ‖∇p_c‖² by class `[classes, points]`, float64. predicted, aleatoric: the class c that θ* predicts and
     p_c(1 − p_c), `[points]`; None for regression.
@@ -83,7 +84,7 @@ def measure(subject: Subject) -> Result:
         if laplace_map is not None and not numbers[f"flat_map_{grid}"]:
             numbers |= correlations(f"laplace_map_{grid}", laplace_map[part], moments.variance[0])
         if grid == "far":
-            numbers |= judge_far(subject, values_of_predicted_class(margins, _rows(estimates["map"], part).predicted))
+            numbers |= judge_far(subject, at_class(margins, _rows(estimates["map"], part).predicted))
     clock.lap("seconds_moments")
     return Result({**numbers, **seconds(subject, clock)}, {})
 
@@ -92,7 +93,7 @@ def fit_mle(setting: Setting) -> MapFit:
     """Maximise the likelihood alone from the initial parameters of every chain.
 
     Separable data have no maximum: θ* is then where training stops, at a gradient below the tolerance or after
-    MLE_STEPS steps.
+    `MLE_STEPS` steps.
     """
     return fit_map(setting.log_density.log_likelihood, setting.inits, max_steps=MLE_STEPS)
 
@@ -117,7 +118,7 @@ def mle_facts(setting: Setting, fit: MapFit) -> dict[str, Any]:
     return facts
 
 
-def estimate_by_class(setting: Setting, theta: Any, xs: Any) -> Estimates:
+def estimate_by_class(setting: Setting, theta: Any, xs: Any) -> PointMaps:
     """Return ‖∇p_c‖² of every class at every input, and the predicted class with its p(1 − p).
 
     ‖∇p_c‖² comes from its logarithm, because under a large θ* it underflows in float32. Both classes of a binary
@@ -129,45 +130,34 @@ def estimate_by_class(setting: Setting, theta: Any, xs: Any) -> Estimates:
     by_class = [uncertainty(setting.predict, theta, xs, kind, target=label).log_epistemic for label in labels]
     epistemic = np.exp(np.asarray(by_class, np.float64))
     if kind == "regression":
-        return Estimates(epistemic, None, None)
-    return Estimates(epistemic, np.asarray(predicted.target), np.asarray(predicted.aleatoric, np.float64))
+        return PointMaps(epistemic, None, None)
+    return PointMaps(epistemic, np.asarray(predicted.target), np.asarray(predicted.aleatoric, np.float64))
 
 
-def flat_facts(estimates: dict[str, Estimates], rows: dict[str, slice]) -> dict[str, bool]:
+def flat_facts(estimates: dict[str, PointMaps], rows: dict[str, slice]) -> dict[str, bool]:
     """Return whether ‖g‖² is flat at every θ* on every grid, and whether it is everywhere."""
     flat = {
-        f"flat_{theta}_{grid}": is_flat(values_of_predicted_class(estimate.epistemic, estimate.predicted)[part])
+        f"flat_{theta}_{grid}": is_flat(at_class(estimate.epistemic, estimate.predicted)[part])
         for theta, estimate in estimates.items()
         for grid, part in rows.items()
     }
     return {"flat": all(flat.values()), **flat}
 
 
-def values_of_predicted_class(by_class: np.ndarray, predicted: np.ndarray | None) -> np.ndarray:
-    """Return the values `[..., points]` of the predicted class of each input; the only row where there is one.
-
-    by_class: `[classes, ..., points]`. predicted: `[points]`.
-    """
-    if len(by_class) == 1 or predicted is None:
-        return by_class[0]
-    chosen = predicted.reshape(*[1] * (by_class.ndim - 1), -1)
-    return np.take_along_axis(by_class, chosen, axis=0)[0]
-
-
-def _rows(estimate: Estimates, part: slice) -> Estimates:
+def _rows(estimate: PointMaps, part: slice) -> PointMaps:
     predicted, aleatoric = (None if each is None else each[part] for each in (estimate.predicted, estimate.aleatoric))
-    return Estimates(estimate.epistemic[:, part], predicted, aleatoric)
+    return PointMaps(estimate.epistemic[:, part], predicted, aleatoric)
 
 
-def agreement(name: str, estimate: Estimates, moments: Moments) -> dict[str, float]:
-    """Return r and ρ of a point's two uncertainties with the reference's, of both variances where they differ."""
+def agreement(name: str, estimate: PointMaps, moments: ReferenceMaps) -> dict[str, float]:
+    """Return r and ρ of the two uncertainties at θ* with the reference's, for both variances where they differ."""
     epistemic, predicted, aleatoric = estimate
-    variance = values_of_predicted_class(moments.variance, predicted)
-    numbers = correlations(f"epistemic_{name}_class", values_of_predicted_class(epistemic, predicted), variance)
+    variance = at_class(moments.variance, predicted)
+    numbers = correlations(f"epistemic_{name}_class", at_class(epistemic, predicted), variance)
     if len(epistemic) > 1:
         numbers |= correlations(f"epistemic_{name}_sum", epistemic.sum(axis=0), moments.variance.sum(axis=0))
     if aleatoric is not None:
-        numbers |= correlations(f"aleatoric_{name}", aleatoric, values_of_predicted_class(moments.aleatoric, predicted))
+        numbers |= correlations(f"aleatoric_{name}", aleatoric, at_class(moments.aleatoric, predicted))
     return numbers
 
 
@@ -198,13 +188,13 @@ def _margins(predict: Callable, theta: Any, xs: Any, labels: Array, draws: Array
     return jnp.swapaxes(jax.lax.map(of_draw, draws), 0, 1)
 
 
-def moments_by_class(margins: np.ndarray, kind: str) -> Moments:
+def moments_by_class(margins: np.ndarray, kind: str) -> ReferenceMaps:
     """Return the reference's moments from the margins of all draws, one class after the other."""
     moments = []
     for of_label in margins:
         p = probabilities(of_label, kind)
         moments.append((p.var(axis=(0, 1)), (p * (1 - p)).mean(axis=(0, 1))))
-    return Moments(*map(np.stack, zip(*moments, strict=True)))
+    return ReferenceMaps(*map(np.stack, zip(*moments, strict=True)))
 
 
 def judge_far(subject: Subject, margins: np.ndarray) -> dict[str, Any]:

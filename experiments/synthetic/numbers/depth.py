@@ -28,7 +28,8 @@ _COLUMNS = [f"{name}_{statistic}" for name in ESTIMATES for statistic in STATIST
 class Comparison(NamedTuple):
     """The difference of a network's agreement to the baseline's, which has one hidden layer of tanh units.
 
-    difference: mean over the seeds that count in both. p: of the paired bootstrap; NaN below `MIN_SEEDS` pairs.
+    difference: mean over the seeds that count for both networks. p: that of the paired bootstrap; NaN below `MIN_SEEDS`
+    pairs.
     """
 
     model: Model

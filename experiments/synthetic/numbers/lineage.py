@@ -17,13 +17,13 @@ from experiments.synthetic.presets.lineage import UNUSED
 from isouq.problems import PROBLEMS
 from isouq.stats import Interval, percentile_interval
 
-MIN_SEEDS = 3  # accepted seeds of every entry of a setting that may be called the nearest
+FEWEST_SEEDS = 3  # accepted seeds of every entry of a setting that may be called the nearest
 RESAMPLES = 1000
-ROUNDING = 0.005  # the paper prints two digits
+ROUNDING = 0.005  # half a unit of the last digit that the paper prints
 GAP, NO_GAP = "regression/nonlinear", "regression/sine"  # both stand against the paper's nonlinear regression
 Key = tuple[str, str]  # an estimate and a problem
 Posterior = tuple[str, str, str, float, int]  # problem, activation, prior, σ, n
-_STREAMS = {problem: stream for stream, problem in enumerate(PROBLEMS)}  # random numbers of each bootstrap
+_STREAMS = {problem: stream for stream, problem in enumerate(PROBLEMS)}  # the seed of each problem's bootstrap
 
 
 class Setting(NamedTuple):
@@ -85,9 +85,10 @@ PROTOCOL = Setting("tanh", "unit", 1.0, 200, "map", "near", "class", True)
 class Entry(NamedTuple):
     """An estimate on a problem in one setting.
 
-    values: r and ρ of the seeds that were accepted on the grid and are not flat. resampled: their bootstrap means.
+    values: r and ρ of every seed whose reference was accepted on the grid and whose ‖g‖² is not flat there. resampled:
+    their bootstrap means.
     intervals: of r and of ρ. difference: mean of |r − paper's r| and |ρ − paper's ρ|. reached: whether the intervals,
-    widened by the rounding of the paper's two digits, hold both of the paper's numbers, on MIN_SEEDS or more.
+    widened by the rounding of the paper's two digits, hold both of the paper's numbers, on FEWEST_SEEDS or more.
     """
 
     values: Float[np.ndarray, "seeds 2"]
@@ -98,7 +99,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray, paper: Sequence[float], stream: int) -> "Entry":
-        """Return the entry of these seeds; stream: the random numbers of the bootstrap."""
+        """Return the entry of some seeds beside the paper's r and ρ; stream: the seed of the bootstrap."""
         count = len(values)
         chosen = np.random.default_rng(stream).integers(count, size=(RESAMPLES, count))
         resampled = values[chosen].mean(axis=1)
@@ -108,13 +109,13 @@ class Entry(NamedTuple):
         intervals = [Interval(count, *map(float, line)) for line in zip(means, sds, low, high, strict=True)]
         inside = np.all((low - ROUNDING <= paper) & (paper <= high + ROUNDING))
         difference = float(np.abs(means - paper).mean())
-        return cls(values, resampled, (intervals[0], intervals[1]), difference, bool(inside and count >= MIN_SEEDS))
+        return cls(values, resampled, (intervals[0], intervals[1]), difference, bool(inside and count >= FEWEST_SEEDS))
 
 
 class Comparison(NamedTuple):
     """A setting beside the paper.
 
-    entries: by estimate and problem, those with an accepted seed. distance: mean |difference| to the paper over the
+    entries: those with an accepted seed, by estimate and problem. distance: mean |difference| to the paper over the
     epistemic entries that exist. distance_all: over those of all three estimates; NaN unless each exists.
     existing: how many of the 16 epistemic numbers exist. seeds: the fewest accepted seeds of the 16.
     """
@@ -134,14 +135,15 @@ class Comparison(NamedTuple):
     @property
     def complete(self) -> bool:
         """Whether every entry rests on enough seeds for the setting to be called the nearest."""
-        return self.seeds >= MIN_SEEDS
+        return self.seeds >= FEWEST_SEEDS
 
 
 class TableRow(NamedTuple):
     """An estimate and a problem of the paper's table over all settings.
 
-    nearest: the setting, in words, whose entry is nearest, among entries of MIN_SEEDS or more, and entry: that entry;
-    None where there is none. reaching, entries: how many different entries reach both numbers, and how many there are.
+    nearest: the setting, in words, whose entry is nearest, among entries of `FEWEST_SEEDS` or more, and entry: that
+    entry; None where there is none. reaching, entries: how many different entries reach both numbers, and how many
+    there are.
     """
 
     estimate: str
@@ -153,7 +155,7 @@ class TableRow(NamedTuple):
 
 
 class Lineage(NamedTuple):
-    """What the report and the figure show. comparisons: of all settings, nearest first, incomplete ones last."""
+    """What the report and the figure show. comparisons: all settings, the nearest first and incomplete ones last."""
 
     comparisons: list[Comparison]
     nearest: Comparison | None
@@ -173,9 +175,10 @@ def numbers(results: Sequence[Result]) -> Numbers:
     nearest = comparisons[0] if comparisons[0].complete else None
     protocol = next((one for one in comparisons if one.setting == PROTOCOL), None)
     table = table_rows(comparisons)
-    summary = [*_named("nearest", nearest), *_named("protocol", protocol), *_effects(in_order), *_of_table(table)]
+    summary = [*_numbers_of_setting("nearest", nearest), *_numbers_of_setting("protocol", protocol)]
+    summary += [*_effects(in_order), *_numbers_of_table(table)]
     summary += [Number.of(one.setting.name, "distance", one.distance, one.seeds) for one in comparisons]
-    files = {"settings.csv": table_csv([_line(one) for one in comparisons])}
+    files = {"settings.csv": table_csv([_row_of_setting(one) for one in comparisons])}
     return Numbers(rows, summary, files, Lineage(comparisons, nearest, protocol, table))
 
 
@@ -259,7 +262,7 @@ def table_rows(comparisons: Sequence[Comparison]) -> list[TableRow]:
         different: dict[int, tuple[Entry, str]] = {}  # settings share entries: each counts once
         for one in comparisons:
             entry = one.entry(estimate, problem)
-            if entry is not None and len(entry.values) >= MIN_SEEDS:
+            if entry is not None and len(entry.values) >= FEWEST_SEEDS:
                 different.setdefault(id(entry), (entry, one.setting.name_for(estimate, problem)))
         pairs = list(different.values())
         best, nearest = min(pairs, key=lambda pair: pair[0].difference, default=(None, None))
@@ -273,8 +276,8 @@ def paper_entries() -> list[Key]:
     return [(estimate, problem) for estimate in PAPER for problem in PAPER[estimate] if problem != NO_GAP]
 
 
-def _named(group: str, one: Comparison | None) -> list[Number]:
-    """Return the numbers of a setting under a name of its own, a group for each problem."""
+def _numbers_of_setting(group: str, one: Comparison | None) -> list[Number]:
+    """Return the numbers of one setting, "nearest" or "protocol": its distance, and a group for each problem."""
     if one is None:
         return []
     lines = [
@@ -306,7 +309,7 @@ def _mean(distances: Sequence[float]) -> Interval:
     return Interval(len(distances), float(np.mean(distances)) if distances else nan, nan, nan, nan)
 
 
-def _of_table(table: Sequence[TableRow]) -> list[Number]:
+def _numbers_of_table(table: Sequence[TableRow]) -> list[Number]:
     """Return for each entry of the paper's table the nearest difference, and how many entries reach it."""
     lines = []
     for row in table:
@@ -319,7 +322,7 @@ def _of_table(table: Sequence[TableRow]) -> list[Number]:
     return lines
 
 
-def _line(one: Comparison) -> dict[str, Any]:
+def _row_of_setting(one: Comparison) -> dict[str, Any]:
     """Return the line of a setting in settings.csv, to four digits; a number without an accepted seed is empty."""
     line: dict[str, Any] = {
         **one.setting.levels(), "complete": one.complete, "entries": one.existing, "fewest_seeds": one.seeds,

@@ -27,7 +27,7 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
         cell for cell in scaling.jobs(preset, seeds, widths or _WIDTHS[preset]) if (cell.prior, cell.sigma) in PRIORS
     ]
     return [
-        _of_network(cell, preset, depth, activation)
+        _with_network(cell, preset, depth, activation)
         for width in dict.fromkeys(cell.width for cell in cells)
         for depth, activation in NETWORKS
         for cell in cells
@@ -35,7 +35,7 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
     ]
 
 
-def _of_network(cell: Cell, preset: str, depth: int, activation: str) -> Cell:
+def _with_network(cell: Cell, preset: str, depth: int, activation: str) -> Cell:
     """Return the cell with another network, and with as many leapfrog steps as that needs; few for `smoke`."""
     steps = cell.num_leapfrog
     if preset != "smoke":

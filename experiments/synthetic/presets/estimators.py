@@ -14,7 +14,8 @@ WIDTHS = (8, 32, 128, 512)
 def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     """Return the jobs of a preset.
 
-    They read the references of `validation`, of `scaling` at four widths under the priors of its curves, and of `real`.
+    Their posteriors are those of `validation`, of `scaling` at four widths under the three priors of its curves, and of
+    `real`; references that these experiments sampled are not sampled again.
     smoke: XOR and iris, tiny chains. quick: nine problems, widths 8 and 32, five data sets, one seed. paper:
     all four widths, five seeds.
     """

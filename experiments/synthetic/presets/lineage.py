@@ -1,8 +1,8 @@
-"""Which single setting comes nearest to the paper's Table 1? The declared grid of what the paper does not state.
+"""Which single setting of what the paper does not state comes nearest to its Table 1?
 
-Activation × prior × number of points × θ* × evaluation grid × variance × a gap in the data of the nonlinear
-regression. One job is one posterior, and it measures every variant of θ*, grid and variance. A problem without a hidden
-layer has no activation, and is sampled once for all three.
+The grid of settings: activation × prior × number of points × θ* × evaluation grid × variance × a gap in the inputs of
+the nonlinear regression. One job is one posterior, and it measures every variant of θ*, grid and variance. A problem
+without a hidden layer has no activation, and is sampled once for all three.
 
 Command: python -m experiments lineage --preset quick
 """

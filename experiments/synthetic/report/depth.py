@@ -8,7 +8,7 @@ from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.numbers.models import ALPHA, MIN_SEEDS, STATISTICS
 from experiments.synthetic.presets.scaling import PROBLEM
-from experiments.synthetic.report.page import costs_section, difference, models_section, page
+from experiments.synthetic.report.page import costs_section, difference, models_section, p_value, page
 from isouq.stats import Interval
 
 _PRIMARY_FIRST = ("spearman", "pearson")
@@ -34,12 +34,13 @@ def _differences(numbers: Numbers) -> str:
     compared = {model: values for model, values in compared.items() if "difference_spearman" in values}
     text = (
         "A difference is that of the epistemic correlation to the one of the tanh network with one hidden layer, of "
-        "the same width and prior: the mean over the seeds that were accepted with both and are flat with neither, "
+        "the same width and prior: the mean over the seeds whose references were accepted and not flat for both, "
         "its bootstrap 95 % interval and the number of seeds. p is that of the paired bootstrap, adjusted by "
         "Benjamini and Hochberg over all tests of this table, with both correlations as one family. "
         f"Below {MIN_SEEDS} seeds there is no test.\n\n"
-        "The density of a ReLU network has its maximum where units are exactly 0 at training points. The gradient does "
-        f"not vanish there, and so its θ* are listed as not converged.\n\n{_count(compared.values())}\n\n"
+        "The log density of a ReLU network has kinks, where the input of a unit is 0 at a training point, and a "
+        "maximum may lie on one. The gradient does not vanish there, so that such θ* are listed as not converged.\n\n"
+        f"{_count(compared.values())}\n\n"
     )
     body = [
         [model.prior_name, model.network, *(cell for s in _PRIMARY_FIRST for cell in _cells(values, s))]
@@ -53,7 +54,7 @@ def _differences(numbers: Numbers) -> str:
 
 def _cells(values: Values, statistic: str) -> list[str]:
     adjusted = values[f"adjusted_p_{statistic}"].mean
-    return [difference(values[f"difference_{statistic}"]), tables.number(adjusted, 4)]
+    return [difference(values[f"difference_{statistic}"]), p_value(adjusted)]
 
 
 def _count(compared: Collection[Values]) -> str:

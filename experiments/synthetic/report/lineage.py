@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.lineage import ACCEPTED, GRIDS, THETAS
-from experiments.synthetic.numbers.lineage import MIN_SEEDS, Lineage, TableRow
+from experiments.synthetic.numbers.lineage import FEWEST_SEEDS, Lineage, TableRow
 from experiments.synthetic.numbers.models import STATISTICS, Row
 from experiments.synthetic.numbers.validation import PAPER
 from experiments.synthetic.report.page import page, row_name
@@ -22,7 +22,7 @@ def report(numbers: Numbers, preset: str) -> str:
         f"Lineage, preset `{preset}`: {len(lineage.comparisons)} shared settings against the paper's Table 1",
         numbers,
         _nearest(lineage),
-        _beside(lineage),
+        _nearest_beside_paper(lineage),
         _effects(numbers),
         _table(lineage.table),
         _acceptance(numbers.rows),
@@ -38,9 +38,12 @@ def _nearest(lineage: Lineage) -> str:
         "## The nearest shared setting\n\n"
         "The settings of the paper are unknown. This table does not replace the protocol's: it says how near one "
         "choice of activation, prior, n, θ*, grid, variance and gap, the same for all problems, comes to the paper. "
+        "Grid: the evaluation inputs span the data's range widened by 0.5 or by 1.5 at both ends, or are 1.5 times as "
+        "wide as it. Variance: of the probability of the class that θ* predicts, or summed over the classes. Gap: "
+        "whether the inputs of the nonlinear regression have one. MLE: θ* is trained without the prior.\n\n"
         "Distance: mean |difference| over the 16 epistemic numbers, r and ρ of eight problems. Distance, all: over "
         "the 38 numbers of all three estimates, where they exist (Laplace is taken at the MAP alone). "
-        f"A setting is complete with {MIN_SEEDS} accepted seeds for each of the 16; {len(complete)} of "
+        f"A setting is complete with {FEWEST_SEEDS} accepted seeds for each of the 16; {len(complete)} of "
         f"{len(lineage.comparisons)} are. `settings.csv` holds all of them.\n\n"
     )
     if lineage.nearest is None:
@@ -51,8 +54,9 @@ def _nearest(lineage: Lineage) -> str:
         text += (
             f"Nearest: **{lineage.nearest.setting.name}**, distance {tables.mean_bounds(near, 3)}. It is the best of "
             f"{len(complete)}, picked by looking at all of them, so that its distance is too small and its "
-            f"interval too narrow. (Resampled seeds lie farther from the paper on average than their mean, so that the "
-            f"interval reaches high.) {others} others have a distance inside that interval.\n\n"
+            f"interval too narrow. (A distance adds up noise of either sign, so that resampled seeds lie farther from "
+            f"the paper than the seeds themselves, and the interval reaches high.) {others} other settings have a "
+            "distance below the upper end of that interval.\n\n"
         )
     shown = [(str(place), one) for place, one in enumerate(lineage.comparisons[:SHOWN], 1)]
     if lineage.protocol is not None:
@@ -68,7 +72,7 @@ def _nearest(lineage: Lineage) -> str:
     return text + tables.table(header, body)
 
 
-def _beside(lineage: Lineage) -> str:
+def _nearest_beside_paper(lineage: Lineage) -> str:
     """Return every number of the nearest setting beside the paper's and the protocol's."""
     if lineage.nearest is None:
         return ""
@@ -84,7 +88,7 @@ def _beside(lineage: Lineage) -> str:
     columns = [f"{symbol}, {whose}" for symbol in STATISTICS.values() for whose in ("paper", "nearest", "protocol")]
     return (
         "## The nearest setting beside the paper and the protocol\n\n"
-        "regression/nonlinear stands for regression/sine in a setting without the gap.\n\n"
+        "In a setting without the gap the row regression/nonlinear shows regression/sine, whose inputs have none.\n\n"
         + tables.table(["problem", "estimate", *columns], body)
     )
 
@@ -100,8 +104,8 @@ def _effects(numbers: Numbers) -> str:
         effect: Interval = numbers.groups[f"{factor}: {level}"]["distance"]
         body.append([factor, level, tables.number(effect.mean, 3), str(effect.count)])
     return (
-        "## What each factor does\n\nMean distance over the complete settings with this level. Where the levels of a "
-        "factor have different numbers of complete settings, they are means over different settings.\n\n"
+        "## What each factor does\n\nMean distance over the complete settings with this level. Where two levels have "
+        "different numbers of complete settings, their means are over different settings of the other factors.\n\n"
         + tables.table(["factor", "level", "mean distance", "complete settings"], body)
     )
 
@@ -118,9 +122,10 @@ def _table(table: Sequence[TableRow]) -> str:
         body.append([row.problem, _title(row), paper, *line, f"{row.reaching}/{row.entries}"])
     return (
         "## Rows of the paper's table\n\n"
-        "Each entry by itself, with the setting that comes nearest to it. Reached: the intervals of r and of ρ, "
-        f"widened by the rounding of two digits, hold the paper's numbers, on at least {MIN_SEEDS} seeds; and of how "
-        "many different entries. Among many a wide interval may reach by chance.\n\n"
+        "Each entry by itself, with the setting that comes nearest to it; settings that share a posterior and a grid "
+        f"share an entry, and an entry has at least {FEWEST_SEEDS} seeds. Reached: how many different entries have "
+        "95 % intervals of r and of ρ that contain the paper's two numbers, to the digits that it prints, and how many "
+        "entries there are. Among many a wide interval may contain them by chance.\n\n"
         f"{_out_of_reach(table)}\n\n"
         + tables.table(["problem", "estimate", "paper r/ρ", "nearest r/ρ", "difference", "setting", "reached"], body)
     )
@@ -135,7 +140,7 @@ def _out_of_reach(table: Sequence[TableRow]) -> str:
         if row.entry is not None and not row.reaching
     ]
     if not entries:
-        return f"No entry has {MIN_SEEDS} accepted seeds."
+        return f"No entry has {FEWEST_SEEDS} accepted seeds."
     return (
         f"Entries that no setting reaches: {', '.join(missed)}." if missed else "Every entry is reached by a setting."
     )
@@ -148,7 +153,7 @@ def _acceptance(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row["problem"] == problem]
         body.append([problem, str(len(own)), *(str(sum(row[ACCEPTED[grid]] for row in own)) for grid in GRIDS)])
     return (
-        "## Accepted references\n\nEach grid has a verdict of its own. Draws end when that on ± 0.5 accepts.\n\n"
+        "## Accepted references\n\nEach grid has a verdict of its own. Sampling ends when that on ± 0.5 accepts.\n\n"
         + tables.table(["problem", "references", *GRIDS.values()], body)
     )
 
@@ -161,8 +166,8 @@ def _maximum_likelihood(rows: Sequence[Row]) -> str:
         counts = (sum(row[column] for row in own) for column in ("mle_converged", "mle_separates"))
         body.append([problem, str(n), activation, *(f"{count}/{len(own)}" for count in counts)])
     return (
-        "## Maximum likelihood\n\nθ* without a prior is used where training stops; it is the same under every prior. "
-        "Where it separates the classes of the training data, the likelihood has no maximum.\n\n"
+        "## Maximum likelihood\n\nθ* without a prior is where training stops, and the same under every prior. Where it "
+        "classifies all training data correctly (separates), the likelihood may have no maximum.\n\n"
         + tables.table(["problem", "n", "activation", "converged", "separates"], body)
     )
 
@@ -175,4 +180,5 @@ def _flat_grids(rows: Sequence[Row]) -> str:
         lines += [f"- {row_name(row)}: {', '.join(flat)}\n"] if flat else []
     if not lines:
         return ""
-    return "## Flat on a grid\n\nNo correlation is computed there, and no number above contains one.\n" + "".join(lines)
+    text = "‖g‖² is nearly constant there, no correlation is computed, and no number above contains one.\n"
+    return f"## Flat on a grid\n\n{text}" + "".join(lines)

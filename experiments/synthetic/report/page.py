@@ -47,9 +47,16 @@ def _agreement(model: Model, interval: Interval) -> str:
     return "–" if model.accepted and not interval.count else tables.mean_sd(interval)
 
 
-def difference(interval: Interval) -> str:
+def difference(interval: Interval, digits: int = 2) -> str:
     """Return a mean difference with its sign, its interval and its number of pairs; a dash where there is no pair."""
-    return "–" if interval.count == 0 else f"{interval.mean:+.2f} {tables.bounds(interval)} ({interval.count})"
+    if interval.count == 0:
+        return "–"
+    return f"{interval.mean:+.{digits}f} {tables.bounds(interval, digits)} ({interval.count})"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value to four digits, or that it is below 0.001; a dash where there was no test."""
+    return "< 0.001" if p < 0.001 else tables.number(p, 4)
 
 
 def costs_section(models: Sequence[Model], numbers: Numbers) -> str:
