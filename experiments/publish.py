@@ -30,6 +30,8 @@ _SECTIONS = {
     "covariance": ("Agreement of gᵀΣg with the reference, Pearson", "What it costs"),
     "decomposition": ("Taylor or isotropy?",),
     "spectrum": ("Does the bulk predict the agreement?",),
+    "estimators": ("What does ‖g‖² know", "All posteriors: against"),
+    "real": ("Agreement with HMC", "Finding errors", "Calibration"),
     "depth": ("Does depth or ReLU change the agreement?",),
     "lineage": ("The nearest", "What each factor does", "Rows of the paper's table"),
     "domains": ("Held-out", "Do the domains overlap", "Does a proxy bend", "What a user would do", "Memory of one"),
