@@ -8,7 +8,7 @@ import numpy as np
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, STATISTICS
-from experiments.synthetic.numbers.models import Model, Row, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import Model, Row, numbers_of, rows_by_model, usable_rows
 from isouq.stats import Interval, benjamini_hochberg, clustered_bootstrap
 
 PRIMARY = "spearman"
@@ -96,11 +96,6 @@ def _families(groups: dict[Model, list[Row]]) -> dict[str, list[Model]]:
         kind = "regression" if f"{CONTROL}_{PRIMARY}" not in rows[0] else "classification"
         families.setdefault(family_of(model, kind), []).append(model)
     return {**families, ALL: list(groups)} if len(families) > 1 else families
-
-
-def usable_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows whose reference was accepted and whose ‖g‖² is not flat."""
-    return [row for row in rows if row["accepted"] and not row["flat"]]
 
 
 def _values(rows: Sequence[Row], column: str) -> list[float]:

@@ -97,19 +97,29 @@ def mean_over_accepted(rows: Iterable[Row], column: str, flag: str = "accepted")
     Rows whose ‖g‖² is flat, undefined values and missing ones are left out. flag: the column that says
     whether the posterior was accepted.
     """
-    return bootstrap_mean([row[column] for row in rows if _is_counted(row, column, flag)])
+    return bootstrap_mean([row[column] for row in usable_rows(rows, flag) if _is_defined(row, column)])
+
+
+def usable_rows(rows: Iterable[Row], flag: str = "accepted") -> list[Row]:
+    """Return the rows whose posterior was accepted and whose ‖g‖² is not flat: those of means, tests and figures."""
+    return [row for row in rows if row[flag] and not is_flat_row(row)]
+
+
+def is_flat_row(row: Row) -> bool:
+    """Return whether the row's ‖g‖² is flat; the tables of version 0.1 have no such column."""
+    return row.get("flat", False)
 
 
 def pairs_by_seed(base: Iterable[Row], other: Iterable[Row], column: str) -> Float[np.ndarray, "seeds 2"]:
     """Return the values (base, other) of a column for the seeds that count in both, as for `mean_over_accepted`."""
-    values = {row["seed"]: row[column] for row in base if _is_counted(row, column)}
-    pairs = [(values[row["seed"]], row[column]) for row in other if _is_counted(row, column) and row["seed"] in values]
+    values = {row["seed"]: row[column] for row in usable_rows(base) if _is_defined(row, column)}
+    others = [row for row in usable_rows(other) if _is_defined(row, column)]
+    pairs = [(values[row["seed"]], row[column]) for row in others if row["seed"] in values]
     return np.array(pairs, np.float64).reshape(-1, 2)
 
 
-def _is_counted(row: Row, column: str, flag: str = "accepted") -> bool:
-    """Return whether a row's value is in means and tests: it is defined, the row accepted, and its ‖g‖² not flat."""
-    return bool(row[flag] and not row.get("flat", False) and np.isfinite(row.get(column, np.nan)))
+def _is_defined(row: Row, column: str) -> bool:
+    return bool(np.isfinite(row.get(column, np.nan)))
 
 
 def costs_of(model: Model, rows: Sequence[Row]) -> list[Number]:

@@ -8,7 +8,7 @@ from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.estimators import ESTIMATORS
 from experiments.synthetic.measure.prediction import PREDICTORS, SHARES
-from experiments.synthetic.numbers.models import numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import numbers_of, rows_by_model, usable_rows
 from isouq.stats import bootstrap_mean
 
 REFERENCE = "reference"  # the posterior variance itself, as an estimate of where θ* errs
@@ -31,7 +31,8 @@ def numbers(results: Sequence[Result]) -> Numbers:
     summary: list[Number] = []
     for model, group in groups.items():
         summary += numbers_of(model, group, [column for column in columns if column in group[0]])
-        same = [r.arrays for r in results if r.numbers in group and r.numbers["accepted"] and not r.numbers["flat"]]
+        usable = usable_rows(group)
+        same = [result.arrays for result in results if result.numbers in usable]
         for name in CURVES:
             if same and f"rejection_{name}" in same[0]:
                 curves = np.stack([arrays[f"rejection_{name}"] for arrays in same])
