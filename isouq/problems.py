@@ -66,10 +66,10 @@ class Problem:
         if self.held_out is None:
             return None
         with jax.enable_x64(False):
-            xs, ys = self.held_out(key)
             try:
+                xs, ys = self.held_out(key)
                 return self._check(xs, ys)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"held-out points of {self.name!r}: {error}") from error
 
     def _check(self, xs: Any, ys: Any) -> Dataset:

@@ -1,5 +1,8 @@
 """The real data sets: no held-out point is trained on, the training part sets the scale, and a cell runs on them."""
 
+import dataclasses
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +10,9 @@ import sklearn.datasets
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from experiments.run.errors import RunError
 from experiments.synthetic import study
+from experiments.synthetic.presets import estimators, real
 from experiments.synthetic.real_data import REAL
 from experiments.synthetic.study import Cell
 from experiments.synthetic.subject import set_up
@@ -86,6 +91,25 @@ def test_wrong_held_out_points_raise_one_line_that_names_them(xs, ys, message):
     with pytest.raises(ValueError, match=f"held-out points of 'own/held out'.*{message}") as error:
         set_up(Cell("binary/xor"), own(xs, np.array(ys)))
     assert "\n" not in str(error.value)
+
+
+def test_what_gives_no_points_raises_one_line_that_names_it():
+    problem = dataclasses.replace(own(np.ones((4, 2)), np.zeros(4)), held_out=lambda key: None)
+    with pytest.raises(ValueError, match=r"^held-out points of 'own/held out': cannot unpack"):
+        problem.sample_held_out(jax.random.key(0))
+
+
+def test_an_unknown_problem_is_answered_with_all_names():
+    with pytest.raises(ValueError, match=r"^problem is 'real/irises'; expected one of 'binary/linear', .*'real/iris'"):
+        study.run_cell(Cell("real/irises", **TINY))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "quick", "paper"])
+def test_without_scikit_learn_no_job_is_made(preset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    for experiment in (estimators, real):
+        with pytest.raises(RunError, match=r"^isouq.experiments needs sklearn; pip install 'isouq\[experiments\]'$"):
+            experiment.jobs(preset)
 
 
 @pytest.mark.slow

@@ -153,9 +153,11 @@ def _without_correlations_of_flat(result: Result) -> Result:
 
 def _problem(cell: Configuration, problem: problems.Problem | None) -> problems.Problem:
     """Return the problem of the cell; raise where `problem` has another name than the cell, or a built-in one's."""
-    known = (problems.PROBLEMS | REAL).get(cell.problem)
+    built_in = problems.PROBLEMS | REAL
     if problem is None:
-        return known or problems.get(cell.problem)
+        _checks.one_of("problem", cell.problem, built_in)
+        return built_in[cell.problem]
+    known = built_in.get(cell.problem)
     if problem.name != cell.problem or (known is not None and problem is not known):
         raise ValueError(
             f"the problem is called {problem.name!r} and the cell's {cell.problem!r}; give your own problem a name "

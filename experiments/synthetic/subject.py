@@ -187,9 +187,10 @@ def is_flat(estimate: Any) -> bool:
 
 
 def relative_range(estimate: Any) -> float:
-    """Return (max − min) / mean of a map."""
+    """Return (max − min) / mean of a map, 0 for a constant one."""
     estimate = np.asarray(estimate, np.float64)
-    return float(np.ptp(estimate) / estimate.mean())
+    size = np.ptp(estimate)
+    return float(size / estimate.mean()) if size else 0.0
 
 
 def correlations(name: str, one: np.ndarray, other: np.ndarray) -> dict[str, float]:

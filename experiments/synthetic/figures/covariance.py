@@ -14,7 +14,7 @@ from experiments.synthetic.figures.parts import add_legend, draw_numbers
 from experiments.synthetic.measure.covariance import METHODS
 from experiments.synthetic.measure.proxies import DATA, HALVES
 from experiments.synthetic.numbers.covariance import planar_models
-from experiments.synthetic.numbers.models import TITLES
+from experiments.synthetic.numbers.models import TITLES, is_flat_row
 from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, unit_range
 from isouq.stats import Interval
 
@@ -30,7 +30,7 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     planar = {model.problem for model in planar_models(numbers.details)}
     first: dict[str, Result] = {}
     for result in results:
-        if result.numbers["problem"] in planar:
+        if result.numbers["problem"] in planar and not is_flat_row(result.numbers):
             first.setdefault(result.numbers["problem"], result)
     if "binary/xor" in first:
         drawn["covariance"] = proxy_maps([_maps(first["binary/xor"], data) for data in DATA])

@@ -53,7 +53,7 @@ def against_width(curves: ByPrior) -> Figure:
 
 
 def heat_map(cells: ByPrior) -> Figure:
-    """Draw the mean r and ρ over width × prior as a heat map with the numbers; grey where nothing was accepted.
+    """Draw the mean r and ρ over width × prior as a heat map with the numbers; grey where no seed counts.
 
     cells: as the curves of `against_width`. A number is followed by "*" where some seeds were not accepted.
     """
@@ -68,7 +68,8 @@ def heat_map(cells: ByPrior) -> Figure:
             for width, numbers in by_width.items():
                 place, interval = (i, widths.index(width)), numbers[f"epistemic_{statistic}"]
                 if interval.count == 0:
-                    axis.text(*place[::-1], "none\naccepted", ha="center", va="center", fontsize=6)
+                    reason = "all flat" if numbers["accepted"].mean else "none\naccepted"
+                    axis.text(*place[::-1], reason, ha="center", va="center", fontsize=6)
                     continue
                 values[place] = interval.mean
                 texts[place] = f"{interval.mean:.2f}{'' if numbers['accepted'].mean == 1 else '*'}"

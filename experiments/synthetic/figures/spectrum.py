@@ -12,7 +12,7 @@ from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
 from experiments.synthetic.measure.spectrum import COVARIANCE_EDGES, HESSIAN_EDGES
-from experiments.synthetic.numbers.models import TITLES, Row
+from experiments.synthetic.numbers.models import TITLES, Row, is_flat_row
 from experiments.synthetic.presets.scaling import CURVES
 from isouq.plots import GREY, ORANGE
 
@@ -21,7 +21,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     """Draw the agreement of every model against its bulk, and the densities of the sweep's first seed."""
-    drawn = {"spectrum_agreement": agreement(numbers.rows)}
+    drawn = {"spectrum_agreement": agreement([row for row in numbers.rows if not is_flat_row(row)])}
     lines = _lines(results)
     if lines:
         drawn["spectrum"] = densities(lines)
@@ -30,7 +30,7 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
 
 def _lines(results: Sequence[Result]) -> dict[tuple[str, float], dict[int, dict[str, Any]]]:
     """Return the densities of the sweep's first seed, for the priors that `scaling` draws as curves."""
-    sweep = [result for result in results if result.numbers["width"] is not None]
+    sweep = [result for result in results if result.numbers["width"] is not None and not is_flat_row(result.numbers)]
     first = min((result.numbers["seed"] for result in sweep), default=0)
     lines: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
     for prior in CURVES:

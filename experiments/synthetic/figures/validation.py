@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
-from experiments.synthetic.numbers.models import TITLES, Row
+from experiments.synthetic.numbers.models import TITLES, Row, is_flat_row
 from experiments.synthetic.numbers.validation import PAPER
 from experiments.synthetic.report.validation import HEADINGS
 from isouq.plots import BLUE, GREY, ORANGE
@@ -53,8 +53,9 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
 
 
 def _draw_seeds(axis: Any, y: int, rows: Sequence[Row], column: str, interval: Interval) -> None:
-    accepted = [row[column] for row in rows if row["accepted"] and np.isfinite(row[column])]
-    others = [row[column] for row in rows if not row["accepted"] and np.isfinite(row[column])]
+    rows = [row for row in rows if not is_flat_row(row) and np.isfinite(row[column])]
+    accepted = [row[column] for row in rows if row["accepted"]]
+    others = [row[column] for row in rows if not row["accepted"]]
     axis.plot(accepted, [y - 0.2] * len(accepted), ".", color=BLUE, alpha=0.5)
     axis.plot(others, [y - 0.2] * len(others), "o", mfc="none", color=GREY, ms=4)
     if interval.count:

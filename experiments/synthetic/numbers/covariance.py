@@ -11,6 +11,7 @@ from experiments.synthetic.numbers.models import (
     Groups,
     Model,
     Row,
+    is_flat_row,
     mean_over_all,
     numbers_of,
     rows_by_model,
@@ -23,7 +24,7 @@ _COST += [f"{method}_clipped" for method in CLIPPED]
 
 
 def numbers(results: Sequence[Result]) -> Numbers:
-    """Return r, ρ and scale of every method over the accepted seeds; costs and the proxies' asymmetry over all seeds.
+    """Return r, ρ and scale of every method over the accepted seeds, costs over all, and the proxies' asymmetry.
 
     A group is a problem. `DATAas_stated_CURVATURE` is the share of seeds whose proxies are asymmetric as the paper
     states. details: the rows of every problem.
@@ -38,7 +39,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
         summary += numbers_of(model, group, [column for column in agreement if column in group[0]])
         summary += [mean_over_all(model, group, column) for column in (*_COST, "gradient_evaluations")]
         if model in planar:
-            summary += _proxies(model, group)
+            summary += _proxies(model, [row for row in group if not is_flat_row(row)])
     return Numbers(rows, summary, details=groups)
 
 
@@ -63,12 +64,12 @@ def is_asymmetric(row: Row, data: str, curvature: str) -> bool:
 
 
 def _proxies(model: Model, rows: Sequence[Row]) -> list[Number]:
-    """Return the asymmetry of the proxies' maps over all seeds, for they are not compared with a reference."""
+    """Return the asymmetry of the proxies' maps over these seeds, accepted or not: there is no reference in it."""
     columns = dict.fromkeys(f"{data}{c}" for data in DATA for curvature in CURVATURES for c in proxy_columns(curvature))
     summary = [mean_over_all(model, rows, column) for column in columns]
     for data in DATA:
         for curvature in CURVATURES:
-            share = sum(is_asymmetric(row, data, curvature) for row in rows) / len(rows)
+            share = sum(is_asymmetric(row, data, curvature) for row in rows) / max(len(rows), 1)
             name = f"{data}as_stated_{curvature}"
             summary.append(Number.value(model.name, name, share, len(rows), model.accepted))
     return summary

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.decomposition import SIGMAS, VERSIONS
-from experiments.synthetic.numbers.models import STATISTICS, Groups, Model, numbers_of, rows_by_model
+from experiments.synthetic.numbers.models import STATISTICS, Groups, Model, numbers_of, rows_by_model, usable_rows
 from isouq.stats import bootstrap_mean
 
 TERMS = ("taylor", "isotropy")
@@ -71,11 +71,11 @@ def _losses(part: str, groups: Groups) -> list[Number]:
 
 
 def _pairs(groups: Groups, version: str, statistic: str) -> Float[np.ndarray, "models 2"]:
-    """Return the losses to Taylor and to isotropy of every model, over the accepted seeds that have both."""
+    """Return the losses to Taylor and to isotropy of every model, over the usable seeds that have both."""
     names = [f"{term}_{version}_{statistic}" for term in TERMS]
     losses = []
     for rows in groups.values():
-        pairs = np.array([[row[name] for name in names] for row in rows if row["accepted"]]).reshape(-1, 2)
+        pairs = np.array([[row[name] for name in names] for row in usable_rows(rows)]).reshape(-1, 2)
         pairs = pairs[np.isfinite(pairs).all(axis=1)]
         if len(pairs):
             losses.append(1 - pairs.mean(axis=0))

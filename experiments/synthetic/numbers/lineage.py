@@ -11,7 +11,7 @@ from jaxtyping import Float
 from experiments.report.outputs import Number, Numbers, table_csv
 from experiments.run.job import Result
 from experiments.synthetic.measure.lineage import ACCEPTED, GRIDS, THETAS, VARIANCES
-from experiments.synthetic.numbers.models import STATISTICS, Row
+from experiments.synthetic.numbers.models import STATISTICS, Row, usable_rows
 from experiments.synthetic.numbers.validation import PAPER
 from experiments.synthetic.presets.lineage import UNUSED
 from isouq.problems import PROBLEMS
@@ -232,7 +232,7 @@ def _place(setting: Setting, estimate: str, problem: str) -> tuple[Posterior, st
 
 def accepted_values(rows: Iterable[Row], column: str, flag: str) -> Float[np.ndarray, "seeds 2"]:
     """Return r and ρ of the rows whose reference was accepted; flat ones have none and are left out."""
-    values = [[row.get(f"{column}_{statistic}", np.nan) for statistic in STATISTICS] for row in rows if row[flag]]
+    values = [[row.get(f"{column}_{statistic}", np.nan) for statistic in STATISTICS] for row in usable_rows(rows, flag)]
     seeds = np.reshape(np.asarray(values, np.float64), (-1, 2))
     return seeds[np.isfinite(seeds).all(axis=1)]
 

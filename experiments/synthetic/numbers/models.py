@@ -106,6 +106,16 @@ def values_that_count(rows: Iterable[Row], column: str, flag: str = "accepted") 
     return [row[column] for row in rows if counts(row, column, flag=flag)]
 
 
+def usable_rows(rows: Iterable[Row], flag: str = "accepted") -> list[Row]:
+    """Return the rows that means, tests and figures use; see `counts`."""
+    return [row for row in rows if counts(row, flag=flag)]
+
+
+def is_flat_row(row: Row) -> bool:
+    """Return whether the row's ‖g‖² is flat; the tables of version 0.1 have no such column."""
+    return row.get("flat", False)
+
+
 def pairs_by_seed(base: Iterable[Row], other: Iterable[Row], column: str) -> Float[np.ndarray, "seeds 2"]:
     """Return the values (base, other) of a column for the seeds that count in both, as for `mean_over_accepted`."""
     first, second = ({row["seed"]: row[column] for row in rows if counts(row, column)} for rows in (base, other))
@@ -114,7 +124,7 @@ def pairs_by_seed(base: Iterable[Row], other: Iterable[Row], column: str) -> Flo
 
 def counts(row: Row, *columns: str, flag: str = "accepted") -> bool:
     """Return whether means and tests use a row: its reference was accepted, its ‖g‖² is not flat, its columns exist."""
-    is_usable = row[flag] and not row.get("flat", False)
+    is_usable = row[flag] and not is_flat_row(row)
     return bool(is_usable and all(np.isfinite(row.get(column, np.nan)) for column in columns))
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from experiments.synthetic.numbers.models import Row
+from experiments.synthetic.numbers.models import Row, usable_rows
 from isouq.stats import bootstrap_interval
 
 PREDICTORS = {
@@ -34,14 +34,14 @@ class Relation(NamedTuple):
 
 
 def relations(rows: Sequence[Row], cluster: Callable[[Row], Any], outcome: str, seed: int = 0) -> dict[str, Relation]:
-    """Return Spearman's correlation of each predictor with the outcome, over the accepted rows.
+    """Return Spearman's correlation of each predictor with the outcome, over the usable rows.
 
     The interval is a cluster bootstrap (Davison and Hinkley 1997, ch. 3.8): whole clusters are drawn with
     replacement, each with all its rows, because the models of one data set are no independent evidence. All
     predictors share the resamples. cluster: returns the cluster of a row.
     """
     names = [outcome, *PREDICTORS]
-    rows = [row for row in rows if row["accepted"] and np.isfinite([row[name] for name in names]).all()]
+    rows = [row for row in usable_rows(rows) if np.isfinite([row[name] for name in names]).all()]
     keys = [cluster(row) for row in rows]
     members = [np.flatnonzero([key == one for key in keys]) for one in dict.fromkeys(keys)]
     nan = float("nan")

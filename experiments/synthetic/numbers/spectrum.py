@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
-from experiments.synthetic.numbers.models import Groups, Row, numbers_of, rows_by_model, sweep_by_prior
+from experiments.synthetic.numbers.models import Groups, Row, numbers_of, rows_by_model, sweep_by_prior, usable_rows
 from experiments.synthetic.numbers.prediction import OUTCOMES, Relation, relations
 
 COLUMNS = (
@@ -44,8 +44,8 @@ def numbers(results: Sequence[Result]) -> Numbers:
 
 
 def _bulk(rows: Sequence[Row]) -> list[Number]:
-    """Return the bulk's shares of directions and of ‖g‖² over the accepted rows, and how often the latter is larger."""
-    shares = [(row["bulk_dimension"], row["bulk_mean"]) for row in rows if row["accepted"]]
+    """Return the bulk's shares of directions and of ‖g‖² over the usable rows, and how often the latter is larger."""
+    shares = [(row["bulk_dimension"], row["bulk_mean"]) for row in usable_rows(rows)]
     if not shares:
         return []
     directions, norm = np.transpose(shares)

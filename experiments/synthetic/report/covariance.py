@@ -38,8 +38,8 @@ def _proxies(numbers: Numbers) -> str:
         "Pearson's r of the map with its image under the problem's own symmetry (mirrored; x ↦ −x for linear; turned "
         "by 120° for spirals, which does not swap the halves). inside/outside: mean uncertainty in the half of the "
         "proxy's data over that in the other. as stated: seeds in which both proxies are surer where their data lie "
-        "and the log ratio changes its sign between the halves. All seeds count: nothing is compared with a reference "
-        "here. Mean and 95 % interval.\n\n" + tables.table(header, body)
+        "and the log ratio changes its sign between the halves. All seeds count but those with a flat ‖g‖²: nothing is "
+        "compared with a reference here. Mean and 95 % interval.\n\n" + tables.table(header, body)
     )
 
 

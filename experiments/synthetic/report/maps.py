@@ -2,7 +2,7 @@
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.numbers.models import STATISTICS
+from experiments.synthetic.numbers.models import STATISTICS, is_flat_row
 
 
 def report(numbers: Numbers, preset: str) -> str:
@@ -11,7 +11,7 @@ def report(numbers: Numbers, preset: str) -> str:
     body = [
         [
             row["problem"],
-            "accepted" if row["accepted"] else "unconverged",
+            ("accepted" if row["accepted"] else "unconverged") + (", flat ‖g‖², not drawn" if is_flat_row(row) else ""),
             *(tables.number(row.get(column)) for column in columns),
         ]
         for row in numbers.rows

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.configuration import describe_model
-from experiments.synthetic.numbers.models import COSTS, STATISTICS, Model, Row
+from experiments.synthetic.numbers.models import COSTS, STATISTICS, Model, Row, is_flat_row
 from experiments.synthetic.subject import FLAT
 from isouq.posterior.verdict import Verdict
 from isouq.stats import Interval
@@ -100,7 +100,7 @@ def reference_section(rows: Sequence[Row]) -> str:
 
 def _flat_section(rows: Sequence[Row]) -> str:
     """Return the list of the rows whose ‖g‖² is flat; empty where there is none."""
-    flat = [row for row in rows if row.get("flat", False)]
+    flat = [row for row in rows if is_flat_row(row)]
     if not flat:
         return ""
     text = (
