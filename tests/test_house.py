@@ -23,7 +23,7 @@ ARROWS = {
     "isouq.covariance": f"{_HELPERS} isouq.density isouq.gradnorm",
     "isouq._rows": f"{_HELPERS} isouq.sharding",
     "isouq._perturbation": f"{_HELPERS} isouq._predict isouq._rows isouq.gradnorm",
-    "isouq._selection": "isouq._errors",
+    "isouq._selection": "isouq._checks isouq._errors",
     "isouq._ensemble": f"{_HELPERS} isouq._predict",
     "isouq._uncertainty": f"{_HELPERS} isouq._predict isouq._rows isouq._selection isouq._ensemble isouq.covariance "
     "isouq.gradnorm",

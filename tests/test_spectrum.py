@@ -204,7 +204,7 @@ def test_summary_of_synthetic_rows(dense):
     assert "Epistemic r: yes." in text
     assert "| unit σ = 1, width 16 | 0/6 |" in text
     assert "At 1 of 25 θ*" in text
-    assert "- binary/xor, fan_in σ = 1, seed 0: -0.2" in text
+    assert "- binary/xor, n = 60, fan_in σ = 1, seed 0: -0.2" in text
     assert text.count("unconverged: R-hat") == 6
     assert "-4.5" not in text
     assert len(outputs.numbers.rows) == 25
