@@ -2,8 +2,10 @@
 
 from experiments.report import tables
 from experiments.report.outputs import Numbers
+from experiments.synthetic.measure.estimators import BASE
 from experiments.synthetic.measure.prediction import PREDICTORS, REJECTED
-from experiments.synthetic.numbers.real import TITLES
+from experiments.synthetic.numbers.estimators import SHOWN
+from experiments.synthetic.numbers.real import REFERENCE, TITLES
 from experiments.synthetic.report.page import page
 
 
@@ -33,6 +35,8 @@ def _by_estimate(numbers: Numbers, what: str, title: str, explanation: str, digi
     if what == "kept":
         body.append(["all points", *(tables.mean_bounds(numbers.groups[m.name]["error"], digits) for m in models)])
     for name, words in TITLES.items():
+        if name not in (REFERENCE, BASE, *SHOWN):
+            continue
         intervals = [numbers.groups[model.name].get(f"{name}_{what}") for model in models]
         if any(interval is not None and interval.count for interval in intervals):
             body.append([words, *("–" if i is None else tables.mean_bounds(i, digits) for i in intervals)])
