@@ -1,4 +1,4 @@
-"""Projects the time of all synthetic experiments at the paper preset from a tenth of their posteriors.
+"""Projects the time of the studies of the paper at the paper preset from a tenth of their posteriors.
 
 Of each problem and width at least a tenth of the posteriors are computed, with all studies of them, seeds and priors in
 turn, by the runner as a user has it. The mean seconds of a study and width without those of compiling hold for all its
@@ -21,7 +21,7 @@ from experiments.run.loop import run_jobs
 from experiments.run.progress import console
 from experiments.run.store import PROVENANCE
 from experiments.run.times import REST, Times
-from experiments.synthetic.registry import EXPERIMENTS
+from experiments.synthetic.registry import EXPERIMENTS, REPRODUCED
 from experiments.synthetic.study import Cell
 
 SHARE = 10  # one posterior in so many is computed
@@ -62,8 +62,8 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
 
 
 def all_cells(preset: str) -> list[Cell]:
-    """Return the cells of all synthetic experiments at a preset, and the references that they read."""
-    jobs: list[Cell] = [cell for experiment in EXPERIMENTS.values() for cell in experiment.jobs(preset, None)]
+    """Return the cells of the studies that `reproduce` runs, at a preset, and the references that they read."""
+    jobs: list[Cell] = [cell for name in REPRODUCED for cell in EXPERIMENTS[name].jobs(preset, None)]
     return list(dict.fromkeys([*(cell.reference() for cell in jobs), *jobs]))
 
 
@@ -154,7 +154,7 @@ def _page(table: list[Row], rest: float | None, record: dict[str, Any]) -> str:
         "study", "model", "cells", "sampled", "CPU s", "wall s", "compiling, first", "later", "all: CPU s", "wall s"
     )  # fmt: skip
     return (
-        f"# All synthetic experiments, projected\n\n{provenance.in_words(record)}\n\n"
+        f"# The studies of the paper, projected\n\n{provenance.in_words(record)}\n\n"
         f"{report.body_of(__doc__)} {CORES} workers ran at once.\n\n{report.table(header, lines)}\n## By model\n\n"
         "Seconds of one cell without compiling, those of compiling, and those of all cells in one worker.\n\n"
         + report.table(names, models)
