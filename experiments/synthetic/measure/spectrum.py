@@ -13,7 +13,7 @@ from experiments.synthetic.measure.lanczos import Spectrum, dense_spectra, histo
 from experiments.synthetic.subject import Subject, correlations
 from isouq import stats
 
-DENSE_LIMIT = 8000  # parameters; up to there all eigenpairs take less time than Lanczos, at 6,147 about 1.5 GB
+DENSE_LIMIT = 8000  # parameters; up to there all eigenpairs take less time than Lanczos
 _STREAM = 2  # folded into the subject's second key
 _DECADES = np.logspace(-3, 6, 28)  # three bins a decade
 HESSIAN_EDGES = np.concatenate([-_DECADES[::-1], _DECADES])  # eigenvalues λ; |λ| < 10⁻³ is one bin
