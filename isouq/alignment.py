@@ -30,7 +30,8 @@ def align_hidden_units(draws: Any, target: Any, *, odd: bool = True) -> Float[np
     A unit is the vector of its incoming weights, its bias and its outgoing weights. For the units u_j of a draw and v_i
     of the target, the permutation π and the signs s_i = ±1 minimise Σ_i ‖s_i u_π(i) − v_i‖². This is the same as
     maximising Σ_i |u_π(i) · v_i|, because Σ_i ‖u_π(i)‖² does not depend on π. The function of the network does not
-    change if the activation is odd, as tanh is; for another, such as ReLU, pass odd=False. It is not checked.
+    change if the activation is odd, as tanh is; for another, such as ReLU, pass odd=False.
+    That the activation is odd is not checked.
 
     With one hidden layer the match is the best of all. Deeper networks are matched once, layer by layer from the input.
     A unit of a layer that feeds another hidden layer is then matched by incoming weights and bias alone, because its

@@ -21,6 +21,7 @@ with extra("models"):
     from flax.nnx.nn import dtypes
 
 
+# The activations that `mlp` knows by name.
 ACTIVATIONS: dict[str, Callable] = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
@@ -59,7 +60,8 @@ def mlp(
 ) -> tuple[Callable, Callable]:
     """Return `(predict, init)` of an `MLP`, whose arguments are the same.
 
-    The activation may also be a name: "tanh", "relu" or "sigmoid".
+    The activation may also be a name of `ACTIVATIONS`: "tanh", "relu" or "sigmoid".
+
     `init(key)` gives parameters and can be mapped over keys by `jax.vmap`. `predict(params, x)` takes one x
     `[in_features]` and returns `[out_features]`, or `[]` where out_features is 1. Two MLPs with the same activation
     and depth have equal `predict`, and with the same sizes equal `init`, so that they share compiled programs.

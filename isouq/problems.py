@@ -32,7 +32,7 @@ class Problem:
     kind: "binary", "multiclass" or "regression".
     draw: a pure function `(key, n) -> (xs [n, features], ys [n])`.
     num_outputs: 1, or the number of classes.
-    hidden: widths of the hidden layers of the tanh MLP.
+    hidden: widths of the hidden layers of the MLP.
     noise: the known standard deviation of y given x, for regression alone.
     held_out: a pure function `key -> (xs, ys)` of points that the data set of that key does not have; the experiments
         then compare at these inputs. None: they compare on a grid, which exists for one or two features.

@@ -264,17 +264,18 @@ def _over_starts(function: Callable, *arrays: Any) -> Any:
     return jax.vmap(function)(*arrays)
 
 
-def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any, moved: np.ndarray) -> tuple[Any, np.ndarray]:
+def _leave_saddles(log_density: Callable, fit: MapFit, scales: Any, has_trained: np.ndarray) -> tuple[Any, np.ndarray]:
     """Return the ends of all starts, those at saddles moved along the steepest way up, and which these are.
 
-    moved: which starts have trained since they were last looked at, `[starts]`; the others are at no saddle.
+    has_trained: which starts have trained since they were last looked at, `[starts]`; the others are at no saddle.
+
     A matrix that has a Cholesky factor has no eigenvalue below zero, and is not decomposed. Eigenvalues of less than
     10⁻⁵ of the largest entry are rounding, and a saddle counts only where a step raises the density.
     """
     densities = np.asarray(fit.log_density)
     is_saddle = np.zeros(len(densities), bool)
     ends = jax.tree.map(np.array, fit.params)
-    for start in np.flatnonzero(np.asarray(fit.converged) & moved):
+    for start in np.flatnonzero(np.asarray(fit.converged) & has_trained):
         end = jax.tree.map(lambda leaf, i=start: leaf[i], ends)
         curvature = np.array(_curvature(log_density, end, scales), np.float64)
         curvature += 1e-5 * np.abs(curvature).max() * np.eye(len(curvature))
