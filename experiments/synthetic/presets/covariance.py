@@ -1,4 +1,4 @@
-"""Which covariance? Fig. 1 (why proxies distort), and every covariance against the reference on all eight problems.
+"""Which covariance? Fig. 1 (why proxies distort), and every covariance against the reference on all nine problems.
 
 Command: python -m experiments covariance --preset quick
 """
@@ -11,7 +11,7 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     """Return the jobs of a preset.
 
     The jobs read the reference posteriors that `validation` samples at the same preset. Beside them, on 2 CPU cores:
-    smoke, two problems, half a minute; quick, eight problems and two seeds, a minute; paper, five seeds, 4 minutes.
+    smoke, two problems, half a minute; quick, nine problems and two seeds, a minute; paper, five seeds, 4 minutes.
     """
     cells = validation.references(preset, seeds, "covariance")
     return [cell for cell in cells if preset != "smoke" or cell.problem != "multiclass/clusters"]

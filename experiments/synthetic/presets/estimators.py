@@ -20,11 +20,12 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     all four widths, five seeds.
     """
     widths = WIDTHS[:2] if preset == "quick" else WIDTHS
-    count = seeds or {"smoke": 2, "quick": 1, "paper": 5}[preset]
-    synthetic = validation.references(preset, count, "agreement")
+    count = seeds or scaling.SEEDS[preset]
+    synthetic = validation.references(preset, count, "estimators")
     if preset == "smoke":
         synthetic = [cell for cell in synthetic if cell.problem == "binary/xor"]
     else:
         sweep = scaling.jobs(preset, count, widths)
-        synthetic += [cell for cell in sweep if (cell.prior, cell.sigma) in scaling.CURVES]
-    return [*(replace(cell, study="estimators") for cell in synthetic), *real.jobs(preset, count)]
+        of_curves = [cell for cell in sweep if (cell.prior, cell.sigma) in scaling.CURVES]
+        synthetic += [replace(cell, study="estimators") for cell in of_curves]
+    return [*synthetic, *real.jobs(preset, count)]

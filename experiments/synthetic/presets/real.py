@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.run.errors import run_errors
 from experiments.synthetic.presets import validation
+from experiments.synthetic.presets.scaling import SEEDS
 from experiments.synthetic.real_data import MAX_POINTS, REAL
 from experiments.synthetic.study import Cell
 from isouq._extras import require
@@ -32,5 +33,5 @@ def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
         Cell(name, seed, prior=prior, sigma=sigma, study="estimators", **settings)
         for name in (["real/iris"] if preset == "smoke" else REAL)
         for prior, sigma in PRIORS
-        for seed in range(seeds or {"smoke": 2, "quick": 1, "paper": 5}[preset])
+        for seed in range(seeds or SEEDS[preset])
     ]

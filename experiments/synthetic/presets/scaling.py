@@ -12,6 +12,7 @@ from experiments.synthetic.study import Cell
 
 PROBLEM = "multiclass/rings"
 CURVES = (("unit", 1.0), ("fan_in", 1.0), ("fan_in", 3.0))
+SEEDS = {"smoke": 2, "quick": 1, "paper": 5}
 MAP_SIGMAS = (0.3, 1.0, 3.0, 10.0)  # scales of the fan_in prior in the heat map
 
 
@@ -32,7 +33,7 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
         )
         for width in (widths or default[preset])
         for prior, sigma in priors
-        for seed in range(seeds or {"smoke": 2, "quick": 1, "paper": 5}[preset])
+        for seed in range(seeds or SEEDS[preset])
     ]
 
 

@@ -1,4 +1,4 @@
-"""Table 1: how well ‖g‖², Laplace and p(1 − p) agree with the reference, on all eight problems.
+"""Table 1: how well ‖g‖², Laplace and p(1 − p) agree with the reference, on all nine problems.
 
 Command: python -m experiments validation --preset quick
 """
@@ -21,7 +21,7 @@ SECOND_OPINION = ("binary/xor", "multiclass/rings")
 def jobs(preset: str, seeds: int | None = None) -> list[Cell]:
     """Return the jobs of a preset.
 
-    smoke: three problems, tiny chains, seconds. quick: eight problems, 2 seeds, about a minute on 2 CPU cores.
+    smoke: three problems, tiny chains, seconds. quick: nine problems, 2 seeds, about a minute on 2 CPU cores.
     paper: 5 seeds, up to 32 rounds of draws, and NumPyro's second opinion on two problems, about 40 minutes.
     """
     if preset == "smoke":
