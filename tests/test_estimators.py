@@ -28,13 +28,13 @@ def lab(request):
     for number, kind in enumerate(("map", "mle", "anchored")):
         params = jax.vmap(made.setting.init)(jax.random.split(jax.random.key(number), 10))
         params = jax.tree.map(lambda leaf: 1.5 * leaf, params)
-        made.once(f"train_{kind}", lambda params=params: Members(params, 300))
-    made.once("train_dropout", lambda: made.theta)
+        made.compute_once(f"train_{kind}", lambda params=params: Members(params, 300))
+    made.compute_once("train_dropout", lambda: made.theta)
     flat = made.theta_flat
     deviations = 0.3 * jax.random.normal(jax.random.key(6), (20, flat.size))
-    made.once("train_swag", lambda: Swag(flat, jnp.full(flat.shape, 0.04), deviations))
+    made.compute_once("train_swag", lambda: Swag(flat, jnp.full(flat.shape, 0.04), deviations))
     chains = shifted(made.theta, 2 * DRAWS, 0.4).reshape(2, DRAWS, -1)
-    made.once("sample_short", lambda: jax.vmap(jax.vmap(lambda row: twins.shaped(row, made.theta)))(chains))
+    made.compute_once("sample_short", lambda: jax.vmap(jax.vmap(lambda row: twins.shaped(row, made.theta)))(chains))
     return made
 
 
@@ -165,7 +165,7 @@ def test_isotropic_logits_are_linear_in_the_perturbation(lab):
 
 
 def test_swag_is_a_variance_over_draws_of_its_gaussian(lab):
-    gaussian = lab.once("train_swag", None)
+    gaussian = lab.compute_once("train_swag", None)
     rows = gaussian.draw(lab.key("swag draws"), 256)
     values, target = about_mean(lab, rows)
     close(estimates.swag(lab), values, target)
@@ -287,7 +287,7 @@ def test_laplace_is_a_dense_inverse(lab, curvature):
     covariance = laplace_of(lab, curvature, theta_of(lab))
     g = gradient(lab, theta_of(lab), lab.target)
     close(estimates.linearised_laplace(lab, curvature), quadratic(g, covariance), lab=lab, rtol=5e-3)
-    factor = np.asarray(lab.once(f"build_{curvature}", None).factor, np.float64)
+    factor = np.asarray(lab.compute_once(f"build_{curvature}", None).factor, np.float64)
     np.testing.assert_allclose(factor @ factor.T, covariance, atol=2e-3 * covariance.max())
     steps = directions_of(lab) @ factor.T
     sampled = about_theta(lab, theta_of(lab) + steps)
@@ -323,7 +323,7 @@ def test_short_chains_take_as_many_gradients_as_training(num_steps, draws):
     subject = made_up(Cell("regression/linear", num_points=20, chains=2, resolution=8, num_leapfrog=5))
     lab = Laboratory(subject)
     params = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1, leaf + 2]), subject.theta)
-    lab.once("train_map", lambda: Members(params, num_steps))
+    lab.compute_once("train_map", lambda: Members(params, num_steps))
     got = estimates.short_draws(lab)
     assert got.shape == (2 * draws, lab.theta_flat.size)
     assert draws == 8 or 2 * (draws + draws) * 5 <= 2 * num_steps < 2 * 2 * (draws + draws) * 5

@@ -147,9 +147,9 @@ def test_a_part_is_timed_once_and_not_within_another():
         return seconds
 
     start = time.perf_counter()
-    assert lab.timed("outer", lambda: lab.once("inner", lambda: busy(0.2)) + busy(0.05)) == 0.25
+    assert lab.time_part("outer", lambda: lab.compute_once("inner", lambda: busy(0.2)) + busy(0.05)) == 0.25
     total = time.perf_counter() - start
-    assert lab.once("inner", None) == 0.2
+    assert lab.compute_once("inner", None) == 0.2
     assert lab.seconds["inner"] >= 0.2
     assert lab.seconds["outer"] >= 0.05
     assert lab.seconds["inner"] + lab.seconds["outer"] <= total
@@ -163,6 +163,10 @@ def test_tracing_and_compiling_are_no_cost():
         time.sleep(0.5)
         return x + 1
 
-    assert lab.timed("outer", lambda: lab.once("inner", lambda: slow_to_trace(jnp.zeros(3)))).tolist() == [1, 1, 1]
+    assert lab.time_part("outer", lambda: lab.compute_once("inner", lambda: slow_to_trace(jnp.zeros(3)))).tolist() == [
+        1,
+        1,
+        1,
+    ]
     assert lab.seconds["inner"] < 0.5
     assert lab.seconds["outer"] < 0.5

@@ -13,7 +13,7 @@ from made_up import made_up
 from synthetic_rows import fake
 
 from experiments.run.job import Result
-from experiments.synthetic.measure import prediction
+from experiments.synthetic.measure import held_out
 from experiments.synthetic.measure.estimators import ESTIMATORS, posterior_moments
 from experiments.synthetic.measure.laboratory import Laboratory, Moments
 from experiments.synthetic.measure.members import Members
@@ -32,7 +32,7 @@ def lab(request):
     cell = Cell(request.param, 0, num_points=40, chains=2)
     made = Laboratory(made_up(cell, REAL[request.param]))
     params = jax.vmap(made.setting.init)(jax.random.split(jax.random.key(1), 10))
-    made.once("train_map", lambda: Members(params, 100))
+    made.compute_once("train_map", lambda: Members(params, 100))
     return made
 
 
@@ -51,7 +51,7 @@ def test_prediction_by_brute_force(lab):
     rng, ys = np.random.default_rng(0), np.asarray(lab.setting.held_out.ys)
     posterior = posterior_moments(lab)
     maps = {"one": rng.random(len(ys)), "broken": np.full(len(ys), np.nan)}
-    numbers, curves = prediction.measure_prediction(lab, posterior, maps)
+    numbers, curves = held_out.measure_held_out(lab, posterior, maps)
     theta = probabilities(lab, [twins.flat(lab.theta)])
     networks = probabilities(lab, [twins.flat(lab.member("map", i)) for i in range(10)])
     draws = probabilities(lab, lab.subject.draws.reshape(-1, lab.theta_flat.size))
@@ -91,7 +91,7 @@ def test_a_prediction_without_errors_has_no_auroc(monkeypatch, lab):
     setting = lab.setting
     labels = jnp.asarray(lab.target, setting.held_out.ys.dtype)
     monkeypatch.setattr(lab, "setting", setting._replace(held_out=setting.held_out._replace(ys=labels)))
-    numbers, _ = prediction.measure_prediction(lab, posterior_moments(lab), {"one": np.arange(len(labels)) * 1.0})
+    numbers, _ = held_out.measure_held_out(lab, posterior_moments(lab), {"one": np.arange(len(labels)) * 1.0})
     assert numbers["error"] == 0
     assert np.isnan(numbers["one_auroc"])
 
@@ -107,15 +107,15 @@ def test_calibration_error_is_a_sum_over_ten_bins():
         if rows:
             accuracy = np.mean([p[i].argmax() == ys[i] for i in rows])
             total += len(rows) / 400 * abs(accuracy - np.mean([p[i].max() for i in rows]))
-    assert prediction.calibration_error(p, ys) == pytest.approx(total)
+    assert held_out.calibration_error(p, ys) == pytest.approx(total)
     sure = np.eye(3)[ys]
-    assert prediction.calibration_error(sure, ys) == 0
-    assert prediction.calibration_error(sure, (ys + 1) % 3) == 1
+    assert held_out.calibration_error(sure, ys) == 0
+    assert held_out.calibration_error(sure, (ys + 1) % 3) == 1
 
 
 def test_a_probability_of_zero_has_a_finite_likelihood():
     moments = Moments(np.array([[1.0, 0.0], [0.5, 0.5]]), np.zeros((2, 2)))
-    value = prediction.negative_log_likelihood(moments, np.array([1, 0]), None)
+    value = held_out.negative_log_likelihood(moments, np.array([1, 0]), None)
     assert np.isfinite(value)
     assert value > 300
 
@@ -123,12 +123,12 @@ def test_a_probability_of_zero_has_a_finite_likelihood():
 def test_rejection_keeps_one_point_at_least():
     errors = np.array([0.0, 1.0, 1.0])
     np.testing.assert_allclose(
-        prediction.rejection_curve(errors, np.array([1.0, 2.0, 3.0]), "binary", [0, 0.3, 0.99]), [2 / 3, 1 / 2, 0]
+        held_out.rejection_curve(errors, np.array([1.0, 2.0, 3.0]), "binary", [0, 0.3, 0.99]), [2 / 3, 1 / 2, 0]
     )
     # of equal values the first stay
-    np.testing.assert_allclose(prediction.rejection_curve(errors, np.ones(3), "binary", [0.5]), [0.5])
+    np.testing.assert_allclose(held_out.rejection_curve(errors, np.ones(3), "binary", [0.5]), [0.5])
     squares = np.array([1.0, 9.0])
-    np.testing.assert_allclose(prediction.rejection_curve(squares, np.arange(2.0), "regression", [0, 0.5]), [5**0.5, 1])
+    np.testing.assert_allclose(held_out.rejection_curve(squares, np.arange(2.0), "regression", [0, 0.5]), [5**0.5, 1])
 
 
 # --- numbers, report, figure
@@ -139,9 +139,9 @@ def row(cell, accepted=True, flat=False, value=0.5):
     names = [name for name in ("reference", *ESTIMATORS) if not (regression and name == "control")]
     columns = {f"{name}_kept": value for name in names}
     columns |= {f"{name}_{s}": value for name in names if name != "reference" for s in ("spearman", "pearson")}
-    columns |= {"error": value} | {f"nll_{name}": value for name in prediction.PREDICTORS}
+    columns |= {"error": value} | {f"nll_{name}": value for name in held_out.PREDICTORS}
     if not regression:
-        columns |= {f"{name}_auroc": value for name in names} | {f"ece_{n}": value for n in prediction.PREDICTORS}
+        columns |= {f"{name}_auroc": value for name in names} | {f"ece_{n}": value for n in held_out.PREDICTORS}
     one = fake(cell, accepted, flat=flat, **columns)
     curves = {f"rejection_{name}": np.linspace(value, 0, 10) for name in CURVES if name in names}
     return one._replace(arrays=curves)

@@ -17,7 +17,7 @@ from isouq._uncertainty import Uncertainty, uncertainty
 from isouq.posterior import LogDensity
 
 FLAT = 1e-3  # relative range of ‖g‖² below which θ* predicts the same at all inputs
-# The columns of a study's row that come from its reference.
+# The columns of a study's row that come from its reference, and `flat`; see `is_flat`.
 FACTS = (
     "accepted", "flat", "rhat", "ess_bulk", "divergent", "halves", "accepted_wide", "num_params",
     "map_grad_norm", "map_converged", "map_log_density", "map_spread", "map_escapes",

@@ -11,7 +11,7 @@ from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS
-from experiments.synthetic.numbers.estimators import SHOWN, Details, Test
+from experiments.synthetic.numbers.estimators import SHOWN, Details, SignificanceTest
 from experiments.synthetic.numbers.models import ALPHA
 from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 
@@ -59,7 +59,7 @@ def _draw_differences(numbers: Numbers) -> Figure:
     return figure
 
 
-def _draw_difference(axis: Any, y: int, test: Test) -> None:
+def _draw_difference(axis: Any, y: int, test: SignificanceTest) -> None:
     """Draw a difference with its interval, or write its number where it lies beyond the axis."""
     need, interval = ESTIMATORS[test.name].needs, test.interval
     if interval.mean < LOWEST:

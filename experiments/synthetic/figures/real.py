@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
-from experiments.synthetic.measure.prediction import SHARES
+from experiments.synthetic.measure.held_out import SHARES
 from experiments.synthetic.numbers.real import CURVES, TITLES
 from experiments.synthetic.real_data import REAL
 from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE

@@ -115,7 +115,7 @@ def isotropic_logits(lab: Laboratory) -> Estimate:
 
 def swag(lab: Laboratory) -> Estimate:
     """Return the variance of the predictions under SWAG, about the class of their mean."""
-    gaussian = lab.once("train_swag", lambda: members.train_swag(lab.setting, lab.theta, lab.key("swag")))
+    gaussian = lab.compute_once("train_swag", lambda: members.train_swag(lab.setting, lab.theta, lab.key("swag")))
     return _variance_about_mean(lab.moments(gaussian.draw(lab.key("swag draws"), SAMPLES)))
 
 
@@ -123,7 +123,7 @@ def dropout(lab: Laboratory) -> Estimate | None:
     """Return the variance over dropout masks of a network trained with dropout; None where there is no hidden layer."""
     if len(lab.theta["layers"]) == 1:
         return None
-    params = lab.once(
+    params = lab.compute_once(
         "train_dropout", lambda: members.train_with_dropout(lab.setting, lab.activation, lab.key("dropout"))
     )
     keys = jax.random.split(lab.key("masks"), SAMPLES)
@@ -161,10 +161,13 @@ def mixture(lab: Laboratory, count: int, relative: bool) -> Estimate:
 
 def _perturbed_member(lab: Laboratory, kind: str, index: int, relative: bool) -> Moments:
     """Return the moments of p over perturbations of one member."""
-    params = lab.member(kind, index)
-    scale = relative_scale(params) if relative else SIGMA
-    rows = ravel_pytree(params)[0][None] + scale * lab.directions
-    return lab.once(f"perturb_{kind}_{index}{'_relative' if relative else ''}", lambda: lab.moments(rows))
+
+    def perturb() -> Moments:
+        params = lab.member(kind, index)
+        scale = relative_scale(params) if relative else SIGMA
+        return lab.moments(ravel_pytree(params)[0][None] + scale * lab.directions)
+
+    return lab.compute_once(f"perturb_{kind}_{index}{'_relative' if relative else ''}", perturb)
 
 
 # --- training data
@@ -181,7 +184,7 @@ def last_layer_laplace(lab: Laboratory) -> Estimate:
 
 
 def _covariance(lab: Laboratory, curvature: str) -> Dense:
-    covariance = lab.once(f"build_{curvature}", lambda: laplace(lab.setting.log_density, lab.theta, curvature))
+    covariance = lab.compute_once(f"build_{curvature}", lambda: laplace(lab.setting.log_density, lab.theta, curvature))
     assert isinstance(covariance, Dense)
     return covariance
 
@@ -240,7 +243,7 @@ def short_draws(lab: Laboratory) -> np.ndarray:
             density, starts, lab.key("short"), sampling=sampling, inverse_mass_matrix=mass, verdict=False
         ).draws
 
-    tree = lab.once("sample_short", sample)
+    tree = lab.compute_once("sample_short", sample)
     return np.concatenate([np.asarray(leaf).reshape(2 * draws, -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.clock import Clock
 from experiments.run.job import Result
-from experiments.synthetic.measure import estimates, prediction
+from experiments.synthetic.measure import estimates, held_out
 from experiments.synthetic.measure.estimates import (
     FEWEST_DRAWS,
     GRADIENT_DRAWS,
@@ -154,7 +154,7 @@ def measure(subject: Subject) -> Result:
     Columns of each estimate: NAME_spearman, NAME_pearson; NAME_partial, the partial rank correlation given p(1 − p) of
     θ*; NAME_overlap, the share of the tenth with the largest estimates that is in the tenth with the largest variance;
     and seconds_NAME, training included, without tracing and compiling. With held-out points also the columns of
-    `prediction`. An estimate that does not exist (no hidden layer to drop, no probability in a regression) has no
+    `held_out`. An estimate that does not exist (no hidden layer to drop, no probability in a regression) has no
     columns.
 
     The variance is that of the class that the estimate is about. A constant map has no correlation.
@@ -167,7 +167,7 @@ def measure(subject: Subject) -> Result:
     numbers: dict[str, Any] = {}
     maps: dict[str, np.ndarray] = {"reference": subject.variance[subject.grid]}
     for name, estimator in ESTIMATORS.items():
-        estimate = lab.timed(name, partial(estimator.compute, lab))
+        estimate = lab.time_part(name, partial(estimator.compute, lab))
         if estimate is not None:
             truth = _truth(subject, posterior.variance, estimate.target)
             given = None if probability is None else probability.values
@@ -177,7 +177,7 @@ def measure(subject: Subject) -> Result:
             maps[name] = estimate.values
     arrays = {name: values.astype(np.float32) for name, values in maps.items()}
     if subject.setting.held_out is not None:
-        columns, curves = prediction.measure_prediction(lab, posterior, maps)
+        columns, curves = held_out.measure_held_out(lab, posterior, maps)
         numbers, arrays = numbers | columns, arrays | curves
     return Result({**subject.facts(), **numbers, "seconds": clock.laps()["seconds"]}, arrays)
 

@@ -14,7 +14,7 @@ BINS = 10  # of confidence, for the calibration error
 PREDICTORS = {"theta": "θ*", "ensemble": "10 MAP networks", "posterior": "HMC"}
 
 
-def measure_prediction(
+def measure_held_out(
     lab: Laboratory, posterior: Moments, maps: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return how well each map finds the errors of θ* on held-out points, and how well predictions are calibrated.

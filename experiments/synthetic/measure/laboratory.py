@@ -78,7 +78,7 @@ class Laboratory:
         self._parts: dict[str, Any] = {}
         self._inner = 0.0  # seconds of the parts that were timed while the present one is
 
-    def timed(self, name: str, compute: Callable[[], Any]) -> Any:
+    def time_part(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returns, and keep its seconds under a name.
 
         Where a program had to be compiled it is computed once more and timed then, because tracing and compiling take
@@ -98,10 +98,10 @@ class Laboratory:
         value = jax.block_until_ready(compute())
         return value, max(0.0, time.perf_counter() - start - self._inner)
 
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+    def compute_once(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the part of that name, which is computed and timed when it is first asked for."""
         if name not in self._parts:
-            self._parts[name] = self.timed(name, compute)
+            self._parts[name] = self.time_part(name, compute)
         return self._parts[name]
 
     def key(self, name: str) -> Any:
@@ -125,7 +125,7 @@ class Laboratory:
 
     def train(self, kind: str) -> Members:
         """Return the trained members of an ensemble; see `members.train_ensemble`."""
-        return self.once(
+        return self.compute_once(
             f"train_{kind}", lambda: members.train_ensemble(self.setting, kind, max(SIZES), self.key(kind))
         )
 
@@ -136,7 +136,9 @@ class Laboratory:
     def ensemble(self, kind: str, count: int) -> Any:
         """Return `isouq.uncertainty` of the first members, about the class that their mean predicts."""
         params = jax.tree.map(lambda leaf: leaf[:count], self.train(kind).params)
-        return self.once(f"ensemble_{kind}_{count}", lambda: self.uncertainty(params, target=None, ensemble=True))
+        return self.compute_once(
+            f"ensemble_{kind}_{count}", lambda: self.uncertainty(params, target=None, ensemble=True)
+        )
 
     def moments(self, rows: Any) -> Moments:
         """Return the moments of the predictions over parameters `[S, P]`."""

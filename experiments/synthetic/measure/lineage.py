@@ -126,9 +126,11 @@ def estimate_by_class(setting: Setting, theta: Any, xs: Any) -> PointMaps:
     """
     kind = setting.log_density.kind
     predicted = uncertainty(setting.predict, theta, xs, kind)
-    labels = range(setting.problem.num_outputs) if kind == "multiclass" else [None]
-    by_class = [uncertainty(setting.predict, theta, xs, kind, target=label).log_epistemic for label in labels]
-    epistemic = np.exp(np.asarray(by_class, np.float64))
+    by_class = [predicted]
+    if kind == "multiclass":
+        labels = range(setting.problem.num_outputs)
+        by_class = [uncertainty(setting.predict, theta, xs, kind, target=label) for label in labels]
+    epistemic = np.exp(np.asarray([one.log_epistemic for one in by_class], np.float64))
     if kind == "regression":
         return PointMaps(epistemic, None, None)
     return PointMaps(epistemic, np.asarray(predicted.target), np.asarray(predicted.aleatoric, np.float64))

@@ -1,12 +1,12 @@
 """The further networks that estimates are made of: ensembles, SWAG, and a network trained with dropout."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import norm
@@ -43,8 +43,7 @@ def train_ensemble(setting: Setting, kind: str, count: int, key: Any) -> Members
     if kind == "map":
         return _members([fit_map(density, inits, leave_saddles=False)])
     if kind == "mle":
-        likelihood = jax.tree_util.Partial(LogDensity.log_likelihood, density)
-        return _members([fit_map(likelihood, inits, max_steps=MLE_STEPS, leave_saddles=False)])
+        return _members([fit_map(density.log_likelihood, inits, max_steps=MLE_STEPS, leave_saddles=False)])
     anchors = [draw_from_prior(density, setting.zeros, key) for key in jax.random.split(anchor_key, count)]
     densities = [jax.tree_util.Partial(anchored_density, density, anchor) for anchor in anchors]
     starts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], inits) for i in range(count)]
@@ -65,9 +64,7 @@ def draw_from_prior(log_density: LogDensity, like: Any, key: Any) -> Any:
 
 def anchored_density(log_density: LogDensity, anchor: Any, params: Any) -> Float[Array, ""]:
     """Return the log posterior under the prior N(anchor, scale²) of every parameter."""
-    terms = jax.tree.map(
-        lambda p, a, s: jnp.sum(norm.logpdf(p, a, s)), params, anchor, log_density.scales
-    )  # fmt: skip
+    terms = jax.tree.map(lambda p, a, s: jnp.sum(norm.logpdf(p, a, s)), params, anchor, log_density.scales)
     return log_density.log_likelihood(params) + jax.tree.reduce(jnp.add, terms)
 
 
@@ -106,9 +103,7 @@ def _train_swag(density: LogDensity, theta: Any, key: Any, rate: Any) -> Swag:
     optimiser = optax.sgd(rate, momentum=SGD_MOMENTUM)
 
     def loss(position: Array, rows: Array) -> Array:
-        part = LogDensity(
-            density.predict, density.scales, density.xs[rows], density.ys[rows], density.noise, density.kind
-        )
+        part = replace(density, xs=density.xs[rows], ys=density.ys[rows])
         params = unravel(position)
         return -(part.log_likelihood(params) / batch + part.log_prior(params) / size)
 
@@ -144,7 +139,7 @@ def _train_with_dropout(density: LogDensity, params: Any, key: Any, activation: 
     def loss(params: Any, key: Any) -> Array:
         keys = jax.random.split(key, len(density.ys))
         predict = jax.tree_util.Partial(_predict_datum, activation)
-        dropped = LogDensity(predict, density.scales, (density.xs, keys), density.ys, density.noise, density.kind)
+        dropped = replace(density, predict=predict, xs=(density.xs, keys))
         return -dropped(params) / len(density.ys)
 
     def step(carry: tuple, key: Any) -> tuple:
@@ -188,21 +183,15 @@ def last_layer(setting: Setting, theta: Any, activation: str) -> tuple[LogDensit
     The other parameters are fixed at θ*. The features `[n, width]` are what enters the last layer.
     """
     number = len(theta["layers"]) - 1
-    rest = {"layers": {depth: theta["layers"][depth] for depth in range(number)}}
-
-    def features(xs: Any) -> np.ndarray:
-        return _features(rest, xs, activation)
-
-    density, last = setting.log_density, theta["layers"][number]
-    return LogDensity(
-        affine, density.scales["layers"][number], features(density.xs), density.ys, density.noise, density.kind
-    ), last, features  # fmt: skip
+    features = partial(_features, [theta["layers"][depth] for depth in range(number)], activation=activation)
+    density = setting.log_density
+    scales = density.scales["layers"][number]
+    return replace(density, predict=affine, scales=scales, xs=features(density.xs)), theta["layers"][number], features
 
 
 @partial(jax.jit, static_argnames="activation")
-def _features(layers: Any, xs: Any, activation: str) -> Array:
-    for depth in range(len(layers["layers"])):
-        layer = layers["layers"][depth]
+def _features(layers: list[Any], xs: Any, activation: str) -> Array:
+    for layer in layers:
         xs = ACTIVATIONS[activation](xs @ layer["kernel"] + layer["bias"][None])
     return xs
 

@@ -134,9 +134,8 @@ def _prepare(cell: Configuration, setting: Setting, fit: MapFit) -> TrainedPoste
     kind = setting.log_density.kind
     xs, grid, wide = evaluation_inputs(cell, setting)
     target = _predicted_classes(setting.predict, fit.best(), xs, kind)
-    record = jax.tree_util.Partial(_margins_and_draw, Margins(setting.predict, xs, target, kind))
-    if _num_params(setting) > MAX_STORED:
-        record = jax.tree_util.Partial(_margins_alone, record.args[0])
+    values = _margins_alone if _num_params(setting) > MAX_STORED else _margins_and_draw
+    record = jax.tree_util.Partial(values, Margins(setting.predict, xs, target, kind))
     return TrainedPosterior(
         cell, setting, fit, xs, grid, wide, record, jax.tree.map(jnp.square, setting.log_density.scales)
     )

@@ -34,7 +34,7 @@ SHOWN = tuple(
 )
 
 
-class Test(NamedTuple):
+class SignificanceTest(NamedTuple):
     """A test against 0: of the difference of an estimate to ‖g‖² in ρ, or of the partial correlation of ‖g‖².
 
     p: adjusted by Benjamini and Hochberg (1995) over all tests of its kind, in all families; NaN where a model of the
@@ -57,8 +57,8 @@ class Details(NamedTuple):
     """The families with their models, the tests of all estimates against ‖g‖², and those of ‖g‖² given p(1 − p)."""
 
     families: dict[str, list[Model]]
-    differences: dict[tuple[str, str], Test]
-    beyond_control: dict[str, Test]
+    differences: dict[tuple[str, str], SignificanceTest]
+    beyond_control: dict[str, SignificanceTest]
 
 
 def numbers(results: Sequence[Result]) -> Numbers:
@@ -145,13 +145,13 @@ def _statistics(family: str, rows: dict[Model, list[Row]], names: Sequence[str])
     return summary
 
 
-def _test(tested: set[str], cases: Iterable[tuple[str, str, list[list[float]]]]) -> list[Test]:
+def _test(tested: set[str], cases: Iterable[tuple[str, str, list[list[float]]]]) -> list[SignificanceTest]:
     """Return the means with their intervals, and the p-values of the tested families, adjusted together."""
     tests = []
     for family, name, groups in cases:
         interval, p = clustered_bootstrap(groups)
         models = sum(bool(group) for group in groups)
         is_tested = family in tested and interval.count >= MIN_SEEDS and models >= MIN_MODELS
-        tests.append(Test(family, name, interval, p if is_tested else float("nan")))
+        tests.append(SignificanceTest(family, name, interval, p if is_tested else float("nan")))
     adjusted = adjust([test.p for test in tests])
     return [test._replace(p=p) for test, p in zip(tests, adjusted, strict=True)]

@@ -15,7 +15,7 @@ from experiments.synthetic.numbers.models import STATISTICS, Row, usable_rows
 from experiments.synthetic.numbers.validation import PAPER
 from experiments.synthetic.presets.lineage import UNUSED
 from isouq.problems import PROBLEMS
-from isouq.stats import Interval, percentile_interval
+from isouq.stats import Interval, bootstrap_mean, percentile_interval
 
 FEWEST_SEEDS = 3  # accepted seeds of every entry of a setting that may be called the nearest
 RESAMPLES = 1000
@@ -245,7 +245,7 @@ def distance(entries: Mapping[Key, Entry]) -> Interval:
     itself, so that the interval reaches higher than it would around a mean.
     """
     if not entries:
-        return Interval(0, *[float("nan")] * 4)
+        return bootstrap_mean([])
     paper = np.array([PAPER[estimate][problem] for estimate, problem in entries])
     means = np.array([entry.values.mean(axis=0) for entry in entries.values()])
     resampled = np.stack([entry.resampled for entry in entries.values()], axis=1)

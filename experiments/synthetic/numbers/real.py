@@ -7,7 +7,7 @@ import numpy as np
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.estimators import ESTIMATORS
-from experiments.synthetic.measure.prediction import PREDICTORS, SHARES
+from experiments.synthetic.measure.held_out import PREDICTORS, SHARES
 from experiments.synthetic.numbers.models import counts, model_name, numbers_of, rows_by_model
 from isouq.stats import bootstrap_mean
 

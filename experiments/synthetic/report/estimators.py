@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.estimators import BASE, CONTROL, ESTIMATORS, NEEDS, STATISTICS, Estimator
-from experiments.synthetic.numbers.estimators import ALL, MIN_MODELS, SHOWN, Details, Test
+from experiments.synthetic.numbers.estimators import ALL, MIN_MODELS, SHOWN, Details, SignificanceTest
 from experiments.synthetic.numbers.models import ALPHA, MIN_SEEDS, Model
 from experiments.synthetic.report.page import difference, p_value, page
-from isouq.stats import Interval
 
 HEADINGS = {
     "spearman": "ρ",
@@ -75,7 +74,7 @@ def _beyond_control(details: Details) -> str:
     )
 
 
-def _difference(test: Test | None) -> list[str]:
+def _difference(test: SignificanceTest | None) -> list[str]:
     return ["–", "–"] if test is None else [difference(test.interval, 3), p_value(test.p)]
 
 
@@ -100,7 +99,7 @@ def _claims(numbers: Numbers, family: str) -> str:
     return text + tables.table(["needs", "better, by how much in ρ", "worse", "unsettled"], body)
 
 
-def _names(tests: Sequence[Test]) -> str:
+def _names(tests: Sequence[SignificanceTest]) -> str:
     listed = [f"{ESTIMATORS[test.name].title} ({test.interval.mean:+.2f})" for test in tests]
     return "; ".join(listed) or "none"
 
@@ -110,14 +109,15 @@ def _table(numbers: Numbers, family: str) -> str:
     values = numbers.groups[family]
     body = []
     for name, estimator in ESTIMATORS.items():
-        if not values.get(f"{name}_spearman", Interval(0, *[float("nan")] * 4)).count:
+        rho = values.get(f"{name}_spearman")
+        if rho is None or not rho.count:
             continue
         test = None if name == BASE else numbers.details.differences[family, name]
         body.append(
             [
                 estimator.title,
                 NEEDS[estimator.needs],
-                tables.mean_bounds(values[f"{name}_spearman"]),
+                tables.mean_bounds(rho),
                 *_difference(test),
                 *(tables.number(values[f"{name}_{s}"].mean) for s in list(STATISTICS)[1:]),
                 _passes(estimator),

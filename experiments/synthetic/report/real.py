@@ -3,7 +3,7 @@
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from experiments.synthetic.measure.estimators import BASE
-from experiments.synthetic.measure.prediction import PREDICTORS, REJECTED
+from experiments.synthetic.measure.held_out import PREDICTORS, REJECTED
 from experiments.synthetic.numbers.estimators import SHOWN
 from experiments.synthetic.numbers.real import REFERENCE, TITLES
 from experiments.synthetic.report.page import page
