@@ -127,6 +127,17 @@ def test_a_flat_map_has_no_correlation_and_others_keep_theirs():
     assert np.isfinite(got["epistemic_mle_near_class_pearson"])
 
 
+def test_of_a_reference_that_was_given_up_there_are_the_facts_alone():
+    it = made("binary/xor", give_up=True)
+    it.reference.numbers["accepted"] = False
+    got = lineage.measure(it).numbers
+    assert not [name for name in got if name.startswith(("epistemic", "aleatoric", "laplace"))]
+    assert not any(got[flag] for flag in lineage.ACCEPTED.values())
+    assert {"mle_converged", "flat_mle_wide", "seconds"} <= set(got)
+    it.reference.numbers["accepted"] = True
+    assert "epistemic_map_far_class_pearson" in lineage.measure(it).numbers
+
+
 def test_a_sampled_cell_agrees_with_the_agreement():
     cell = Cell("multiclass/clusters", study="lineage", **TINY)
     reference = run_cell(cell.reference())

@@ -1,5 +1,7 @@
 """Several posteriors in one program: the draws of one by one, each ended by its own verdict, compiled once a shape."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,25 @@ def test_each_posterior_ends_at_its_own_verdict():
     never = several(sampling, verdicts=[accept_at(0, 20), accept_at(1, 99), accept_at(2, 99)], at_once=3)
     assert [reference.rounds for reference in never] == [2, 4, 4]
     assert not never[1].verdict.accepted
+
+
+def test_gives_up_where_the_ess_in_proportion_stays_below_half_of_what_is_asked():
+    sampling = Sampling(10, 10, 3, max_rounds=8, give_up=True)
+
+    def with_ess(ess, accepted_at=99):
+        return lambda recorded, divergent: Verdict(recorded.shape[1] >= accepted_at, 1.2, ess, divergent, 1.0)
+
+    # an ESS that stays at 51 is in proportion 204 of the 200 after two rounds, and 136 after three
+    verdicts = [with_ess(49.0), with_ess(51.0), with_ess(51.0, accepted_at=20)]
+    for at_once in (1, 3):
+        got = several(sampling, verdicts=verdicts, at_once=at_once)
+        assert [reference.rounds for reference in got] == [2, 3, 2]
+        assert [reference.verdict.accepted for reference in got] == [False, False, True]
+    patient = several(replace(sampling, give_up=False), verdicts=verdicts, at_once=3)
+    assert [reference.rounds for reference in patient] == [8, 8, 2]
+    np.testing.assert_array_equal(got[0].draws, patient[0].draws[:, :20])
+    enough = several(sampling, verdicts=[with_ess(200.0), with_ess(float("nan")), with_ess(99.0)], at_once=3)
+    assert [reference.rounds for reference in enough] == [8, 8, 4]
 
 
 def test_compiles_once_for_a_shape_also_where_posteriors_do_not_fill_the_last_program():

@@ -17,6 +17,7 @@ class Configuration:
     """A problem, a model, its prior, how its posterior is sampled, and the study: what is computed of that posterior.
 
     num_draws: draws of a chain in a round; rounds end when the reference is accepted, or after `max_rounds`.
+    give_up: whether rounds also end when `max_rounds` will hardly suffice; see `isouq.posterior.Sampling`.
     width, depth: units of a hidden layer, and the number of such layers; width None is the problem's own model.
     activation: that between the layers, by its name in `isouq.models.ACTIVATIONS`. resolution: points of the evaluation
     grid along an axis; None is the problem's own grid.
@@ -34,6 +35,7 @@ class Configuration:
     num_warmup: int = 200
     num_draws: int = 250
     max_rounds: int = 8
+    give_up: bool = False
     thin: int = 1
     num_leapfrog: int = 20
     sampler: str = "hmc"

@@ -36,6 +36,8 @@ class Sampling:
     num_draws: draws of a chain in a round.
     max_rounds: largest number of rounds. After each round all draws so far are judged, and a verdict that accepts ends
         the sampling; without a verdict all rounds are made.
+    give_up: whether sampling also ends, unaccepted, when max_rounds will hardly suffice: after two rounds or more, if
+        the bulk ESS so far, multiplied by max_rounds / rounds, is below half of what the verdict asks for.
     num_warmup: transitions of a chain before the first draw, in which the step size is adapted.
     num_integration_steps: mean number of leapfrog steps of a transition. Each transition takes a random number between
         half and one and a half of it, the same in every chain, because a fixed length resonates on Gaussian-like
@@ -57,6 +59,7 @@ class Sampling:
     sampler: str = "hmc"
     chains_at_once: int | None = None
     max_rounds: int = 1
+    give_up: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_draws", "thin", "num_integration_steps", "max_rounds"):

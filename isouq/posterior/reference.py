@@ -21,7 +21,7 @@ from isouq.posterior._blackjax import Trace
 from isouq.posterior._checkpoint import Checkpoint
 from isouq.posterior._groups import check_alike, fill, groups, part, per_posterior
 from isouq.posterior._sampling import Posterior, Sampling, run
-from isouq.posterior.verdict import Verdict, judge
+from isouq.posterior.verdict import MIN_ESS, Verdict, judge
 
 _OLD_NAMES = {
     "num_leapfrog": "num_integration_steps",
@@ -280,13 +280,16 @@ def _sample(
     """Return the references of posteriors whose chains run together, in a program for `size` posteriors."""
     traces: list[Any] = [None] * len(tasks)
     verdicts: list[Verdict | None] = [None] * len(tasks)
+    is_done = [False] * len(tasks)
 
     def is_enough(trace: Trace) -> bool:
+        rounds = trace.num_steps.shape[1] // sampling.num_draws
         for index, task in enumerate(tasks):
-            if not _is_accepted(verdicts[index]):
+            if not is_done[index]:
                 traces[index] = part(trace, index, size)
                 verdicts[index] = task.judge_trace(traces[index], sampling.thin)
-        return all(map(_is_accepted, verdicts))
+                is_done[index] = _ends(verdicts[index], rounds, sampling)
+        return all(is_done)
 
     posteriors = fill([task.posterior for task in tasks], size)
     state, trace, warm_steps = run(sampling, posteriors, open_checkpoint, progress, is_enough)
@@ -299,8 +302,12 @@ def _sample(
     ]
 
 
-def _is_accepted(verdict: Verdict | None) -> bool:
-    return verdict is not None and verdict.accepted
+def _ends(verdict: Verdict | None, rounds: int, sampling: Sampling) -> bool:
+    """Return whether no draws are wanted after this verdict: it accepts, or `Sampling.give_up` says so."""
+    if verdict is None:
+        return False
+    ess_at_the_end = verdict.ess_bulk * sampling.max_rounds / rounds
+    return verdict.accepted or (sampling.give_up and rounds >= 2 and ess_at_the_end < MIN_ESS / 2)
 
 
 def _reference(

@@ -58,6 +58,8 @@ def measure(subject: Subject) -> Result:
     laplace_map_GRID_STATISTIC for the kinds of which the paper reports it. flat_THETA_GRID: whether ‖g‖² is flat there,
     so that its correlations are undefined; `flat` says that it is at every θ* on every grid. accepted_far, rhat_far,
     ess_bulk_far, halves_far: the verdict on the grid ± 1.5. mle_NAME: how training without a prior ended.
+
+    Of a reference that was given up there are the facts alone: no number of the lineage may rest on it.
     """
     clock = Clock()
     setting, kind = subject.setting, subject.kind
@@ -72,6 +74,9 @@ def measure(subject: Subject) -> Result:
         "mle": estimate_by_class(setting, fit.best(), xs),
     }
     numbers = subject.facts() | mle_facts(setting, fit) | flat_facts(estimates, rows)
+    if subject.cell.give_up and not numbers["accepted"]:
+        unjudged = {ACCEPTED[grid]: False for grid in ("far", "wide")}
+        return Result({**numbers, **unjudged, **seconds(subject, clock)}, {})
     covariance = None if kind == "multiclass" else laplace(setting.log_density, subject.theta, "hessian")
     laplace_map = None if covariance is None else epistemic_map(setting, subject.theta, xs, covariance)
     clock.lap("seconds_laplace")

@@ -181,7 +181,13 @@ def _summarise(trained: TrainedPosterior, reference: Reference) -> tuple[dict[st
 def sampler_settings(cell: Configuration) -> Sampling:
     """Return how the chains of a configuration are sampled."""
     return Sampling(
-        cell.num_draws, cell.num_warmup, cell.num_leapfrog, cell.thin, sampler=cell.sampler, max_rounds=cell.max_rounds
+        cell.num_draws,
+        cell.num_warmup,
+        cell.num_leapfrog,
+        cell.thin,
+        sampler=cell.sampler,
+        max_rounds=cell.max_rounds,
+        give_up=cell.give_up,
     )
 
 
