@@ -1,4 +1,4 @@
-"""Statistics of the experiments: correlations, bootstrap intervals, AUROC and p-values, with NumPy and SciPy alone."""
+"""Statistics: correlations, bootstrap intervals, p-values and losses of predictions, with NumPy and SciPy alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,3 +195,86 @@ def auroc(wrong: Any, score: Any) -> float:
         raise ValueError("score holds NaN; remove those rows first")
     ranks = scipy.stats.rankdata(score)
     return float((ranks[wrong].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _labelled(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities `[n, classes]` in float64 and labels `[n]`; raise unless they fit to each other.
+
+    One column, or none, is the probability of class 1 of two.
+    """
+    p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    if p.ndim == 1 or (p.ndim == 2 and p.shape[1] == 1):
+        p = np.stack([1 - p.ravel(), p.ravel()], axis=1)
+    if p.ndim != 2 or labels.shape != p.shape[:1] or not labels.size:
+        raise ValueError(
+            f"got probabilities of shape {np.shape(probabilities)} and labels of shape {labels.shape}; "
+            "expected [n] or [n, classes] and [n]"
+        )
+    if not ((p >= 0) & (p <= 1 + 1e-6)).all():  # NaN is in no range
+        raise ValueError("probabilities holds NaN or a number outside 0 to 1; pass probabilities and not logits")
+    if not np.allclose(p.sum(axis=1), 1, atol=1e-3):
+        raise ValueError("the probabilities of a row do not add up to 1; pass those of all classes")
+    if not (np.equal(labels, np.round(labels)).all() and labels.min() >= 0 and labels.max() < p.shape[1]):
+        raise ValueError(f"labels holds a number that is no class from 0 to {p.shape[1] - 1}")
+    return p, labels.astype(int)
+
+
+def log_loss(probabilities: Any, labels: Any) -> float:
+    """Return the mean −log p of the labels, the negative log likelihood of one input (units: nats).
+
+    probabilities: `[n, classes]`, or `[n]` for class 1 of two. A probability of 0 counts as 2 · 10⁻³⁰⁸.
+    """
+    p, labels = _labelled(probabilities, labels)
+    return float(-np.mean(np.log(np.maximum(p[np.arange(len(p)), labels], np.finfo(np.float64).tiny))))
+
+
+def gaussian_log_loss(mean: Any, variance: Any, ys: Any) -> float:
+    """Return the mean −log N(y; mean, variance) of arrays `[n]` (units: nats)."""
+    mean, variance, ys = (np.asarray(array, np.float64) for array in (mean, variance, ys))
+    if mean.shape != ys.shape or np.broadcast_shapes(variance.shape, ys.shape) != ys.shape or not ys.size:
+        raise ValueError(f"got {mean.shape} means, {variance.shape} variances and {ys.shape} values; expected [n] each")
+    if not np.all(variance > 0):
+        raise ValueError("variance holds NaN or a number that is not above 0")
+    return float(np.mean(np.square(ys - mean) / (2 * variance) + 0.5 * np.log(2 * np.pi * variance)))
+
+
+def brier_score(probabilities: Any, labels: Any) -> float:
+    """Return the mean over the inputs of Σ_c (p_c − 1[y = c])², between 0 and 2.
+
+    For two classes that is twice (p₁ − y)². Source: Brier (1950).
+    """
+    p, labels = _labelled(probabilities, labels)
+    return float(np.mean(np.sum(np.square(p - np.eye(p.shape[1])[labels]), axis=1)))
+
+
+def calibration_error(probabilities: Any, labels: Any, bins: int = 10) -> float:
+    """Return the expected calibration error: Σ over bins of (share of inputs) · |accuracy − mean confidence|.
+
+    Confidence is the largest probability of an input, and the bins are of equal width. Few inputs a bin make it too
+    large. Source: Guo et al. (2017).
+    """
+    p, labels = _labelled(probabilities, labels)
+    confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    in_bins = [index == b for b in np.unique(index)]
+    return float(sum(abs(right[here].mean() - confidence[here].mean()) * here.mean() for here in in_bins))
+
+
+def rejection_curve(errors: Any, score: Any) -> Float[np.ndarray, " n"]:
+    """Return the mean error among the k inputs of the smallest score, for k = 1 … n; ties share their errors.
+
+    errors: 1 where the answer is wrong, else 0; or another loss of each input. score: higher where it is less certain.
+    """
+    errors, score = _pairs(errors, score)
+    order = np.argsort(score, kind="stable")
+    ranks = scipy.stats.rankdata(score, method="dense")[order] - 1
+    mean = np.bincount(ranks, weights=errors[order]) / np.bincount(ranks)
+    return np.cumsum(mean[ranks]) / np.arange(1, len(score) + 1)
+
+
+def aurc(errors: Any, score: Any) -> float:
+    """Return the area under the rejection curve, the mean error over all shares that are answered; smaller is better.
+
+    Source: Geifman, Uziel and El-Yaniv (2018), arXiv 1805.08206.
+    """
+    return float(rejection_curve(errors, score).mean())

@@ -306,9 +306,9 @@ def test_the_area_is_over_a_half_where_each_proxy_lowers_its_own_domain(monkeypa
 
 def test_risk_against_coverage():
     wrong = np.array([0, 0, 1, 1])
-    np.testing.assert_allclose(statistics.risks(np.array([1.0, 2, 3, 4]), wrong), [0, 0, 1 / 3, 1 / 2])
-    np.testing.assert_allclose(statistics.risks(np.ones(4), wrong), np.full(4, 0.5))  # ties: no order
-    risk = statistics.risks(np.array([1.0, 2, 3, 4] * 10), np.tile(wrong, 10))
+    np.testing.assert_allclose(isouq.stats.rejection_curve(wrong, np.array([1.0, 2, 3, 4])), [0, 0, 1 / 3, 1 / 2])
+    np.testing.assert_allclose(isouq.stats.rejection_curve(wrong, np.ones(4)), np.full(4, 0.5))  # ties: no order
+    risk = isouq.stats.rejection_curve(np.tile(wrong, 10), np.array([1.0, 2, 3, 4] * 10))
     assert statistics.coverage_accuracy(risk, 0.8) == pytest.approx(20 / 32)
     assert statistics.coverage_accuracy(risk, 1.0) == 0.5
 

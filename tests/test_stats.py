@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics
 
 from isouq import stats
 
@@ -273,3 +274,72 @@ def test_a_p_value_of_nan_is_nan():
     assert math.isnan(interval.mean)
     assert math.isnan(p)
     assert math.isnan(stats.paired_bootstrap([1.0, np.nan, 2.0], [0.0, 0.0, 0.0])[1])
+
+
+def test_calibration_error_is_a_sum_over_ten_bins():
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet([0.5, 0.5, 0.5], size=400)
+    p[0] = [1, 0, 0]  # on the edge of the last bin
+    ys = rng.integers(3, size=400)
+    total = 0.0
+    for b in range(10):
+        rows = [i for i in range(400) if b / 10 <= p[i].max() < (b + 1) / 10 or (b == 9 and p[i].max() == 1)]
+        if rows:
+            accuracy = np.mean([p[i].argmax() == ys[i] for i in rows])
+            total += len(rows) / 400 * abs(accuracy - np.mean([p[i].max() for i in rows]))
+    assert stats.calibration_error(p, ys) == pytest.approx(total)
+    sure = np.eye(3)[ys]
+    assert stats.calibration_error(sure, ys) == 0
+    assert stats.calibration_error(sure, (ys + 1) % 3) == 1
+    assert stats.calibration_error(p, ys, bins=1) == pytest.approx(abs((p.argmax(1) == ys).mean() - p.max(1).mean()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_losses_are_those_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    p, labels = rng.dirichlet([1.0, 0.3, 2.0], size=50), rng.integers(3, size=50)
+    assert stats.log_loss(p, labels) == pytest.approx(metrics.log_loss(labels, p, labels=[0, 1, 2]))
+    of_one, binary = p[:, 0], (labels == 0).astype(int)
+    assert stats.log_loss(of_one, binary) == pytest.approx(metrics.log_loss(binary, of_one))
+    assert stats.log_loss(of_one[:, None], binary) == stats.log_loss(of_one, binary)
+    assert stats.brier_score(of_one, binary) == pytest.approx(2 * metrics.brier_score_loss(binary, of_one))
+    one_hot = np.eye(3)[labels]
+    assert stats.brier_score(p, labels) == pytest.approx(np.mean(np.sum((p - one_hot) ** 2, axis=1)))
+    mean, variance, ys = rng.normal(size=20), rng.uniform(0.1, 2, size=20), rng.normal(size=20)
+    expected = -scipy.stats.norm.logpdf(ys, mean, np.sqrt(variance)).mean()
+    assert stats.gaussian_log_loss(mean, variance, ys) == pytest.approx(expected)
+
+
+def test_the_area_under_the_rejection_curve_by_counting():
+    errors, score = np.array([0, 0, 1, 1]), np.array([1.0, 2, 3, 4])
+    np.testing.assert_allclose(stats.rejection_curve(errors, score), [0, 0, 1 / 3, 1 / 2])
+    assert stats.aurc(errors, score) == pytest.approx(5 / 24)
+    assert stats.aurc(errors, -score) > stats.aurc(errors, score)
+    np.testing.assert_allclose(stats.rejection_curve(errors, np.ones(4)), np.full(4, 0.5))  # ties: no order
+    assert stats.aurc([4.0, 1.0], [2.0, 1.0]) == pytest.approx((1 + 2.5) / 2)  # any loss
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "message"),
+    [
+        ([[0.5, 0.5]], [0, 1], r"probabilities of shape \(1, 2\) and labels of shape \(2,\); expected \[n\]"),
+        ([], [], "expected"),
+        ([0.5, np.nan], [0, 1], "NaN or a number outside 0 to 1; pass probabilities and not logits"),
+        ([[3.0, -2.0]], [0], "pass probabilities and not logits"),
+        ([[0.5, 0.2]], [0], "do not add up to 1; pass those of all classes"),
+        ([0.5, 0.5], [0, 2], "no class from 0 to 1"),
+        ([0.5, 0.5], [0, 0.5], "no class from 0 to 1"),
+    ],
+)
+@pytest.mark.parametrize("loss", [stats.log_loss, stats.brier_score, stats.calibration_error])
+def test_a_loss_of_wrong_values_is_one_clear_line(loss, probabilities, labels, message):
+    with pytest.raises(ValueError, match=message) as error:
+        loss(probabilities, labels)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gaussian_loss_of_wrong_values_is_one_clear_line():
+    with pytest.raises(ValueError, match="expected"):
+        stats.gaussian_log_loss([0.0], [1.0], [0.0, 1.0])
+    with pytest.raises(ValueError, match="variance holds NaN or a number that is not above 0"):
+        stats.gaussian_log_loss([0.0], [0.0], [0.0])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.domains.configuration import VARIANTS
-from experiments.domains.statistics import Estimate, coverage_accuracy, estimate, risks, wilson
+from experiments.domains.statistics import Estimate, coverage_accuracy, estimate, wilson
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from isouq import stats
@@ -197,7 +197,7 @@ def _with_rejection(result: Result) -> Result:
     row, wrong = dict(result.numbers), result.arrays["wrong"]
     for name in SCORES:
         score = result.arrays[f"score_{name}"]
-        row[f"{name}_aurc"] = float(risks(score, wrong.astype(float)).mean())
+        row[f"{name}_aurc"] = stats.aurc(wrong, score)
         if 0 < wrong.sum() < len(wrong):
             row[f"{name}_auroc"] = stats.auroc(wrong, score)
     return Result(row, result.arrays)
@@ -231,14 +231,14 @@ def _mean_over_seeds(statistic: Any) -> Any:
 
 def _accuracy_curve(rows: np.ndarray) -> list[float]:
     """Return accuracy at `SUREST`, AURC, and accuracy at `COVERAGES`."""
-    risk = risks(rows[:, 0], rows[:, 1])
+    risk = stats.rejection_curve(rows[:, 1], rows[:, 0])
     surest, curve = ([coverage_accuracy(risk, c) for c in shares] for shares in (SUREST, COVERAGES))
     return [*surest, float(risk.mean()), *curve]
 
 
 def _aurc_difference(rows: np.ndarray) -> float:
     one, other, wrong = rows.T
-    return float((risks(one, wrong) - risks(other, wrong)).mean())
+    return stats.aurc(wrong, one) - stats.aurc(wrong, other)
 
 
 def _summary(details: DomainNumbers) -> list[Number]:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from experiments.domains.texts import DOMAINS
 from isouq import stats
@@ -72,19 +71,8 @@ def _auroc(science: np.ndarray, sports: np.ndarray) -> float:
     return stats.auroc(np.repeat([0, 1], [len(science), len(sports)]), np.concatenate([science, sports]))
 
 
-def risks(score: Float[np.ndarray, " n"], wrong: np.ndarray) -> Float[np.ndarray, " n"]:
-    """Return the share of errors among the k inputs of the smallest score, k = 1 … n; ties share their errors.
-
-    The mean over k is AURC, the area under the risk-coverage curve (Geifman et al. 2018).
-    """
-    order = np.argsort(score, kind="stable")
-    ranks = rankdata(score, method="dense")[order] - 1
-    mean = np.bincount(ranks, weights=wrong[order]) / np.bincount(ranks)
-    return np.cumsum(mean[ranks]) / np.arange(1, len(score) + 1)
-
-
 def coverage_accuracy(risk: Float[np.ndarray, " n"], coverage: float) -> float:
-    """Return the accuracy when this share of the inputs is answered; risk: from `risks`."""
+    """Return the accuracy when this share of the inputs is answered; risk: from `isouq.stats.rejection_curve`."""
     return float(1 - risk[max(1, round(coverage * len(risk))) - 1])
 
 

@@ -12,7 +12,7 @@ from experiments.answers.numbers.combination import Combination, add_combination
 from experiments.answers.numbers.groups import Group, as_floats
 from experiments.answers.numbers.logistic import fit_logistic, log_odds
 from experiments.answers.numbers.scores import CURVES, MAIN
-from experiments.domains.statistics import coverage_accuracy, risks
+from experiments.domains.statistics import coverage_accuracy
 from isouq import stats
 
 COVERAGES = np.linspace(0.1, 1, 19)
@@ -198,7 +198,7 @@ def reject(group: Group, score: Float[np.ndarray, " n"]) -> Curve:
     questions = np.column_stack([score[known], group.wrong[known]])
 
     def curve(rows: Float[np.ndarray, "n 2"]) -> np.ndarray:
-        risk = risks(rows[:, 0], rows[:, 1])
+        risk = stats.rejection_curve(rows[:, 1], rows[:, 0])
         return np.array([*(coverage_accuracy(risk, c) for c in COVERAGES), risk.mean()])
 
     value = curve(questions)

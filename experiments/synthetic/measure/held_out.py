@@ -10,7 +10,6 @@ from isouq import stats
 
 REJECTED = 0.2  # share of the points that is left out for the columns NAME_kept
 SHARES = np.linspace(0, 0.9, 10)  # shares of the points that are left out along a rejection curve
-BINS = 10  # of confidence, for the calibration error
 PREDICTORS = {"theta": "θ*", "ensemble": "10 MAP networks", "posterior": "HMC"}
 
 
@@ -44,9 +43,9 @@ def measure_held_out(
         curves[f"rejection_{name}"] = curve.astype(np.float32)
     noise = lab.setting.problem.noise
     for name, moments in zip(PREDICTORS, (theta, networks, posterior), strict=True):
-        numbers[f"nll_{name}"] = negative_log_likelihood(moments, ys, noise)
+        numbers[f"nll_{name}"] = log_loss(moments, ys, noise)
         if lab.kind != "regression":
-            numbers[f"ece_{name}"] = calibration_error(moments.mean, ys)
+            numbers[f"ece_{name}"] = stats.calibration_error(moments.mean, ys)
     return numbers, curves
 
 
@@ -70,18 +69,8 @@ def rejection_curve(errors: np.ndarray, values: np.ndarray, kind: str, shares: o
     return np.array([_summary(ascending[:count], kind) for count in counts])
 
 
-def negative_log_likelihood(moments: Moments, ys: np.ndarray, noise: float | None) -> float:
+def log_loss(moments: Moments, ys: np.ndarray, noise: float | None) -> float:
     """Return the mean −log p(y): of the label's mean probability, or of N(mean, noise² + variance of the mean)."""
     if noise is not None:
-        variance = noise**2 + moments.variance[:, 0]
-        return float(np.mean(np.square(ys - moments.mean[:, 0]) / (2 * variance) + 0.5 * np.log(2 * np.pi * variance)))
-    p = np.take_along_axis(moments.mean, ys.astype(int)[:, None], axis=1)[:, 0]
-    return float(-np.mean(np.log(np.maximum(p, np.finfo(np.float64).tiny))))
-
-
-def calibration_error(p: np.ndarray, ys: np.ndarray) -> float:
-    """Return Σ over bins of confidence of (share of points) · |accuracy − mean confidence| (Guo et al. 2017)."""
-    confidence, right = p.max(axis=1), p.argmax(axis=1) == ys
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = [abs(right[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b) for b in np.unique(bins)]
-    return float(sum(gaps))
+        return stats.gaussian_log_loss(moments.mean[:, 0], noise**2 + moments.variance[:, 0], ys)
+    return stats.log_loss(moments.mean, ys)
