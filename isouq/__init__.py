@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # what is imported when a name is first used
     from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, sharding, stats, text
     from isouq._ensemble import EnsembleUncertainty
     from isouq._perturbation import Perturbation, perturbation
+    from isouq._predictive import Predictive, ScaleFit, fit_scale, predictive
     from isouq._uncertainty import Uncertainty, uncertainty
     from isouq.covariance import Dense, Diagonal, Identity, Kronecker, LowRank, from_draws, laplace, negative_hessian
     from isouq.density import LogDensity
@@ -24,6 +25,7 @@ _ROOMS = (
 _HOMES = {
     "EnsembleUncertainty": "_ensemble",
     **dict.fromkeys(("Perturbation", "perturbation"), "_perturbation"),
+    **dict.fromkeys(("Predictive", "ScaleFit", "fit_scale", "predictive"), "_predictive"),
     **dict.fromkeys(("Uncertainty", "uncertainty"), "_uncertainty"),
     **dict.fromkeys(
         ("Dense", "Diagonal", "Identity", "Kronecker", "LowRank", "from_draws", "laplace", "negative_hessian"),
@@ -42,11 +44,14 @@ __all__ = [
     "LogDensity",
     "LowRank",
     "Perturbation",
+    "Predictive",
+    "ScaleFit",
     "Uncertainty",
     "__version__",
     "alignment",
     "covariance",
     "explain",
+    "fit_scale",
     "from_draws",
     "grad_sq_norm",
     "grad_sq_norm_probes",
@@ -57,6 +62,7 @@ __all__ = [
     "perturbation",
     "plots",
     "posterior",
+    "predictive",
     "problems",
     "sharding",
     "stats",

@@ -39,6 +39,16 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; expected a finite number above 0")
 
 
+def key(name: str, value: Any) -> None:
+    """Raise unless `value` is one random key."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if (typed and shape == ()) or (dtype == np.uint32 and shape == (2,)):
+        return
+    given = f"an array {dtype}{list(shape)}" if shape else f"of type {type(value).__name__}"
+    raise ValueError(f"{name} is {given}; expected one random key, such as jax.random.key(0)")
+
+
 def noise(kind: str, value: Any) -> None:
     """Raise unless `value` is a standard deviation of y given x for regression, and None for the other kinds."""
     if kind != "regression":

@@ -93,7 +93,7 @@ def perturbation(
     _checks.inexact_leaves("params", params)
     _checks.finite("params", params)
     _checks.finite("xs", xs)
-    _check_key(key)
+    _checks.key("key", key)
     _check_scale(scale)
     _checks.boolean("relative", relative)
     _checks.positive_int("num_samples", num_samples, 2)
@@ -206,16 +206,6 @@ def _root_mean_square(params: Any) -> Array:
     """Return √(mean of θ²) over the real and imaginary parts of all parameters together, 0 for none."""
     parts = [leaf.size * (1 + jnp.issubdtype(leaf.dtype, jnp.complexfloating)) for leaf in jax.tree.leaves(params)]
     return jnp.sqrt(tree_sq_norm(params) / max(sum(parts), 1))
-
-
-def _check_key(key: Any) -> None:
-    """Raise unless `key` is one random key."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-    if (typed and shape == ()) or (dtype == np.uint32 and shape == (2,)):
-        return
-    given = f"an array {dtype}{list(shape)}" if shape else f"of type {type(key).__name__}"
-    raise ValueError(f"key is {given}; expected one random key, such as jax.random.key(0)")
 
 
 def _check_scale(scale: Any) -> None:

@@ -178,7 +178,7 @@ def uncertainty(
     _checks.boolean("ensemble", ensemble)
     member = first_member(params) if ensemble else params
     selection = Selection.of(wrt, member)
-    _check_covariance(covariance, selection.choose(member))
+    check_covariance(covariance, selection.choose(member))
     predict, num_classes = check_predict(predict, member, xs, kind, "params of member 0" if ensemble else "params")
     engine = engine if predict.traceable else "vmap"
     if target is not None:
@@ -265,13 +265,11 @@ def _differentiate(
         c = predicted_class(outputs, kind) if label is None else label
         return margin(outputs, c, kind), c
 
-    (value, c), quadratic = _value_and_quadratic(scalar, selection.choose(params), covariance, engine)
+    (value, c), quadratic = value_and_quadratic(scalar, selection.choose(params), covariance, engine)
     return value.astype(quadratic.dtype), quadratic, c
 
 
-def _value_and_quadratic(
-    scalar: Callable, params: Any, covariance: Covariance | None, engine: str
-) -> tuple[Any, Array]:
+def value_and_quadratic(scalar: Callable, params: Any, covariance: Covariance | None, engine: str) -> tuple[Any, Array]:
     """Return `((value, aux), gᵀΣg)` of a scalar with aux; no gradient is formed where engine and covariance allow."""
     if engine == "jaxpr" and covariance is None:
         return value_and_grad_sq_norm(scalar, has_aux=True)(params)
@@ -290,7 +288,7 @@ def _device_rows(tree: Any, rows: int) -> Any:
     )
 
 
-def _check_covariance(covariance: Any, params: Any) -> None:
+def check_covariance(covariance: Any, params: Any) -> None:
     """Raise unless the covariance fits the parameters."""
     if covariance is None:
         return

@@ -1,7 +1,7 @@
 """The dense covariance of a small model, and the Hessian of a log density."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,12 +13,13 @@ from jaxtyping import Array, Float
 from isouq import _checks
 from isouq._frozen import freeze
 from isouq.covariance._curvature import hessian
+from isouq.covariance._draws import DrawDeviation, Sampled, standard_normal
 from isouq.covariance._limits import check_matrix
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Dense:
+class Dense(Sampled):
     """Σ = W Wᵀ for a model of P parameters, stored as the factor W `[P, P]`: gᵀΣg = ‖Wᵀg‖² ≥ 0.
 
     factor: W, whose rows are in the order of `jax.flatten_util.ravel_pytree(params)`.
@@ -68,6 +69,25 @@ class Dense:
             )
         projected = flat @ self.factor
         return jnp.sum(jnp.square(projected), axis=-1)
+
+    def deviation(self, params: Any) -> DrawDeviation:
+        """Return the function from a key to one draw of N(0, Σ), which is Wε with ε ~ N(0, I)."""
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+        if size != self.factor.shape[0]:
+            raise ValueError(
+                f"the covariance is for {self.factor.shape[0]} parameters, and params has {size}; build it for the "
+                "same model"
+            )
+
+        def draw(key: Array) -> Any:
+            noise, unravel = ravel_pytree(standard_normal(key, params))
+            return unravel((self.factor @ noise.astype(self.factor.dtype)).astype(noise.dtype))
+
+        return draw
+
+    def scaled(self, factor: Any) -> "Dense":
+        """Return factor · Σ."""
+        return replace(self, factor=jnp.sqrt(factor) * self.factor)
 
 
 def negative_hessian(log_density: Callable, params: Any) -> Float[Array, "params params"]:

@@ -1,13 +1,15 @@
 """The covariances with a form for each leaf of the parameters, for which `isouq.uncertainty` needs no gradients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from isouq import _checks
+from isouq.covariance._draws import DrawDeviation, Sampled, standard_normal
 from isouq.gradnorm import Form
 from isouq.gradnorm._forms import quadratic
 
@@ -21,10 +23,10 @@ class Covariance(Protocol):
         ...
 
 
-class StructuredCovariance:
+class StructuredCovariance(Sampled):
     """A covariance that is one `isouq.gradnorm.Form` for each leaf, applied without forming gradients.
 
-    Subclasses define `forms`.
+    Subclasses define `forms`, `deviation` and `scaled`.
     """
 
     def forms(self, params: Any) -> list[Form]:
@@ -51,6 +53,14 @@ class Identity(StructuredCovariance):
         """Return scale · I for every leaf."""
         return [Form(self.scale) for _ in jax.tree.leaves(params)]
 
+    def deviation(self, params: Any) -> DrawDeviation:
+        """Return the function from a key to one draw of N(0, scale · I)."""
+        return lambda key: jax.tree.map(lambda noise: jnp.sqrt(self.scale) * noise, standard_normal(key, params))
+
+    def scaled(self, factor: Any) -> "Identity":
+        """Return factor · Σ."""
+        return Identity(factor * self.scale)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -73,6 +83,16 @@ class Diagonal(StructuredCovariance):
         for leaf, variances in pairs:
             _check_shape("variances", jnp.shape(variances), jnp.shape(leaf))
         return [Form(diagonal=jnp.asarray(variances)) for _, variances in pairs]
+
+    def deviation(self, params: Any) -> DrawDeviation:
+        """Return the function from a key to one draw of N(0, diag(variances))."""
+        return lambda key: jax.tree.map(
+            lambda noise, variances: jnp.sqrt(variances) * noise, standard_normal(key, params), self.variances
+        )
+
+    def scaled(self, factor: Any) -> "Diagonal":
+        """Return factor · Σ."""
+        return replace(self, variances=jax.tree.map(lambda leaf: factor * leaf, self.variances))
 
 
 @jax.tree_util.register_dataclass
@@ -118,6 +138,29 @@ class Kronecker(StructuredCovariance):
             forms.append(Form(kronecker=(jnp.asarray(pair[0]), jnp.asarray(pair[1])), diagonal=diagonal))
         return forms
 
+    def deviation(self, params: Any) -> DrawDeviation:
+        """Return the function from a key to one draw of N(0, Σ): A (√v ∘ E) Bᵀ for each leaf, with E ~ N(0, I)."""
+        leaves, treedef = jax.tree.flatten(params)
+        forms = self.forms(params)
+
+        def draw(key: Array) -> Any:
+            keys = jax.random.split(key, len(leaves))
+            blocks = [_draw_block(*args) for args in zip(keys, leaves, forms, strict=True)]
+            return jax.tree.unflatten(treedef, blocks)
+
+        return draw
+
+    def scaled(self, factor: Any) -> "Kronecker":
+        """Return factor · Σ."""
+        if self.variances is not None:
+            return replace(self, variances=jax.tree.map(lambda leaf: factor * leaf, self.variances))
+        factors = jax.tree.map(
+            lambda pair: (jnp.sqrt(factor) * pair[0], pair[1]),
+            self.factors,
+            is_leaf=lambda node: isinstance(node, (tuple, list)) and all(hasattr(part, "shape") for part in node),
+        )
+        return replace(self, factors=factors)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -156,6 +199,53 @@ class LowRank(StructuredCovariance):
         return [
             Form(scale, directions=jnp.asarray(u), weights=weights) for scale, (_, u) in zip(scales, pairs, strict=True)
         ]
+
+    def deviation(self, params: Any) -> DrawDeviation:
+        """Return the function from a key to one draw of N(0, Σ).
+
+        With S = √scale, the weights w⁺ ≥ 0 and w⁻ < 0, and the thin decomposition S⁻¹U = QR, it is
+        S (I + QMQᵀ)^½ ε + U √w⁺ ε′, M = R diag(w⁻) Rᵀ, where ε and ε′ are independent and standard normal. The
+        decomposition, of K² multiplications for each parameter, is made once, and only where there are weights.
+        """
+        forms = self.forms(params)
+        rank = forms[0].directions.shape[0]  # type: ignore[union-attr]
+        columns = jnp.concatenate([form.directions.reshape(rank, -1) for form in forms], axis=1).T  # type: ignore[union-attr]
+        sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(params)]
+        sd = jnp.concatenate([jnp.full(size, jnp.sqrt(form.scale)) for size, form in zip(sizes, forms, strict=True)])
+        weights = forms[0].weights
+        basis = shrinkage = None
+        if weights is not None:
+            relative = columns * jnp.where(sd > 0, 1 / jnp.where(sd > 0, sd, 1), 0)[:, None]
+            q, r = jnp.linalg.qr(relative)
+            values, vectors = jnp.linalg.eigh((r * jnp.minimum(weights, 0)[None]) @ r.T)
+            basis, shrinkage = q @ vectors, jnp.sqrt(jnp.maximum(1 + values, 0)) - 1
+        roots = jnp.ones(rank) if weights is None else jnp.sqrt(jnp.maximum(weights, 0))
+
+        def draw(key: Array) -> Any:
+            of_all, of_directions = jax.random.split(key)
+            noise, unravel = ravel_pytree(standard_normal(of_all, params))
+            if basis is not None:
+                noise = noise + basis @ (shrinkage * (basis.T @ noise))
+            widened = columns @ (roots * jax.random.normal(of_directions, (rank,), columns.dtype))
+            return unravel((sd * noise + widened).astype(noise.dtype))
+
+        return draw
+
+    def scaled(self, factor: Any) -> "LowRank":
+        """Return factor · Σ."""
+        rank = jax.tree.leaves(self.directions)[0].shape[0]
+        weights = jnp.ones(rank) if self.weights is None else self.weights
+        scale = jax.tree.map(lambda s: factor * s, self.scale)
+        return replace(self, scale=scale, weights=factor * jnp.asarray(weights))
+
+
+def _draw_block(key: Array, leaf: Any, form: Form) -> Array:
+    """Return one draw of a leaf whose covariance is a Kronecker product."""
+    left, right = form.kronecker  # type: ignore[misc]
+    noise = jax.random.normal(key, (left.shape[-1], right.shape[-1]), left.dtype)
+    noise = noise if form.diagonal is None else jnp.sqrt(form.diagonal) * noise
+    rows = left[:, None] * noise if left.ndim == 1 else left @ noise
+    return (rows * right[None] if right.ndim == 1 else rows @ right.T).reshape(jnp.shape(leaf))
 
 
 class _Pair(NamedTuple):

@@ -1,0 +1,298 @@
+"""Predictions under a Gaussian posterior N(θ, Σ): `isouq.predictive`, and a scale for Σ: `isouq.fit_scale`.
+
+With the outputs f(x; θ) linearised at the parameters, an output f_c has the variance v_c = ∇f_cᵀ Σ ∇f_c. For logits the
+probit approximation of MacKay (1992) averages the probability over it:
+
+    p_c = softmax(f / √(1 + π v / 8))_c,    for two classes  p_1 = σ(f / √(1 + π v / 8)).
+
+The quadratic forms come from the engine, one class after the other, and no gradient is formed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.special
+from jaxtyping import Array, Float
+
+from isouq import _checks, stats
+from isouq._predict import check_predict
+from isouq._rows import map_rows
+from isouq._uncertainty import check_covariance, value_and_quadratic
+from isouq.covariance import Identity
+
+METHODS = ("probit", "logits", "weights")
+_GRID = 61  # scales that are tried before the best is refined
+_DECADES = 12.0  # of scales below and above the one at which the outputs have a standard deviation of 1
+
+
+class Predictive(NamedTuple):
+    """The predictive distribution of y at n inputs.
+
+    mean: for "multiclass" the probabilities `[n, classes]`; for "binary" that of class 1, `[n]`; for "regression" the
+        mean of y, `[n]`.
+    epistemic: the variance of `mean` over the parameters, of the same shape. For a classification by "probit", which
+        has no such variance, None.
+    variance: for "regression" the variance of y, epistemic + noise², `[n]`; for a classification None.
+    """
+
+    mean: Float[Array, "n ..."]
+    epistemic: Float[Array, "n ..."] | None
+    variance: Float[Array, " n"] | None
+
+
+def predictive(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    kind: str,
+    covariance: Any,
+    *,
+    method: str = "probit",
+    noise: float | None = None,
+    key: Any = None,
+    num_samples: int = 100,
+    batch_size: int | None = None,
+) -> Predictive:
+    """Return the predictive distribution of y under the posterior N(params, Σ).
+
+    Args:
+        predict: as in `isouq.uncertainty`.
+        params: the mean of the posterior, real floating arrays.
+        xs: inputs with a leading axis n (an array or a pytree of arrays).
+        kind: "binary", "multiclass" or "regression".
+        covariance: Σ, such as `isouq.laplace(...)`, or `isouq.Identity(scale)` with the scale of `isouq.fit_scale`.
+        method: "probit", the linearised outputs with MacKay's approximation, which for regression is exact; "logits",
+            the linearised outputs sampled, f + J δ with δ ~ N(0, Σ); or "weights", f(params + δ). The last fails where
+            the posterior is wider than the region in which the network is linear, as a Laplace approximation often is.
+        noise: standard deviation of y given x; for regression it must be given, otherwise it must not.
+        key: a random key, for "logits" and "weights".
+        num_samples: draws of δ, for these two; all inputs share them.
+        batch_size: number of inputs that are computed at a time; by default all.
+
+    Returns:
+        `Predictive(mean, epistemic, variance)`, float32 or better.
+
+    Raises:
+        ValueError: a wrong shape, NaN in params or xs, an unknown kind or method, a missing key, or a covariance that
+            does not fit the parameters or, for the two sampled methods, cannot be sampled.
+
+    Cost: "probit" takes a forward and a backward pass for each class and input. "logits" takes num_samples forward
+    passes with a tangent, about two forward passes each, and "weights" num_samples forward passes. The memory is that
+    of batch_size × activations, with one draw of the parameters at a time; the gradients of batch_size inputs are
+    formed for "probit" with `isouq.Dense`.
+
+    Sources: MacKay (1992) for the probit approximation; Immer et al. (2021), arXiv 2008.08400, for linearised outputs.
+    """
+    _checks.one_of("method", method, METHODS)
+    _checks.noise(kind, noise)
+    predict, num_outputs, traceable = _check(predict, params, xs, kind, covariance, batch_size)
+    if method == "probit":
+        outputs, variances = _moments(predict, params, xs, covariance, num_outputs, batch_size, traceable)
+        mean, epistemic = _squash(outputs, variances, kind), variances[:, 0]
+        if kind != "regression":
+            return Predictive(mean, None, None)
+    else:
+        _checks.key("key", key)
+        _checks.positive_int("num_samples", num_samples, 2)
+        if not hasattr(covariance, "deviation"):
+            raise ValueError(
+                f"covariance is a {type(covariance).__name__}, which cannot be sampled; use method='probit'"
+            )
+        mean, epistemic = _sample(predict, params, xs, covariance, key, num_samples, method, kind, batch_size)
+    return Predictive(mean, epistemic, None if noise is None else epistemic + noise**2)
+
+
+class ScaleFit(NamedTuple):
+    """A scale of a covariance, fitted by `fit_scale`.
+
+    scale: s. 0 where no positive scale lowers the loss.
+    covariance: s · Σ, for `isouq.uncertainty` and `isouq.predictive`.
+    log_loss: mean −log p of the labels under the predictive with s · Σ.
+    log_loss_of_params: the same without a covariance, s = 0.
+    """
+
+    scale: float
+    covariance: Any
+    log_loss: float
+    log_loss_of_params: float
+
+
+def fit_scale(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    ys: Any,
+    kind: str,
+    covariance: Any = None,
+    *,
+    noise: float | None = None,
+    batch_size: int | None = None,
+) -> ScaleFit:
+    """Return the scale s for which the predictive under N(params, s · Σ) gives held-out labels the largest likelihood.
+
+    s minimises the mean over the data of −log p(y), where p is the predictive of `isouq.predictive` with "probit".
+    Without a covariance Σ is I, and s is the unit that ‖g‖² lacks: s · ‖g‖² is a variance.
+
+    Args:
+        predict: as in `isouq.uncertainty`.
+        params: the mean of the posterior, real floating arrays.
+        xs: inputs that params were not trained on; a few hundred suffice for one number.
+        ys: their labels, or their values for regression, `[n]`.
+        kind: "binary", "multiclass" or "regression".
+        covariance: Σ; None is the identity.
+        noise: standard deviation of y given x; for regression it must be given, otherwise it must not.
+        batch_size: number of inputs that are computed at a time; by default all.
+
+    Returns:
+        `ScaleFit(scale, covariance, log_loss, log_loss_of_params)`.
+
+    Raises:
+        ValueError: as for `isouq.predictive`, or labels that do not fit; or outputs at params that are not finite.
+
+    Cost: a forward and a backward pass for each class and input, once; the search over s is in NumPy. The loss may have
+    several minima in s, so that 61 scales over 24 decades are tried and the best is refined.
+
+    Source: ours; for a Laplace approximation the scale is one over the temperature of Ritter et al. (2018).
+    """
+    covariance = Identity() if covariance is None else covariance
+    _checks.noise(kind, noise)
+    predict, num_outputs, traceable = _check(predict, params, xs, kind, covariance, batch_size)
+    _checks.dataset(xs, ys, kind, num_outputs)
+    moments = _moments(predict, params, xs, covariance, num_outputs, batch_size, traceable)
+    outputs, variances = (np.asarray(array, np.float64) for array in moments)
+    if not (np.isfinite(outputs).all() and np.isfinite(variances).all()):
+        raise ValueError("predict or its gradient is not finite at some row of xs; remove that row first")
+
+    def loss(scale: float) -> float:
+        if kind == "regression":
+            return stats.gaussian_log_loss(outputs[:, 0], scale * variances[:, 0] + float(noise or 0) ** 2, ys)
+        return float(-np.mean(_log_probability(outputs, scale * variances, np.asarray(ys).astype(int))))
+
+    scale = _minimise(loss, float(np.mean(variances)))
+    return ScaleFit(scale, covariance.scaled(scale), loss(scale), loss(0.0))
+
+
+def _minimise(loss: Callable[[float], float], mean_variance: float) -> float:
+    """Return the scale ≥ 0 of the smallest loss, to a relative 10⁻⁶; 0 where no positive scale has a smaller one."""
+    if mean_variance == 0:
+        return 0.0
+    grid = np.linspace(-_DECADES, _DECADES, _GRID) - np.log10(mean_variance)
+    losses = [loss(10.0**at) for at in grid]
+    best = int(np.argmin(losses))
+    bounds = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    found = scipy.optimize.minimize_scalar(
+        lambda at: loss(10.0**at), bounds=bounds, method="bounded", options={"xatol": 1e-7}
+    )
+    return float(10.0**found.x) if found.fun < loss(0.0) else 0.0
+
+
+def _check(
+    predict: Callable, params: Any, xs: Any, kind: str, covariance: Any, batch_size: int | None
+) -> tuple[Any, int, bool]:
+    """Return predict as a program, its number of outputs, and whether the engine reads it; raise for a wrong call."""
+    _checks.one_of("kind", kind, _checks.KINDS)
+    _checks.count_rows(xs)
+    if batch_size is not None:
+        _checks.positive_int("batch_size", batch_size)
+    _checks.float_leaves("params", params)
+    _checks.finite("params", params)
+    _checks.finite("xs", xs)
+    if covariance is None:
+        raise ValueError(
+            "covariance is None; expected one, such as isouq.laplace(...) or isouq.fit_scale(...).covariance"
+        )
+    check_covariance(covariance, params)
+    frozen, num_classes = check_predict(predict, params, xs, kind)
+    return frozen, num_classes if kind == "multiclass" and num_classes else 1, frozen.traceable
+
+
+@partial(jax.jit, static_argnames=("num_outputs", "batch_size", "traceable"))
+def _moments(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    covariance: Any,
+    num_outputs: int,
+    batch_size: int | None,
+    traceable: bool,
+) -> tuple[Array, Array]:
+    """Return the outputs f_c of every row and their linearised variances ∇f_cᵀ Σ ∇f_c, each `[n, outputs]`."""
+    engine = "jaxpr" if traceable else "vmap"
+
+    def one(x: Any) -> tuple[Array, Array]:
+        def of_output(index: Array) -> tuple[Array, Array]:
+            def scalar(theta: Any) -> tuple[Array, None]:
+                return predict(theta, x).reshape(-1)[index], None
+
+            (value, _), quadratic = value_and_quadratic(scalar, params, covariance, engine)
+            return value.astype(quadratic.dtype), quadratic
+
+        return jax.lax.map(of_output, jnp.arange(num_outputs))
+
+    return map_rows(one, (xs,), batch_size)
+
+
+def _squash(outputs: Array, variances: Array, kind: str) -> Array:
+    """Return the mean of the predictive from outputs and their variances, by MacKay's approximation."""
+    if kind == "regression":
+        return outputs[:, 0]
+    moderated = outputs / jnp.sqrt(1 + jnp.pi / 8 * variances)
+    return jax.nn.sigmoid(moderated[:, 0]) if kind == "binary" else jax.nn.softmax(moderated, axis=1)
+
+
+def _log_probability(outputs: np.ndarray, variances: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return log p of the labels under `_squash`, in float64 and right also where p is nearly 0."""
+    moderated = outputs / np.sqrt(1 + np.pi / 8 * variances)
+    if outputs.shape[1] == 1:
+        return scipy.special.log_expit(np.where(labels == 1, moderated[:, 0], -moderated[:, 0]))
+    return scipy.special.log_softmax(moderated, axis=1)[np.arange(len(labels)), labels]
+
+
+@partial(jax.jit, static_argnames=("num_samples", "method", "kind", "batch_size"))
+def _sample(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    covariance: Any,
+    key: Array,
+    num_samples: int,
+    method: str,
+    kind: str,
+    batch_size: int | None,
+) -> tuple[Array, Array]:
+    """Return mean and variance of the prediction over draws of the parameters, one draw at a time."""
+    draw = covariance.deviation(params)
+
+    def predictions(deviation: Any) -> Array:
+        def one(x: Any) -> Array:
+            if method == "weights":
+                outputs = predict(jax.tree.map(lambda leaf, d: leaf + d.astype(leaf.dtype), params, deviation), x)
+            else:
+                tangent = jax.tree.map(lambda leaf, d: d.astype(leaf.dtype), params, deviation)
+                outputs, change = jax.jvp(lambda theta: predict(theta, x), (params,), (tangent,))
+                outputs = outputs + change
+            outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+            if kind == "multiclass":
+                return jax.nn.softmax(outputs)
+            scalar = outputs.reshape(())
+            return jax.nn.sigmoid(scalar) if kind == "binary" else scalar
+
+        return map_rows(one, (xs,), batch_size)
+
+    def add(total: tuple[Array, Array, Array], key: Array) -> tuple[tuple[Array, Array, Array], None]:
+        count, mean, squares = total
+        p = predictions(draw(key))
+        after = mean + (p - mean) / (count + 1)  # Welford's update
+        return (count + 1, after, squares + (p - mean) * (p - after)), None
+
+    shape = jax.eval_shape(predictions, jax.eval_shape(draw, key))
+    zero = jnp.zeros(shape.shape, shape.dtype)
+    (_, mean, squares), _ = jax.lax.scan(
+        add, (jnp.zeros((), shape.dtype), zero, zero), jax.random.split(key, num_samples)
+    )
+    return mean, squares / num_samples
