@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what is imported when a name is first used
     from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, sharding, stats, text
     from isouq._ensemble import EnsembleUncertainty
+    from isouq._evidence import PriorChoice, choose_prior, log_marginal_likelihood
     from isouq._perturbation import Perturbation, perturbation
     from isouq._predictive import Predictive, ScaleFit, fit_scale, predictive
     from isouq._uncertainty import Uncertainty, uncertainty
@@ -24,6 +25,7 @@ _ROOMS = (
 )  # fmt: skip
 _HOMES = {
     "EnsembleUncertainty": "_ensemble",
+    **dict.fromkeys(("PriorChoice", "choose_prior", "log_marginal_likelihood"), "_evidence"),
     **dict.fromkeys(("Perturbation", "perturbation"), "_perturbation"),
     **dict.fromkeys(("Predictive", "ScaleFit", "fit_scale", "predictive"), "_predictive"),
     **dict.fromkeys(("Uncertainty", "uncertainty"), "_uncertainty"),
@@ -45,10 +47,12 @@ __all__ = [
     "LowRank",
     "Perturbation",
     "Predictive",
+    "PriorChoice",
     "ScaleFit",
     "Uncertainty",
     "__version__",
     "alignment",
+    "choose_prior",
     "covariance",
     "explain",
     "fit_scale",
@@ -57,6 +61,7 @@ __all__ = [
     "grad_sq_norm_probes",
     "gradnorm",
     "laplace",
+    "log_marginal_likelihood",
     "models",
     "negative_hessian",
     "perturbation",

@@ -189,6 +189,13 @@ def _numeric(name: str, leaf: Any) -> None:
 
 def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
     """Raise unless xs and ys are finite, have one length and, for classes, hold labels in range of at least two."""
+    labels(xs, ys, kind, num_classes)
+    if kind != "regression" and np.unique(np.asarray(ys)).size < 2:
+        raise ValueError(f"ys holds one class only ({int(np.ravel(ys)[0])}); a {kind} problem needs at least two")
+
+
+def labels(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
+    """Raise unless xs and ys are finite, have one length and, for classes, hold labels in range."""
     one_of("kind", kind, KINDS)
     size = count_rows(xs)
     if jnp.shape(ys) != (size,):
@@ -201,15 +208,13 @@ def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None
     finite("ys", ys)
     if kind == "regression":
         return
-    labels = np.asarray(ys)
-    if not np.all(labels == np.round(labels)):
-        fraction = labels[labels != np.round(labels)][0]
+    given = np.asarray(ys)
+    if not np.all(given == np.round(given)):
+        fraction = given[given != np.round(given)][0]
         raise ValueError(f"ys holds {fraction}, which is not whole; {kind} expects class labels 0, 1, …")
     top = 2 if kind == "binary" else num_classes
-    if labels.min() < 0 or (top is not None and labels.max() >= top):
+    if given.min() < 0 or (top is not None and given.max() >= top):
         raise ValueError(
-            f"ys holds labels from {int(labels.min())} to {int(labels.max())}; {kind} expects 0 to {(top or 2) - 1}, "
+            f"ys holds labels from {int(given.min())} to {int(given.max())}; {kind} expects 0 to {(top or 2) - 1}, "
             "counted from 0"
         )
-    if np.unique(labels).size < 2:
-        raise ValueError(f"ys holds one class only ({int(labels[0])}); a {kind} problem needs at least two")

@@ -16,8 +16,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 import isouq
 from isouq import _files, sharding
+from isouq._checkpoint import Checkpoint, Saved
 from isouq.posterior import _sampling
-from isouq.posterior._checkpoint import Checkpoint, Saved
 
 ROOT = Path(__file__).parents[1]
 KILLED = spread.KILLED_AFTER

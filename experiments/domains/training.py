@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from isouq.posterior._checkpoint import Checkpoint, Saved, fingerprint
+from isouq._checkpoint import Checkpoint, Saved, fingerprint
 
 WEIGHT_DECAY = 0.01
 BATCH = 32

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isouq.posterior._checkpoint import Checkpoint, Saved
+from isouq._checkpoint import Checkpoint, Saved
 
 SECONDS = 10.0  # shortest time between two writes
 

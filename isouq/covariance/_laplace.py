@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +18,18 @@ from isouq.covariance import _curvature, _limits
 from isouq.covariance._curvature import CURVATURES
 from isouq.covariance._dense import Dense
 from isouq.covariance._family import Diagonal, Kronecker, LowRank
+from isouq.covariance._fitted import (
+    Fitted,
+    FittedDense,
+    FittedDiagonal,
+    FittedKronecker,
+    FittedLowRank,
+    leaf_dtype,
+    spread,
+)
+from isouq.covariance._stream import Stream, sum_over_batches
 from isouq.density import LogDensity
-from isouq.gradnorm._factors import at_least_float32
 
-_MAX_ROUNDING = 0.1  # relative error by cancellation that a low-rank form may have in its stiffest direction
 _BATCH_SIZE = 128
 STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
 
@@ -35,6 +45,9 @@ def laplace(
     key: Any = None,
     batch_size: int | None = None,
     max_bytes: int | None = None,
+    batches: Iterable[Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+    checkpoint: Path | str | None = None,
 ) -> Dense | Diagonal | Kronecker | LowRank:
     """Return the Laplace approximation Σ = (C + Λ + damping · I)⁻¹ around params, in one of four structures.
 
@@ -55,7 +68,15 @@ def laplace(
             where they would need more than 256 MiB. It changes no number beyond rounding.
         max_bytes: memory that laplace may take beside log_density and params, in bytes, its result and the
             decompositions on the host included. As many data and outputs at a time as fit are used, after a few
-            compilations. It cannot be given together with batch_size.
+            compilations. It cannot be given together with batch_size or batches.
+        batches: an iterable of pairs (xs, ys), read once, whose sum of curvatures is used in place of that of the data
+            of log_density, which then are any few rows. They are NumPy arrays or what `numpy.asarray` takes, such as
+            the tensors of a torch DataLoader. Batches of another size compile another program. Not for "low_rank",
+            which takes many passes.
+        progress: with batches, function that is called with the number of data so far after each of them.
+        checkpoint: with batches, a file from which an interrupted sum goes on, if batches gives the same ones again.
+            It is written every minute and at the end. A file that is damaged or belongs to another model, other
+            parameters or another structure is put aside with a warning.
 
     Returns:
         A covariance for `isouq.uncertainty(..., covariance=...)`. A C that is not positive semidefinite, such as a
@@ -88,6 +109,44 @@ def laplace(
     Sources: MacKay (1992); Martens and Grosse (2015) and Ritter et al. (2018) for KFAC; Eschenhagen et al., arXiv
     2311.00636, for shared weights; Daxberger et al., arXiv 2106.14806, for the family.
     """
+    fit = fit_curvature(
+        log_density, params, curvature, structure, damping=damping, rank=rank, key=key, batch_size=batch_size,
+        max_bytes=max_bytes, batches=batches, progress=progress, checkpoint=checkpoint,
+    )  # fmt: skip
+    with _limits.explain(fit.request, fit.batch_size):
+        return fit.curvature.covariance(fit.scales)
+
+
+class Fit(NamedTuple):
+    """A curvature with what it was fitted to.
+
+    scales: the standard deviation under prior and damping, one number for each leaf. log_likelihood: that of the data
+    in batches; None where the data are those of the log density.
+    """
+
+    curvature: Fitted
+    scales: list[float]
+    log_likelihood: float | None
+    request: _limits.Request
+    batch_size: int
+
+
+def fit_curvature(
+    log_density: Any,
+    params: Any,
+    curvature: str = "ggn",
+    structure: str = "dense",
+    *,
+    damping: float = 0.0,
+    rank: int = 20,
+    key: Any = None,
+    batch_size: int | None = None,
+    max_bytes: int | None = None,
+    batches: Iterable[Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+    checkpoint: Path | str | None = None,
+) -> Fit:
+    """Return the curvature of `laplace`, to which any prior can be added; see there for the arguments."""
     if _checks.is_traced((log_density, params)):
         raise ValueError("laplace was called under jit or vmap; build the covariance outside and pass it in")
     _checks.one_of("curvature", curvature, CURVATURES)
@@ -116,56 +175,102 @@ def laplace(
         raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'empirical_fisher'")
     request = _limits.Request(structure, log_density, params, curvature, rank)
     _limits.check_machine(request)
-    # the standard deviation under prior and damping together, one number for each leaf
-    scales = jax.tree.map(
-        lambda s: jnp.asarray(1 / np.sqrt(1 / np.float64(s) ** 2 + damping), s.dtype), log_density.scales
-    )
+    stream = None
+    if batches is not None:
+        if structure == "low_rank":
+            raise ValueError("structure 'low_rank' takes many passes, and batches are read once; use 'kronecker'")
+        if max_bytes is not None:
+            raise ValueError("max_bytes and batches were both given; give batch_size, or smaller batches")
+        stream = Stream(batches, progress, None if checkpoint is None else Path(checkpoint))
+    elif progress is not None or checkpoint is not None:
+        raise ValueError("progress and checkpoint go with batches; pass the data as batches, or leave them out")
+    scales = prior_and_damping(log_density, damping)
     batch_size = _BATCH_SIZE if batch_size is None else batch_size
-    try:
-        return _build(request, scales, key, batch_size, max_bytes)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if _limits.is_out_of_memory(error):
-            raise _limits.out_of_memory(request, batch_size) from error
-        raise
+    with _limits.explain(request, batch_size):
+        if stream is None:
+            return Fit(_fit(request, scales, key, batch_size, max_bytes), scales, None, request, batch_size)
+        fitted, log_likelihood = _fit_stream(request, stream, batch_size)
+    return Fit(fitted, scales, log_likelihood, request, batch_size)
 
 
-def _build(
-    request: _limits.Request, scales: Any, key: Any, batch_size: int, max_bytes: int | None
-) -> Dense | Diagonal | Kronecker | LowRank:
-    """Return the structure, built by programs that keep to batch_size or to max_bytes."""
+def prior_and_damping(log_density: LogDensity, damping: float) -> list[float]:
+    """Return the standard deviation under prior and damping together, one number for each leaf."""
+    return [float(1 / np.sqrt(1 / np.float64(s) ** 2 + damping)) for s in jax.tree.leaves(log_density.scales)]
+
+
+def _fit(request: _limits.Request, scales: list[float], key: Any, batch_size: int, max_bytes: int | None) -> Fitted:
+    """Return the curvature on the data of the log density, by programs that keep to batch_size or to max_bytes.
+
+    scales: the prior in whose units "low_rank" looks for eigenpairs.
+    """
     structure, log_density, params, curvature, rank = request
-    flat_sd = _spread(scales, params)
     depth = _limits.depth(rank)
-    by_lanczos = structure == "low_rank" and depth < flat_sd.size
+    by_lanczos = structure == "low_rank" and depth < _limits.num_params(params)
     program: Any
     args: tuple[Any, ...]
     if by_lanczos:
-        start = jax.random.normal(jax.random.key(0) if key is None else key, flat_sd.shape, flat_sd.dtype)
-        program, args = _krylov, (log_density, params, flat_sd, start, curvature, depth)
+        sd = jnp.asarray(spread(scales, params), ravel_pytree(params)[0].dtype)
+        start = jax.random.normal(jax.random.key(0) if key is None else key, sd.shape, sd.dtype)
+        program, args = _krylov, (log_density, params, sd, start, curvature, depth)
     else:
-        programs = {"diagonal": _curvature.diagonal, "kronecker": _curvature.kronecker}
-        program, args = programs.get(structure, _curvature.dense), (log_density, params, curvature)
+        program, args = _PROGRAMS[structure], (log_density, params, curvature)
+    rows = None
     if max_bytes is not None:
         batch_size = log_density.ys.shape[0]
         rows = _limits.rows_within(max_bytes, lambda rows: program.lower(*args, batch_size, rows), request)
-    else:
-        rows = None
-    curvatures = program(*args, batch_size, rows)
-    if structure == "kronecker":
-        return _kronecker(curvatures, scales, params)
-    if structure == "diagonal":
-        return _diagonal(curvatures, scales, params, curvature)
+    sums = program(*args, batch_size, rows)
     if by_lanczos:
-        values, vectors = _ritz_pairs(curvatures, log_density, params, flat_sd, curvature, batch_size, rows)
-        return _low_rank(values, vectors, flat_sd, scales, params, rank)
-    matrix = np.asarray(curvatures, np.float64)
-    _check_finite(matrix)
-    sd = np.asarray(flat_sd, np.float64)
-    values, vectors = np.linalg.eigh(sd[:, None] * (matrix + matrix.T) / 2 * sd)
-    if structure == "low_rank":
-        return _low_rank(values, vectors, sd, scales, params, rank)
-    factor = sd[:, None] * vectors / np.sqrt(1 + np.maximum(values, 0))
-    return Dense(jnp.asarray(factor, flat_sd.dtype), _negative_share(values, curvature))
+        values, vectors = _ritz_pairs(sums, log_density, params, sd, curvature, batch_size, rows)
+        return FittedLowRank.of(values, vectors, spread(scales, params), params, rank)
+    if structure != "low_rank":
+        return _fitted(structure, sums, curvature, params)
+    dense = _fitted("dense", sums, curvature, params)
+    flat_sd = spread(scales, params)
+    values, vectors = dense.eigh(flat_sd)
+    return FittedLowRank.of(values, vectors, flat_sd, params, rank)
+
+
+_PROGRAMS: dict[str, Any] = {
+    "dense": _curvature.dense,
+    "low_rank": _curvature.dense,  # of a small model
+    "diagonal": _curvature.diagonal,
+    "kronecker": _curvature.kronecker,
+}
+
+
+def _fit_stream(request: _limits.Request, stream: Stream, batch_size: int) -> tuple[Fitted, float]:
+    """Return the curvature on the data of a stream, and their log likelihood."""
+    structure, log_density, params, curvature, _ = request
+
+    def part(batch: LogDensity) -> Any:
+        sums = _PROGRAMS[structure](batch, params, curvature, batch_size, None)
+        if structure == "kronecker":  # the first factor is a mean
+            sums = [(first * batch.ys.shape[0], second) for first, second in sums]
+        return sums, log_likelihood_of(batch, params)
+
+    (sums, log_likelihood), rows = sum_over_batches(part, stream, log_density, params, f"{curvature} {structure}")
+    if structure == "kronecker":
+        sums = [(first / rows, second) for first, second in sums]
+    return _fitted(structure, sums, curvature, params), float(log_likelihood)
+
+
+@jax.jit
+def log_likelihood_of(log_density: LogDensity, params: Any) -> jax.Array:
+    """Return the log likelihood at params."""
+    return log_density.log_likelihood(params)
+
+
+def _fitted(structure: str, sums: Any, curvature: str, params: Any) -> Any:
+    """Return the curvature in one structure from what its program computes."""
+    _check_finite(*jax.tree.leaves(sums))
+    if structure == "kronecker":
+        return FittedKronecker.of(sums, params)
+    if structure == "dense":
+        return FittedDense(np.asarray(sums, np.float64), curvature, params)
+    leaves = jax.tree.leaves(params)
+    parts = np.split(np.asarray(sums), np.cumsum([np.size(leaf) for leaf in leaves])[:-1])
+    shaped = [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
+    return FittedDiagonal(shaped, curvature, params)
 
 
 def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRank:
@@ -196,7 +301,7 @@ def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRa
         return LowRank(jax.tree.map(lambda leaf: _as_leaf(_centre(leaf) / np.sqrt(size), leaf), draws))
     flat = np.concatenate([_centre(leaf).reshape(size, -1) for leaf in jax.tree.leaves(draws)], axis=1)
     covariance = Dense.from_covariance(flat.T @ flat / size)
-    dtype = functools.reduce(jnp.promote_types, map(_dtype, jax.tree.leaves(draws)))
+    dtype = functools.reduce(jnp.promote_types, map(leaf_dtype, jax.tree.leaves(draws)))
     return dataclasses.replace(covariance, factor=covariance.factor.astype(dtype))
 
 
@@ -208,22 +313,7 @@ def _centre(leaf: Any) -> np.ndarray:
 
 def _as_leaf(array: np.ndarray, like: Any) -> jax.Array:
     """Return the array in the dtype that a covariance of the leaf `like` has."""
-    return jnp.asarray(array, _dtype(like))
-
-
-def _spread(scales: Any, params: Any) -> Any:
-    """Return one number for each leaf spread over the entries of the leaf, as a flat vector."""
-    return ravel_pytree(jax.tree.map(lambda s, leaf: jnp.full(jnp.shape(leaf), s, _dtype(leaf)), scales, params))[0]
-
-
-def _dtype(leaf: Any) -> Any:
-    """Return the dtype of a covariance of a leaf: the leaf's own, but at least float32."""
-    return at_least_float32(jnp.result_type(leaf))
-
-
-def _zeros(params: Any) -> Any:
-    """Return a tree of zeros like params, with the dtypes of a covariance."""
-    return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), _dtype(leaf)), params)
+    return jnp.asarray(array, leaf_dtype(like))
 
 
 def _check_finite(*curvatures: Any) -> None:
@@ -232,44 +322,6 @@ def _check_finite(*curvatures: Any) -> None:
             "the curvature at params is not finite: predict or a derivative of it is NaN or infinite on some row "
             "of xs; look at log_density(params) and its gradient first"
         )
-
-
-def _negative_share(values: Any, curvature: str) -> float:
-    """Return the share of curvatures, in units of the prior's precision, that are negative by more than rounding."""
-    if curvature != "hessian":
-        return 0.0  # a sum of squares has none
-    values = np.asarray(values)
-    return float(np.mean(values < -max(1e-3, float(np.finfo(np.float32).eps * np.max(values)))))
-
-
-def _diagonal(entries: Any, scales: Any, params: Any, curvature: str) -> Diagonal:
-    _check_finite(entries)
-    sd = _spread(scales, params)
-    relative = entries * sd * sd
-    variances = 1 / (jnp.maximum(entries, 0) + 1 / sd / sd)
-    return Diagonal(ravel_pytree(_zeros(params))[1](variances), _negative_share(relative, curvature))
-
-
-def _kronecker(factors: list[Any], scales: Any, params: Any) -> Kronecker:
-    """Return the posterior in the eigenbasis of the two factors of each leaf, with variances 1 / (a ⊗ b + 1/scale²)."""
-    pairs, variances = [], []
-    for (first, second), scale, leaf in zip(factors, jax.tree.leaves(scales), jax.tree.leaves(params), strict=True):
-        _check_finite(first, second)
-        (a, left), (b, right) = _eigh(first), _eigh(second)
-        curvature = np.outer(np.maximum(a, 0), np.maximum(b, 0))
-        dtype = _dtype(leaf)
-        pairs.append((jnp.asarray(left, dtype), jnp.asarray(right, dtype)))
-        variances.append(jnp.asarray(1 / (curvature + 1 / float(scale) ** 2), dtype))
-    tree = jax.tree.structure(params)
-    return Kronecker(jax.tree.unflatten(tree, pairs), jax.tree.unflatten(tree, variances))
-
-
-def _eigh(factor: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues and eigenvectors of a factor; those of a diagonal one are its entries and a vector of ones."""
-    factor = np.asarray(factor, np.float64)
-    if factor.ndim == 1:
-        return factor, np.ones_like(factor)
-    return np.linalg.eigh(factor)
 
 
 def _ritz_pairs(
@@ -316,23 +368,3 @@ def _products(
 ) -> jax.Array:
     times = _curvature.product(log_density, params, curvature, batch_size, rows)
     return jax.lax.map(lambda v: sd * times(sd * v), vectors)
-
-
-def _low_rank(values: Any, vectors: Any, sd: Any, scales: Any, params: Any, rank: int) -> LowRank:
-    """Return Σ = S (I − V diag(λ / (1 + λ)) Vᵀ) S of the `rank` largest λ, of which negative ones count as 0."""
-    values, vectors, sd = (np.asarray(a, np.float64) for a in (values, vectors, sd))
-    top = np.argsort(values)[::-1][:rank]
-    leading = np.maximum(values[top], 0)
-    shaped = _zeros(params)
-    flat, unravel = ravel_pytree(shaped)
-    directions = sd[:, None] * vectors[:, top]
-    if len(top) == len(sd):  # with all eigenpairs nothing has to be subtracted from the prior
-        return LowRank(jax.vmap(unravel)(jnp.asarray((directions / np.sqrt(1 + leading)).T, flat.dtype)))
-    if leading.max() * np.finfo(flat.dtype).eps > _MAX_ROUNDING:
-        raise ValueError(
-            f"the data outweigh the prior {leading.max():.1e} times in some direction, too much for a low-rank form in "
-            f"{flat.dtype}; use structure='dense' or 'kronecker', or set jax_enable_x64"
-        )
-    directions = jax.vmap(unravel)(jnp.asarray(directions.T, flat.dtype))
-    variances = jax.tree.map(lambda s, leaf: jnp.square(s.astype(leaf.dtype)), scales, shaped)
-    return LowRank(directions, variances, jnp.asarray(-leading / (1 + leading), flat.dtype))

@@ -3,6 +3,8 @@
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +31,7 @@ class Request(NamedTuple):
 
 def structure_bytes(request: Request) -> int:
     """Return the least bytes that a structure takes at any batch size, its result and the host's float64 included."""
-    size, rank = _size(request.params), request.rank
+    size, rank = num_params(request.params), request.rank
     leaves = jax.tree.leaves(request.params)
     item = max(jnp.promote_types(jnp.result_type(leaf), jnp.float32).itemsize for leaf in leaves)
     if request.structure == "low_rank" and depth(rank) < size:
@@ -53,14 +55,14 @@ def check_machine(request: Request) -> None:
     needed, machine = structure_bytes(request), machine_bytes()
     if needed > machine:
         raise ValueError(
-            f"structure={request.structure!r} of {_size(request.params):,} parameters needs {needed:,} bytes and this "
-            f"machine has {machine:,}; {_list_smaller(request)}"
+            f"structure={request.structure!r} of {num_params(request.params):,} parameters needs {needed:,} bytes and "
+            f"this machine has {machine:,}; {_list_smaller(request)}"
         )
 
 
 def check_matrix(params: Any) -> None:
     """Raise ValueError where a matrix of all parameters takes more memory than the machine has."""
-    size, machine = _size(params), machine_bytes()
+    size, machine = num_params(params), machine_bytes()
     if 8 * size**2 > machine:  # in float32, and its transpose
         raise ValueError(
             f"a matrix of {size:,} parameters needs {8 * size**2:,} bytes and this machine has {machine:,}; "
@@ -92,12 +94,23 @@ def rows_within(max_bytes: int, program: Any, request: Request) -> int:
     while (bytes_now := needed(rows)) > max_bytes:
         if rows == 1:
             raise ValueError(
-                f"max_bytes is {max_bytes:,}, but structure={request.structure!r} of {_size(request.params):,} "
+                f"max_bytes is {max_bytes:,}, but structure={request.structure!r} of {num_params(request.params):,} "
                 f"parameters needs {bytes_now:,} bytes with one output of one datum at a time; {_list_smaller(request)}"
             )
         share = (max_bytes - fixed) / max(1, bytes_now - fixed)
         rows = max(1, min(rows // 2, int(rows * share)))
     return rows
+
+
+@contextmanager
+def explain(request: Request, batch_size: int) -> Iterator[None]:
+    """Turn an error that says that memory ran out into one that says what took it and what would fit."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(request, batch_size) from error
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -120,8 +133,8 @@ def out_of_memory(request: Request, batch_size: int) -> MemoryError:
     else:
         advice = "wrap the blocks of predict in jax.checkpoint"
     return MemoryError(
-        f"laplace ran out of memory: structure={structure!r} of {_size(params):,} parameters takes about {fixed:,} "
-        f"bytes, and a step of {step.data} data, {step.each} outputs of each, up to {step_bytes:,}; {advice}"
+        f"laplace ran out of memory: structure={structure!r} of {num_params(params):,} parameters takes about "
+        f"{fixed:,} bytes, and a step of {step.data} data, {step.each} outputs of each, up to {step_bytes:,}; {advice}"
     )
 
 
@@ -146,6 +159,6 @@ def _list_smaller(request: Request) -> str:
     return "; ".join(smaller) or "give fewer parameters: bind the rest inside predict"
 
 
-def _size(params: Any) -> int:
+def num_params(params: Any) -> int:
     """Return the number of parameters."""
     return int(sum(np.size(leaf) for leaf in jax.tree.leaves(params)))

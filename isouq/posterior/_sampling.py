@@ -18,10 +18,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from isouq import _checks
+from isouq._checkpoint import Checkpoint, Saved, fingerprint
 from isouq.density import check_starts
 from isouq.posterior import _blackjax
 from isouq.posterior._blackjax import ChainState, Trace
-from isouq.posterior._checkpoint import Checkpoint, Saved, fingerprint
 from isouq.posterior._groups import part
 
 _BLOCK = 100  # transitions of a block, unless a single draw takes more

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 from scipy.special import expit
 
 from isouq import _checks
+from isouq._checkpoint import Checkpoint
 from isouq._frozen import first_row, freeze
 from isouq._predict import margin
 from isouq.density import freeze_density
 from isouq.posterior import _blackjax
 from isouq.posterior._blackjax import Trace
-from isouq.posterior._checkpoint import Checkpoint
 from isouq.posterior._groups import check_alike, fill, groups, part, per_posterior
 from isouq.posterior._sampling import Posterior, Sampling, run
 from isouq.posterior.verdict import MIN_ESS, Verdict, judge

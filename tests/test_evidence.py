@@ -1,0 +1,263 @@
+"""The evidence, the choice of a prior, and curvature from a stream, against closed forms and NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+from jax.flatten_util import ravel_pytree
+from test_covariance_builders import KINDS, NOISE, case
+from twins import dense
+
+import isouq
+from isouq import stats
+from isouq._evidence import layers
+from isouq.covariance import laplace
+from isouq.covariance._laplace import Fit, fit_curvature
+from isouq.posterior import LogDensity
+
+STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
+
+
+def sd_of(log_density, params):
+    """The prior's standard deviation of every parameter."""
+    scales = jax.tree.map(lambda s, leaf: jnp.full(leaf.shape, s), log_density.scales, params)
+    return np.asarray(ravel_pytree(scales)[0], np.float64)
+
+
+def evidence_of(log_density, params, covariance):
+    """log p(D|θ) + log p(θ) + P/2 log 2π + ½ log det Σ, from the matrix."""
+    matrix = dense(covariance, params)
+    return float(log_density(params)) + len(matrix) / 2 * np.log(2 * np.pi) + np.linalg.slogdet(matrix)[1] / 2
+
+
+def with_sigma(log_density, sigma):
+    return dataclasses.replace(log_density, scales=jax.tree.map(lambda s: s * sigma, log_density.scales))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher", "hessian"])
+def test_the_evidence_is_that_of_the_matrix(kind, structure, curvature):
+    if (structure, curvature) == ("kronecker", "hessian"):
+        pytest.skip("a Hessian has no Kronecker factors")
+    log_density, params = case(kind)
+    for sigma in (0.3, 1.0, 4.0):
+        one = with_sigma(log_density, sigma)
+        covariance = laplace(one, params, curvature, structure, rank=100)
+        got = isouq.log_marginal_likelihood(one, params, curvature, structure, rank=100)
+        assert got == pytest.approx(evidence_of(one, params, covariance), abs=2e-3)
+
+
+def test_the_evidence_of_a_linear_regression_is_exact():
+    """y ~ N(0, σ² X Xᵀ + noise² I), whose density is known."""
+    rng = np.random.default_rng(0)
+    xs, noise = rng.normal(size=(30, 3)).astype(np.float32), 0.5
+    ys = (xs @ [1.0, -2.0, 0.5] + noise * rng.normal(size=30)).astype(np.float32)
+
+    def predict(params, x):
+        return x @ params["w"]
+
+    def mode(sigma):
+        """The mode in closed form; the evidence of the Laplace approximation is exact there."""
+        precision = xs.T @ xs / noise**2 + np.eye(3) / sigma**2
+        return {"w": jnp.asarray(np.linalg.solve(precision, xs.T @ ys / noise**2), jnp.float32)}
+
+    def exact(sigma):
+        return scipy.stats.multivariate_normal.logpdf(ys, np.zeros(30), sigma**2 * xs @ xs.T + noise**2 * np.eye(30))
+
+    for sigma in (0.2, 1.0, 10.0):
+        log_density = LogDensity.of(predict, mode(sigma), xs, ys, "regression", sigma=sigma, noise=noise)
+        assert isouq.log_marginal_likelihood(log_density, mode(sigma)) == pytest.approx(exact(sigma), abs=1e-3)
+    # at the prior of the largest exact evidence its own choice is that prior
+    best = float(np.exp(scipy.optimize.minimize_scalar(lambda s: -exact(np.exp(s)), bounds=(-3, 4)).x))
+    log_density = LogDensity.of(predict, mode(best), xs, ys, "regression", sigma=best, noise=noise)
+    choice = isouq.choose_prior(log_density, mode(best))
+    assert float(choice.log_density.scales["w"]) == pytest.approx(best, rel=0.02)
+    assert choice.log_marginal_likelihood == pytest.approx(exact(best), abs=1e-3)
+    assert choice.log_loss is None
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_chosen_prior_has_the_largest_evidence(structure):
+    log_density, params = case("multiclass")
+    choice = isouq.choose_prior(log_density, params, structure=structure, rank=5)
+    factor = float(choice.log_density.scales["b1"] / log_density.scales["b1"])
+    ratios = jax.tree.map(lambda new, old: float(new / old), choice.log_density.scales, log_density.scales)
+    assert all(ratio == pytest.approx(factor) for ratio in ratios.values())
+    for nearby in (0.5, 0.9, 1.1, 2.0):
+        other = with_sigma(choice.log_density, nearby)
+        assert (
+            isouq.log_marginal_likelihood(other, params, structure=structure, rank=5) < choice.log_marginal_likelihood
+        )
+    again = isouq.log_marginal_likelihood(choice.log_density, params, structure=structure, rank=5)
+    assert choice.log_marginal_likelihood == pytest.approx(again, abs=2e-3)
+    want = laplace(choice.log_density, params, structure=structure, rank=5)
+    np.testing.assert_allclose(dense(choice.covariance, params), dense(want, params), rtol=2e-2, atol=1e-3)
+
+
+def nested(params):
+    """The parameters of `case` as two layers, and the function that takes them."""
+    tree = {"first": {"w": params["w1"], "b": params["b1"]}, "second": {"w": params["w2"], "b": params["b2"]}}
+
+    def flat(tree):
+        return {
+            "w1": tree["first"]["w"],
+            "b1": tree["first"]["b"],
+            "w2": tree["second"]["w"],
+            "b2": tree["second"]["b"],
+        }
+
+    return tree, flat
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_layers_have_priors_of_their_own(structure):
+    original, params = case("multiclass", prior="unit")
+    tree, flat = nested(params)
+
+    def predict(tree, x):
+        return original.predict(flat(tree), x)
+
+    log_density = LogDensity.of(predict, tree, original.xs, original.ys, "multiclass")
+    assert layers(tree) == [0, 0, 1, 1]
+    one = isouq.choose_prior(log_density, tree, structure=structure, rank=5)
+    two = isouq.choose_prior(log_density, tree, structure=structure, rank=5, per="layer")
+    scales = two.log_density.scales
+    assert float(scales["first"]["w"]) == pytest.approx(float(scales["first"]["b"]))
+    assert float(scales["first"]["w"]) != pytest.approx(float(scales["second"]["w"]), rel=0.01)
+    assert two.log_marginal_likelihood > one.log_marginal_likelihood
+
+    def evidence(first, second):
+        changed = {name: {leaf: jnp.float32(s) for leaf in "wb"} for name, s in (("first", first), ("second", second))}
+        other = dataclasses.replace(log_density, scales=changed)
+        return isouq.log_marginal_likelihood(other, tree, structure=structure, rank=100)
+
+    if structure != "low_rank":  # whose eigenpairs are those of the prior at which they were found
+        best = float(scales["first"]["w"]), float(scales["second"]["w"])
+        assert evidence(*best) == pytest.approx(two.log_marginal_likelihood, abs=2e-3)
+        for a, b in ((0.8, 1), (1.2, 1), (1, 0.8), (1, 1.2)):
+            assert evidence(a * best[0], b * best[1]) < two.log_marginal_likelihood
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prior_chosen_by_held_out_labels_has_the_smallest_loss(kind):
+    log_density, params = case(kind)
+    rng = np.random.default_rng(1)
+    xs = jnp.asarray(rng.normal(size=(200, 2)), jnp.float32)
+    outputs = np.asarray(jax.vmap(log_density.predict, (None, 0))(params, xs))
+    ys = (
+        outputs + rng.normal(size=200)
+        if kind == "regression"
+        else rng.integers(3 if kind == "multiclass" else 2, size=200)
+    )
+    noise = NOISE if kind == "regression" else None
+    choice = isouq.choose_prior(log_density, params, validation=(xs, ys))
+
+    def loss(one):
+        got = isouq.predictive(one.predict, params, xs, kind, laplace(one, params), noise=noise)
+        return stats.gaussian_log_loss(got.mean, got.variance, ys) if noise else stats.log_loss(got.mean, ys)
+
+    assert choice.log_loss == pytest.approx(loss(choice.log_density), abs=1e-5)
+    assert choice.log_loss <= min(loss(with_sigma(log_density, factor)) for factor in np.logspace(-3, 3, 13)) + 1e-5
+    assert np.isfinite(choice.log_marginal_likelihood)
+
+
+# a stream
+
+
+def in_batches(log_density, size):
+    return [
+        (np.asarray(log_density.xs[i : i + size]), np.asarray(log_density.ys[i : i + size]))
+        for i in range(0, len(log_density.ys), size)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("structure", ["dense", "diagonal", "kronecker"])
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher", "hessian"])
+def test_a_stream_gives_the_curvature_of_the_data_in_memory(kind, structure, curvature):
+    if (structure, curvature) == ("kronecker", "hessian"):
+        pytest.skip("a Hessian has no Kronecker factors")
+    log_density, params = case(kind)
+    few = dataclasses.replace(log_density, xs=log_density.xs[:1], ys=log_density.ys[:1])
+    counts = []
+    got = laplace(few, params, curvature, structure, batches=iter(in_batches(log_density, 4)), progress=counts.append)
+    assert counts == [4, 8, 11]
+    want = dense(laplace(log_density, params, curvature, structure), params)
+    np.testing.assert_allclose(dense(got, params), want, rtol=0, atol=2e-4 * np.abs(want).max())
+    in_memory = isouq.log_marginal_likelihood(log_density, params, curvature, structure)
+    streamed = isouq.log_marginal_likelihood(few, params, curvature, structure, batches=in_batches(log_density, 5))
+    assert streamed == pytest.approx(in_memory, abs=1e-3)
+    choice = isouq.choose_prior(few, params, curvature, structure, batches=in_batches(log_density, 5))
+    whole = isouq.choose_prior(log_density, params, curvature, structure)
+    assert choice.log_marginal_likelihood == pytest.approx(whole.log_marginal_likelihood, abs=1e-3)
+
+
+def test_an_interrupted_stream_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("isouq.covariance._stream._SECONDS", 0.0)
+    log_density, params = case("multiclass")
+    path = tmp_path / "sum.npz"
+    scored = []
+
+    def interrupted():
+        for number, batch in enumerate(in_batches(log_density, 2)):
+            if number == 3 and not path.with_name("again").exists():
+                raise KeyboardInterrupt
+            scored.append(number)
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        laplace(log_density, params, batches=interrupted(), checkpoint=path)
+    assert scored == [0, 1, 2]
+    path.with_name("again").touch()
+    progress = []
+    got = laplace(log_density, params, batches=interrupted(), checkpoint=path, progress=progress.append)
+    assert progress == [6, 6, 6, 8, 10, 11]  # what the checkpoint has is not summed again
+    whole = laplace(log_density, params, batches=in_batches(log_density, 2))
+    np.testing.assert_array_equal(got.factor, whole.factor)
+    again = laplace(log_density, params, batches=interrupted(), checkpoint=path)  # all is there
+    np.testing.assert_array_equal(again.factor, whole.factor)
+    with pytest.raises(ValueError, match="has 6 batches, and batches gave 2; remove the file or give the same batches"):
+        laplace(log_density, params, batches=in_batches(log_density, 2)[:2], checkpoint=path)
+    with pytest.warns(UserWarning, match="belongs to another run; it is now sum.npz.unused; starting anew"):
+        laplace(log_density, params, structure="diagonal", batches=in_batches(log_density, 2), checkpoint=path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.warns(UserWarning, match="is damaged"):
+        got = laplace(log_density, params, batches=in_batches(log_density, 2), checkpoint=path)
+    np.testing.assert_array_equal(got.factor, whole.factor)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": []}, "batches is empty; expected an iterable of pairs"),
+        ({"batches": [np.zeros((2, 2))]}, "batch 0 is a ndarray; expected pairs"),
+        ({"batches": [(np.zeros((2, 2)), [0, 7])]}, "batch 0: ys holds labels from 0 to 7; multiclass expects 0 to 2"),
+        ({"batches": [(np.zeros((2, 5)), [0, 1])]}, r"batch 0: a row of xs has shape \(5,\); expected \(2,\)"),
+        ({"batches": [(np.full((2, 2), np.nan), [0, 1])]}, "batch 0: .*NaN"),
+        ({"batches": [], "structure": "low_rank"}, "structure 'low_rank' takes many passes"),
+        ({"batches": [], "max_bytes": 10**9}, "max_bytes and batches were both given"),
+        ({"progress": print}, "progress and checkpoint go with batches"),
+    ],
+)
+def test_a_wrong_stream_is_one_clear_line(options, message):
+    log_density, params = case("multiclass")
+    with pytest.raises(ValueError, match=message) as error:
+        laplace(log_density, params, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_choice_is_one_clear_line():
+    log_density, params = case("multiclass")
+    with pytest.raises(ValueError, match="per is 'leaf'; expected"):
+        isouq.choose_prior(log_density, params, per="leaf")
+    with pytest.raises(ValueError, match="per is 'layer' and validation was given"):
+        isouq.choose_prior(log_density, params, per="layer", validation=(log_density.xs, log_density.ys))
+    with pytest.raises(ValueError, match="damping was given; an evidence has a prior and no damping"):
+        isouq.choose_prior(log_density, params, damping=1.0)
+    fit = fit_curvature(log_density, params)
+    assert isinstance(fit, Fit)
