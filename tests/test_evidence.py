@@ -1,6 +1,8 @@
 """The evidence, the choice of a prior, and curvature from a stream, against closed forms and NumPy."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,43 @@ def test_the_evidence_of_a_linear_regression_is_exact():
     assert float(choice.log_density.scales["w"]) == pytest.approx(best, rel=0.02)
     assert choice.log_marginal_likelihood == pytest.approx(exact(best), abs=1e-3)
     assert choice.log_loss is None
+
+
+PEER = json.loads((Path(__file__).parent / "laplace_torch.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("structure", ["dense", "diagonal", "kronecker"])
+@pytest.mark.parametrize("number", range(len(PEER["cases"])))
+def test_evidence_and_precision_are_those_of_laplace_torch(number, structure, x64):
+    """The numbers of laplace-torch were written by tests/laplace_torch.py."""
+    peer = PEER["cases"][number]
+    weights = {name: np.asarray(value) for name, value in peer["weights"].items()}
+    params = {name: jnp.asarray(value.T if value.ndim == 2 else value) for name, value in weights.items()}
+    kind, noise = peer["kind"], PEER["noise"] if peer["kind"] == "regression" else None
+
+    def predict(params, x):
+        hidden = jnp.tanh(x @ params["0.weight"] + params["0.bias"])
+        outputs = hidden @ params["2.weight"] + params["2.bias"]
+        return outputs[0] if kind == "regression" else outputs
+
+    sigma = PEER["prior_precision"] ** -0.5
+    log_density = LogDensity.of(
+        predict, params, np.asarray(peer["xs"]), np.asarray(peer["ys"]), kind, sigma=sigma, noise=noise
+    )
+    want = peer["structures"][structure]
+    got = isouq.log_marginal_likelihood(log_density, params, structure=structure)
+    assert got == pytest.approx(want["log_marginal_likelihood"], rel=1e-6)
+    # ours are ordered by name; laplace-torch's as the layers are, with transposed matrices
+    numbers, first = {}, 0
+    for name, leaf in sorted(params.items()):
+        numbers[name], first = np.arange(first, first + leaf.size).reshape(leaf.shape), first + leaf.size
+    order = np.concatenate(
+        [(numbers[name].T if leaf.ndim == 2 else numbers[name]).ravel() for name, leaf in weights.items()]
+    )
+    precision = np.linalg.inv(dense(laplace(log_density, params, structure=structure), params))[np.ix_(order, order)]
+    peers = np.asarray(want["posterior_precision"])
+    peers = np.diag(peers) if peers.ndim == 1 else peers
+    np.testing.assert_allclose(precision, peers, rtol=1e-4, atol=1e-4 * np.abs(peers).max())
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
