@@ -88,8 +88,9 @@ def laplace(
     Raises:
         ValueError: an unknown curvature or structure; "kronecker" for a Hessian, which has no such factors; a
             log_density that is no `LogDensity`; params that do not fit it; a curvature that is not finite; "low_rank"
-            where the data outweigh the prior about 10⁶ times, which float32 cannot subtract; or a structure that takes
-            more memory than max_bytes or the machine has. The message says what to do.
+            where the data outweigh the prior about 10⁶ times, which float32 cannot subtract; a structure that takes
+            more memory than max_bytes or the machine has; or "dense" for more than 10,000 parameters without max_bytes.
+            The message says what to do.
         MemoryError: memory ran out; the message says what took it and what would fit.
 
     Cost in gradients of the log likelihood, with R = 1 for "empirical_fisher" and the number of outputs for "ggn": 2P
@@ -175,6 +176,7 @@ def fit_curvature(
         raise ValueError("curvature 'hessian' has no Kronecker factors; use curvature='ggn' or 'empirical_fisher'")
     request = _limits.Request(structure, log_density, params, curvature, rank)
     _limits.check_machine(request)
+    _limits.check_size(request, max_bytes)
     stream = None
     if batches is not None:
         if structure == "low_rank":

@@ -16,6 +16,7 @@ from isouq._memory import temporary_bytes
 from isouq.covariance import _curvature
 from isouq.covariance._room import steps
 
+MAX_DENSE = 10_000  # parameters of a model whose dense covariance is built without being asked twice
 _ORDER = ("diagonal", "kronecker", "low_rank", "dense")  # from the smallest, as a rule
 
 
@@ -48,6 +49,17 @@ def structure_bytes(request: Request) -> int:
 def depth(rank: int) -> int:
     """Return the dimension of the Krylov space in which `rank` eigenpairs are looked for."""
     return 3 * rank + 10
+
+
+def check_size(request: Request, max_bytes: int | None) -> None:
+    """Raise ValueError for a dense covariance of a large model, unless max_bytes says that it is meant."""
+    size = num_params(request.params)
+    if request.structure == "dense" and size > MAX_DENSE and max_bytes is None:
+        raise ValueError(
+            f"structure='dense' of {size:,} parameters needs {structure_bytes(request):,} bytes and the time of "
+            f"{size:,}³ operations, and is refused above {MAX_DENSE:,} parameters unless max_bytes is given; "
+            f"{_list_smaller(request)}"
+        )
 
 
 def check_machine(request: Request) -> None:
