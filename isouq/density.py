@@ -1,5 +1,6 @@
 """The log density of a Bayesian model, which MAP training, the Laplace approximation and the samplers share."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from isouq._frozen import Frozen, as_pytree, first_row, freeze
 from isouq._predict import check_predict
 
 PRIORS = ("unit", "fan_in")
+_LARGE, _UNEQUAL = 100.0, 1000.0  # a standard deviation of a feature, and a ratio of two, that a warning names
 
 
 def prior_scales(params: Any, prior: str = "unit", sigma: float = 1.0) -> Any:
@@ -81,12 +83,17 @@ class LogDensity:
 
         Raises:
             ValueError: a wrong shape, label or setting; the message says what to do.
+
+        Warns:
+            UserWarning: xs is a table of features, `[n, features]`, one of which has a standard deviation above 100 or
+            1,000 times that of another.
         """
         _checks.dataset(xs, ys, kind)
         _checks.float_leaves("params", params)
         _checks.noise(kind, noise)
         num_classes = check_predict(predict, params, xs, kind)[1]
         _checks.dataset(xs, ys, kind, num_classes)
+        _warn_if_unscaled(xs)
         labels = jnp.asarray(ys) if kind == "regression" else jnp.asarray(ys, jnp.int32)
         scales = prior_scales(params, prior, sigma)
         scatter = jnp.asarray(noise or 1.0, jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
@@ -120,6 +127,22 @@ class LogDensity:
     def __call__(self, params: Any) -> Float[Array, ""]:
         """Return the sum of `log_prior` and `log_likelihood`."""
         return self.log_prior(params) + self.log_likelihood(params)
+
+
+def _warn_if_unscaled(xs: Any) -> None:
+    """Warn of a table of features with very large or very different scales, for which one prior is no prior."""
+    if not (isinstance(xs, (np.ndarray, jax.Array)) and xs.ndim == 2 and jnp.issubdtype(xs.dtype, jnp.floating)):
+        return
+    if _checks.is_traced(xs) or len(xs) < 2:
+        return
+    spread = np.std(np.asarray(xs, np.float64), axis=0)
+    spread = spread[spread > 0]
+    if spread.size and (spread.max() > _LARGE or spread.max() > _UNEQUAL * spread.min()):
+        warnings.warn(
+            f"the features of xs have standard deviations from {spread.min():.2g} to {spread.max():.2g}, and the prior "
+            "is one for all weights; standardise them: (xs - xs.mean(axis=0)) / xs.std(axis=0)",
+            stacklevel=3,
+        )
 
 
 def _softmax_cross_entropy(logits: Array, labels: Array) -> Array:

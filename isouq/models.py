@@ -107,7 +107,7 @@ class _PredictMLP:
         return x[..., 0] if self.squeeze else x
 
 
-def from_nnx(module: nnx.Module, **kwargs: Any) -> tuple[Callable, Any]:
+def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable, Any]:
     """Return `(predict, params)` of an NNX module that maps one example to its outputs.
 
     `predict(params, x)` is `module(x, **kwargs)` with `params` in place of the module's own. `params` holds every
@@ -124,6 +124,8 @@ def from_nnx(module: nnx.Module, **kwargs: Any) -> tuple[Callable, Any]:
             normalisation or a similar layer is in training mode: call `module.eval()` first, or pass
             `deterministic=True` or `use_running_average=True` in the module's own call.
     """
+    if module is None:
+        raise ValueError("module is None, which module.eval() returns; call module.eval() first, then pass the module")
     if not isinstance(module, nnx.Module):
         raise ValueError(f"module is {_name(module)}; {_NNX}")
     graphdef, params, state = nnx.split(_guard_switches(module), nnx.Param, ...)  # type: ignore[misc]
@@ -162,6 +164,30 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, An
         return outputs[0] if with_state else outputs
 
     return predict, variables["params"]
+
+
+def from_equinox(module: Any, **kwargs: Any) -> tuple[Callable, Any]:
+    """Return `(predict, params)` of an Equinox module that maps one example to its outputs.
+
+    `predict(params, x)` is `module(x, **kwargs)` in inference mode with `params` in place of the module's floating
+    arrays. `params` is the module with None in place of everything else, as `equinox.partition` gives it. Dropout is
+    off, whatever the module's own mode is.
+
+    Raises:
+        ValueError: module is no Equinox module that can be called, or has no floating arrays.
+    """
+    import equinox
+
+    if not (isinstance(module, equinox.Module) and callable(module)):
+        raise ValueError(f"module is {_name(module)}; expected an Equinox module that was built and can be called")
+    params, static = equinox.partition(equinox.nn.inference_mode(module), equinox.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError(f"module is {_name(module)} and holds no floating arrays; pass a module with parameters")
+
+    def predict(params: Any, x: Any) -> Any:
+        return equinox.combine(params, static)(x, **kwargs)
+
+    return predict, params
 
 
 _NNX = "expected an NNX module that was built, such as Net(rngs=nnx.Rngs(0)); for Linen from_linen(module, variables)"

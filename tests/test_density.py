@@ -1,5 +1,7 @@
 """One log density: against SciPy in float64, against NumPyro's own, and against the closed form."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,3 +152,21 @@ def test_a_predict_that_jax_cannot_batch_is_said():
             NotImplementedError, match=r"^predict cannot be batched \(ragged_dot.*\); a log density maps"
         ):
             run(params)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ((1.0, 5000.0), "standard deviations from"),
+        ((1e-3, 2.0), "standardise them"),
+        ((200.0, 200.0), "standardise them"),
+    ],
+)
+def test_features_that_are_not_scaled_are_said(scales, message):
+    xs = np.random.default_rng(0).normal(size=(50, 2)) * scales
+    params = {"w": jnp.zeros(2)}
+    with pytest.warns(UserWarning, match=message):
+        LogDensity.of(lambda p, x: x @ p["w"], params, xs, np.arange(50) % 2, "binary")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LogDensity.of(lambda p, x: x @ p["w"], params, xs / xs.std(axis=0), np.arange(50) % 2, "binary")

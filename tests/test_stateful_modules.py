@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -266,3 +267,46 @@ def test_numbers_of_mlp_init_stay():
     _, init = models.mlp(2, (3,), 1)
     params = init(jax.random.key(0))
     np.testing.assert_allclose(params["layers"][1]["kernel"][:, 0], [0.78495908, 0.81752163, -0.25595918], rtol=1e-6)
+
+
+class Dropping(eqx.Module):
+    """Dropout between two layers, and a switch that is no parameter."""
+
+    first: eqx.nn.Linear
+    drop: eqx.nn.Dropout
+    last: eqx.nn.Linear
+    negate: bool
+
+    def __call__(self, x, scale=1.0):
+        y = self.last(self.drop(jnp.tanh(self.first(x))))
+        return scale * (-y if self.negate else y)
+
+
+def test_an_equinox_module_is_split_and_does_not_drop():
+    keys = jax.random.split(jax.random.key(0))
+    module = Dropping(eqx.nn.Linear(5, 4, key=keys[0]), eqx.nn.Dropout(0.5), eqx.nn.Linear(4, 3, key=keys[1]), True)
+    predict, params = models.from_equinox(module, scale=2.0)
+    x = XS[0]
+    hidden = np.tanh(np.asarray(module.first.weight) @ x + module.first.bias)
+    want = -2 * (np.asarray(module.last.weight) @ hidden + module.last.bias)
+    np.testing.assert_allclose(predict(params, x), want, rtol=1e-5)
+    assert len(jax.tree.leaves(params)) == 4
+    u = isouq.uncertainty(predict, params, XS, "multiclass")
+    gradient = jax.grad(lambda p: jax.nn.softmax(predict(p, x))[u.target[0]])(params)
+    norm = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient))
+    assert float(u.epistemic[0]) == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: models.from_equinox(None), "module is NoneType; expected an Equinox module"),
+        (lambda: models.from_equinox(Dropping), "module is Dropping; expected an Equinox module that was built"),
+        (lambda: models.from_equinox(eqx.nn.Identity()), "holds no floating arrays"),
+        (lambda: models.from_nnx(nnx.Linear(2, 2, rngs=nnx.Rngs(0)).eval()), r"module is None, which module.eval\(\)"),
+    ],
+)
+def test_a_wrong_module_is_one_clear_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)

@@ -2,7 +2,7 @@
 
 `Identity` is the paper's isotropic choice. `Diagonal`, `Kronecker` and `LowRank` have a form for each leaf of the
 parameters, so that `isouq.uncertainty` needs no gradients for them. `Dense` is any covariance of a small model.
-`laplace` builds covariances from data, `from_draws` from draws of a posterior, and `save` and `load` keep them in files.
+`laplace` builds covariances from data, `from_draws` from draws of a posterior; `save` and `load` keep them in files.
 """
 
 from isouq.covariance._dense import Dense, negative_hessian

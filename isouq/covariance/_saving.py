@@ -59,7 +59,7 @@ def load(path: Path | str, params: Any) -> Saveable:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             header = json.loads(str(stored["header"]))
             arrays = {name: stored[name] for name in stored.files if name != "header"}
         cls, kinds = _CLASSES[header["class"]], header["kinds"]
