@@ -18,6 +18,7 @@ from pathlib import Path
 from experiments.command import EXPERIMENTS
 from experiments.report import tables
 from experiments.report.outputs import group_numbers, read_summary
+from experiments.synthetic.report.page import p_value
 from isouq.stats import Interval, bootstrap_mean
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,11 +96,15 @@ def fill_numbers(template: str, results: Path) -> str:
     {{experiment | group | statistic}}: a line of results/experiment/summary.csv. {{experiment/file name=value ...
     column}}: the one row of results/experiment/file.csv with these values, whose interval are its columns low and high.
     {{experiment name=value ... column}}: the mean over the accepted rows of results/experiment/table.csv with these
-    values.
+    values. A statistic NAME_p is a p-value, which has no interval, and NAME_gain a difference, which has a sign.
     """
 
     def number(match: re.Match[str]) -> str:
         interval = _from_summary(match, results) if "|" in match[1] else _from_rows(match, results)
+        if match[1].strip().endswith("_p"):
+            return p_value(interval.mean)
+        if match[1].strip().endswith("_gain"):
+            return f"{interval.mean:+.2f} {tables.bounds(interval, 2)}"
         digits = 0 if abs(interval.mean) >= 100 else 2 if abs(interval.mean) >= 0.01 else 4
         return f"{tables.number(interval.mean, digits)} {tables.bounds(interval, digits)}"
 

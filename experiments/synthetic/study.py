@@ -79,7 +79,10 @@ class Cell(Configuration):
     def key(self) -> str:
         """Return a hash of the configuration and of the versions of the code that computes it."""
         versions = [STUDIES[name].version for name in ("reference", self.study)]
-        return hash_fields({**dataclasses.asdict(self), "versions": versions})
+        fields = dataclasses.asdict(self)
+        if not self.give_up:
+            del fields["give_up"]  # so that results from before it existed keep their key
+        return hash_fields({**fields, "versions": versions})
 
     def weight(self) -> float:
         """Return the expected seconds with two cores at work, for the estimate of the time left."""

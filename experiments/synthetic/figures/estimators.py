@@ -18,6 +18,11 @@ from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 LOWEST = -0.6  # of a difference in ρ that is drawn; beyond it stands the number
 COLOURS = dict(zip(NEEDS, (BLUE, GREEN, ORANGE, PURPLE, GREY), strict=True))
 MARKERS = dict(zip(NEEDS, "os^Dv", strict=True))
+# the two estimates that are marked among their like
+NAMED: dict[str, dict[str, Any]] = {
+    BASE: {"marker": "o", "ls": "none", "ms": 8, "mfc": "none", "color": "black", "label": "‖g‖²"},
+    CONTROL: {"marker": "x", "ls": "none", "ms": 6, "color": "black", "label": "p(1 − p)"},
+}
 
 
 def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
@@ -68,7 +73,9 @@ def _draw_difference(axis: Any, y: int, test: SignificanceTest) -> None:
     filled = COLOURS[need] if test.p < ALPHA else "white"
     axis.plot(interval.mean, y, MARKERS[need], ms=4.5, color=COLOURS[need], mfc=filled, zorder=3)
     if interval.count > 1:
-        axis.plot([max(interval.low, LOWEST - 0.05), interval.high], [y, y], color=COLOURS[need], lw=1.2)
+        axis.plot([max(interval.low, LOWEST), interval.high], [y, y], color=COLOURS[need], lw=1.2)
+        if interval.low < LOWEST:
+            axis.plot(LOWEST, y, "<", ms=3.5, color=COLOURS[need])  # the interval goes on
 
 
 def _legend() -> list[dict[str, Any]]:
@@ -79,7 +86,7 @@ def _legend() -> list[dict[str, Any]]:
 
 
 def _hollow() -> dict[str, Any]:
-    words = f"hollow: adjusted p ≥ {ALPHA:g}, or not tested; bars: 95 % intervals"
+    words = f"hollow: adjusted p ≥ {ALPHA:g}, or not tested; bars: 95 % intervals, which go on at an arrow"
     return {"marker": "o", "color": GREY, "mfc": "white", "ls": "none", "label": words}
 
 
@@ -88,17 +95,15 @@ def _draw_costs(numbers: Numbers) -> Figure:
     rows = -(-len(families) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(10, 3.4 * rows), sharex=True, squeeze=False, layout="constrained")
     for axis, family in zip(axes.flat, families, strict=False):
-        values, points = numbers.groups[family], []
-        for name, estimator in ESTIMATORS.items():
-            agreement, cost = values.get(f"{name}_spearman"), values.get(f"{name}_seconds")
-            if agreement is not None and cost is not None and agreement.count and cost.mean > 0:
-                points.append((cost.mean, agreement.mean, name))
-                need = estimator.needs
-                axis.plot(cost.mean, agreement.mean, MARKERS[need], ms=4, color=COLOURS[need], alpha=0.8)
+        points = _costs(numbers, family)
+        for cost, agreement, name in points:
+            need = ESTIMATORS[name].needs
+            axis.plot(cost, agreement, MARKERS[need], ms=4, color=COLOURS[need], alpha=0.8)
         axis.set_xscale("log")
         axis.margins(y=0.12)
-        axis.set_title(family, fontsize=9)
-        axis.set_ylabel("mean ρ with HMC", fontsize=8)
+        best = max(points, key=lambda point: point[1], default=None)
+        axis.set_title(family + (f"\nbest: {ESTIMATORS[best[2]].title}" if best else ""), fontsize=8)
+        axis.set_ylabel("ρ of ‖g‖² + mean difference", fontsize=8)
         axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(alpha=0.3)
         _mark_front(axis, points)
@@ -106,23 +111,34 @@ def _draw_costs(numbers: Numbers) -> Figure:
         axis.set_xlabel("seconds for all inputs, training included, one core", fontsize=8)
     for axis in axes.flat[len(families) :]:
         axis.remove()
-    add_legend(figure, [*_legend(), {"color": "black", "lw": 0.8, "label": "no cheaper estimate agrees better"}], 3)
+    front = {"color": "black", "lw": 0.8, "label": "no cheaper estimate agrees better"}
+    add_legend(figure, [*_legend(), front, *NAMED.values()], 3)
     return figure
 
 
+def _costs(numbers: Numbers, family: str) -> list[tuple[float, float, str]]:
+    """Return seconds, agreement and name of the estimates of a family.
+
+    The agreement is the mean ρ of ‖g‖² plus the mean paired difference, because not every estimate exists for every
+    posterior: means of ρ over different posteriors cannot be compared.
+    """
+    values, details = numbers.groups[family], numbers.details
+    base, points = values[f"{BASE}_spearman"].mean, []
+    for name in ESTIMATORS:
+        test, cost = details.differences.get((family, name)), values.get(f"{name}_seconds")
+        gain = 0.0 if name == BASE else float("nan") if test is None else test.interval.mean
+        if cost is not None and cost.mean > 0 and np.isfinite(base + gain):
+            points.append((cost.mean, base + gain, name))
+    return points
+
+
 def _mark_front(axis: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Join the points that no cheaper one exceeds, and name ‖g‖², the control and the best."""
+    """Join the points that no cheaper one exceeds, and mark ‖g‖² and the control."""
     front: list[tuple[float, float, str]] = []
     for point in sorted(points):
         if not front or point[1] > front[-1][1]:
             front.append(point)
     axis.step([cost for cost, _, _ in front], [value for _, value, _ in front], where="post", color="black", lw=0.8)
-    named = {CONTROL: -9, BASE: 5} | ({front[-1][2]: 9} if front else {})  # height of the name above its point
-    middle = np.mean(np.log10(axis.get_xlim()))
     for cost, value, name in points:
-        if name in named:
-            side = "right" if np.log10(cost) > middle else "left"
-            axis.annotate(
-                ESTIMATORS[name].title, (cost, value), xytext=(-4 if side == "right" else 4, named[name]),
-                textcoords="offset points", ha=side, fontsize=7,
-            )  # fmt: skip
+        if name in NAMED:
+            axis.plot(cost, value, **NAMED[name])
