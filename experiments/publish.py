@@ -33,6 +33,7 @@ _SECTIONS = {
     "spectrum": ("Does the bulk predict the agreement?",),
     "estimators": ("What does ‖g‖² know", "All posteriors: against"),
     "real": ("Agreement with HMC", "Finding errors", "Calibration"),
+    "calibration": ("What each predictor changes", "The fitted numbers"),
     "depth": ("Does depth or ReLU change the agreement?",),
     "lineage": ("The nearest", "What each factor does", "Rows of the paper's table"),
     "domains": ("Held-out", "Do the domains overlap", "Does a proxy bend", "What a user would do", "Memory of one"),

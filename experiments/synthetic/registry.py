@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 from experiments.experiment import Experiment
+from experiments.synthetic.figures import calibration as calibration_figures
 from experiments.synthetic.figures import covariance as covariance_figures
 from experiments.synthetic.figures import decomposition as decomposition_figures
 from experiments.synthetic.figures import depth as depth_figures
@@ -19,6 +20,7 @@ from experiments.synthetic.figures import real as real_figures
 from experiments.synthetic.figures import scaling as scaling_figures
 from experiments.synthetic.figures import spectrum as spectrum_figures
 from experiments.synthetic.figures import validation as validation_figures
+from experiments.synthetic.numbers import calibration as calibration_numbers
 from experiments.synthetic.numbers import covariance as covariance_numbers
 from experiments.synthetic.numbers import decomposition as decomposition_numbers
 from experiments.synthetic.numbers import depth as depth_numbers
@@ -29,6 +31,7 @@ from experiments.synthetic.numbers import real as real_numbers
 from experiments.synthetic.numbers import scaling as scaling_numbers
 from experiments.synthetic.numbers import spectrum as spectrum_numbers
 from experiments.synthetic.numbers import validation as validation_numbers
+from experiments.synthetic.presets import calibration as calibration_presets
 from experiments.synthetic.presets import covariance as covariance_presets
 from experiments.synthetic.presets import decomposition as decomposition_presets
 from experiments.synthetic.presets import depth as depth_presets
@@ -39,6 +42,7 @@ from experiments.synthetic.presets import real as real_presets
 from experiments.synthetic.presets import scaling as scaling_presets
 from experiments.synthetic.presets import spectrum as spectrum_presets
 from experiments.synthetic.presets import validation as validation_presets
+from experiments.synthetic.report import calibration as calibration_report
 from experiments.synthetic.report import covariance as covariance_report
 from experiments.synthetic.report import decomposition as decomposition_report
 from experiments.synthetic.report import depth as depth_report
@@ -90,6 +94,9 @@ _EXPERIMENTS = {
         estimators_presets.jobs, estimators_numbers.numbers, estimators_report.report, estimators_figures.figures
     ),
     "real": Experiment(real_presets.jobs, real_numbers.numbers, real_report.report, real_figures.figures),
+    "calibration": Experiment(
+        calibration_presets.jobs, calibration_numbers.numbers, calibration_report.report, calibration_figures.figures
+    ),
 }
 REPRODUCED = ("validation", "maps", "scaling", "covariance", "decomposition", "spectrum")  # the paper's own studies
 EXPERIMENTS = {

@@ -1,0 +1,46 @@
+"""The figure of the calibration: the change of each loss against the plain network, with intervals."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.report.outputs import Numbers
+from experiments.run.job import Result
+from experiments.synthetic.figures.parts import add_legend
+from experiments.synthetic.measure.calibration import LOSSES, PREDICTORS
+from experiments.synthetic.numbers.calibration import CLASSIFICATIONS, Details
+from experiments.synthetic.numbers.models import ALPHA
+from isouq.plots import BLUE, ORANGE
+
+_COLOURS = {"map": BLUE, "mle": ORANGE}
+
+
+def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
+    """Draw a panel for each loss on the classifications: the mean change and its interval for each predictor."""
+    details: Details = numbers.details
+    changes = [one for one in details.changes if one.family == CLASSIFICATIONS and one.interval.count]
+    names = [name for name in PREDICTORS if any(one.name == name for one in changes)]
+    figure, axes = plt.subplots(
+        1, len(LOSSES), figsize=(10, 1.2 + 0.26 * max(len(names), 1)), sharey=True, layout="constrained"
+    )
+    for axis, (loss, title) in zip(axes, LOSSES.items(), strict=True):
+        axis.axvline(0, color="black", lw=0.8)
+        for one in changes:
+            if one.loss == loss:
+                y, colour = names.index(one.name), _COLOURS[PREDICTORS[one.name][0]]
+                filled = colour if one.p < ALPHA else "white"
+                axis.plot([one.interval.low, one.interval.high], [y, y], color=colour, lw=1.2)
+                axis.plot(one.interval.mean, y, "o", ms=5, color=colour, mfc=filled)
+        axis.set_xlabel(f"change of {title}", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(names)), [PREDICTORS[name][1] for name in names], fontsize=7)
+    axes[0].set_ylim(max(len(names), 1) - 0.5, -0.5)
+    lines = [
+        {"marker": "o", "ls": "none", "color": BLUE, "label": "against θ*"},
+        {"marker": "o", "ls": "none", "color": ORANGE, "label": "against the MLE network"},
+        {"marker": "o", "ls": "none", "color": "grey", "mfc": "white", "label": f"hollow: adjusted p ≥ {ALPHA:g}"},
+    ]
+    add_legend(figure, lines, 3)
+    return {"calibration": figure}
