@@ -7,6 +7,7 @@ from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.calibration import LOSSES, PREDICTORS
 from experiments.synthetic.numbers.models import MIN_SEEDS, Model, Row, adjust, counts, numbers_of, rows_by_model
+from experiments.synthetic.presets.real import PRIORS
 from experiments.synthetic.real_data import REAL
 from isouq.stats import Interval, clustered_bootstrap
 
@@ -55,7 +56,9 @@ def numbers(results: Sequence[Result]) -> Numbers:
         is_tested = len(models) > 2 and min(model.seeds for model in models) >= MIN_SEEDS
         for name, (base, _) in PREDICTORS.items():
             for loss in LOSSES:
-                differences = [_differences(groups[model], name, base, loss) for model in models]
+                differences = [
+                    _differences(groups[model], name, base, loss) for model in models if _is_own(model, base)
+                ]
                 if base and any(differences):
                     interval, p = clustered_bootstrap(differences)
                     changes.append(Change(family, name, loss, interval, p if is_tested else float("nan")))
@@ -67,6 +70,11 @@ def numbers(results: Sequence[Result]) -> Numbers:
         summary.append(Number.of(change.family, name, change.interval, accepted))
         summary.append(Number.value(change.family, f"{name}_p", change.p, change.interval.count, accepted))
     return Numbers(rows, summary, details=Details(list(groups), changes))
+
+
+def _is_own(model: Model, base: str) -> bool:
+    """Return whether a model has networks of its own: those without a prior are the same under all priors."""
+    return base != "mle" or (model.prior, model.sigma) == PRIORS[0]
 
 
 def _differences(rows: Sequence[Row], name: str, base: str, loss: str) -> list[float]:

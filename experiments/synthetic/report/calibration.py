@@ -48,9 +48,10 @@ def _changes(details: Details) -> str:
     return (
         "## What each predictor changes\n\n"
         "Half of the held-out points fit the one number of a predictor (a scale or a temperature), the other half "
-        "gives the losses. A change is the mean over data sets and priors of the paired difference to the plain network, "
-        "with its 95 % interval and its number of pairs; below 0 is better. p is adjusted by Benjamini and Hochberg; "
-        "the regression is one data set and is not tested.\n\n" + "\n".join(parts)
+        "gives the losses. A change is the mean over data sets and priors of the paired difference to the plain "
+        "network, with its 95 % interval and its number of pairs; below 0 is better. p is adjusted by Benjamini and "
+        "Hochberg; the regression is one data set and is not tested. An MLE network has no prior, and counts once for "
+        "each data set and seed.\n\n" + "\n".join(parts)
     )
 
 
