@@ -21,10 +21,8 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     details: Details = numbers.details
     changes = [one for one in details.changes if one.family == CLASSIFICATIONS and one.interval.count]
     names = [name for name in PREDICTORS if any(one.name == name for one in changes)]
-    figure, axes = plt.subplots(
-        1, len(LOSSES), figsize=(10.5, 1.2 + 0.26 * max(len(names), 1)), sharey=True, layout="constrained"
-    )
-    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr]
+    figure, axes = plt.subplots(1, len(LOSSES), figsize=(10.5, 1.2 + 0.26 * max(len(names), 1)), sharey=True)
+    figure.set_layout_engine("constrained", w_pad=0.1)
     axes[0].set_xscale("symlog", linthresh=0.1)  # a network that is too certain loses ten times as much as others
     for axis, (loss, title) in zip(axes, LOSSES.items(), strict=True):
         axis.axvline(0, color="black", lw=0.8)
