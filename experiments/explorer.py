@@ -50,17 +50,22 @@ Row = dict[str, Any]
 
 
 def cell_of(row: Row) -> Cell:
-    """Return the cell that a row of a table came from."""
-    return Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})
+    """Return the cell that a row of a table came from; a field that is newer than the table has its default."""
+    return Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell) if field.name in row})
 
 
 def models(results: Path) -> list[list[Row]]:
-    """Return the rows of every model on the page, one a seed: the sweep's, and `validation`'s of the other problems."""
+    """Return the rows of every model on the page, one a seed: the sweep's, and `validation`'s of the other problems.
+
+    A model that `decomposition` lacks is left out.
+    """
     sweep = read_rows(results / "scaling" / "table.csv")
     swept = {row["problem"] for row in sweep}
     rows = [row for row in read_rows(results / "validation" / "table.csv") if row["problem"] not in swept] + sweep
     rows.sort(key=lambda row: list(problems.PROBLEMS).index(row["problem"]))  # stable
-    return [[row for row in rows if model_name(row) == name] for name in dict.fromkeys(map(model_name, rows))]
+    decomposed = _summary(results, "decomposition")
+    names = [name for name in dict.fromkeys(map(model_name, rows)) if name in decomposed]
+    return [[row for row in rows if model_name(row) == name] for name in names]
 
 
 def encode(values: np.ndarray) -> dict[str, Any]:

@@ -124,10 +124,10 @@ def pareto(problems: Problems) -> Figure:
     problems: problem -> intervals by name: "METHOD_spearman", "METHOD_gradients", and "gradient_evaluations", the
     cost of the reference.
     """
-    columns = min(4, len(problems))
+    columns = min(3, len(problems))
     rows = -(-len(problems) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(3.1 * columns, 2.6 * rows + 1.1), sharex=True, sharey=True, squeeze=False,
+        rows, columns, figsize=(3.6 * columns, 2.6 * rows + 1.1), sharex=True, sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(problems) :]:
@@ -154,8 +154,9 @@ def pareto(problems: Problems) -> Figure:
         axis.minorticks_off()
     for axis in axes[:, 0]:
         axis.set_ylabel("Spearman ρ")
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(problems) - columns) : len(problems)]:  # those with no panel below
         axis.set_xlabel("gradients over the training data")
+        axis.tick_params(labelbottom=True)
     lines = [{"ls": "none", "label": label, **_style(method)} for method, label in METHODS.items()]
     lines.append({"ls": "none", "marker": "*", "color": "black", "ms": 9, "label": "the reference itself (HMC)"})
     add_legend(figure, lines, 5, fontsize=7)
