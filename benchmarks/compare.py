@@ -31,31 +31,32 @@ QUESTIONS = (
     "epistemic and aleatoric of a prediction",
     "needs training data",
     "Laplace covariances",
+    "their evidence, a choice of the prior",
     "sampled posterior",
     "scores language models' answers",
 )
 FEATURES = {
     "isouq": (
-        "JAX", YES, YES, "any function", YES, YES, "no; optional", "diagonal, Kronecker, low rank, dense",
+        "JAX", YES, YES, "any function", YES, YES, "no; optional", "diagonal, Kronecker, low rank, dense", YES,
         "HMC and NUTS, with a verdict", "gradient norms and baselines",
     ),
     "laplace-torch": (
         "torch", NO, NO, "by backend", "not checked", "predictive variance", YES,
-        "diagonal, Kronecker, low rank, dense", NO, NO,
+        "diagonal, Kronecker, low rank, dense", YES, NO, NO,
     ),
-    "laplax": ("JAX", NO, NO, "any function", YES, "predictive variance", YES, "diagonal, low rank, dense", NO, NO),
+    "laplax": ("JAX", NO, NO, "any function", YES, "predictive variance", YES, "diagonal, low rank, dense", YES, NO, NO),
     "BackPACK": (
         "torch", YES, YES, "linear, convolution, batch norm, embedding, RNN", NO, NO, "no",
-        "curvature, no posterior", NO, NO,
+        "curvature, no posterior", NO, NO, NO,
     ),
     "Opacus": (
-        "torch", YES, "linear, embedding", "most layers", "no tied weights in ghost mode", NO, "no", NO, NO, NO,
+        "torch", YES, "linear, embedding", "most layers", "no tied weights in ghost mode", NO, "no", NO, NO, NO, NO,
     ),
     "lm-polygraph": (
-        "torch", NO, NO, "language models", YES, "from an ensemble", "some scores", NO, NO, "about 40 scores",
+        "torch", NO, NO, "language models", YES, "from an ensemble", "some scores", NO, NO, NO, "about 40 scores",
     ),
-    "torch.func": ("torch", YES, NO, "any function", YES, NO, "no", NO, NO, NO),
-    "NumPyro": ("JAX", NO, NO, "NumPyro programs", YES, NO, YES, "dense", "NUTS and others, R-hat and ESS", NO),
+    "torch.func": ("torch", YES, NO, "any function", YES, NO, "no", NO, NO, NO, NO),
+    "NumPyro": ("JAX", NO, NO, "NumPyro programs", YES, NO, YES, "dense", NO, "NUTS and others, R-hat and ESS", NO),
 }  # fmt: skip
 IN_README = tuple(FEATURES)[:6]
 PEERS = {
