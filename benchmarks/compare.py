@@ -44,7 +44,9 @@ FEATURES = {
         "torch", NO, NO, "by backend", "not checked", "predictive variance", YES,
         "diagonal, Kronecker, low rank, dense", YES, NO, NO,
     ),
-    "laplax": ("JAX", NO, NO, "any function", YES, "predictive variance", YES, "diagonal, low rank, dense", YES, NO, NO),
+    "laplax": (
+        "JAX", NO, NO, "any function", YES, "predictive variance", YES, "diagonal, low rank, dense", YES, NO, NO,
+    ),
     "BackPACK": (
         "torch", YES, YES, "linear, convolution, batch norm, embedding, RNN", NO, NO, "no",
         "curvature, no posterior", NO, NO, NO,
