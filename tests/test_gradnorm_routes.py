@@ -256,3 +256,17 @@ def test_errors_of_the_function_are_its_own():
 
     with pytest.raises(KeyError, match="weights"):
         isouq.grad_sq_norm(f)(X)
+
+
+def test_explain_prints_equal_blocks_on_one_line():
+    def f(params, x):
+        for i in range(3):
+            x = jnp.tanh(x @ params[f"block{i}"]["w1"])
+        return jnp.sum(x @ params["block3"]["w1"])
+
+    params = {f"block{i}": {"w1": jnp.ones((4, 4))} for i in range(3)} | {"block3": {"w1": jnp.ones((4, 2))}}
+    explanation = isouq.explain(f)(params, jnp.ones(4))
+    assert len(explanation) == 4  # the rows themselves stay
+    lines = str(explanation).splitlines()[2:]
+    assert [line.split("  ")[0] for line in lines] == ["['block*']['w1'] × 3", "['block3']['w1']"]
+    assert len({line.index("outer") for line in lines}) == 1

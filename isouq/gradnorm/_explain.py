@@ -1,6 +1,7 @@
 """`explain` says how the norm of every parameter is computed, and what that costs."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from isouq.gradnorm._factors import route
 from isouq.gradnorm._plan import Group, Plan
 from isouq.gradnorm._trace import ArgNums, Traced, positions, trace
+
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -30,23 +33,17 @@ class Row:
 
 
 class Explanation(tuple[Row, ...]):
-    """The rows of the table of `explain`; prints as that table."""
+    """The rows of the table of `explain`; prints as that table, with equal blocks on one line.
+
+    Leaves whose names differ in their numbers alone, and whose rows are otherwise the same, are one line: the numbers
+    that differ are a *, and "× 6" says that there are six, each of this cost and memory.
+    """
 
     __slots__ = ()
 
     def __str__(self) -> str:
         head = ("leaf", "shape", "uses", "route", "cost", "memory")
-        cells = [
-            (
-                row.leaf,
-                str(list(row.shape)),
-                "–" if row.uses is None else str(row.uses),
-                row.route,
-                _count(row.cost),
-                _count(row.memory) + "B",
-            )
-            for row in self
-        ]
+        cells = _fold([(row.leaf, *_cells(row)) for row in self])
         widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
         lines = [
             "  ".join(c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
@@ -55,6 +52,29 @@ class Explanation(tuple[Row, ...]):
         return "\n".join(line.rstrip() for line in lines)
 
     __repr__ = __str__
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    """Return the cells of a row behind its leaf."""
+    uses = "–" if row.uses is None else str(row.uses)
+    return str(list(row.shape)), uses, row.route, _count(row.cost), _count(row.memory) + "B"
+
+
+def _fold(cells: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the lines, those that differ in the numbers of the leaf alone as one, in the order of the first."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for leaf, *others in cells:
+        groups.setdefault((_NUMBER.sub("*", leaf), *others), []).append(leaf)
+    return [(_name_of_group(leaves), *others) for (_, *others), leaves in groups.items()]
+
+
+def _name_of_group(leaves: list[str]) -> str:
+    """Return one name for leaves that differ in their numbers, with * for the numbers that differ, and their count."""
+    if len(leaves) == 1:
+        return leaves[0]
+    columns = zip(*map(_NUMBER.findall, leaves), strict=True)
+    numbers = iter([column[0] if len(set(column)) == 1 else "*" for column in columns])
+    return f"{_NUMBER.sub(lambda _: next(numbers), leaves[0])} × {len(leaves)}"
 
 
 def explain(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False) -> Callable:
