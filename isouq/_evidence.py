@@ -1,6 +1,5 @@
 """The evidence of a Laplace approximation, and the prior that it or held-out labels prefer."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from isouq import _checks, stats
-from isouq._predictive import predictive
+from isouq import _checks
+from isouq._predictive import linear_moments, minimise_over_decades
 from isouq.covariance._fitted import Fitted
-from isouq.covariance._laplace import Fit, fit_curvature, log_likelihood_of
+from isouq.covariance._laplace import Fit, fit_curvature, sum_log_likelihood
 from isouq.density import LogDensity
 
 SCOPES = ("model", "layer")
-_DECADES = 4.0  # of prior standard deviations on either side of that of log_density
-_GRID = 33  # standard deviations that are tried before the best is refined
+_DECADES = 4.0  # prior standard deviations are sought within a factor of 10⁴ of those of log_density
 
 
 def log_marginal_likelihood(
@@ -46,8 +44,8 @@ def log_marginal_likelihood(
 
     Source: MacKay (1992); Immer et al. (2021), arXiv 2104.04975, for networks.
     """
-    fit = fit_curvature(log_density, params, curvature, structure, **_without_damping(options))
-    return Evidence.of(fit, log_density, params)(np.asarray(fit.scales))[0]
+    fit = fit_curvature(log_density, params, curvature, structure, **_refuse_damping(options))
+    return Evidence.of(fit)(np.asarray(fit.scales))[0]
 
 
 class PriorChoice(NamedTuple):
@@ -78,7 +76,7 @@ def choose_prior(
     """Return the prior under which the evidence, or the likelihood of held-out labels, is the largest at params.
 
     The parameters stay as they are, so that they are no longer a mode where the prior changes much; train them again
-    with `fit_map(choice.log_density, ...)` and choose once more if that matters.
+    under the new prior, `choice.log_density.scales`, and choose once more if that matters.
 
     Args:
         log_density: model, data, likelihood, and the prior from which the search starts.
@@ -97,31 +95,35 @@ def choose_prior(
     Raises:
         ValueError, MemoryError: as `isouq.laplace`; or per is unknown, or "layer" with validation data.
 
-    Cost: that of `isouq.laplace` once; then for each prior that is tried that of its determinant, which takes no pass
-    over the data: O(P³) for "dense" with per="layer", O(P) otherwise. With validation data, for each prior that is
-    tried a forward and a backward pass over them. 33 numbers over eight decades are tried and the best is refined by
-    SciPy's bounded search; layers by L-BFGS-B from there.
+    Cost: that of `isouq.laplace` once. For the evidence each prior that is tried takes O(P) time and no pass over the
+    data, for "dense" and "low_rank" with per="layer" a decomposition, of O(P³) and O(P · rank²) time. With validation
+    data each prior takes a forward and a backward pass over them for each class. About 40 priors over eight decades
+    are tried, and the best is refined by SciPy's bounded search; layers by L-BFGS-B from there.
 
     Sources: MacKay (1992); Daxberger et al. (2021), arXiv 2106.14806, whose `optimize_prior_precision` this replaces.
     """
     _checks.one_of("per", per, SCOPES)
     if validation is not None and per != "model":
         raise ValueError("per is 'layer' and validation was given; layers are chosen by the evidence, so give one")
-    fit = fit_curvature(log_density, params, curvature, structure, **_without_damping(options))
+    fit = fit_curvature(log_density, params, curvature, structure, **_refuse_damping(options))
     fitted, start = fit.curvature, np.asarray(fit.scales)
-    evidence = Evidence.of(fit, log_density, params)
+    evidence = Evidence.of(fit)
     log_loss = None
     if validation is None:
-        factor = _best_factor(lambda factor: -evidence(factor * start)[0])
+        factor = minimise_over_decades(lambda factor: -evidence(factor * start)[0], 1.0, _DECADES)
         scales = factor * start
         if per == "layer":
             scales = _best_of_layers(evidence, scales, layers(params))
     else:
 
         def loss(scales: np.ndarray) -> float:
-            return _held_out_loss(log_density, params, validation, fitted.covariance(scales))
+            try:
+                covariance = fitted.covariance(scales)
+            except ValueError:  # the data outweigh so wide a prior too much for a low-rank form
+                return float("inf")
+            return _held_out_loss(log_density, params, validation, covariance, fit.batch_size)
 
-        scales = _best_factor(lambda factor: loss(factor * start)) * start
+        scales = minimise_over_decades(lambda factor: loss(factor * start), 1.0, _DECADES) * start
         log_loss = loss(scales)
     return PriorChoice(_with_scales(log_density, scales), fitted.covariance(scales), evidence(scales)[0], log_loss)
 
@@ -137,47 +139,39 @@ class Evidence(NamedTuple):
     squares: np.ndarray
 
     @classmethod
-    def of(cls, fit: Fit, log_density: LogDensity, params: Any) -> "Evidence":
+    def of(cls, fit: Fit) -> "Evidence":
         """Return the evidence of a fitted curvature."""
+        log_density, params = fit.request.log_density, fit.request.params
         squares = [np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(params)]
         log_likelihood = fit.log_likelihood
         if log_likelihood is None:
-            log_likelihood = float(log_likelihood_of(log_density, params))
+            log_likelihood = sum_log_likelihood(log_density, params)
         return cls(fit.curvature, log_likelihood, np.array(squares))
 
     def __call__(self, scales: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the evidence, and its derivative by the logarithm of each standard deviation."""
-        found = self.fitted.determine(scales)
+        determination = self.fitted.determine(scales)
         misfit = self.squares / scales**2
-        return self.log_likelihood - (misfit.sum() + found.log_determinant) / 2, misfit - found.gamma
+        return self.log_likelihood - (misfit.sum() + determination.log_determinant) / 2, misfit - determination.gamma
 
 
-def _without_damping(options: dict[str, Any]) -> dict[str, Any]:
+def _refuse_damping(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a fit; raise where damping is among them."""
     if "damping" in options:
         raise ValueError("damping was given; an evidence has a prior and no damping, so leave it out")
     return options
 
 
-def _held_out_loss(log_density: LogDensity, params: Any, validation: tuple[Any, Any], covariance: Any) -> float:
-    """Return the mean −log p(y) of held-out data under the predictive."""
-    xs, ys = validation
-    noise = float(log_density.noise) if log_density.kind == "regression" else None
-    got = predictive(log_density.predict, params, xs, log_density.kind, covariance, noise=noise)
-    if noise is not None:
-        return stats.gaussian_log_loss(got.mean, got.variance, ys)
-    return stats.log_loss(got.mean, ys)
-
-
-def _best_factor(loss: Callable[[float], float]) -> float:
-    """Return the factor of the prior's standard deviations with the smallest loss."""
-    grid = np.linspace(-_DECADES, _DECADES, _GRID)
-    losses = [loss(10.0**at) for at in grid]
-    best = int(np.nanargmin(losses))
-    bounds = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
-    found = scipy.optimize.minimize_scalar(
-        lambda at: loss(10.0**at), bounds=bounds, method="bounded", options={"xatol": 1e-6}
+def _held_out_loss(
+    log_density: LogDensity, params: Any, validation: tuple[Any, Any], covariance: Any, batch_size: int
+) -> float:
+    """Return the mean −log p(y) of held-out data under the predictive by "probit"."""
+    (xs, ys), kind = validation, log_density.kind
+    noise = float(log_density.noise) if kind == "regression" else None
+    moments = linear_moments(
+        log_density.predict, params, xs, kind, covariance, noise=noise, batch_size=min(batch_size, len(ys))
     )
-    return float(10.0**found.x)
+    return moments.log_loss(ys, kind, noise)
 
 
 def _best_of_layers(evidence: Evidence, scales: np.ndarray, layer_of_leaf: list[int]) -> np.ndarray:
@@ -190,11 +184,11 @@ def _best_of_layers(evidence: Evidence, scales: np.ndarray, layer_of_leaf: list[
 
     count = index.max() + 1
     width = _DECADES * np.log(10)
-    found = scipy.optimize.minimize(
+    optimum = scipy.optimize.minimize(
         loss, np.zeros(count), jac=True, method="L-BFGS-B", bounds=[(-width, width)] * count,
         options={"ftol": 1e-12, "gtol": 1e-6},
     )  # fmt: skip
-    return scales * np.exp(found.x[index])
+    return scales * np.exp(optimum.x[index])
 
 
 def layers(params: Any) -> list[int]:

@@ -1,9 +1,12 @@
 """Predictions under a Gaussian posterior N(θ, Σ): `isouq.predictive`, and a scale for Σ: `isouq.fit_scale`.
 
-With the outputs f(x; θ) linearised at the parameters, an output f_c has the variance v_c = ∇f_cᵀ Σ ∇f_c. For logits the
-probit approximation of MacKay (1992) averages the probability over it:
+With the outputs f(x; θ) linearised at the parameters, an output f_c has the variance v_c = ∇f_cᵀ Σ ∇f_c. For one
+logit the probit approximation of MacKay (1992) averages the probability over it, p_1 = σ(f / √(1 + π v / 8)).
+For several classes
 
-    p_c = softmax(f / √(1 + π v / 8))_c,    for two classes  p_1 = σ(f / √(1 + π v / 8)).
+    p_c = softmax(f / √(1 + π v / 8))_c
+
+uses the variance of each logit and not their covariances. It depends on a constant that is added to all logits.
 
 The quadratic forms come from the engine, one class after the other, and no gradient is formed.
 """
@@ -26,8 +29,6 @@ from isouq._uncertainty import check_covariance, value_and_quadratic
 from isouq.covariance import Identity
 
 METHODS = ("probit", "logits", "weights")
-_GRID = 61  # scales that are tried before the best is refined
-_DECADES = 12.0  # of scales below and above the one at which the outputs have a standard deviation of 1
 
 
 class Predictive(NamedTuple):
@@ -35,8 +36,8 @@ class Predictive(NamedTuple):
 
     mean: for "multiclass" the probabilities `[n, classes]`; for "binary" that of class 1, `[n]`; for "regression" the
         mean of y, `[n]`.
-    epistemic: the variance of `mean` over the parameters, of the same shape. For a classification by "probit", which
-        has no such variance, None.
+    epistemic: the variance, over the posterior, of the prediction whose average is `mean`, of the same shape. For a
+        classification by "probit", which gives no such variance, None.
     variance: for "regression" the variance of y, epistemic + noise², `[n]`; for a classification None.
     """
 
@@ -67,8 +68,9 @@ def predictive(
         kind: "binary", "multiclass" or "regression".
         covariance: Σ, such as `isouq.laplace(...)`, or `isouq.Identity(scale)` with the scale of `isouq.fit_scale`.
         method: "probit", the linearised outputs with MacKay's approximation, which for regression is exact; "logits",
-            the linearised outputs sampled, f + J δ with δ ~ N(0, Σ); or "weights", f(params + δ). The last fails where
-            the posterior is wider than the region in which the network is linear, as a Laplace approximation often is.
+            the linearised outputs sampled, f + J δ with δ ~ N(0, Σ); or "weights", f(params + δ), rounded to the dtype
+            of params. The last fails where the posterior is wider than the region in which the network is linear, as a
+            Laplace approximation often is.
         noise: standard deviation of y given x; for regression it must be given, otherwise it must not.
         key: a random key, for "logits" and "weights".
         num_samples: draws of δ, for these two; all inputs share them.
@@ -141,7 +143,7 @@ def fit_scale(
     Args:
         predict: as in `isouq.uncertainty`.
         params: the mean of the posterior, real floating arrays.
-        xs: inputs that params were not trained on; a few hundred suffice for one number.
+        xs: inputs that params were not trained on.
         ys: their labels, or their values for regression, `[n]`.
         kind: "binary", "multiclass" or "regression".
         covariance: Σ; None is the identity.
@@ -154,41 +156,84 @@ def fit_scale(
     Raises:
         ValueError: as for `isouq.predictive`, or labels that do not fit; or outputs at params that are not finite.
 
-    Cost: a forward and a backward pass for each class and input, once; the search over s is in NumPy. The loss may have
-    several minima in s, so that 61 scales over 24 decades are tried and the best is refined.
+    Cost: a forward and a backward pass for each class and input, once; the search over s is in NumPy.
 
     Source: ours; for a Laplace approximation the scale is one over the temperature of Ritter et al. (2018).
     """
     covariance = Identity() if covariance is None else covariance
-    _checks.noise(kind, noise)
-    predict, num_outputs, traceable = _check(predict, params, xs, kind, covariance, batch_size)
-    _checks.dataset(xs, ys, kind, num_outputs)
-    moments = _moments(predict, params, xs, covariance, num_outputs, batch_size, traceable)
-    outputs, variances = (np.asarray(array, np.float64) for array in moments)
-    if not (np.isfinite(outputs).all() and np.isfinite(variances).all()):
+    if not hasattr(covariance, "scaled"):
+        raise ValueError(
+            f"covariance is a {type(covariance).__name__}, which cannot be scaled; give it a method scaled(factor)"
+        )
+    moments = linear_moments(predict, params, xs, kind, covariance, noise=noise, batch_size=batch_size)
+    _checks.dataset(xs, ys, kind, moments.outputs.shape[1])
+    if not all(np.isfinite(array).all() for array in moments):
         raise ValueError("predict or its gradient is not finite at some row of xs; remove that row first")
 
     def loss(scale: float) -> float:
-        if kind == "regression":
-            return stats.gaussian_log_loss(outputs[:, 0], scale * variances[:, 0] + float(noise or 0) ** 2, ys)
-        return float(-np.mean(_log_probability(outputs, scale * variances, np.asarray(ys).astype(int))))
+        return moments.log_loss(ys, kind, noise, scale)
 
-    scale = _minimise(loss, float(np.mean(variances)))
+    mean_variance = float(np.mean(moments.variances))
+    scale = minimise_over_decades(loss, 1 / mean_variance) if mean_variance else 0.0
+    scale = scale if loss(scale) < loss(0.0) else 0.0
     return ScaleFit(scale, covariance.scaled(scale), loss(scale), loss(0.0))
 
 
-def _minimise(loss: Callable[[float], float], mean_variance: float) -> float:
-    """Return the scale ≥ 0 of the smallest loss, to a relative 10⁻⁶; 0 where no positive scale has a smaller one."""
-    if mean_variance == 0:
-        return 0.0
-    grid = np.linspace(-_DECADES, _DECADES, _GRID) - np.log10(mean_variance)
-    losses = [loss(10.0**at) for at in grid]
+class LinearMoments(NamedTuple):
+    """The outputs f_c at the parameters and their linearised variances ∇f_cᵀ Σ ∇f_c, each `[n, outputs]`, float64."""
+
+    outputs: np.ndarray
+    variances: np.ndarray
+
+    def moderate(self, scale: float = 1.0) -> np.ndarray:
+        """Return f / √(1 + π s v / 8), the logits of the probit approximation under s · Σ."""
+        return self.outputs / np.sqrt(1 + np.pi / 8 * scale * self.variances)
+
+    def log_loss(self, ys: Any, kind: str, noise: float | None, scale: float = 1.0) -> float:
+        """Return the mean −log p(y) under s · Σ, in float64 and right also where p is nearly 0."""
+        if kind == "regression":
+            variance = scale * self.variances[:, 0] + float(noise or 0) ** 2
+            return stats.gaussian_log_loss(self.outputs[:, 0], variance, ys)
+        logits, labels = self.moderate(scale), np.asarray(ys).astype(int)
+        if kind == "binary":
+            return float(-np.mean(scipy.special.log_expit(np.where(labels == 1, logits[:, 0], -logits[:, 0]))))
+        return float(-np.mean(scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels]))
+
+
+def linear_moments(
+    predict: Callable,
+    params: Any,
+    xs: Any,
+    kind: str,
+    covariance: Any,
+    *,
+    noise: float | None = None,
+    batch_size: int | None = None,
+) -> LinearMoments:
+    """Return the moments of the linearised outputs; for the arguments, errors and cost see `predictive`."""
+    _checks.noise(kind, noise)
+    predict, num_outputs, traceable = _check(predict, params, xs, kind, covariance, batch_size)
+    moments = _moments(predict, params, xs, covariance, num_outputs, batch_size, traceable)
+    return LinearMoments(*(np.asarray(array, np.float64) for array in moments))
+
+
+def minimise_over_decades(loss: Callable[[float], float], center: float, decades: float = 12.0) -> float:
+    """Return the number > 0 of the smallest loss within so many decades on either side of the center.
+
+    Five numbers a decade are tried, because the loss may have several minima, and the best is refined to a relative
+    10⁻⁶ by SciPy's bounded search. A loss that is NaN or infinite is never the smallest.
+    """
+
+    def finite_loss(at: float) -> float:
+        value = loss(10.0**at)
+        return value if np.isfinite(value) else 1e30
+
+    grid = np.linspace(-decades, decades, round(10 * decades) // 2 + 1) + np.log10(center)
+    losses = [finite_loss(at) for at in grid]
     best = int(np.argmin(losses))
-    bounds = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
-    found = scipy.optimize.minimize_scalar(
-        lambda at: loss(10.0**at), bounds=bounds, method="bounded", options={"xatol": 1e-7}
-    )
-    return float(10.0**found.x) if found.fun < loss(0.0) else 0.0
+    bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    optimum = scipy.optimize.minimize_scalar(finite_loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
+    return float(10.0 ** (optimum.x if optimum.fun < losses[best] else grid[best]))
 
 
 def _check(
@@ -208,7 +253,7 @@ def _check(
         )
     check_covariance(covariance, params)
     frozen, num_classes = check_predict(predict, params, xs, kind)
-    return frozen, num_classes if kind == "multiclass" and num_classes else 1, frozen.traceable
+    return frozen, (num_classes or 1) if kind == "multiclass" else 1, frozen.traceable
 
 
 @partial(jax.jit, static_argnames=("num_outputs", "batch_size", "traceable"))
@@ -245,14 +290,6 @@ def _squash(outputs: Array, variances: Array, kind: str) -> Array:
     return jax.nn.sigmoid(moderated[:, 0]) if kind == "binary" else jax.nn.softmax(moderated, axis=1)
 
 
-def _log_probability(outputs: np.ndarray, variances: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return log p of the labels under `_squash`, in float64 and right also where p is nearly 0."""
-    moderated = outputs / np.sqrt(1 + np.pi / 8 * variances)
-    if outputs.shape[1] == 1:
-        return scipy.special.log_expit(np.where(labels == 1, moderated[:, 0], -moderated[:, 0]))
-    return scipy.special.log_softmax(moderated, axis=1)[np.arange(len(labels)), labels]
-
-
 @partial(jax.jit, static_argnames=("num_samples", "method", "kind", "batch_size"))
 def _sample(
     predict: Callable,
@@ -275,7 +312,8 @@ def _sample(
             else:
                 tangent = jax.tree.map(lambda leaf, d: d.astype(leaf.dtype), params, deviation)
                 outputs, change = jax.jvp(lambda theta: predict(theta, x), (params,), (tangent,))
-                outputs = outputs + change
+                wide = jnp.promote_types(outputs.dtype, jnp.float32)
+                outputs = outputs.astype(wide) + change.astype(wide)
             outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
             if kind == "multiclass":
                 return jax.nn.softmax(outputs)

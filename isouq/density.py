@@ -135,8 +135,9 @@ def _warn_if_unscaled(xs: Any) -> None:
         return
     if _checks.is_traced(xs) or len(xs) < 2:
         return
-    spread = np.std(np.asarray(xs, np.float64), axis=0)
-    spread = spread[spread > 0]
+    wide = np.asarray(xs, np.float64)
+    spread = np.std(wide, axis=0)
+    spread = spread[spread > 1e-6 * np.abs(wide).max(axis=0)]  # a constant feature has a spread by rounding
     if spread.size and (spread.max() > _LARGE or spread.max() > _UNEQUAL * spread.min()):
         warnings.warn(
             f"the features of xs have standard deviations from {spread.min():.2g} to {spread.max():.2g}, and the prior "

@@ -203,15 +203,16 @@ def _labelled(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     One column, or none, is the probability of class 1 of two.
     """
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
-    if p.ndim == 1 or (p.ndim == 2 and p.shape[1] == 1):
-        p = np.stack([1 - p.ravel(), p.ravel()], axis=1)
-    if p.ndim != 2 or labels.shape != p.shape[:1] or not labels.size:
+    if p.ndim not in (1, 2) or labels.shape != p.shape[:1] or not labels.size:
         raise ValueError(
-            f"got probabilities of shape {np.shape(probabilities)} and labels of shape {labels.shape}; "
+            f"got probabilities of shape {p.shape} and labels of shape {labels.shape}; "
             "expected [n] or [n, classes] and [n]"
         )
     if not ((p >= 0) & (p <= 1 + 1e-6)).all():  # NaN is in no range
         raise ValueError("probabilities holds NaN or a number outside 0 to 1; pass probabilities and not logits")
+    p = np.minimum(p, 1)
+    if p.ndim == 1 or p.shape[1] == 1:
+        p = np.stack([1 - p.ravel(), p.ravel()], axis=1)
     if not np.allclose(p.sum(axis=1), 1, atol=1e-3):
         raise ValueError("the probabilities of a row do not add up to 1; pass those of all classes")
     if not (np.equal(labels, np.round(labels)).all() and labels.min() >= 0 and labels.max() < p.shape[1]):
@@ -222,7 +223,8 @@ def _labelled(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 def log_loss(probabilities: Any, labels: Any) -> float:
     """Return the mean −log p of the labels, the negative log likelihood of one input (units: nats).
 
-    probabilities: `[n, classes]`, or `[n]` for class 1 of two. A probability of 0 counts as 2 · 10⁻³⁰⁸.
+    probabilities: `[n, classes]`, or `[n]` for class 1 of two. A probability of 0 counts as 2 · 10⁻³⁰⁸, a loss of 708:
+    give float64, because in float32 a probability is 1 from a logit of 17 on.
     """
     p, labels = _labelled(probabilities, labels)
     return float(-np.mean(np.log(np.maximum(p[np.arange(len(p)), labels], np.finfo(np.float64).tiny))))
@@ -256,8 +258,8 @@ def calibration_error(probabilities: Any, labels: Any, bins: int = 10) -> float:
     p, labels = _labelled(probabilities, labels)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
-    in_bins = [index == b for b in np.unique(index)]
-    return float(sum(abs(right[here].mean() - confidence[here].mean()) * here.mean() for here in in_bins))
+    bins_with_inputs = [index == b for b in np.unique(index)]
+    return float(sum(abs(right[b].mean() - confidence[b].mean()) * b.mean() for b in bins_with_inputs))
 
 
 def rejection_curve(errors: Any, score: Any) -> Float[np.ndarray, " n"]:

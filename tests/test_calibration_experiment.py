@@ -100,7 +100,7 @@ def row(cell, accepted=True, shift=-0.1):
         for loss in losses
         if not (cell.problem == "real/diabetes" and "temperature" in name)
     }
-    return fake(cell, accepted, map_scale_number=0.25, map_kronecker_factor=2.0, **columns)
+    return fake(cell, accepted, map_scale_number=0.25, map_evidence_factor=2.0, **columns)
 
 
 IRIS, DIABETES = Cell("real/iris", study="calibration"), Cell("real/diabetes", study="calibration")
@@ -118,6 +118,13 @@ def test_changes_are_paired_with_the_network_that_a_predictor_is_built_on(output
     assert groups["real/iris"]["map_scale_number"].mean == 0.25
     change = groups["classifications"]["map_scale_loss_gain"]
     assert (change.mean, change.count) == (pytest.approx(-0.1), 20)
+    two_priors = summarise(
+        [row(dataclasses.replace(IRIS, seed=s, prior=p)) for s in range(5) for p in ("unit", "fan_in")]
+    )
+    counts = {
+        name: two_priors.numbers.groups["classifications"][f"{name}_scale_loss_gain"].count for name in ("map", "mle")
+    }
+    assert counts == {"map": 10, "mle": 5}
     assert groups["classifications"]["map_scale_loss_gain_p"].mean < 0.001
     assert "map_loss_gain" not in groups["classifications"]
     regression = groups["regression"]
@@ -139,7 +146,7 @@ def test_report_and_figure_show_every_predictor(outputs):
     figure.canvas.draw()
     assert len(figure.axes) == 3
     assert all(axis.get_xlabel() for axis in figure.axes)
-    assert len(figure.axes[0].get_yticklabels()) == 10
+    assert len(figure.axes[0].get_yticklabels()) == 11
 
 
 def test_rows_that_were_not_accepted_change_nothing():

@@ -169,4 +169,5 @@ def test_features_that_are_not_scaled_are_said(scales, message):
         LogDensity.of(lambda p, x: x @ p["w"], params, xs, np.arange(50) % 2, "binary")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        LogDensity.of(lambda p, x: x @ p["w"], params, xs / xs.std(axis=0), np.arange(50) % 2, "binary")
+        for fine in (xs / xs.std(axis=0), np.stack([xs[:, 0] / scales[0], np.full(50, 0.1)], axis=1)):
+            LogDensity.of(lambda p, x: x @ p["w"], params, fine, np.arange(50) % 2, "binary")

@@ -242,6 +242,14 @@ def test_the_scale_is_0_where_uncertainty_does_not_help():
     np.testing.assert_array_equal(u.epistemic, 0)
 
 
+def test_a_network_that_is_certain_and_wrong_has_a_finite_loss():
+    """In float32 a probability is 1 from a logit of 17 on, and the loss of the other label is that of the logit."""
+    params, xs = {"w": jnp.asarray([40.0])}, jnp.ones((4, 1))
+    fit = isouq.fit_scale(lambda p, x: x @ p["w"], params, xs, np.array([1, 1, 1, 0]), "binary")
+    assert fit.log_loss_of_params == pytest.approx(10.0)
+    assert fit.log_loss < 2
+
+
 @jax.tree_util.register_static
 class Own:
     """A covariance of one's own: it has the quadratic form alone."""
@@ -255,6 +263,10 @@ def test_a_covariance_of_ones_own_and_jit():
     got = isouq.predictive(log_density.predict, params, log_density.xs, "multiclass", Own())
     want = isouq.predictive(log_density.predict, params, log_density.xs, "multiclass", Identity(1.0))
     np.testing.assert_allclose(got.mean, want.mean, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"covariance is a Own, which cannot be scaled; give it a method scaled\(factor\)"
+    ):
+        isouq.fit_scale(log_density.predict, params, log_density.xs, log_density.ys, "multiclass", Own())
     with pytest.raises(ValueError, match="covariance is a Own, which cannot be sampled; use method='probit'"):
         isouq.predictive(log_density.predict, params, log_density.xs, "multiclass", Own(), method="weights", key=KEY)
 

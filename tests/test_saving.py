@@ -49,6 +49,21 @@ def test_a_model_of_one_leaf(params, tmp_path):
         check_same(covariance, path, params)
 
 
+def test_bfloat16_comes_back_in_float32(tmp_path):
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    save(tmp_path / "covariance.npz", Diagonal({"w": jnp.full(3, 0.5, jnp.bfloat16)}))
+    again = load(tmp_path / "covariance.npz", params)
+    np.testing.assert_array_equal(again.variances["w"], np.full(3, 0.5, np.float32))
+
+
+def test_a_newer_format_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("isouq.covariance._saving._FORMAT", 2)
+    save(tmp_path / "covariance.npz", Identity(1.0))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="holds Identity in format 2, and this isouq reads 1; save it again"):
+        load(tmp_path / "covariance.npz", {"w": jnp.ones(3)})
+
+
 def test_a_scale_comes_back(tmp_path):
     log_density, params = case("binary")
     fit = isouq.fit_scale(log_density.predict, params, log_density.xs, log_density.ys, "binary")
@@ -73,7 +88,7 @@ def test_wrong_files_are_one_clear_line(tmp_path):
     other = {"w": jnp.ones((2, 3)), "v": jnp.ones(5)}
     for structure in STRUCTURES:
         save(path, laplace(log_density, params, structure=structure, rank=4))
-        with pytest.raises(ValueError, match="covariance") as error:
+        with pytest.raises(ValueError, match=r"does not fit params|is for 21 parameters|is for 18 parameters") as error:
             load(path, other)
         assert "\n" not in str(error.value)
     whole = path.read_bytes()

@@ -64,7 +64,7 @@ STUDIES = {
     "covariance": Study(2, _dense(4.0), covariance.measure),
     "decomposition": Study(2, _dense(1.0), decomposition.measure),
     "estimators": Study(1, _dense(20.0), estimators.measure),
-    "calibration": Study(1, lambda configuration: 5.0, calibration.measure),
+    "calibration": Study(2, lambda configuration: 5.0, calibration.measure),
     "spectrum": Study(2, _dense(0.5), spectrum.measure),
     "lineage": Study(1, lambda configuration: 8.0, lineage.measure),
 }

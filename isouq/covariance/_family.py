@@ -86,6 +86,7 @@ class Diagonal(StructuredCovariance):
 
     def deviation(self, params: Any) -> DrawDeviation:
         """Return the function from a key to one draw of N(0, diag(variances))."""
+        self.forms(params)
         return lambda key: jax.tree.map(
             lambda noise, variances: jnp.sqrt(variances) * noise, standard_normal(key, params), self.variances
         )
@@ -157,7 +158,9 @@ class Kronecker(StructuredCovariance):
         factors = jax.tree.map(
             lambda pair: (jnp.sqrt(factor) * pair[0], pair[1]),
             self.factors,
-            is_leaf=lambda node: isinstance(node, (tuple, list)) and all(hasattr(part, "shape") for part in node),
+            is_leaf=lambda node: (
+                isinstance(node, (tuple, list)) and len(node) == 2 and all(hasattr(part, "shape") for part in node)
+            ),
         )
         return replace(self, factors=factors)
 

@@ -14,7 +14,7 @@ The argument `scales` of all functions is s, one number for each leaf in the ord
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -37,7 +37,7 @@ class Determination(NamedTuple):
     gamma: np.ndarray
 
 
-@runtime_checkable
+@runtime_checkable  # the tests check types while they run
 class Fitted(Protocol):
     """A curvature in one structure."""
 
@@ -57,6 +57,7 @@ class FittedDense:
     matrix: np.ndarray
     curvature: str
     params: Any
+    _last: list[Any] = field(default_factory=list, repr=False, compare=False)  # the last S, with its eigenpairs
 
     def covariance(self, scales: Scales) -> Dense:
         """Return Σ; its factor is S V (I + λ)^−½ with the eigenpairs λ, V of SCS."""
@@ -71,8 +72,15 @@ class FittedDense:
         return _determine(values, vectors, self.params)
 
     def eigh(self, sd: np.ndarray) -> Any:
-        """Return eigenvalues and eigenvectors of SCS; sd: S `[P]`."""
-        return np.linalg.eigh(sd[:, None] * (self.matrix + self.matrix.T) / 2 * sd)
+        """Return eigenvalues and eigenvectors of SCS; sd: S `[P]`. A multiple of the last S has the same vectors."""
+        if self._last:
+            last, values, vectors = self._last
+            factor = common_factor(sd, last)
+            if factor is not None:
+                return values * factor**2, vectors
+        values, vectors = np.linalg.eigh(sd[:, None] * (self.matrix + self.matrix.T) / 2 * sd)
+        self._last[:] = sd, values, vectors
+        return values, vectors
 
 
 @dataclass(frozen=True)
@@ -198,11 +206,19 @@ class FittedLowRank:
 
     def _pairs(self, sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the eigenpairs of SCS under another prior, with the part of C that these eigenpairs make up."""
-        ratio = sd / self.sd
-        if np.ptp(ratio) <= 1e-6 * ratio.max():  # one factor for all: the same eigenvectors
-            return self.values * ratio.mean() ** 2, self.vectors
-        left, roots, _ = np.linalg.svd(ratio[:, None] * self.vectors * np.sqrt(self.values), full_matrices=False)
+        factor = common_factor(sd, self.sd)
+        if factor is not None:
+            return self.values * factor**2, self.vectors
+        left, roots, _ = np.linalg.svd(
+            (sd / self.sd)[:, None] * self.vectors * np.sqrt(self.values), full_matrices=False
+        )
         return np.square(roots), left
+
+
+def common_factor(sd: np.ndarray, other: np.ndarray) -> float | None:
+    """Return the factor of sd to another prior where it is one for all parameters; else None."""
+    ratio = sd / other
+    return float(ratio.mean()) if np.ptp(ratio) <= 1e-6 * ratio.max() else None
 
 
 def _determine(values: np.ndarray, vectors: np.ndarray, params: Any) -> Determination:

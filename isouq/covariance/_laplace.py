@@ -70,9 +70,9 @@ def laplace(
             decompositions on the host included. As many data and outputs at a time as fit are used, after a few
             compilations. It cannot be given together with batch_size or batches.
         batches: an iterable of pairs (xs, ys), read once, whose sum of curvatures is used in place of that of the data
-            of log_density, which then are any few rows. They are NumPy arrays or what `numpy.asarray` takes, such as
-            the tensors of a torch DataLoader. Batches of another size compile another program. Not for "low_rank",
-            which takes many passes.
+            of log_density, which then are a few rows, with two classes at least. They are NumPy arrays or what
+            `numpy.asarray` takes, such as the tensors of a torch DataLoader. Batches of another size compile another
+            program. Not for "low_rank", which takes many passes.
         progress: with batches, function that is called with the number of data so far after each of them.
         checkpoint: with batches, a file from which an interrupted sum goes on, if batches gives the same ones again.
             It is written every minute and at the end. A file that is damaged or belongs to another model, other
@@ -248,12 +248,21 @@ def _fit_stream(request: _limits.Request, stream: Stream, batch_size: int) -> tu
         sums = _PROGRAMS[structure](batch, params, curvature, batch_size, None)
         if structure == "kronecker":  # the first factor is a mean
             sums = [(first * batch.ys.shape[0], second) for first, second in sums]
-        return sums, log_likelihood_of(batch, params)
+        return sums, np.float64(log_likelihood_of(batch, params))
 
     (sums, log_likelihood), rows = sum_over_batches(part, stream, log_density, params, f"{curvature} {structure}")
     if structure == "kronecker":
         sums = [(first / rows, second) for first, second in sums]
     return _fitted(structure, sums, curvature, params), float(log_likelihood)
+
+
+def sum_log_likelihood(log_density: LogDensity, params: Any, rows: int = 1024) -> float:
+    """Return the log likelihood at params, summed in float64 over so many rows at a time."""
+    size, total = log_density.ys.shape[0], 0.0
+    for first in range(0, size, rows):
+        xs, ys = jax.tree.map(lambda leaf, i=first: leaf[i : i + rows], (log_density.xs, log_density.ys))
+        total += float(log_likelihood_of(dataclasses.replace(log_density, xs=xs, ys=ys), params))
+    return total
 
 
 @jax.jit

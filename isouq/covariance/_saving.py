@@ -11,6 +11,7 @@ import numpy as np
 from isouq import _files
 from isouq.covariance._dense import Dense
 from isouq.covariance._family import Diagonal, Identity, Kronecker, LowRank
+from isouq.gradnorm._factors import at_least_float32
 
 # What a field is: an array or number; a pytree like the parameters; or such a pytree of pairs.
 _FIELDS: dict[type, dict[str, str]] = {
@@ -43,7 +44,7 @@ def save(path: Path | str, covariance: Any) -> None:
         is_number = isinstance(value, (int, float)) or hasattr(value, "dtype")
         kinds[field] = "none" if value is None else "array" if is_number else kind
         for number, leaf in enumerate(jax.tree.leaves(value)):
-            arrays[f"{field}.{number}"] = np.asarray(leaf)
+            arrays[f"{field}.{number}"] = np.asarray(leaf, at_least_float32(jnp.result_type(leaf)))
     header = json.dumps({"format": _FORMAT, "class": type(covariance).__name__, "kinds": kinds})
     _files.replace(Path(path), lambda file: np.savez(file, allow_pickle=False, header=np.array(header), **arrays))
 
@@ -62,15 +63,18 @@ def load(path: Path | str, params: Any) -> Saveable:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             header = json.loads(str(stored["header"]))
             arrays = {name: stored[name] for name in stored.files if name != "header"}
-        cls, kinds = _CLASSES[header["class"]], header["kinds"]
-        version = header["format"]
-        fields = {field: _as_field(kinds[field], field, arrays, params) for field in _FIELDS[cls]}
+        version, name, kinds = header["format"], header["class"], header["kinds"]
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file can raise almost anything
         raise ValueError(f"{path} is damaged, or no file of isouq.covariance.save ({type(error).__name__})") from error
-    if version != _FORMAT:
-        raise ValueError(f"{path} has format {version}, and this isouq reads {_FORMAT}; save it again")
+    if version != _FORMAT or name not in _CLASSES:
+        raise ValueError(f"{path} holds {name} in format {version}, and this isouq reads {_FORMAT}; save it again")
+    cls = _CLASSES[name]
+    try:
+        fields = {field: _as_field(kinds[field], field, arrays, params) for field in _FIELDS[cls]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} does not fit params: another number of arrays; load it for the same model") from error
     covariance = cls(**fields)
     if isinstance(covariance, Dense):
         size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))

@@ -1,5 +1,6 @@
 """Sums over data that come in batches, read once, with progress and a checkpoint."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from isouq import _checks
 from isouq._checkpoint import Checkpoint, Saved, fingerprint
+from isouq._frozen import first_row
 from isouq.density import LogDensity
 
 _SECONDS = 60.0  # between two writes of a checkpoint
@@ -33,43 +35,59 @@ def sum_over_batches(
 ) -> tuple[Any, int]:
     """Return the sum of `part` over the batches, and the number of data.
 
-    part: function from a log density with the data of one batch to a pytree of arrays. name: what is summed; a
+    part: function from a log density with the data of one batch to a pytree of arrays, whose last is the log
+    likelihood. name: what is summed; a
     checkpoint of another sum, other parameters or another model is not used.
 
-    Batches that a checkpoint has in its sum are read and skipped.
+    Batches that a checkpoint has in its sum are read and skipped. The first of them is summed again: its part tells
+    whether model, parameters and data are those of the checkpoint.
     """
-    total, rows, skipped = None, np.zeros((), np.int64), 0
-    checkpoint = None
+    total: Any = None
+    rows, skipped, rows_read = np.zeros((), np.int64), 0, 0
+    checkpoint, number = None, -1
     for number, batch in enumerate(_densities(stream.batches, log_density, params)):
+        rows_read += batch.ys.shape[0]
+        added = part(batch) if number == 0 or number >= skipped else None
         if number == 0 and stream.checkpoint is not None:
-            mark = fingerprint({"sum": name}, (log_density.predict, log_density.noise, params))
+            settings = {
+                "sum": name,
+                "kind": log_density.kind,
+                "log_likelihood": f"{float(jax.tree.leaves(added)[-1]):.4g}",
+            }
+            mark = fingerprint(settings, (log_density.noise, params, batch.xs, batch.ys))
             checkpoint = Checkpoint(stream.checkpoint, _SECONDS, mark)
-            saved = checkpoint.load((jax.eval_shape(part, batch), rows), None)
+            saved = checkpoint.load((added, rows), None)
             if saved is not None:
                 skipped, (total, rows) = saved.blocks, saved.state
         if number >= skipped:
-            added = part(batch)
-            total = added if total is None else jax.tree.map(jnp.add, total, added)
+            total = added if total is None else jax.tree.map(operator.add, total, added)
             rows = rows + batch.ys.shape[0]
             if checkpoint is not None and checkpoint.due():
                 checkpoint.save(Saved(number + 1, (total, rows), None))
+        elif number + 1 == skipped and rows_read != rows:
+            raise ValueError(_other_batches(stream, skipped, int(rows), number + 1, rows_read))
         if stream.progress is not None:
             stream.progress(int(rows))
     if total is None:
         raise ValueError("batches is empty; expected an iterable of pairs (xs, ys)")
     if number + 1 < skipped:
-        raise ValueError(
-            f"the checkpoint {stream.checkpoint} has {skipped} batches, and batches gave {number + 1}; remove the file "
-            "or give the same batches again"
-        )
+        raise ValueError(_other_batches(stream, skipped, int(rows), number + 1, rows_read))
     if checkpoint is not None:
         checkpoint.save(Saved(number + 1, (total, rows), None))
     return total, int(rows)
 
 
+def _other_batches(stream: Stream, skipped: int, rows: int, batches_read: int, rows_read: int) -> str:
+    return (
+        f"the checkpoint {stream.checkpoint} has {skipped} batches of {rows} rows, and batches gave {batches_read} of "
+        f"{rows_read}; remove the file or give the same batches again"
+    )
+
+
 def _densities(batches: Iterable[Any], log_density: LogDensity, params: Any) -> Iterator[LogDensity]:
     """Return the log density with the data of each batch; raise for a batch that does not fit."""
-    num_outputs = jax.eval_shape(log_density.predict, params, jax.tree.map(lambda leaf: leaf[0], log_density.xs)).shape
+    num_outputs = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
+    dtype = log_density.ys.dtype if log_density.kind != "regression" else jnp.result_type(jnp.float32, log_density.ys)
     for number, batch in enumerate(batches):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise ValueError(f"batch {number} is a {type(batch).__name__}; expected pairs (xs, ys)")
@@ -79,7 +97,8 @@ def _densities(batches: Iterable[Any], log_density: LogDensity, params: Any) -> 
             check_like(xs, log_density.xs)
         except ValueError as error:
             raise ValueError(f"batch {number}: {error}") from error
-        yield replace(log_density, xs=jax.tree.map(jnp.asarray, xs), ys=jnp.asarray(ys, log_density.ys.dtype))
+        xs = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, jnp.result_type(like)), xs, log_density.xs)
+        yield replace(log_density, xs=xs, ys=jnp.asarray(ys, dtype))
 
 
 def check_like(xs: Any, like: Any) -> None:

@@ -11,6 +11,7 @@ from experiments.synthetic.presets.real import PRIORS
 from experiments.synthetic.real_data import REAL
 from isouq.stats import Interval, clustered_bootstrap
 
+MIN_PROBLEMS = 4  # data sets of a family that is tested; see `isouq.stats.clustered_bootstrap` for fewer
 CLASSIFICATIONS, REGRESSION = "classifications", "regression"
 
 
@@ -53,7 +54,10 @@ def numbers(results: Sequence[Result]) -> Numbers:
         families.setdefault(REGRESSION if is_regression else CLASSIFICATIONS, []).append(model)
     changes = []
     for family, models in families.items():
-        is_tested = len(models) > 2 and min(model.seeds for model in models) >= MIN_SEEDS
+        is_tested = (
+            len({model.problem for model in models}) >= MIN_PROBLEMS
+            and min(model.seeds for model in models) >= MIN_SEEDS
+        )
         for name, (base, _) in PREDICTORS.items():
             for loss in LOSSES:
                 differences = [
