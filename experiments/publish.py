@@ -105,7 +105,8 @@ def fill_numbers(template: str, results: Path) -> str:
         if match[1].strip().endswith("_p"):
             return p_value(interval.mean)
         if match[1].strip().endswith("_gain"):
-            return f"{interval.mean:+.2f} {tables.bounds(interval, 2)}"
+            digits = 2 if max(map(abs, (interval.mean, interval.low, interval.high))) >= 0.1 else 3
+            return f"{interval.mean:+.{digits}f} {tables.bounds(interval, digits)}"
         digits = 0 if abs(interval.mean) >= 100 else 2 if abs(interval.mean) >= 0.01 else 4
         return f"{tables.number(interval.mean, digits)} {tables.bounds(interval, digits)}"
 
