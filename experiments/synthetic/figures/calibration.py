@@ -23,7 +23,6 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     names = [name for name in PREDICTORS if any(one.name == name for one in changes)]
     figure, axes = plt.subplots(1, len(LOSSES), figsize=(10.5, 1.2 + 0.26 * max(len(names), 1)), sharey=True)
     figure.set_layout_engine("constrained", w_pad=0.1)
-    axes[0].set_xscale("symlog", linthresh=0.1)  # a network that is too certain loses ten times as much as others
     for axis, (loss, title) in zip(axes, LOSSES.items(), strict=True):
         axis.axvline(0, color="black", lw=0.8)
         for one in changes:
@@ -32,7 +31,7 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
                 filled = colour if one.p < ALPHA else "white"
                 axis.plot([one.interval.low, one.interval.high], [y, y], color=colour, lw=1.2)
                 axis.plot(one.interval.mean, y, "o", ms=5, color=colour, mfc=filled)
-        axis.set_xlabel(f"change of {title}" + (", log beyond ± 0.1" if loss == "loss" else ""), fontsize=8)
+        axis.set_xlabel(f"change of {title}", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), [PREDICTORS[name][1] for name in names], fontsize=7)
