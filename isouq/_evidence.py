@@ -10,8 +10,8 @@ import scipy.optimize
 
 from isouq import _checks
 from isouq._predictive import linear_moments, minimise_over_decades
-from isouq.covariance._fitted import Fitted
-from isouq.covariance._laplace import Fit, fit_curvature, sum_log_likelihood
+from isouq.covariance._laplace import CurvatureFit, fit_curvature, sum_log_likelihood
+from isouq.covariance._structures import Curvature
 from isouq.density import LogDensity
 
 SCOPES = ("model", "layer")
@@ -106,7 +106,7 @@ def choose_prior(
     if validation is not None and per != "model":
         raise ValueError("per is 'layer' and validation was given; layers are chosen by the evidence, so give one")
     fit = fit_curvature(log_density, params, curvature, structure, **_refuse_damping(options))
-    fitted, start = fit.curvature, np.asarray(fit.scales)
+    data_curvature, start = fit.curvature, np.asarray(fit.scales)
     evidence = Evidence.of(fit)
     log_loss = None
     if validation is None:
@@ -118,14 +118,16 @@ def choose_prior(
 
         def loss(scales: np.ndarray) -> float:
             try:
-                covariance = fitted.covariance(scales)
+                covariance = data_curvature.covariance(scales)
             except ValueError:  # the data outweigh so wide a prior too much for a low-rank form
                 return float("inf")
             return _held_out_loss(log_density, params, validation, covariance, fit.batch_size)
 
         scales = minimise_over_decades(lambda factor: loss(factor * start), 1.0, _DECADES) * start
         log_loss = loss(scales)
-    return PriorChoice(_with_scales(log_density, scales), fitted.covariance(scales), evidence(scales)[0], log_loss)
+    return PriorChoice(
+        _with_scales(log_density, scales), data_curvature.covariance(scales), evidence(scales)[0], log_loss
+    )
 
 
 class Evidence(NamedTuple):
@@ -134,13 +136,13 @@ class Evidence(NamedTuple):
     log_likelihood: log p(D|θ). squares: ‖θ_l‖² of each leaf.
     """
 
-    fitted: Fitted
+    curvature: Curvature
     log_likelihood: float
     squares: np.ndarray
 
     @classmethod
-    def of(cls, fit: Fit) -> "Evidence":
-        """Return the evidence of a fitted curvature."""
+    def of(cls, fit: CurvatureFit) -> "Evidence":
+        """Return the evidence of the model and data of a curvature."""
         log_density, params = fit.request.log_density, fit.request.params
         squares = [np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(params)]
         log_likelihood = fit.log_likelihood
@@ -150,7 +152,7 @@ class Evidence(NamedTuple):
 
     def __call__(self, scales: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the evidence, and its derivative by the logarithm of each standard deviation."""
-        determination = self.fitted.determine(scales)
+        determination = self.curvature.determine(scales)
         misfit = self.squares / scales**2
         return self.log_likelihood - (misfit.sum() + determination.log_determinant) / 2, misfit - determination.gamma
 

@@ -197,7 +197,7 @@ def auroc(wrong: Any, score: Any) -> float:
     return float((ranks[wrong].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _labelled(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check_labels(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities `[n, classes]` in float64 and labels `[n]`; raise unless they fit to each other.
 
     One column, or none, is the probability of class 1 of two.
@@ -226,7 +226,7 @@ def log_loss(probabilities: Any, labels: Any) -> float:
     probabilities: `[n, classes]`, or `[n]` for class 1 of two. A probability of 0 counts as 2 · 10⁻³⁰⁸, a loss of 708:
     give float64, because in float32 a probability is 1 from a logit of 17 on.
     """
-    p, labels = _labelled(probabilities, labels)
+    p, labels = _check_labels(probabilities, labels)
     return float(-np.mean(np.log(np.maximum(p[np.arange(len(p)), labels], np.finfo(np.float64).tiny))))
 
 
@@ -245,7 +245,7 @@ def brier_score(probabilities: Any, labels: Any) -> float:
 
     For two classes that is twice (p₁ − y)². Source: Brier (1950).
     """
-    p, labels = _labelled(probabilities, labels)
+    p, labels = _check_labels(probabilities, labels)
     return float(np.mean(np.sum(np.square(p - np.eye(p.shape[1])[labels]), axis=1)))
 
 
@@ -255,7 +255,7 @@ def calibration_error(probabilities: Any, labels: Any, bins: int = 10) -> float:
     Confidence is the largest probability of an input, and the bins are of equal width. Few inputs a bin make it too
     large. Source: Guo et al. (2017).
     """
-    p, labels = _labelled(probabilities, labels)
+    p, labels = _check_labels(probabilities, labels)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     bins_with_inputs = [index == b for b in np.unique(index)]

@@ -18,7 +18,7 @@ import isouq
 from isouq import stats
 from isouq._evidence import layers
 from isouq.covariance import laplace
-from isouq.covariance._laplace import Fit, fit_curvature
+from isouq.covariance._laplace import CurvatureFit, fit_curvature
 from isouq.posterior import LogDensity
 
 STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
@@ -331,4 +331,4 @@ def test_a_wrong_choice_is_one_clear_line():
     with pytest.raises(ValueError, match="damping was given; an evidence has a prior and no damping"):
         isouq.choose_prior(log_density, params, damping=1.0)
     fit = fit_curvature(log_density, params)
-    assert isinstance(fit, Fit)
+    assert isinstance(fit, CurvatureFit)

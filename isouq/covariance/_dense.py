@@ -13,13 +13,13 @@ from jaxtyping import Array, Float
 from isouq import _checks
 from isouq._frozen import freeze
 from isouq.covariance._curvature import hessian
-from isouq.covariance._draws import DrawDeviation, Sampled, standard_normal
+from isouq.covariance._draws import DrawDeviation, SampleMixin, standard_normal
 from isouq.covariance._limits import check_matrix
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Dense(Sampled):
+class Dense(SampleMixin):
     """Σ = W Wᵀ for a model of P parameters, stored as the factor W `[P, P]`: gᵀΣg = ‖Wᵀg‖² ≥ 0.
 
     factor: W, whose rows are in the order of `jax.flatten_util.ravel_pytree(params)`.

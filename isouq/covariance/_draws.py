@@ -13,7 +13,7 @@ from isouq.gradnorm._factors import at_least_float32
 DrawDeviation = Callable[[Array], Any]  # from a random key to one draw of N(0, Σ), a pytree like the parameters
 
 
-class Sampled:
+class SampleMixin:
     """A covariance that can be sampled. Subclasses define `deviation` and `scaled`."""
 
     def deviation(self, params: Any) -> DrawDeviation:

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from isouq import _checks
-from isouq.covariance._draws import DrawDeviation, Sampled, standard_normal
+from isouq.covariance._draws import DrawDeviation, SampleMixin, standard_normal
 from isouq.gradnorm import Form
 from isouq.gradnorm._forms import quadratic
 
@@ -23,7 +23,7 @@ class Covariance(Protocol):
         ...
 
 
-class StructuredCovariance(Sampled):
+class StructuredCovariance(SampleMixin):
     """A covariance that is one `isouq.gradnorm.Form` for each leaf, applied without forming gradients.
 
     Subclasses define `forms`, `deviation` and `scaled`.

@@ -18,16 +18,16 @@ from isouq.covariance import _curvature, _limits
 from isouq.covariance._curvature import CURVATURES
 from isouq.covariance._dense import Dense
 from isouq.covariance._family import Diagonal, Kronecker, LowRank
-from isouq.covariance._fitted import (
-    Fitted,
-    FittedDense,
-    FittedDiagonal,
-    FittedKronecker,
-    FittedLowRank,
+from isouq.covariance._stream import Stream, sum_over_batches
+from isouq.covariance._structures import (
+    Curvature,
+    DenseCurvature,
+    DiagonalCurvature,
+    KroneckerCurvature,
+    LowRankCurvature,
     leaf_dtype,
     spread,
 )
-from isouq.covariance._stream import Stream, sum_over_batches
 from isouq.density import LogDensity
 
 _BATCH_SIZE = 128
@@ -118,14 +118,14 @@ def laplace(
         return fit.curvature.covariance(fit.scales)
 
 
-class Fit(NamedTuple):
+class CurvatureFit(NamedTuple):
     """A curvature with what it was fitted to.
 
     scales: the standard deviation under prior and damping, one number for each leaf. log_likelihood: that of the data
     in batches; None where the data are those of the log density.
     """
 
-    curvature: Fitted
+    curvature: Curvature
     scales: list[float]
     log_likelihood: float | None
     request: _limits.Request
@@ -146,7 +146,7 @@ def fit_curvature(
     batches: Iterable[Any] | None = None,
     progress: Callable[[int], None] | None = None,
     checkpoint: Path | str | None = None,
-) -> Fit:
+) -> CurvatureFit:
     """Return the curvature of `laplace`, to which any prior can be added; see there for the arguments."""
     if _checks.is_traced((log_density, params)):
         raise ValueError("laplace was called under jit or vmap; build the covariance outside and pass it in")
@@ -190,9 +190,11 @@ def fit_curvature(
     batch_size = _BATCH_SIZE if batch_size is None else batch_size
     with _limits.explain(request, batch_size):
         if stream is None:
-            return Fit(_fit(request, scales, key, batch_size, max_bytes), scales, None, request, batch_size)
-        fitted, log_likelihood = _fit_stream(request, stream, batch_size)
-    return Fit(fitted, scales, log_likelihood, request, batch_size)
+            return CurvatureFit(
+                _curvature_in_memory(request, scales, key, batch_size, max_bytes), scales, None, request, batch_size
+            )
+        data_curvature, log_likelihood = _curvature_of_stream(request, stream, batch_size)
+    return CurvatureFit(data_curvature, scales, log_likelihood, request, batch_size)
 
 
 def prior_and_damping(log_density: LogDensity, damping: float) -> list[float]:
@@ -200,7 +202,9 @@ def prior_and_damping(log_density: LogDensity, damping: float) -> list[float]:
     return [float(1 / np.sqrt(1 / np.float64(s) ** 2 + damping)) for s in jax.tree.leaves(log_density.scales)]
 
 
-def _fit(request: _limits.Request, scales: list[float], key: Any, batch_size: int, max_bytes: int | None) -> Fitted:
+def _curvature_in_memory(
+    request: _limits.Request, scales: list[float], key: Any, batch_size: int, max_bytes: int | None
+) -> Curvature:
     """Return the curvature on the data of the log density, by programs that keep to batch_size or to max_bytes.
 
     scales: the prior in whose units "low_rank" looks for eigenpairs.
@@ -223,13 +227,13 @@ def _fit(request: _limits.Request, scales: list[float], key: Any, batch_size: in
     sums = program(*args, batch_size, rows)
     if by_lanczos:
         values, vectors = _ritz_pairs(sums, log_density, params, sd, curvature, batch_size, rows)
-        return FittedLowRank.of(values, vectors, spread(scales, params), params, rank)
+        return LowRankCurvature.of(values, vectors, spread(scales, params), params, rank)
     if structure != "low_rank":
-        return _fitted(structure, sums, curvature, params)
-    dense = _fitted("dense", sums, curvature, params)
+        return _curvature_from_sums(structure, sums, curvature, params)
+    dense = _curvature_from_sums("dense", sums, curvature, params)
     flat_sd = spread(scales, params)
     values, vectors = dense.eigh(flat_sd)
-    return FittedLowRank.of(values, vectors, flat_sd, params, rank)
+    return LowRankCurvature.of(values, vectors, flat_sd, params, rank)
 
 
 _PROGRAMS: dict[str, Any] = {
@@ -240,7 +244,7 @@ _PROGRAMS: dict[str, Any] = {
 }
 
 
-def _fit_stream(request: _limits.Request, stream: Stream, batch_size: int) -> tuple[Fitted, float]:
+def _curvature_of_stream(request: _limits.Request, stream: Stream, batch_size: int) -> tuple[Curvature, float]:
     """Return the curvature on the data of a stream, and their log likelihood."""
     structure, log_density, params, curvature, _ = request
 
@@ -253,7 +257,7 @@ def _fit_stream(request: _limits.Request, stream: Stream, batch_size: int) -> tu
     (sums, log_likelihood), rows = sum_over_batches(part, stream, log_density, params, f"{curvature} {structure}")
     if structure == "kronecker":
         sums = [(first / rows, second) for first, second in sums]
-    return _fitted(structure, sums, curvature, params), float(log_likelihood)
+    return _curvature_from_sums(structure, sums, curvature, params), float(log_likelihood)
 
 
 def sum_log_likelihood(log_density: LogDensity, params: Any, rows: int = 1024) -> float:
@@ -271,17 +275,17 @@ def log_likelihood_of(log_density: LogDensity, params: Any) -> jax.Array:
     return log_density.log_likelihood(params)
 
 
-def _fitted(structure: str, sums: Any, curvature: str, params: Any) -> Any:
+def _curvature_from_sums(structure: str, sums: Any, curvature: str, params: Any) -> Any:
     """Return the curvature in one structure from what its program computes."""
     _check_finite(*jax.tree.leaves(sums))
     if structure == "kronecker":
-        return FittedKronecker.of(sums, params)
+        return KroneckerCurvature.of(sums, params)
     if structure == "dense":
-        return FittedDense(np.asarray(sums, np.float64), curvature, params)
+        return DenseCurvature(np.asarray(sums, np.float64), curvature, params)
     leaves = jax.tree.leaves(params)
     parts = np.split(np.asarray(sums), np.cumsum([np.size(leaf) for leaf in leaves])[:-1])
     shaped = [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
-    return FittedDiagonal(shaped, curvature, params)
+    return DiagonalCurvature(shaped, curvature, params)
 
 
 def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRank:

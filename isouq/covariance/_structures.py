@@ -38,7 +38,7 @@ class Determination(NamedTuple):
 
 
 @runtime_checkable  # the tests check types while they run
-class Fitted(Protocol):
+class Curvature(Protocol):
     """A curvature in one structure."""
 
     def covariance(self, scales: Scales) -> Any:
@@ -51,7 +51,7 @@ class Fitted(Protocol):
 
 
 @dataclass(frozen=True)
-class FittedDense:
+class DenseCurvature:
     """C as a matrix `[P, P]`, float64. curvature: its name. params: the parameters, for shapes and dtypes."""
 
     matrix: np.ndarray
@@ -84,7 +84,7 @@ class FittedDense:
 
 
 @dataclass(frozen=True)
-class FittedDiagonal:
+class DiagonalCurvature:
     """The diagonal of C: an array for each leaf."""
 
     entries: list[np.ndarray]
@@ -124,14 +124,14 @@ class _Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FittedKronecker:
+class KroneckerCurvature:
     """KFAC's factors of every leaf by their eigenvalues and eigenvectors."""
 
     blocks: list[_Block]
     params: Any
 
     @classmethod
-    def of(cls, factors: list[Any], params: Any) -> "FittedKronecker":
+    def of(cls, factors: list[Any], params: Any) -> "KroneckerCurvature":
         """Return the eigendecomposition of the factors (A, B) of every leaf."""
         blocks = []
         for (first, second), leaf in zip(factors, jax.tree.leaves(params), strict=True):
@@ -158,7 +158,7 @@ class FittedKronecker:
 
 
 @dataclass(frozen=True)
-class FittedLowRank:
+class LowRankCurvature:
     """The largest eigenpairs of SCS for the prior at which they were computed: what is known of C.
 
     values: `[K]`. vectors: `[P, K]`, orthonormal. sd: S of that prior `[P]`.
@@ -170,7 +170,7 @@ class FittedLowRank:
     params: Any
 
     @classmethod
-    def of(cls, values: Any, vectors: Any, sd: np.ndarray, params: Any, rank: int) -> "FittedLowRank":
+    def of(cls, values: Any, vectors: Any, sd: np.ndarray, params: Any, rank: int) -> "LowRankCurvature":
         """Return the `rank` largest of some eigenpairs."""
         values, vectors = np.asarray(values, np.float64), np.asarray(vectors, np.float64)
         top = np.argsort(values)[::-1][:rank]
