@@ -3,6 +3,7 @@
 A plain function is already a `predict`. For Equinox it is `lambda params, x: eqx.combine(params, static)(x)`.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -176,9 +177,8 @@ def from_equinox(module: Any, **kwargs: Any) -> tuple[Callable, Any]:
     Raises:
         ValueError: module is no Equinox module that can be called, or has no floating arrays.
     """
-    import equinox
-
-    if not (isinstance(module, equinox.Module) and callable(module)):
+    equinox = sys.modules.get("equinox")  # whoever has a module of it has imported it
+    if equinox is None or not (isinstance(module, equinox.Module) and callable(module)):
         raise ValueError(f"module is {_name(module)}; expected an Equinox module that was built and can be called")
     params, static = equinox.partition(equinox.nn.inference_mode(module), equinox.is_inexact_array)
     if not jax.tree.leaves(params):

@@ -235,7 +235,12 @@ def test_figures_show_every_family_within_the_axes():
     assert min(label.get_window_extent(renderer).x0 for label in differences.axes[0].get_yticklabels()) >= 0
     costs = figures["estimators_cost"]
     costs.canvas.draw()
-    assert {text.get_text() for text in costs.axes[0].texts} >= {"‖g‖²", "p(1 − p), the control"}
+    (legend,) = costs.legends
+    assert {"‖g‖²", "p(1 − p)"} <= {text.get_text() for text in legend.get_texts()}
+    marks = {line.get_marker(): line.get_ydata()[0] for line in costs.axes[0].lines if line.get_color() == "black"}
+    base = summarise(far).numbers.groups["binary/xor"]["gradient_spearman"].mean
+    assert marks["o"] == pytest.approx(base)
+    assert "x" in marks
 
 
 def test_titles_are_unlike_each_other_and_needs_are_known():

@@ -73,7 +73,7 @@ def test_maps_shares_its_cells_with_validation():
 OTHER = {
     "problem": "binary/rings", "seed": 1, "width": 4, "prior": "fan_in", "sigma": 2.0, "num_points": 50, "chains": 6,
     "num_warmup": 60, "num_draws": 70, "thin": 2, "num_leapfrog": 9, "sampler": "nuts", "resolution": 8,
-    "study": "spectrum", "max_rounds": 3, "activation": "relu",
+    "study": "spectrum", "max_rounds": 3, "activation": "relu", "give_up": True,
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ class DiagonalCurvature:
             jnp.asarray(1 / (np.maximum(entries, 0) + 1 / np.float64(s) ** 2), leaf_dtype(leaf))
             for entries, s, leaf in zip(self.entries, scales, jax.tree.leaves(self.params), strict=True)
         ]
-        relative = [entries.ravel() * s**2 for entries, s in zip(self.entries, scales, strict=True)]
+        relative = [entries.ravel() * np.float64(s) ** 2 for entries, s in zip(self.entries, scales, strict=True)]
         tree = jax.tree.unflatten(jax.tree.structure(self.params), leaves)
         return Diagonal(tree, _negative_share(relative, self.curvature))
 
