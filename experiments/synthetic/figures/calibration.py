@@ -19,18 +19,17 @@ _COLOURS = {"map": BLUE, "mle": ORANGE}
 def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     """Draw a panel for each loss on the classifications: the mean change and its interval for each predictor."""
     details: Details = numbers.details
-    changes = [one for one in details.changes if one.family == CLASSIFICATIONS and one.interval.count]
-    names = [name for name in PREDICTORS if any(one.name == name for one in changes)]
+    changes = {(name, loss): one for (family, name, loss), one in details.changes.items() if family == CLASSIFICATIONS}
+    names = list(dict.fromkeys(name for name, _ in changes))
     figure, axes = plt.subplots(1, len(LOSSES), figsize=(10.5, 1.2 + 0.26 * max(len(names), 1)), sharey=True)
     figure.set_layout_engine("constrained", w_pad=0.1)
     for axis, (loss, title) in zip(axes, LOSSES.items(), strict=True):
         axis.axvline(0, color="black", lw=0.8)
-        for one in changes:
-            if one.loss == loss:
-                y, colour = names.index(one.name), _COLOURS[PREDICTORS[one.name][0]]
-                filled = colour if one.p < ALPHA else "white"
-                axis.plot([one.interval.low, one.interval.high], [y, y], color=colour, lw=1.2)
-                axis.plot(one.interval.mean, y, "o", ms=5, color=colour, mfc=filled)
+        for y, name in enumerate(names):
+            change, colour = changes[name, loss], _COLOURS[PREDICTORS[name][0]]
+            filled = colour if change.p < ALPHA else "white"
+            axis.plot([change.interval.low, change.interval.high], [y, y], color=colour, lw=1.2)
+            axis.plot(change.interval.mean, y, "o", ms=5, color=colour, mfc=filled)
         axis.set_xlabel(f"change of {title}", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", alpha=0.3)

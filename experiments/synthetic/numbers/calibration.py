@@ -6,30 +6,19 @@ from typing import NamedTuple
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from experiments.synthetic.measure.calibration import LOSSES, PREDICTORS
-from experiments.synthetic.numbers.models import MIN_SEEDS, Model, Row, adjust, counts, numbers_of, rows_by_model
+from experiments.synthetic.numbers.estimators import SignificanceTest, significance_tests
+from experiments.synthetic.numbers.models import MIN_SEEDS, Groups, Model, Row, counts, numbers_of, rows_by_model
 from experiments.synthetic.presets.real import PRIORS
 from experiments.synthetic.real_data import REAL
-from isouq.stats import Interval, clustered_bootstrap
 
-MIN_PROBLEMS = 4  # data sets of a family that is tested; see `isouq.stats.clustered_bootstrap` for fewer
 CLASSIFICATIONS, REGRESSION = "classifications", "regression"
 
 
-class Change(NamedTuple):
-    """What a predictor changes in a loss of the network that it is built on, and the adjusted p of that change."""
-
-    family: str
-    name: str
-    loss: str
-    interval: Interval
-    p: float
-
-
 class Details(NamedTuple):
-    """The models, and the changes of every family."""
+    """The models, and the tests of what a predictor changes, by family, predictor and loss."""
 
     models: list[Model]
-    changes: list[Change]
+    changes: dict[tuple[str, str, str], SignificanceTest]
 
 
 def numbers(results: Sequence[Result]) -> Numbers:
@@ -52,28 +41,31 @@ def numbers(results: Sequence[Result]) -> Numbers:
     for model in groups:
         is_regression = REAL[model.problem].kind == "regression"
         families.setdefault(REGRESSION if is_regression else CLASSIFICATIONS, []).append(model)
-    changes = []
-    for family, models in families.items():
-        is_tested = (
-            len({model.problem for model in models}) >= MIN_PROBLEMS
-            and min(model.seeds for model in models) >= MIN_SEEDS
-        )
-        for name, (base, _) in PREDICTORS.items():
-            for loss in LOSSES:
-                differences = [
-                    _differences(groups[model], name, base, loss) for model in models if _is_own(model, base)
-                ]
-                if base and any(differences):
-                    interval, p = clustered_bootstrap(differences)
-                    changes.append(Change(family, name, loss, interval, p if is_tested else float("nan")))
-    adjusted = adjust([change.p for change in changes])
-    changes = [change._replace(p=p) for change, p in zip(changes, adjusted, strict=True)]
-    for change in changes:
-        accepted = sum(model.accepted for model in families[change.family])
-        name = f"{change.name}_{change.loss}_gain"
-        summary.append(Number.of(change.family, name, change.interval, accepted))
-        summary.append(Number.value(change.family, f"{name}_p", change.p, change.interval.count, accepted))
-    return Numbers(rows, summary, details=Details(list(groups), changes))
+    tested = {family for family, models in families.items() if min(model.seeds for model in models) >= MIN_SEEDS}
+    cases = {
+        (family, name, loss): changes
+        for family, models in families.items()
+        for name, (base, _) in PREDICTORS.items()
+        for loss in LOSSES
+        if base and any(changes := _changes_by_data_set({model: groups[model] for model in models}, name, base, loss))
+    }
+    tests = significance_tests(
+        tested, ((family, f"{name}_{loss}", groups) for (family, name, loss), groups in cases.items())
+    )
+    for test in tests:
+        accepted = sum(model.accepted for model in families[test.family])
+        summary.append(Number.of(test.family, f"{test.name}_gain", test.interval, accepted))
+        summary.append(Number.value(test.family, f"{test.name}_gain_p", test.p, test.interval.count, accepted))
+    return Numbers(rows, summary, details=Details(list(groups), dict(zip(cases, tests, strict=True))))
+
+
+def _changes_by_data_set(groups: Groups, name: str, base: str, loss: str) -> list[list[float]]:
+    """Return what a predictor changes in a loss, for each data set: its priors share their points and are one group."""
+    changes: dict[str, list[float]] = {}
+    for model, rows in groups.items():
+        if _is_own(model, base):
+            changes.setdefault(model.problem, []).extend(_differences(rows, name, base, loss))
+    return list(changes.values())
 
 
 def _is_own(model: Model, base: str) -> bool:
@@ -84,4 +76,4 @@ def _is_own(model: Model, base: str) -> bool:
 def _differences(rows: Sequence[Row], name: str, base: str, loss: str) -> list[float]:
     """Return the loss of a predictor minus that of its base, for every seed that has both."""
     column, other = f"{name}_{loss}", f"{base}_{loss}"
-    return [row[column] - row[other] for row in rows if base and counts(row, column, other)]
+    return [row[column] - row[other] for row in rows if counts(row, column, other)]

@@ -35,10 +35,10 @@ SHOWN = tuple(
 
 
 class SignificanceTest(NamedTuple):
-    """A test against 0: of the difference of an estimate to ‖g‖² in ρ, or of the partial correlation of ‖g‖².
+    """A test of a mean against 0, such as that of the difference of an estimate to ‖g‖² in ρ.
 
     p: adjusted by Benjamini and Hochberg (1995) over all tests of its kind, in all families; NaN where a model of the
-    family has fewer than `MIN_SEEDS` seeds, where there are fewer values than that, or fewer than `MIN_MODELS` models,
+    family has fewer than `MIN_SEEDS` seeds, where there are fewer values than that, or fewer than `MIN_MODELS` groups,
     because the bootstrap of one or two models calls 8 to 24 % of differences of 0 significant at 0.05.
     """
 
@@ -79,7 +79,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
     for family, models in families.items():
         summary += _statistics(family, {model: groups[model] for model in models}, names)
     tested = {family for family, models in families.items() if min(model.seeds for model in models) >= MIN_SEEDS}
-    differences = _test(
+    differences = significance_tests(
         tested,
         (
             (family, name, [_differences(groups[model], name) for model in models])
@@ -88,7 +88,7 @@ def numbers(results: Sequence[Result]) -> Numbers:
             if name != BASE
         ),
     )
-    beyond = _test(
+    beyond = significance_tests(
         tested,
         (
             (family, BASE, [values_that_count(groups[model], f"{BASE}_partial") for model in models])
@@ -145,8 +145,12 @@ def _statistics(family: str, rows: dict[Model, list[Row]], names: Sequence[str])
     return summary
 
 
-def _test(tested: set[str], cases: Iterable[tuple[str, str, list[list[float]]]]) -> list[SignificanceTest]:
-    """Return the means with their intervals, and the p-values of the tested families, adjusted together."""
+def significance_tests(tested: set[str], cases: Iterable[tuple[str, str, list[list[float]]]]) -> list[SignificanceTest]:
+    """Return the means with their intervals, and the p-values of the tested families, adjusted together.
+
+    cases: a family, a name and the values of each group of it; see `clustered_bootstrap`. tested: the families with
+    enough seeds. A case is tested in these alone, with at least `MIN_SEEDS` values and `MIN_MODELS` groups.
+    """
     tests = []
     for family, name, groups in cases:
         interval, p = clustered_bootstrap(groups)

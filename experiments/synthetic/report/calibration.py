@@ -29,13 +29,11 @@ def report(numbers: Numbers, preset: str) -> str:
 
 
 def _changes(details: Details) -> str:
-    families = list(dict.fromkeys(change.family for change in details.changes))
     parts = []
-    for family in families:
-        by_place = {(one.name, one.loss): one for one in details.changes if one.family == family}
+    for family in dict.fromkeys(family for family, _, _ in details.changes):
         body = []
         for name, (base, title) in PREDICTORS.items():
-            cells = [by_place.get((name, loss)) for loss in LOSSES]
+            cells = [details.changes.get((family, name, loss)) for loss in LOSSES]
             if any(cells):
                 line = [
                     x
