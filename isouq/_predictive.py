@@ -138,7 +138,7 @@ def fit_scale(
     """Return the scale s for which the predictive under N(params, s · Σ) gives held-out labels the largest likelihood.
 
     s minimises the mean over the data of −log p(y), where p is the predictive of `isouq.predictive` with "probit".
-    Without a covariance Σ is I, and s is the unit that ‖g‖² lacks: s · ‖g‖² is a variance.
+    Without a covariance Σ is I. It gives ‖g‖² a unit; whether s · ‖g‖² is the posterior's variance was not measured.
 
     Args:
         predict: as in `isouq.uncertainty`.
@@ -187,7 +187,7 @@ class LinearMoments(NamedTuple):
 
     def moderate(self, scale: float = 1.0) -> np.ndarray:
         """Return f / √(1 + π s v / 8), the logits of the probit approximation under s · Σ."""
-        return self.outputs / np.sqrt(1 + np.pi / 8 * scale * self.variances)
+        return _moderate(self.outputs, scale * self.variances)
 
     def log_loss(self, ys: Any, kind: str, noise: float | None, scale: float = 1.0) -> float:
         """Return the mean −log p(y) under s · Σ, in float64 and right also where p is nearly 0."""
@@ -282,12 +282,22 @@ def _moments(
     return map_rows(one, (xs,), batch_size)
 
 
+def _moderate(outputs: Any, variances: Any) -> Any:
+    """Return f / √(1 + π v / 8) of arrays of JAX or NumPy."""
+    return outputs / (1 + np.pi / 8 * variances) ** 0.5
+
+
 def _squash(outputs: Array, variances: Array, kind: str) -> Array:
     """Return the mean of the predictive from outputs and their variances, by MacKay's approximation."""
     if kind == "regression":
         return outputs[:, 0]
-    moderated = outputs / jnp.sqrt(1 + jnp.pi / 8 * variances)
+    moderated = _moderate(outputs, variances)
     return jax.nn.sigmoid(moderated[:, 0]) if kind == "binary" else jax.nn.softmax(moderated, axis=1)
+
+
+def _widen(array: Array) -> Array:
+    """Return the array in float32 or better."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 @partial(jax.jit, static_argnames=("num_samples", "method", "kind", "batch_size"))
@@ -307,14 +317,12 @@ def _sample(
 
     def predictions(deviation: Any) -> Array:
         def one(x: Any) -> Array:
+            tangent = jax.tree.map(lambda leaf, d: d.astype(leaf.dtype), params, deviation)
             if method == "weights":
-                outputs = predict(jax.tree.map(lambda leaf, d: leaf + d.astype(leaf.dtype), params, deviation), x)
+                outputs = _widen(predict(jax.tree.map(jnp.add, params, tangent), x))
             else:
-                tangent = jax.tree.map(lambda leaf, d: d.astype(leaf.dtype), params, deviation)
-                outputs, change = jax.jvp(lambda theta: predict(theta, x), (params,), (tangent,))
-                wide = jnp.promote_types(outputs.dtype, jnp.float32)
-                outputs = outputs.astype(wide) + change.astype(wide)
-            outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+                at_params, change = jax.jvp(lambda theta: predict(theta, x), (params,), (tangent,))
+                outputs = _widen(at_params) + _widen(change)
             if kind == "multiclass":
                 return jax.nn.softmax(outputs)
             scalar = outputs.reshape(())

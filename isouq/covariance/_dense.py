@@ -14,7 +14,7 @@ from isouq import _checks
 from isouq._frozen import freeze
 from isouq.covariance._curvature import hessian
 from isouq.covariance._draws import DrawDeviation, SampleMixin, standard_normal
-from isouq.covariance._limits import check_matrix
+from isouq.covariance._limits import check_matrix, num_params
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +72,7 @@ class Dense(SampleMixin):
 
     def deviation(self, params: Any) -> DrawDeviation:
         """Return the function from a key to one draw of N(0, Σ), which is Wε with ε ~ N(0, I)."""
-        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+        size = num_params(params)
         if size != self.factor.shape[0]:
             raise ValueError(
                 f"the covariance is for {self.factor.shape[0]} parameters, and params has {size}; build it for the "

@@ -196,8 +196,7 @@ class LowRank(StructuredCovariance):
         weights = None if self.weights is None else jnp.asarray(self.weights)
         if weights is not None and (weights.shape,) != tuple(ranks):
             raise ValueError(f"weights has shape {weights.shape}; expected {ranks.pop()}, one for each direction")
-        is_number = isinstance(self.scale, (int, float)) or hasattr(self.scale, "dtype")
-        scale = jax.tree.map(lambda _: self.scale, params) if is_number else self.scale
+        scale = jax.tree.map(lambda _: self.scale, params) if is_number(self.scale) else self.scale
         scales = [leaf_scale for _, leaf_scale in _pair_leaves(params, scale, "scale")]
         return [
             Form(scale, directions=jnp.asarray(u), weights=weights) for scale, (_, u) in zip(scales, pairs, strict=True)
@@ -249,6 +248,11 @@ def _draw_block(key: Array, leaf: Any, form: Form) -> Array:
     noise = noise if form.diagonal is None else jnp.sqrt(form.diagonal) * noise
     rows = left[:, None] * noise if left.ndim == 1 else left @ noise
     return (rows * right[None] if right.ndim == 1 else rows @ right.T).reshape(jnp.shape(leaf))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a field is one number or array, and not a pytree of them."""
+    return isinstance(value, (int, float)) or hasattr(value, "dtype")
 
 
 class _Pair(NamedTuple):

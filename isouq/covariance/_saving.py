@@ -10,7 +10,8 @@ import numpy as np
 
 from isouq import _files
 from isouq.covariance._dense import Dense
-from isouq.covariance._family import Diagonal, Identity, Kronecker, LowRank
+from isouq.covariance._family import Diagonal, Identity, Kronecker, LowRank, is_number
+from isouq.covariance._limits import num_params
 from isouq.gradnorm._factors import at_least_float32
 
 # What a field is: an array or number; a pytree like the parameters; or such a pytree of pairs.
@@ -41,8 +42,7 @@ def save(path: Path | str, covariance: Any) -> None:
     kinds: dict[str, str] = {}
     for field, kind in _FIELDS[type(covariance)].items():
         value = getattr(covariance, field)
-        is_number = isinstance(value, (int, float)) or hasattr(value, "dtype")
-        kinds[field] = "none" if value is None else "array" if is_number else kind
+        kinds[field] = "none" if value is None else "array" if is_number(value) else kind
         for number, leaf in enumerate(jax.tree.leaves(value)):
             arrays[f"{field}.{number}"] = np.asarray(leaf, at_least_float32(jnp.result_type(leaf)))
     header = json.dumps({"format": _FORMAT, "class": type(covariance).__name__, "kinds": kinds})
@@ -77,7 +77,7 @@ def load(path: Path | str, params: Any) -> Saveable:
         raise ValueError(f"{path} does not fit params: another number of arrays; load it for the same model") from error
     covariance = cls(**fields)
     if isinstance(covariance, Dense):
-        size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+        size = num_params(params)
         if covariance.factor.shape != (size, size):
             raise ValueError(f"{path} is for {len(covariance.factor)} parameters, and params has {size}")
     else:

@@ -36,8 +36,7 @@ def sum_over_batches(
     """Return the sum of `part` over the batches, and the number of data.
 
     part: function from a log density with the data of one batch to a pytree of arrays, whose last is the log
-    likelihood. name: what is summed; a
-    checkpoint of another sum, other parameters or another model is not used.
+    likelihood. name: what is summed; a checkpoint of another sum, other parameters or another model is not used.
 
     Batches that a checkpoint has in its sum are read and skipped. The first of them is summed again: its part tells
     whether model, parameters and data are those of the checkpoint.
@@ -94,14 +93,14 @@ def _densities(batches: Iterable[Any], log_density: LogDensity, params: Any) -> 
         xs, ys = jax.tree.map(np.asarray, batch[0]), np.asarray(batch[1])
         try:
             _checks.labels(xs, ys, log_density.kind, num_outputs[0] if num_outputs else None)
-            check_like(xs, log_density.xs)
+            _check_like(xs, log_density.xs)
         except ValueError as error:
             raise ValueError(f"batch {number}: {error}") from error
         xs = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, jnp.result_type(like)), xs, log_density.xs)
         yield replace(log_density, xs=xs, ys=jnp.asarray(ys, dtype))
 
 
-def check_like(xs: Any, like: Any) -> None:
+def _check_like(xs: Any, like: Any) -> None:
     """Raise unless the rows of xs have the structure and the shapes of those of `like`."""
     if jax.tree.structure(xs) != jax.tree.structure(like):  # type: ignore[operator]
         raise ValueError("xs is not a pytree like the xs of log_density")
