@@ -67,16 +67,22 @@ def is_traced(tree: Any) -> bool:
 
 def finite(name: str, tree: Any) -> None:
     """Raise if any floating leaf holds NaN or infinity; under a trace nothing is checked."""
-    if is_traced(tree):
+    if is_traced(tree) or all(map(_is_finite, jax.tree.leaves(tree))):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
+        if not _is_finite(leaf):
             count = sum(int(np.sum(~np.isfinite(part))) for part in _parts(leaf))
-            if count:
-                raise ValueError(
-                    f"{name}{jax.tree_util.keystr(path)} holds {count} NaN or infinite values "
-                    f"among {np.size(leaf)}; remove or replace them first"
-                )
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} holds {count} NaN or infinite values "
+                f"among {np.size(leaf)}; remove or replace them first"
+            )
+
+
+def _is_finite(leaf: Any) -> bool:
+    """Return whether a leaf holds no NaN and no infinity; one of whole numbers does not."""
+    if not jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
+        return True
+    return all(np.isfinite(part).all() for part in _parts(leaf))
 
 
 def _parts(leaf: Any) -> list[np.ndarray]:

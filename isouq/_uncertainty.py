@@ -14,6 +14,7 @@ Source: "An Isotropic Approach to Efficient Uncertainty Quantification with Grad
 arXiv 2603.29466; the factorisation through the margin is ours.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
@@ -23,8 +24,10 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks, _memory
 from isouq._ensemble import EnsembleUncertainty, Parts, add_relative, class_of_mean, combine, first_member
+from isouq._frozen import Frozen, Program
 from isouq._predict import check_predict, check_target, margin, predicted_class
-from isouq._rows import estimate_rows, lay_out, map_rows
+from isouq._room import bytes_of_one
+from isouq._rows import estimate_rows, lay_out, map_rows, share_program
 from isouq._selection import EVERYTHING, Selection
 from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
@@ -109,7 +112,8 @@ def uncertainty(
     Args:
         predict: `predict(params, x) -> outputs` of ONE example: logits `[classes]` (multiclass),
             a logit `[]` of class 1 (binary), a mean `[]` (regression). Any callable of JAX code. It is traced anew at
-            every call, so that it reads the present values of globals and attributes.
+            every call, so that it reads the present values of globals and attributes; a function of `jax.jit`, such as
+            those of `isouq.models`, is traced once for a shape and keeps what it read then.
         params: any pytree of floating arrays; the gradient is taken with respect to all of it, or to the part that wrt
             chooses. A complex array counts as its real and imaginary parts (without a covariance, or with `Identity`).
         xs: inputs with a leading axis n (an array or a pytree of arrays).
@@ -124,12 +128,13 @@ def uncertainty(
             before the first chosen one.
         ensemble: True where every leaf of params has a leading axis of K ≥ 2 members, networks of one shape that were
             trained from different starts. covariance and wrt are then those of each member.
-        batch_size: number of inputs that are scored at a time, which bounds the memory; by default all. It changes
-            no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict with a primitive that
+        batch_size: number of inputs that are scored at a time, which bounds the memory; by default as many as take
+            about 256 MiB by a bound from their shapes, and under `jax.jit` or for inputs on several devices all. It
+            changes no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict with a primitive that
             cannot be batched, such as `jax.lax.ragged_dot`.
-        max_bytes: memory that scoring may take beside params, xs and the result, in bytes. The largest batch_size
-            whose compiled program keeps to it is used, after a few compilations for each shape. It cannot be given
-            under `jax.jit`, nor together with batch_size.
+        max_bytes: memory that scoring may take beside params, xs and the result, in bytes. About the largest
+            batch_size whose compiled program keeps to it is used, mostly after two compilations for each shape, of
+            which the second is used. It cannot be given under `jax.jit`, nor together with batch_size.
         engine: "jaxpr" reads the norms off a backward pass (see `isouq.grad_sq_norm`); "vmap" forms every
             gradient, as a check.
         devices: a list of devices that share the inputs, such as `jax.local_devices()`. Each gets a copy of params,
@@ -162,8 +167,9 @@ def uncertainty(
 
     The program is compiled once for a shape, wrt and what predict computes: a function that computes the same, such as
     a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
-    program. Each call also traces predict, in less than 2 ms for a small MLP and about 20 µs for each operation. In a
-    loop compile the call, which freezes predict as `jax.jit` does and takes 0.1 ms a call:
+    program. Numbers of inputs share programs, eight between a power of two and the next, by scoring the first input up
+    to an eighth as often again. Each call also traces predict, in less than 2 ms for a small MLP and about 20 µs for
+    each operation, unless predict is a function of `jax.jit`. In a loop compile the call, which takes 0.1 ms a call:
 
     >>> score = jax.jit(functools.partial(isouq.uncertainty, predict, kind="multiclass"))  # doctest: +SKIP
     >>> score(params, xs)  # doctest: +SKIP
@@ -186,12 +192,20 @@ def uncertainty(
     if target is not None:
         target = check_target(target, layout.size, kind, num_classes)
     estimate = _estimate_members if ensemble else _estimate
+
+    def bytes_of_row() -> int:
+        abstract = jax.tree.map(jax.typeof, (predict.consts, covariance))
+        leaves, treedef = jax.tree.flatten(abstract)
+        return _bytes_of_row(predict.program, tuple(leaves), treedef, target is None, kind, engine, selection)
+
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
         rows, labels = (xs, target) if devices is None else _device_rows((xs, target), layout.share)
         args = (predict, params, rows, labels, covariance, kind)
-        layout = layout._replace(batch_size=_memory.batch_size(estimate, args, engine, max_bytes, selection))
+        chosen = _memory.batch_size(estimate, args, engine, max_bytes, bytes_of_row(), selection)
+        layout = layout._replace(batch_size=chosen)
+    layout = share_program(layout, xs, bytes_of_row)
     options = (kind, layout.batch_size, engine, selection)
     result = estimate_rows(estimate, (predict, params, xs, target, covariance), options, layout)
     return add_relative(result) if ensemble else result
@@ -269,6 +283,28 @@ def _differentiate(
 
     (value, c), quadratic = value_and_quadratic(scalar, selection.choose(params), covariance, engine)
     return value.astype(quadratic.dtype), quadratic, c
+
+
+@functools.lru_cache(maxsize=256)
+def _bytes_of_row(
+    program: Program,
+    leaves: tuple[Any, ...],
+    treedef: Any,
+    without_label: bool,
+    kind: str,
+    engine: str,
+    selection: Selection,
+) -> int:
+    """Return a bound on the bytes that one input takes, from abstract constants of the program and covariance."""
+    consts, covariance = jax.tree.unflatten(treedef, leaves)
+    label = None if without_label else jax.ShapeDtypeStruct((), jnp.int32)
+
+    def one(fixed: Any, x: Any, label: Any) -> Any:
+        predict, params, covariance = fixed
+        return _differentiate(predict, params, x, label, covariance, kind, engine, selection)
+
+    params, x = program.arguments
+    return bytes_of_one(one, (Frozen(consts, program), params, covariance), x, label)
 
 
 def value_and_quadratic(scalar: Callable, params: Any, covariance: Covariance | None, engine: str) -> tuple[Any, Array]:

@@ -7,14 +7,16 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_HELPERS = "isouq._checks isouq._errors isouq._extras isouq._frozen isouq._memory"
+_HELPERS = "isouq._checks isouq._errors isouq._extras isouq._frozen isouq._memory isouq._room"
 _EXPERIMENT = "isouq* experiments.run experiments.report experiments.clock experiments.experiment"
 # Every room (a package or module), and the rooms that it may import beside itself.
 ARROWS = {
     "isouq": "isouq.*",
     "isouq.__main__": "isouq.cli",
     **dict.fromkeys(("isouq._errors", "isouq._extras", "isouq._files", "isouq.gradnorm", "isouq.stats"), ""),
-    **dict.fromkeys(("isouq._checks", "isouq._frozen"), "isouq.gradnorm"),
+    "isouq._checks": "isouq.gradnorm",
+    "isouq._frozen": "isouq._checks isouq.gradnorm",
+    "isouq._room": "isouq.gradnorm",
     **dict.fromkeys(("isouq._memory", "isouq.alignment", "isouq.problems", "isouq.sharding"), "isouq._checks"),
     "isouq.models": "isouq._checks isouq._extras",
     "isouq.plots": "isouq._extras",
@@ -28,6 +30,7 @@ ARROWS = {
     "isouq._ensemble": f"{_HELPERS} isouq._predict",
     "isouq._uncertainty": f"{_HELPERS} isouq._predict isouq._rows isouq._selection isouq._ensemble isouq.covariance "
     "isouq.gradnorm",
+    "isouq._batches": "isouq._checks isouq._checkpoint isouq._ensemble",
     "isouq._predictive": f"{_HELPERS} isouq._predict isouq._rows isouq._uncertainty isouq.covariance isouq.stats",
     "isouq._evidence": f"{_HELPERS} isouq._predictive isouq.covariance isouq.density",
     "isouq.posterior": f"{_HELPERS} isouq._checkpoint isouq._predict isouq.covariance isouq.density isouq.stats",
