@@ -132,10 +132,10 @@ class Program:
         self.jaxpr, self.in_tree, self.out_tree, self.f = jaxpr, in_tree, out_tree, f
         self.key = _Key((_jaxpr_key(jaxpr), _value(in_tree), _value(out_tree)) if f is None else (_Same(self),))
 
-    @property
-    def arguments(self) -> Any:
-        """Return the abstract values of the arguments."""
-        return jax.tree.unflatten(self.in_tree, Body(self.jaxpr).inputs)
+    def abstract(self) -> tuple["Frozen", Any]:
+        """Return the function with abstract values in place of the arrays that it closes over, and its arguments."""
+        body = Body(self.jaxpr)
+        return Frozen(body.constants if self.f is None else [], self), jax.tree.unflatten(self.in_tree, body.inputs)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Program) and self.key == other.key

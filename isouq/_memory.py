@@ -50,10 +50,10 @@ def _batch_size(
     options: tuple[Any, ...],
 ) -> int:
     predict, params, xs, target, shared = jax.tree.unflatten(treedef, leaves)
-    size = jax.tree.leaves(xs)[0].shape[0]
+    size = num_rows = jax.tree.leaves(xs)[0].shape[0]
 
     def needed(batch: int, engine: str = engine) -> int:
-        rows = -(-size // batch) * batch
+        rows = -(-num_rows // batch) * batch
         padded = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), (xs, target))
         program = estimate.lower(predict, params, *padded, shared, kind, batch, engine, *options)
         return temporary_bytes(program.compile())
@@ -62,7 +62,7 @@ def _batch_size(
     try:
         used = needed(batch)
     except NotImplementedError:  # a primitive without a rule for vmap needs one input at a time
-        batch = 1
+        batch = size = 1
         used = needed(batch)
     while used > max_bytes:
         if batch == 1:

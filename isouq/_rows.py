@@ -143,7 +143,7 @@ def estimate_rows(estimate: Callable, arrays: tuple[Any, ...], options: tuple[An
         if layout.mesh is None:
             xs, target = _resize((xs, target), layout.padded)
             results = estimate(predict, params, xs, target, shared, *options)
-            return jax.tree.map(jnp.asarray, _resize(results, layout.size))
+            return results if layout.padded == layout.size else jax.device_put(_resize(results, layout.size))
         xs, target = sharding.shard_inputs((xs, target), layout.mesh)
         predict, params, shared = sharding.replicate((predict, params, shared), layout.mesh)
         padded = _estimate_over(estimate, (predict, params, xs, target, shared), options, layout.mesh)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks, _memory
 from isouq._ensemble import EnsembleUncertainty, Parts, add_relative, class_of_mean, combine, first_member
-from isouq._frozen import Frozen, Program
+from isouq._frozen import Program
 from isouq._predict import check_predict, check_target, margin, predicted_class
 from isouq._room import bytes_of_one
 from isouq._rows import estimate_rows, lay_out, map_rows, share_program
@@ -194,8 +194,7 @@ def uncertainty(
     estimate = _estimate_members if ensemble else _estimate
 
     def bytes_of_row() -> int:
-        abstract = jax.tree.map(jax.typeof, (predict.consts, covariance))
-        leaves, treedef = jax.tree.flatten(abstract)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jax.typeof, covariance))
         return _bytes_of_row(predict.program, tuple(leaves), treedef, target is None, kind, engine, selection)
 
     if max_bytes is not None:
@@ -295,16 +294,15 @@ def _bytes_of_row(
     engine: str,
     selection: Selection,
 ) -> int:
-    """Return a bound on the bytes that one input takes, from abstract constants of the program and covariance."""
-    consts, covariance = jax.tree.unflatten(treedef, leaves)
+    """Return a bound on the bytes that one input takes; leaves and treedef are those of an abstract covariance."""
+    frozen, (params, x) = program.abstract()
     label = None if without_label else jax.ShapeDtypeStruct((), jnp.int32)
 
     def one(fixed: Any, x: Any, label: Any) -> Any:
         predict, params, covariance = fixed
         return _differentiate(predict, params, x, label, covariance, kind, engine, selection)
 
-    params, x = program.arguments
-    return bytes_of_one(one, (Frozen(consts, program), params, covariance), x, label)
+    return bytes_of_one(one, (frozen, params, jax.tree.unflatten(treedef, leaves)), x, label)
 
 
 def value_and_quadratic(scalar: Callable, params: Any, covariance: Covariance | None, engine: str) -> tuple[Any, Array]:
