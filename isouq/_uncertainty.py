@@ -28,10 +28,10 @@ from isouq._frozen import Program
 from isouq._predict import check_predict, check_target, margin, predicted_class
 from isouq._room import bytes_of_one
 from isouq._rows import estimate_rows, lay_out, map_rows, share_program
-from isouq._selection import EVERYTHING, Selection
 from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
+from isouq.gradnorm._selection import EVERYTHING, Selection
 
 ENGINES = ("jaxpr", "vmap")
 
@@ -65,7 +65,7 @@ def uncertainty(
     *,
     target: Any = None,
     covariance: Any = None,
-    wrt: Any = None,
+    select: Any = None,
     ensemble: Literal[False] = False,
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -83,7 +83,7 @@ def uncertainty(
     *,
     target: Any = None,
     covariance: Any = None,
-    wrt: Any = None,
+    select: Any = None,
     ensemble: Literal[True],
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -100,7 +100,7 @@ def uncertainty(
     *,
     target: Any = None,
     covariance: Any = None,
-    wrt: Any = None,
+    select: Any = None,
     ensemble: bool = False,
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -114,20 +114,22 @@ def uncertainty(
             a logit `[]` of class 1 (binary), a mean `[]` (regression). Any callable of JAX code. It is traced anew at
             every call, so that it reads the present values of globals and attributes; a function of `jax.jit`, such as
             those of `isouq.models`, is traced once for a shape and keeps what it read then.
-        params: any pytree of floating arrays; the gradient is taken with respect to all of it, or to the part that wrt
-            chooses. A complex array counts as its real and imaginary parts (without a covariance, or with `Identity`).
+        params: any pytree of floating arrays; the gradient is taken with respect to all of it, or to the part that
+            select chooses. A complex array counts as its real and imaginary parts (without a covariance, or with
+            `Identity`).
         xs: inputs with a leading axis n (an array or a pytree of arrays).
         kind: "binary", "multiclass" or "regression".
         target: class labels `[n]`, or one label for all; by default the predicted class of each.
         covariance: Σ of the parameters (see `isouq.covariance`); None is the identity, the paper's
-            isotropic choice. With wrt it is that of the chosen parameters: it fits the tree
-            `jax.tree.map(lambda keep, branch: branch if keep else None, wrt, params)`.
-        wrt: a pytree of booleans that is a prefix of params, as `optax.masked` takes; True for the parameters that the
-            gradient is taken of, such as `{"layers": {0: False, 1: True}}` for the last of two layers. By
-            default all are chosen. The others are constants, and nothing is computed backward through layers that come
-            before the first chosen one.
+            isotropic choice. With select it is that of the chosen parameters, as `isouq.laplace(..., select=select)`
+            gives it: it fits params with None in place of the others.
+        select: the parameters that the gradient is taken of, by default all. Either a regular expression that matches
+            their paths from the start, where a path is like "layers.1.kernel": "layers.1" is the last of two layers. Or
+            a pytree of booleans that is a prefix of params, as `optax.masked` takes, such as
+            `{"layers": {0: False, 1: True}}`. The other parameters are constants, and nothing is computed backward
+            through layers that come before the first chosen one.
         ensemble: True where every leaf of params has a leading axis of K ≥ 2 members, networks of one shape that were
-            trained from different starts. covariance and wrt are then those of each member.
+            trained from different starts. covariance and select are then those of each member.
         batch_size: number of inputs that are scored at a time, which bounds the memory; by default as many as take
             about 256 MiB by a bound from their shapes, and under `jax.jit` or for inputs on several devices all. It
             changes no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict with a primitive that
@@ -155,7 +157,7 @@ def uncertainty(
 
     Raises:
         ValueError: a wrong shape, NaN in params or xs, an unknown kind or label, a max_bytes that is too small for one
-            input, a wrt that is no prefix of params or chooses nothing, or an ensemble with fewer than two members or
+            input, a select that does not fit params or chooses nothing, or an ensemble with fewer than two members or
             with different numbers of members in two leaves. The message is one line that says what to do. An input
             whose outputs are NaN is no error: its uncertainties are NaN.
 
@@ -165,8 +167,8 @@ def uncertainty(
     more unless target is given. Its members come one after the other, so that the memory grows by one copy of a member
     and by two numbers for each member and input of a batch.
 
-    The program is compiled once for a shape, wrt and what predict computes: a function that computes the same, such as
-    a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
+    The program is compiled once for a shape, select and what predict computes: a function that computes the same, such
+    as a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
     program. Numbers of inputs share programs, eight between a power of two and the next, by scoring the first input up
     to an eighth as often again. Each call also traces predict, in less than 2 ms for a small MLP and about 20 µs for
     each operation, unless predict is a function of `jax.jit`. In a loop compile the call, which takes 0.1 ms a call:
@@ -185,7 +187,7 @@ def uncertainty(
     _checks.one_of("engine", engine, ENGINES)
     _checks.boolean("ensemble", ensemble)
     member = first_member(params) if ensemble else params
-    selection = Selection.of(wrt, member)
+    selection = Selection.of(select, member)
     check_covariance(covariance, selection.choose(member))
     predict, num_classes = check_predict(predict, member, xs, kind, "params of member 0" if ensemble else "params")
     engine = engine if predict.traceable else "vmap"

@@ -8,8 +8,8 @@ import isouq
 from isouq import _memory, _rows, _uncertainty, models
 from isouq._frozen import first_row, freeze
 from isouq._rows import next_shared
-from isouq._selection import EVERYTHING
 from isouq._uncertainty import _estimate
+from isouq.gradnorm._selection import EVERYTHING
 
 PREDICT, INIT = models.mlp(2, (64,), 3)
 PARAMS = INIT(jax.random.key(0))
