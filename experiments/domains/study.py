@@ -76,13 +76,16 @@ class DomainCell(Configuration):
     def key(self) -> str:
         """Return a hash of the configuration and of the versions of the code; the data by content, not by path."""
         fields = {name: value for name, value in asdict(self).items() if name != "data"}
+        if not self.member:
+            del fields["member"]  # results of before there were members keep their keys
         versions = [STUDIES["reference"].version, STUDIES[self.study].version]
         return hash_fields({"experiment": "domains", **fields, "versions": versions})
 
     def label(self) -> str:
         """Return how progress and errors name the job."""
         case = f", {self.covariance}, {self.proxies} proxies, λ={self.precision:g}" if self.study == "domains" else ""
-        return f"domains, {self.variant}{case}, seed {self.seed}, {self.study}"
+        member = f", member {self.member}" if self.member else ""
+        return f"domains, {self.variant}{case}, seed {self.seed}{member}, {self.study}"
 
     def weight(self) -> float:
         """Return the expected seconds with two cores at work, for the estimate of the time left."""
