@@ -8,6 +8,7 @@ from typing import NamedTuple
 from experiments.clock import Clock
 from experiments.domains.configuration import COVARIANCES, Configuration
 from experiments.domains.inputs import read_corpus
+from experiments.domains.measure.calibration import calibrate, predict_test
 from experiments.domains.measure.covariances import compare_covariances
 from experiments.domains.measure.fine_tune import fine_tune
 from experiments.domains.measure.memory import measure_memory
@@ -41,10 +42,12 @@ def _covariance_seconds(configuration: Configuration) -> float:
 
 
 STUDIES = {
-    "reference": Study(1, _by_variant(120.0, 35.0)),  # the fine-tuning, which "domains" and "rejection" read
+    "reference": Study(1, _by_variant(120.0, 35.0)),  # the fine-tuning, which all others but "memory" read
     "domains": Study(1, _covariance_seconds, compare_covariances),
     "rejection": Study(1, _by_variant(3.0, 2.0), score_predictions),
     "memory": Study(1, _by_variant(30.0, 30.0)),
+    "calibration": Study(1, _by_variant(200.0, 3.0), calibrate),
+    "member": Study(1, _by_variant(1.0, 1.0), predict_test),  # a further network of an ensemble
 }
 
 
