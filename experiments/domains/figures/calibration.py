@@ -13,6 +13,7 @@ from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from isouq.plots import BLUE, ORANGE
 
+LINEAR = 0.01  # changes up to here are drawn on a linear scale, larger ones on a logarithmic one
 _COLOURS = {"whole": BLUE, "head": ORANGE}
 
 
@@ -32,6 +33,8 @@ def figures(_results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
             axis.plot([seeds.low, seeds.high], [y, y], color=colour, lw=3, alpha=0.4)
             axis.plot([texts.low, texts.high], [y, y], color=colour, lw=1)
             axis.plot(texts.value, y, "o", ms=4, color=colour, mfc=colour if change.is_clear else "white")
+        axis.set_xscale("symlog", linthresh=LINEAR)  # an unscaled covariance changes ten times as much as the others
+        axis.set_xticks([-0.1, -0.01, 0, 0.01, 0.1], ["−0.1", "−0.01", "0", "0.01", "0.1"])
         axis.set_xlabel(f"change of {title}", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", alpha=0.3)
