@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.calibration import LOSSES
 from experiments.domains.measure.calibration import PREDICTORS
-from experiments.domains.numbers.calibration import CalibrationNumbers
+from experiments.domains.numbers.calibration import MIN_SEEDS, CalibrationNumbers
 from experiments.domains.report.domains import VARIANTS
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
@@ -45,7 +45,16 @@ def figures(_results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     handles += [
         plt.Line2D([], [], color="grey", lw=3, alpha=0.4, label="95 % over seeds"),
         plt.Line2D([], [], color="grey", lw=1, label="95 % over texts"),
-        plt.Line2D([], [], color="grey", marker="o", ms=4, mfc="white", ls="none", label="hollow: an interval holds 0"),
+        plt.Line2D(
+            [],
+            [],
+            color="grey",
+            marker="o",
+            ms=4,
+            mfc="white",
+            ls="none",
+            label=f"hollow: an interval holds 0, or fewer than {MIN_SEEDS} seeds",
+        ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     return {"calibration": figure}
