@@ -8,7 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _HELPERS = "isouq._checks isouq._errors isouq._extras isouq._frozen isouq._memory isouq._room"
-_EXPERIMENT = "isouq* experiments.run experiments.report experiments.clock experiments.experiment"
+_EXPERIMENT = (
+    "isouq* experiments.run experiments.report experiments.calibration experiments.clock experiments.experiment"
+)
 # Every room (a package or module), and the rooms that it may import beside itself.
 ARROWS = {
     "isouq": "isouq.*",
@@ -37,6 +39,7 @@ ARROWS = {
     "isouq.text.loading": "isouq._extras",
     "isouq.cli": f"{_HELPERS} isouq.text*",
     "experiments.__main__": "experiments.command experiments.run",
+    "experiments.calibration": "isouq.stats",
     "experiments.clock": "",
     "experiments.run": "isouq isouq._checkpoint isouq._errors isouq._files",
     "experiments.report": "experiments.run isouq._files isouq.stats",

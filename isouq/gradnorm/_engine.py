@@ -88,9 +88,7 @@ def value_and_grad_sq_norm(
 def _of_selected(f: Callable, argnums: ArgNums, select: Any, has_aux: bool, per_leaf: bool) -> Callable:
     """Return `value_and_grad_sq_norm` of f by the chosen leaves of one argument."""
     if not isinstance(argnums, SupportsIndex):
-        raise ValueError(
-            f"argnums is {argnums!r} and select was given; give one number"
-        )
+        raise ValueError(f"argnums is {argnums!r} and select was given; give one number")
 
     def value_and_sq_norm(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         (number,), _ = positions(argnums, len(args))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.domains.configuration import ACCURACY
-from experiments.domains.numbers import (
+from experiments.domains.numbers.domains import (
     COVARIANCES,
     MEMORY_FORMS,
     SCORES,
