@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,9 +52,9 @@ def map_batches(
         raise ValueError(
             f"batches is {_checks.shape_or_type(batches)}; expected an iterable of batches, such as a DataLoader"
         )
-    scored = _Scored([], 0)
+    parts: list[Any] = []  # the results so far, in the order of their rows
+    rows, skipped, number = 0, 0, -1
     file: Checkpoint | None = None
-    skipped, number = 0, -1
     for number, batch in enumerate(batches):
         if number == 0 or number >= skipped:
             try:
@@ -68,14 +68,15 @@ def map_batches(
             file = Checkpoint(Path(checkpoint), _SECONDS, mark)
             saved = file.load(added, None)
             if saved is not None:
-                skipped, scored = saved.blocks, _Scored([saved.state], _rows(saved.state))
+                skipped, parts, rows = saved.blocks, [saved.state], _count_rows(saved.state)
         if number >= skipped:
-            scored = scored.add(added)
+            parts.append(added)
+            rows += _count_rows(added)
             if file is not None and file.due():
-                scored = _Scored([scored.joined()], scored.rows)
-                file.save(Saved(number + 1, scored.parts[0], None))
+                parts = [_join(parts)]
+                file.save(Saved(number + 1, parts[0], None))
         if progress is not None:
-            progress(scored.rows)
+            progress(rows)
     if number < 0:
         raise ValueError("batches is empty; expected at least one batch (a generator can be read only once)")
     if number + 1 < skipped:
@@ -83,30 +84,18 @@ def map_batches(
             f"the checkpoint {checkpoint} has {skipped} batches, and batches gave {number + 1}; remove the file or "
             "give the same batches again"
         )
-    result = scored.joined()
+    result = _join(parts)
     if file is not None:
         file.save(Saved(number + 1, result, None))
     if isinstance(result, EnsembleUncertainty):
-        parts = add_relative(Parts(*result[1:]))
-        return jax.tree.map(np.asarray, parts)
+        return jax.tree.map(np.asarray, add_relative(Parts(*result[1:])))
     return result
 
 
-class _Scored(NamedTuple):
-    """The results of the batches so far, each a pytree, and the number of their rows."""
-
-    parts: list[Any]
-    rows: int
-
-    def add(self, part: Any) -> "_Scored":
-        """Return the results with those of one more batch."""
-        self.parts.append(part)
-        return _Scored(self.parts, self.rows + _rows(part))
-
-    def joined(self) -> Any:
-        """Return all results as one pytree."""
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *self.parts)
+def _join(parts: list[Any]) -> Any:
+    """Return the results of several batches as one."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _rows(part: Any) -> int:
+def _count_rows(part: Any) -> int:
     return int(jax.tree.leaves(part)[0].shape[0])

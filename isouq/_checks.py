@@ -79,15 +79,20 @@ def finite(name: str, tree: Any) -> None:
 
 
 def _is_finite(leaf: Any) -> bool:
-    """Return whether a leaf holds no NaN and no infinity; one of whole numbers does not."""
+    """Return whether all values of a leaf are finite, as whole numbers always are."""
     if not jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
         return True
     return all(np.isfinite(part).all() for part in _parts(leaf))
 
 
+def is_spread(leaf: Any) -> bool:
+    """Return whether a leaf is an array that lies on several devices."""
+    return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+
+
 def _parts(leaf: Any) -> list[np.ndarray]:
     """Return the parts of the leaf on this process, each once, as NumPy arrays, which no enclosing jit traces."""
-    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+    if is_spread(leaf):
         return [np.asarray(data) for data in {str(s.index): s.data for s in leaf.addressable_shards}.values()]
     return [np.asarray(leaf)]
 

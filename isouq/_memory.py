@@ -54,8 +54,9 @@ def _batch_size(
 
     def needed(batch: int, engine: str = engine) -> int:
         rows = -(-num_rows // batch) * batch
-        padded = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), (xs, target))
-        program = estimate.lower(predict, params, *padded, shared, kind, batch, engine, *options)
+        program = estimate.lower(
+            predict, params, *shapes_of_rows((xs, target), rows), shared, kind, batch, engine, *options
+        )
         return temporary_bytes(program.compile())
 
     batch = min(size, max(1, int(max_bytes / max(1, _USED * bytes_of_row))))
@@ -72,6 +73,13 @@ def _batch_size(
     larger = min(size, int(0.95 * batch * max_bytes / max(1, used)))
     fits = batch < size and used < _FULL * max_bytes and larger > batch and needed(larger) <= max_bytes
     return larger if fits else batch
+
+
+def shapes_of_rows(tree: Any, rows: int) -> Any:
+    """Return the shapes and dtypes of leaves `[n, ...]` with `rows` rows instead."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *jax.numpy.shape(leaf)[1:]), jax.dtypes.result_type(leaf)), tree
+    )
 
 
 def temporary_bytes(compiled: Any) -> int:

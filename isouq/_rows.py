@@ -1,8 +1,8 @@
 """Rows of inputs: how a function of one input is mapped over them, in batches and on several devices.
 
-A program is compiled for a number of rows. So that 62 and 63 inputs share one, rows are added up to the next of eight
-numbers between a power of two and the next; the added ones repeat the first row, and their results are dropped. Inputs
-that are traced, or that lie on several devices, are left as they are.
+A program is compiled for a number of rows. So that 62 and 63 inputs share one, the number is raised to the next
+multiple of an eighth of the power of two below it, here 64. The added rows repeat the first one, and their results are
+dropped. Inputs that are traced, or that lie on several devices, are left as they are.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from isouq import _checks, sharding
 from isouq._errors import first_line
-from isouq._room import ROOM
+from isouq._room import ROOM, even
 
 
 class Layout(NamedTuple):
@@ -54,12 +54,12 @@ def lay_out(xs: Any, batch_size: Any, devices: Any, others: Any = None) -> Layou
 
 
 def share_program(layout: Layout, xs: Any, bytes_of_row: Callable[[], int]) -> Layout:
-    """Return the layout with a number of rows that many calls share, and where it has none with a batch size.
+    """Return the layout with a number of rows that calls of similar size share, and with a batch size if it needs one.
 
-    bytes_of_row: function that returns the bytes that one row takes; it is called where no batch size was given. The
-    batch is then as many rows as `ROOM` has room for.
+    bytes_of_row: function that returns the bytes that one row takes. It is called where the layout has no batch size,
+    which is then chosen so that a batch takes at most `ROOM` bytes.
     """
-    if _checks.is_traced(xs) or any(_is_spread(leaf) for leaf in jax.tree.leaves(xs)):
+    if _checks.is_traced(xs) or any(map(_checks.is_spread, jax.tree.leaves(xs))):
         return layout
     size, batch_size = layout.share, layout.batch_size
     if batch_size is None:
@@ -69,8 +69,7 @@ def share_program(layout: Layout, xs: Any, bytes_of_row: Callable[[], int]) -> L
         padded = next_shared(size)
         if padded <= rows_at_once:
             return layout._replace(padded=padded)
-        batches = -(-padded // rows_at_once)
-        batch_size = -(-padded // batches)
+        batch_size = even(padded, rows_at_once)
     elif layout.mesh is not None:
         return layout
     return layout._replace(batch_size=batch_size, padded=-(-size // batch_size) * batch_size)
@@ -84,11 +83,6 @@ def next_shared(size: int) -> int:
     """
     step = 2 ** max(0, size.bit_length() - 4)
     return -(-size // step) * step
-
-
-def _is_spread(leaf: Any) -> bool:
-    """Return whether an array lies on several devices."""
-    return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
 
 def _resize(tree: Any, rows: int) -> Any:
@@ -111,6 +105,7 @@ def _resize(tree: Any, rows: int) -> Any:
 
 
 def _is_on_host(leaf: Any) -> bool:
+    """Return whether NumPy can read a leaf where it lies."""
     if not isinstance(leaf, jax.Array):
         return True
     if isinstance(leaf, jax.core.Tracer):

@@ -169,9 +169,10 @@ def uncertainty(
 
     The program is compiled once for a shape, select and what predict computes: a function that computes the same, such
     as a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
-    program. Numbers of inputs share programs, eight between a power of two and the next, by scoring the first input up
-    to an eighth as often again. Each call also traces predict, in less than 2 ms for a small MLP and about 20 µs for
-    each operation, unless predict is a function of `jax.jit`. In a loop compile the call, which takes 0.1 ms a call:
+    program. Numbers of inputs share programs, eight between a power of two and the next: copies of the first input, at
+    most an eighth of all, fill a program up. Each call also traces predict, in less than 2 ms for a small MLP and about
+    20 µs for each operation, unless predict is a function of `jax.jit`. In a loop compile the call, which takes 0.1 ms
+    a call:
 
     >>> score = jax.jit(functools.partial(isouq.uncertainty, predict, kind="multiclass"))  # doctest: +SKIP
     >>> score(params, xs)  # doctest: +SKIP
@@ -202,7 +203,7 @@ def uncertainty(
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
-        rows, labels = (xs, target) if devices is None else _device_rows((xs, target), layout.share)
+        rows, labels = (xs, target) if devices is None else _memory.shapes_of_rows((xs, target), layout.share)
         args = (predict, params, rows, labels, covariance, kind)
         chosen = _memory.batch_size(estimate, args, engine, max_bytes, bytes_of_row(), selection)
         layout = layout._replace(batch_size=chosen)
@@ -317,13 +318,6 @@ def value_and_quadratic(scalar: Callable, params: Any, covariance: Covariance | 
     if covariance is None:
         return value, tree_sq_norm(grad)
     return value, covariance.quadratic(jax.tree.map(lambda g: g[None], grad))[0]
-
-
-def _device_rows(tree: Any, rows: int) -> Any:
-    """Return the shapes of the rows that one device gets."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((rows, *jnp.shape(leaf)[1:]), jax.dtypes.result_type(leaf)), tree
-    )
 
 
 def check_covariance(covariance: Any, params: Any) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import isouq
+from experiments.run.compilations import count_compilations
 from isouq import _memory, _rows, _uncertainty, models
 from isouq._frozen import first_row, freeze
 from isouq._rows import next_shared
@@ -23,20 +24,6 @@ def temporaries(batch_size):
     return _memory.temporary_bytes(_estimate.lower(*arguments, batch_size, "jaxpr", EVERYTHING).compile())
 
 
-@pytest.fixture
-def compiled():
-    """The durations of all compilations so far."""
-    seconds = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seconds.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seconds
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.parametrize("share", [0.1, 0.4, 2.0])
 def test_scoring_keeps_to_it_and_changes_no_number(share, monkeypatch):
     limit = int(share * temporaries(None))
@@ -52,29 +39,32 @@ def test_scoring_keeps_to_it_and_changes_no_number(share, monkeypatch):
     assert (batch_size == len(XS)) == (share > 1)
 
 
-def test_a_shape_takes_at_most_two_compilations_and_a_second_call_none(compiled):
+def test_a_shape_takes_at_most_two_compilations_and_a_second_call_none():
     predict, init = models.mlp(2, (48,), 3)
-    params = init(jax.random.key(0))
+    params, other = init(jax.random.key(0)), init(jax.random.key(1))
     isouq.uncertainty(predict, params, XS[:7], "multiclass")  # compiles what all calls share
-    compiled.clear()
-    isouq.uncertainty(predict, params, XS, "multiclass", max_bytes=400_000)
-    assert 1 <= len(compiled) <= 2
-    isouq.uncertainty(predict, init(jax.random.key(1)), XS + 1, "multiclass", max_bytes=400_000)
-    assert len(compiled) <= 2
+    with count_compilations() as count:
+        isouq.uncertainty(predict, params, XS, "multiclass", max_bytes=400_000)
+        assert 1 <= count.programs <= 2
+        isouq.uncertainty(predict, other, XS + 1, "multiclass", max_bytes=400_000)
+        assert count.programs <= 2
 
 
-def test_numbers_of_inputs_share_programs(compiled):
+def test_numbers_of_inputs_share_programs():
     predict, init = models.mlp(2, (40,), 3)
     params = init(jax.random.key(0))
     whole = jax.tree.map(np.asarray, isouq.uncertainty(predict, params, XS[:64], "multiclass"))
-    compiled.clear()
-    for size in (61, 62, 63):
+
+    def check(size):
         part = isouq.uncertainty(predict, params, XS[:size], "multiclass", target=whole.target[:size])
         np.testing.assert_allclose(part.epistemic, whole.epistemic[:size], rtol=1e-6)
         assert part.log_epistemic.shape == (size,)
-        if size == 61:
-            compiled.clear()  # the first call with labels
-    assert not compiled
+
+    check(61)  # the first call with labels
+    with count_compilations() as count:
+        check(62)
+        check(63)
+    assert count.programs == 0
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 62, 63, 1000, 99_999])

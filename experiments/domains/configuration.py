@@ -8,6 +8,7 @@ from isouq import _checks
 
 VARIANTS = ("whole", "head")
 ACCURACY = 0.97  # accuracy on the test texts from which a fine-tuning is accepted
+MIN_SEEDS = 3  # of a variant about which something is claimed
 NETWORKS = 5  # of an ensemble, each fine-tuned whole
 HEAD_EPOCHS = 400  # largest number of epochs of the head alone, which early stopping ends before
 COVARIANCES = tuple(

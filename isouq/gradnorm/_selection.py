@@ -61,8 +61,9 @@ class Selection:
 
 
 def _matches(pattern: str, params: Any) -> Any:
-    """Return a pytree like params: whether the path of each leaf matches the regular expression from its start."""
-    paths, treedef = jax.tree.flatten(path_names(params))
+    """Return a pytree like params: whether the path of each leaf, such as "layers.0.kernel", matches from its start."""
+    leaves, treedef = jax.tree.flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     try:
         flags = [re.match(pattern, path) is not None for path in paths]
     except re.error as error:
@@ -71,11 +72,6 @@ def _matches(pattern: str, params: Any) -> Any:
         listed = ", ".join(paths[:6]) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
         raise ValueError(f"select is {pattern!r}, which matches none of {listed}")
     return jax.tree.unflatten(treedef, flags)
-
-
-def path_names(params: Any) -> Any:
-    """Return a pytree like params: the path of each leaf, with dots between its parts, such as "layers.0.kernel"."""
-    return jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="."), params)
 
 
 EVERYTHING = Selection((True,), jax.tree.structure(True))  # type: ignore[operator]

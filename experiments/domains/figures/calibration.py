@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.calibration import LOSSES
+from experiments.domains.configuration import MIN_SEEDS
 from experiments.domains.measure.calibration import PREDICTORS
-from experiments.domains.numbers.calibration import MIN_SEEDS, CalibrationNumbers
+from experiments.domains.numbers.calibration import CalibrationNumbers
 from experiments.domains.report.domains import VARIANTS
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
@@ -42,19 +43,11 @@ def figures(_results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     variants = [variant for variant in VARIANTS if variant in details.rows]
     handles = [plt.Line2D([], [], color=_COLOURS[v], marker="o", ms=4, label=VARIANTS[v]) for v in variants]
+    hollow = f"hollow: an interval holds 0, or fewer than {MIN_SEEDS} seeds"
     handles += [
         plt.Line2D([], [], color="grey", lw=3, alpha=0.4, label="95 % over seeds"),
         plt.Line2D([], [], color="grey", lw=1, label="95 % over texts"),
-        plt.Line2D(
-            [],
-            [],
-            color="grey",
-            marker="o",
-            ms=4,
-            mfc="white",
-            ls="none",
-            label=f"hollow: an interval holds 0, or fewer than {MIN_SEEDS} seeds",
-        ),
+        plt.Line2D([], [], color="grey", marker="o", ms=4, mfc="white", ls="none", label=hollow),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     return {"calibration": figure}

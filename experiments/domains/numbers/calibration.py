@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.calibration import LOSSES, class_probabilities, losses
-from experiments.domains.configuration import NETWORKS, VARIANTS
+from experiments.domains.configuration import MIN_SEEDS, NETWORKS, VARIANTS
 from experiments.domains.measure.calibration import ENSEMBLE, PLAIN, PREDICTORS, mean_logits
 from experiments.domains.measure.tuned import KIND
 from experiments.domains.statistics import Estimate, estimate
@@ -14,7 +14,6 @@ from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
 from isouq.stats import Interval, bootstrap_mean
 
-MIN_SEEDS = 3  # of a variant about which something is said
 NUMBERS = ("temperature_number", "scale_number", "last_layer_prior", "last_layer_scale_number")
 COLUMNS = (
     "data", "encoder", "variant", "seed", "max_length", "epochs", "accepted", "accuracy", "num_params", "train",

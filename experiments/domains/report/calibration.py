@@ -1,10 +1,10 @@
 """The summary of the calibration on texts."""
 
 from experiments.calibration import LOSSES
+from experiments.domains.configuration import MIN_SEEDS
 from experiments.domains.measure.calibration import PREDICTORS
-from experiments.domains.numbers.calibration import MIN_SEEDS, NUMBERS, CalibrationNumbers, Change, Row
-from experiments.domains.report.domains import VARIANTS
-from experiments.domains.tiny_encoder import TINY
+from experiments.domains.numbers.calibration import NUMBERS, CalibrationNumbers, Change, Row
+from experiments.domains.report.domains import VARIANTS, describe_encoder
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 
@@ -29,11 +29,10 @@ def report(numbers: Numbers, preset: str) -> str:
 
 
 def _reading(row: Row) -> str:
-    random = " The encoder is random, made for tests: its numbers mean nothing." if row["encoder"] == TINY else ""
     return (
-        f"Encoder `{row['encoder']}`, texts `{row['data']}`, at most {row['max_length']} tokens each.{random} Of the "
-        "texts that a seed has neither trained on nor stopped early by, a few fit the one number of a predictor (a "
-        "scale or a temperature), and all others give the losses. ‖g‖² is over all trained parameters. The prior of "
+        f"{describe_encoder(row)} "
+        "Of the texts that a seed has neither trained on nor stopped early by, a few fit the one number of a predictor "
+        "(a scale or a temperature), and all others give the losses. ‖g‖² is over all trained parameters. The prior of "
         "the last layer's Laplace approximation (a dense GGN of the training texts) is chosen by the evidence. The "
         "heads of an ensemble have one encoder and bootstrap samples of the training texts; the networks of an "
         "ensemble are fine-tuned whole, each from its own head, on the same texts in an order of its own.\n"
