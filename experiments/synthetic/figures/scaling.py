@@ -48,8 +48,7 @@ def against_width(curves: ByPrior) -> Figure:
         top.grid(alpha=0.3)
         bottom.set(xlabel="hidden width (6 × width + 3 parameters)", ylabel="accepted", ylim=(-0.08, 1.08))
         set_width_axis(bottom, widths)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="prior", loc="outside lower center", ncols=len(labels), frameon=False)
+    axes[0, 0].legend(title="prior", loc="lower left", bbox_to_anchor=(0, 1), ncols=len(curves), frameon=False)
     return figure
 
 
