@@ -1,7 +1,7 @@
 """The data of the interactive page in docs/explorer: the committed tables, and the maps of their seed 0.
 
 The tables hold no maps. Their rows of seed 0 hold the whole configuration of a cell, so the maps are read from OUT or
-computed again: 58 cells, about half an hour on 2 CPU cores. The numbers on the page are those of the committed tables.
+computed again: 58 cells. The numbers on the page are those of the committed tables.
 Maps that do not agree with them are left out, and so are those of a flat estimate and of networks wider than `WIDEST`;
 the page says so.
 

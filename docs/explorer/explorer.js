@@ -241,7 +241,7 @@
       const reason = m.apart
         ? `Run again on another machine, the maps of this model lie up to ${m.apart} from the committed r and ρ: they would show another network than the numbers, and are left out.`
         : m.flat
-          ? `There is no map to compare: at θ* the network predicts the same everywhere, and the estimate varies by ${m.flat.toExponential(0)} of its value alone.`
+          ? "A model whose estimate is the same everywhere has no maps to compare."
           : "The maps of this model are not in data.js.";
       const missing = m.maps ? [] : [html("p", {}, reason)];
       $(row).replaceChildren(...drawn, ...missing);

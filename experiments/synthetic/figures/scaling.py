@@ -48,7 +48,8 @@ def against_width(curves: ByPrior) -> Figure:
         top.grid(alpha=0.3)
         bottom.set(xlabel="hidden width (6 × width + 3 parameters)", ylabel="accepted", ylim=(-0.08, 1.08))
         set_width_axis(bottom, widths)
-    axes[0, 0].legend(title="prior", loc="lower left", bbox_to_anchor=(0, 1), ncols=len(curves), frameon=False)
+    style = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
+    axes[0, 0].legend(title="prior", loc="lower left", bbox_to_anchor=(0, 1), ncols=len(curves), **style)
     return figure
 
 
