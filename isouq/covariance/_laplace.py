@@ -248,16 +248,31 @@ def _curvature_of_stream(request: _limits.Request, stream: Stream, batch_size: i
     """Return the curvature on the data of a stream, and their log likelihood."""
     structure, log_density, params, curvature, _ = request
 
-    def part(batch: LogDensity) -> Any:
-        sums = _PROGRAMS[structure](batch, params, curvature, batch_size, None)
-        if structure == "kronecker":  # the first factor is a mean
-            sums = [(first * batch.ys.shape[0], second) for first, second in sums]
-        return sums, np.float64(log_likelihood_of(batch, params))
+    def add(total: Any, batch: LogDensity) -> Any:
+        sums, log_likelihood = total
+        sums = _add_sums(sums, batch, params, structure, curvature, batch_size)
+        return sums, log_likelihood + np.float64(log_likelihood_of(batch, params))
 
-    (sums, log_likelihood), rows = sum_over_batches(part, stream, log_density, params, f"{curvature} {structure}")
+    shapes = jax.eval_shape(lambda batch: _sums(batch, params, structure, curvature, batch_size), log_density)
+    zero = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), shapes), np.float64(0)
+    (sums, log_likelihood), rows = sum_over_batches(add, zero, stream, log_density, params, f"{curvature} {structure}")
     if structure == "kronecker":
         sums = [(first / rows, second) for first, second in sums]
     return _curvature_from_sums(structure, sums, curvature, params), float(log_likelihood)
+
+
+def _sums(batch: LogDensity, params: Any, structure: str, curvature: str, batch_size: int) -> Any:
+    """Return what the program of a structure computes, as sums over the data of a batch."""
+    sums = _PROGRAMS[structure](batch, params, curvature, batch_size, None)
+    if structure == "kronecker":  # the first factor is a mean
+        sums = [(first * batch.ys.shape[0], second) for first, second in sums]
+    return sums
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("structure", "curvature", "batch_size"))
+def _add_sums(total: Any, batch: LogDensity, params: Any, structure: str, curvature: str, batch_size: int) -> Any:
+    """Return the total with the sums of a batch added, in the memory of the total, which is used up."""
+    return jax.tree.map(jnp.add, total, _sums(batch, params, structure, curvature, batch_size))
 
 
 def sum_log_likelihood(log_density: LogDensity, params: Any, rows: int = 1024) -> float:
