@@ -1,8 +1,9 @@
 """The data of the interactive page in docs/explorer: the committed tables, and the maps of their seed 0.
 
 The tables hold no maps. Their rows of seed 0 hold the whole configuration of a cell, so the maps are read from OUT or
-computed again: 43 cells, about 15 minutes on 2 CPU cores. The numbers on the page are those of the committed tables;
-maps that do not agree with them are left out, and the page says so.
+computed again: 58 cells. The numbers on the page are those of the committed tables.
+Maps that do not agree with them are left out, and so are those of a flat estimate and of networks wider than `WIDEST`;
+the page says so.
 
 Command: python -m experiments.explorer OUT [--finished]
 OUT is the --out folder of a run, or a new folder. With --finished nothing is run: a model whose cell is not in OUT is
@@ -45,6 +46,7 @@ ESTIMATES = ("epistemic", "laplace", "aleatoric")
 TERMS = ("whole", *(f"{term}_{version}" for version in VERSIONS for term in decomposition.TERMS))
 MAPS = ("reference", "epistemic", "aleatoric_reference", "aleatoric")  # problems with two features
 CURVES = ("reference", "epistemic", "mean", "probability")  # problems with one feature
+WIDEST = 256  # hidden units of the largest network of the sweep whose maps are shown, so that the page stays small
 FAR = 0.1  # r and ρ of a map that another machine computes lie closer to the committed ones than this
 Row = dict[str, Any]
 
@@ -190,9 +192,10 @@ def data(results: Path, out: Path, finished: bool = False) -> tuple[dict[str, An
     for rows, cell in zip(groups, cells, strict=True):
         result, name = known.get(cell), model_name(rows[0])
         far = 0.0 if result is None else distance(_first_row(rows), result)
-        arrays = None if result is None or far > FAR else result.arrays
-        entries.append(_entry(rows, agreement[name], terms[name], arrays))
-        if result is not None and is_flat(result.arrays["epistemic"]):
+        flat = result is not None and is_flat(result.arrays["epistemic"])
+        is_drawn = result is not None and far <= FAR and not flat and (cell.width or 0) <= WIDEST
+        entries.append(_entry(rows, agreement[name], terms[name], result.arrays if result and is_drawn else None))
+        if result is not None and flat:
             entries[-1]["flat"] = _round(relative_range(result.arrays["epistemic"]), 2)
         if far > FAR:
             entries[-1]["apart"] = _round(far, 2)

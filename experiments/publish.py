@@ -36,6 +36,7 @@ _SECTIONS = {
     "calibration": ("What each predictor changes", "The fitted numbers"),
     "depth": ("Does depth or ReLU change the agreement?",),
     "lineage": ("The nearest", "What each factor does", "Rows of the paper's table"),
+    "text-calibration": ("What each predictor changes", "The losses"),
     "domains": ("Held-out", "Do the domains overlap", "Does a proxy bend", "What a user would do", "Memory of one"),
     "qa": ("Answers", "AUROC of every score", "If only the surest", "What a score costs"),
     "trace": ("AUROC", "The course of a trace"),
@@ -72,7 +73,7 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
     page.parent.mkdir(exist_ok=True)
     page.write_text(results_page(root / "results"), encoding="utf-8")
     written.append(page)
-    for template in sorted(root.glob("*/*.md.in")):
+    for template in sorted((*root.glob("*/*.md.in"), *root.glob("docs/*/*.md.in"))):
         page = template.with_suffix("")
         page.write_text(fill_numbers(template.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
         written.append(page)

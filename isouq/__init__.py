@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what is imported when a name is first used
     from isouq import alignment, covariance, gradnorm, models, plots, posterior, problems, sharding, stats, text
+    from isouq._batches import map_batches
     from isouq._ensemble import EnsembleUncertainty
     from isouq._evidence import PriorChoice, choose_prior, log_marginal_likelihood
     from isouq._perturbation import Perturbation, perturbation
@@ -25,6 +26,7 @@ _ROOMS = (
 )  # fmt: skip
 _HOMES = {
     "EnsembleUncertainty": "_ensemble",
+    "map_batches": "_batches",
     **dict.fromkeys(("PriorChoice", "choose_prior", "log_marginal_likelihood"), "_evidence"),
     **dict.fromkeys(("Perturbation", "perturbation"), "_perturbation"),
     **dict.fromkeys(("Predictive", "ScaleFit", "fit_scale", "predictive"), "_predictive"),
@@ -62,6 +64,7 @@ __all__ = [
     "gradnorm",
     "laplace",
     "log_marginal_likelihood",
+    "map_batches",
     "models",
     "negative_hessian",
     "perturbation",

@@ -67,21 +67,32 @@ def is_traced(tree: Any) -> bool:
 
 def finite(name: str, tree: Any) -> None:
     """Raise if any floating leaf holds NaN or infinity; under a trace nothing is checked."""
-    if is_traced(tree):
+    if is_traced(tree) or all(map(_is_finite, jax.tree.leaves(tree))):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
+        if not _is_finite(leaf):
             count = sum(int(np.sum(~np.isfinite(part))) for part in _parts(leaf))
-            if count:
-                raise ValueError(
-                    f"{name}{jax.tree_util.keystr(path)} holds {count} NaN or infinite values "
-                    f"among {np.size(leaf)}; remove or replace them first"
-                )
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} holds {count} NaN or infinite values "
+                f"among {np.size(leaf)}; remove or replace them first"
+            )
+
+
+def _is_finite(leaf: Any) -> bool:
+    """Return whether all values of a leaf are finite, as whole numbers always are."""
+    if not jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact):
+        return True
+    return all(np.isfinite(part).all() for part in _parts(leaf))
+
+
+def is_spread(leaf: Any) -> bool:
+    """Return whether a leaf is an array that lies on several devices."""
+    return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
 
 
 def _parts(leaf: Any) -> list[np.ndarray]:
     """Return the parts of the leaf on this process, each once, as NumPy arrays, which no enclosing jit traces."""
-    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+    if is_spread(leaf):
         return [np.asarray(data) for data in {str(s.index): s.data for s in leaf.addressable_shards}.values()]
     return [np.asarray(leaf)]
 

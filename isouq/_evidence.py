@@ -44,7 +44,7 @@ def log_marginal_likelihood(
 
     Source: MacKay (1992); Immer et al. (2021), arXiv 2104.04975, for networks.
     """
-    fit = fit_curvature(log_density, params, curvature, structure, **_refuse_damping(options))
+    fit = fit_curvature(log_density, params, curvature, structure, **_check_options(options))
     return Evidence.of(fit)(np.asarray(fit.scales))[0]
 
 
@@ -105,7 +105,7 @@ def choose_prior(
     _checks.one_of("per", per, SCOPES)
     if validation is not None and per != "model":
         raise ValueError("per is 'layer' and validation was given; layers are chosen by the evidence, so give one")
-    fit = fit_curvature(log_density, params, curvature, structure, **_refuse_damping(options))
+    fit = fit_curvature(log_density, params, curvature, structure, **_check_options(options))
     data_curvature, start = fit.curvature, np.asarray(fit.scales)
     evidence = Evidence.of(fit)
     log_loss = None
@@ -157,10 +157,12 @@ class Evidence(NamedTuple):
         return self.log_likelihood - (misfit.sum() + determination.log_determinant) / 2, misfit - determination.gamma
 
 
-def _refuse_damping(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a fit; raise where damping is among them."""
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a fit; raise where damping or select is among them."""
     if "damping" in options:
         raise ValueError("damping was given; an evidence has a prior and no damping, so leave it out")
+    if "select" in options:
+        raise ValueError("select was given; pass the pair log_density.condition(params, select) in place of both")
     return options
 
 

@@ -8,13 +8,21 @@ import jax
 
 from isouq import _checks
 
+_USED = 0.25  # share of the bound on a row that a compiled program may well take, since it fuses and frees early
+_FULL = 0.8  # share of max_bytes from which no larger batch is tried
 
-def batch_size(estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int, *options: Any) -> int | None:
-    """Return a batch size, about the largest, whose program keeps to max_bytes; None stands for all inputs at once.
 
-    `estimate(*args, batch_size, engine, *options)` is a jitted function, and the options are hashable. Its third
-    argument is the inputs and its sixth a string.
-    Programs are compiled for abstract arguments, and nothing is computed. The answer is cached for equal shapes.
+def batch_size(
+    estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int, bytes_of_row: int, *options: Any
+) -> int:
+    """Return a batch size, about the largest, whose program keeps to max_bytes.
+
+    `estimate(*args, batch_size, engine, *options)` is a jitted function, and the options are hashable. Its third and
+    fourth arguments are the inputs and their labels, its sixth is a string. bytes_of_row: a bound on one row.
+
+    Programs are compiled for abstract arguments, and nothing is computed: one for a batch by the bound, and mostly a
+    second for the batch that the first one allows. A call of the same shapes uses the last one. The answer is
+    cached for equal shapes.
 
     Raises:
         ValueError: not even one input at a time keeps to max_bytes, or the call is traced.
@@ -27,7 +35,7 @@ def batch_size(estimate: Any, args: tuple[Any, ...], engine: str, max_bytes: int
         lambda leaf: jax.ShapeDtypeStruct(jax.numpy.shape(leaf), jax.dtypes.result_type(leaf)), arrays
     )
     leaves, treedef = jax.tree.flatten(abstract)
-    return _batch_size(estimate, tuple(leaves), treedef, kind, engine, max_bytes, options)
+    return _batch_size(estimate, tuple(leaves), treedef, kind, engine, max_bytes, bytes_of_row, options)
 
 
 @functools.lru_cache(maxsize=256)
@@ -38,34 +46,40 @@ def _batch_size(
     kind: str,
     engine: str,
     max_bytes: int,
+    bytes_of_row: int,
     options: tuple[Any, ...],
-) -> int | None:
-    args = jax.tree.unflatten(treedef, leaves)
-    size = jax.tree.leaves(args[2])[0].shape[0]
+) -> int:
+    predict, params, xs, target, shared = jax.tree.unflatten(treedef, leaves)
+    size = num_rows = jax.tree.leaves(xs)[0].shape[0]
 
-    def needed(batch: int | None, engine: str = engine) -> int:
-        return temporary_bytes(estimate.lower(*args, kind, batch, engine, *options).compile())
+    def needed(batch: int, engine: str = engine) -> int:
+        rows = -(-num_rows // batch) * batch
+        program = estimate.lower(
+            predict, params, *shapes_of_rows((xs, target), rows), shared, kind, batch, engine, *options
+        )
+        return temporary_bytes(program.compile())
 
+    batch = min(size, max(1, int(max_bytes / max(1, _USED * bytes_of_row))))
     try:
-        bytes_of_all = needed(None)
+        used = needed(batch)
     except NotImplementedError:  # a primitive without a rule for vmap needs one input at a time
-        if (least := needed(1)) > max_bytes:
-            raise ValueError(_too_large(least, max_bytes, needed, engine)) from None
-        return 1
-    if bytes_of_all <= max_bytes:
-        return None
-    low, high, guess = 0, size, round(size * max_bytes / bytes_of_all)  # low fits, high does not
-    for _ in range(8):
-        if high - low <= max(1, low // 4):
-            break
-        guess = min(max(guess, low + 1), high - 1)
-        if needed(guess) <= max_bytes:
-            low, guess = guess, guess + guess // 4
-        else:
-            high, guess = guess, (low + guess) // 2
-    if not low and (least := needed(1)) > max_bytes:
-        raise ValueError(_too_large(least, max_bytes, needed, engine))
-    return max(low, 1)
+        batch = size = 1
+        used = needed(batch)
+    while used > max_bytes:
+        if batch == 1:
+            raise ValueError(_too_large(used, max_bytes, needed, engine))
+        batch = max(1, min(batch - 1, int(0.9 * batch * max_bytes / used)))
+        used = needed(batch)
+    larger = min(size, int(0.95 * batch * max_bytes / max(1, used)))
+    fits = batch < size and used < _FULL * max_bytes and larger > batch and needed(larger) <= max_bytes
+    return larger if fits else batch
+
+
+def shapes_of_rows(tree: Any, rows: int) -> Any:
+    """Return the shapes and dtypes of leaves `[n, ...]` with `rows` rows instead."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *jax.numpy.shape(leaf)[1:]), jax.dtypes.result_type(leaf)), tree
+    )
 
 
 def temporary_bytes(compiled: Any) -> int:

@@ -8,6 +8,7 @@ so that it differs from s² times the ‖g‖² of `isouq.uncertainty` by what i
 margins, which keeps the digits where a probability is nearly 0 or 1 (see `isouq._predict.probability_difference`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks
+from isouq._frozen import Program
 from isouq._predict import check_predict, check_target, margin, predicted_class, probability_difference
-from isouq._rows import estimate_rows, lay_out, map_rows
+from isouq._room import bytes_of_one
+from isouq._rows import estimate_rows, lay_out, map_rows, share_program
 from isouq.gradnorm._plain import tree_sq_norm
 
 
@@ -68,7 +71,7 @@ def perturbation(
         relative: True for s = scale · RMS, where RMS = √(mean of θ²) over all parameters together; False for s = scale.
         num_samples: S, at least 2.
         target: class labels `[n]`, or one label for all; by default the class that is predicted at θ.
-        batch_size: number of inputs that are predicted at a time, as in `isouq.uncertainty`; by default all.
+        batch_size: number of inputs that are predicted at a time, with the default of `isouq.uncertainty`.
         devices: a list of devices that share the inputs, as in `isouq.uncertainty`. Like batch_size, it changes no
             number beyond rounding.
 
@@ -108,6 +111,7 @@ def perturbation(
                 f"params have the root mean square {rms:g}, so that a relative scale is {rms:g}; pass relative=False"
             )
         scale = scale * rms
+    layout = share_program(layout, xs, lambda: _bytes_of_row(predict.program))
     noise = _Noise(key, scale, num_samples)
     return estimate_rows(_perturb, (predict, params, xs, target, noise), (kind, layout.batch_size), layout)
 
@@ -185,6 +189,13 @@ def _perturb(
     moments = jax.lax.fori_loop(0, noise.num_samples, add, _Moments(zero, zero, zero, zero, zero))
     variance, error = moments.variance(jnp.asarray(noise.num_samples, center.dtype))
     return Perturbation(variance, error, jax.nn.sigmoid(center) if is_class else center, target)
+
+
+@functools.lru_cache(maxsize=256)
+def _bytes_of_row(program: Program) -> int:
+    """Return a bound on the bytes that one input takes."""
+    predict, (params, x) = program.abstract()
+    return bytes_of_one(lambda fixed, x: fixed[0](fixed[1], x), (predict, params), x)
 
 
 def _perturbed(params: Any, key: Array, scale: Array) -> Any:

@@ -105,11 +105,12 @@ def _is_shape(node: Any) -> bool:
     return isinstance(node, tuple) and all(isinstance(size, int) for size in node)
 
 
-def check_target(target: Any, size: int, kind: str, num_classes: int | None) -> Array:
+def check_target(target: Any, size: int, kind: str, num_classes: int | None) -> Array | np.ndarray:
     """Return the class labels `[size]` of the user's target; raise unless it holds labels of the kind."""
     if kind == "regression":
         raise ValueError("target was given for regression; it names a class, so leave it out")
-    target = jnp.asarray(target)
+    module: Any = jnp if isinstance(target, jax.Array) else np  # JAX compiles a program to read an array of NumPy
+    target = module.asarray(target)
     if not jnp.issubdtype(target.dtype, jnp.integer):
         raise ValueError(f"target is {target.dtype}; expected integer class labels")
     if target.shape not in ((), (size,)):
@@ -121,4 +122,4 @@ def check_target(target: Any, size: int, kind: str, num_classes: int | None) -> 
                 f"target holds labels from {labels.min()} to {labels.max()}; expected 0 to {(num_classes or 2) - 1}, "
                 "counted from 0"
             )
-    return jnp.broadcast_to(target, (size,)).astype(jnp.int32)
+    return module.broadcast_to(target, (size,)).astype(np.int32)

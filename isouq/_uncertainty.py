@@ -14,6 +14,7 @@ Source: "An Isotropic Approach to Efficient Uncertainty Quantification with Grad
 arXiv 2603.29466; the factorisation through the margin is ours.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, overload
 
@@ -23,12 +24,14 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks, _memory
 from isouq._ensemble import EnsembleUncertainty, Parts, add_relative, class_of_mean, combine, first_member
+from isouq._frozen import Program
 from isouq._predict import check_predict, check_target, margin, predicted_class
-from isouq._rows import estimate_rows, lay_out, map_rows
-from isouq._selection import EVERYTHING, Selection
+from isouq._room import bytes_of_one
+from isouq._rows import estimate_rows, lay_out, map_rows, share_program
 from isouq.covariance import Covariance, Dense, Identity, StructuredCovariance
 from isouq.gradnorm import value_and_grad_quadratic, value_and_grad_sq_norm
 from isouq.gradnorm._plain import tree_sq_norm
+from isouq.gradnorm._selection import EVERYTHING, Selection
 
 ENGINES = ("jaxpr", "vmap")
 
@@ -62,7 +65,7 @@ def uncertainty(
     *,
     target: Any = None,
     covariance: Any = None,
-    wrt: Any = None,
+    select: Any = None,
     ensemble: Literal[False] = False,
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -80,7 +83,7 @@ def uncertainty(
     *,
     target: Any = None,
     covariance: Any = None,
-    wrt: Any = None,
+    select: Any = None,
     ensemble: Literal[True],
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -97,7 +100,7 @@ def uncertainty(
     *,
     target: Any = None,
     covariance: Any = None,
-    wrt: Any = None,
+    select: Any = None,
     ensemble: bool = False,
     batch_size: int | None = None,
     max_bytes: int | None = None,
@@ -109,27 +112,31 @@ def uncertainty(
     Args:
         predict: `predict(params, x) -> outputs` of ONE example: logits `[classes]` (multiclass),
             a logit `[]` of class 1 (binary), a mean `[]` (regression). Any callable of JAX code. It is traced anew at
-            every call, so that it reads the present values of globals and attributes.
-        params: any pytree of floating arrays; the gradient is taken with respect to all of it, or to the part that wrt
-            chooses. A complex array counts as its real and imaginary parts (without a covariance, or with `Identity`).
+            every call, so that it reads the present values of globals and attributes; a function of `jax.jit`, such as
+            those of `isouq.models`, is traced once for a shape and keeps what it read then.
+        params: any pytree of floating arrays; the gradient is taken with respect to all of it, or to the part that
+            select chooses. A complex array counts as its real and imaginary parts (without a covariance, or with
+            `Identity`).
         xs: inputs with a leading axis n (an array or a pytree of arrays).
         kind: "binary", "multiclass" or "regression".
         target: class labels `[n]`, or one label for all; by default the predicted class of each.
         covariance: Σ of the parameters (see `isouq.covariance`); None is the identity, the paper's
-            isotropic choice. With wrt it is that of the chosen parameters: it fits the tree
-            `jax.tree.map(lambda keep, branch: branch if keep else None, wrt, params)`.
-        wrt: a pytree of booleans that is a prefix of params, as `optax.masked` takes; True for the parameters that the
-            gradient is taken of, such as `{"layers": {0: False, 1: True}}` for the last of two layers. By
-            default all are chosen. The others are constants, and nothing is computed backward through layers that come
-            before the first chosen one.
+            isotropic choice. With select it is that of the chosen parameters, as `isouq.laplace(..., select=select)`
+            gives it: it fits params with None in place of the others.
+        select: the parameters that the gradient is taken of, by default all. Either a regular expression that matches
+            their paths from the start, where a path is like "layers.1.kernel": "layers.1" is the last of two layers. Or
+            a pytree of booleans that is a prefix of params, as `optax.masked` takes, such as
+            `{"layers": {0: False, 1: True}}`. The other parameters are constants, and nothing is computed backward
+            through layers that come before the first chosen one.
         ensemble: True where every leaf of params has a leading axis of K ≥ 2 members, networks of one shape that were
-            trained from different starts. covariance and wrt are then those of each member.
-        batch_size: number of inputs that are scored at a time, which bounds the memory; by default all. It changes
-            no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict with a primitive that
+            trained from different starts. covariance and select are then those of each member.
+        batch_size: number of inputs that are scored at a time, which bounds the memory; by default as many as take
+            about 256 MiB by a bound from their shapes, and under `jax.jit` or for inputs on several devices all. It
+            changes no number beyond rounding. 1 maps one by one without `jax.vmap`, for a predict with a primitive that
             cannot be batched, such as `jax.lax.ragged_dot`.
-        max_bytes: memory that scoring may take beside params, xs and the result, in bytes. The largest batch_size
-            whose compiled program keeps to it is used, after a few compilations for each shape. It cannot be given
-            under `jax.jit`, nor together with batch_size.
+        max_bytes: memory that scoring may take beside params, xs and the result, in bytes. About the largest
+            batch_size whose compiled program keeps to it is used, mostly after two compilations for each shape, of
+            which the second is used. It cannot be given under `jax.jit`, nor together with batch_size.
         engine: "jaxpr" reads the norms off a backward pass (see `isouq.grad_sq_norm`); "vmap" forms every
             gradient, as a check.
         devices: a list of devices that share the inputs, such as `jax.local_devices()`. Each gets a copy of params,
@@ -150,7 +157,7 @@ def uncertainty(
 
     Raises:
         ValueError: a wrong shape, NaN in params or xs, an unknown kind or label, a max_bytes that is too small for one
-            input, a wrt that is no prefix of params or chooses nothing, or an ensemble with fewer than two members or
+            input, a select that does not fit params or chooses nothing, or an ensemble with fewer than two members or
             with different numbers of members in two leaves. The message is one line that says what to do. An input
             whose outputs are NaN is no error: its uncertainties are NaN.
 
@@ -160,10 +167,12 @@ def uncertainty(
     more unless target is given. Its members come one after the other, so that the memory grows by one copy of a member
     and by two numbers for each member and input of a batch.
 
-    The program is compiled once for a shape, wrt and what predict computes: a function that computes the same, such as
-    a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
-    program. Each call also traces predict, in less than 2 ms for a small MLP and about 20 µs for each operation. In a
-    loop compile the call, which freezes predict as `jax.jit` does and takes 0.1 ms a call:
+    The program is compiled once for a shape, select and what predict computes: a function that computes the same, such
+    as a new lambda around the same code, uses it again, with other arrays too; another Python number makes another
+    program. Numbers of inputs share programs, eight between a power of two and the next: copies of the first input, at
+    most an eighth of all, fill a program up. Each call also traces predict, in less than 2 ms for a small MLP and about
+    20 µs for each operation, unless predict is a function of `jax.jit`. In a loop compile the call, which takes 0.1 ms
+    a call:
 
     >>> score = jax.jit(functools.partial(isouq.uncertainty, predict, kind="multiclass"))  # doctest: +SKIP
     >>> score(params, xs)  # doctest: +SKIP
@@ -179,19 +188,26 @@ def uncertainty(
     _checks.one_of("engine", engine, ENGINES)
     _checks.boolean("ensemble", ensemble)
     member = first_member(params) if ensemble else params
-    selection = Selection.of(wrt, member)
+    selection = Selection.of(select, member)
     check_covariance(covariance, selection.choose(member))
     predict, num_classes = check_predict(predict, member, xs, kind, "params of member 0" if ensemble else "params")
     engine = engine if predict.traceable else "vmap"
     if target is not None:
         target = check_target(target, layout.size, kind, num_classes)
     estimate = _estimate_members if ensemble else _estimate
+
+    def bytes_of_row() -> int:
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jax.typeof, covariance))
+        return _bytes_of_row(predict.program, tuple(leaves), treedef, target is None, kind, engine, selection)
+
     if max_bytes is not None:
         if batch_size is not None:
             raise ValueError("batch_size and max_bytes were both given; max_bytes chooses the batch size, so give one")
-        rows, labels = (xs, target) if devices is None else _device_rows((xs, target), layout.share)
+        rows, labels = (xs, target) if devices is None else _memory.shapes_of_rows((xs, target), layout.share)
         args = (predict, params, rows, labels, covariance, kind)
-        layout = layout._replace(batch_size=_memory.batch_size(estimate, args, engine, max_bytes, selection))
+        chosen = _memory.batch_size(estimate, args, engine, max_bytes, bytes_of_row(), selection)
+        layout = layout._replace(batch_size=chosen)
+    layout = share_program(layout, xs, bytes_of_row)
     options = (kind, layout.batch_size, engine, selection)
     result = estimate_rows(estimate, (predict, params, xs, target, covariance), options, layout)
     return add_relative(result) if ensemble else result
@@ -271,6 +287,27 @@ def _differentiate(
     return value.astype(quadratic.dtype), quadratic, c
 
 
+@functools.lru_cache(maxsize=256)
+def _bytes_of_row(
+    program: Program,
+    leaves: tuple[Any, ...],
+    treedef: Any,
+    without_label: bool,
+    kind: str,
+    engine: str,
+    selection: Selection,
+) -> int:
+    """Return a bound on the bytes that one input takes; leaves and treedef are those of an abstract covariance."""
+    frozen, (params, x) = program.abstract()
+    label = None if without_label else jax.ShapeDtypeStruct((), jnp.int32)
+
+    def one(fixed: Any, x: Any, label: Any) -> Any:
+        predict, params, covariance = fixed
+        return _differentiate(predict, params, x, label, covariance, kind, engine, selection)
+
+    return bytes_of_one(one, (frozen, params, jax.tree.unflatten(treedef, leaves)), x, label)
+
+
 def value_and_quadratic(scalar: Callable, params: Any, covariance: Covariance | None, engine: str) -> tuple[Any, Array]:
     """Return `((value, aux), gᵀΣg)` of a scalar with aux; no gradient is formed where engine and covariance allow."""
     if engine == "jaxpr" and covariance is None:
@@ -281,13 +318,6 @@ def value_and_quadratic(scalar: Callable, params: Any, covariance: Covariance | 
     if covariance is None:
         return value, tree_sq_norm(grad)
     return value, covariance.quadratic(jax.tree.map(lambda g: g[None], grad))[0]
-
-
-def _device_rows(tree: Any, rows: int) -> Any:
-    """Return the shapes of the rows that one device gets."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((rows, *jnp.shape(leaf)[1:]), jax.dtypes.result_type(leaf)), tree
-    )
 
 
 def check_covariance(covariance: Any, params: Any) -> None:

@@ -15,26 +15,37 @@ from isouq import _checks
 from isouq._errors import first_line
 from isouq._frozen import Frozen, as_pytree, first_row, freeze
 from isouq._predict import check_predict
+from isouq.gradnorm._selection import Selection
 
 PRIORS = ("unit", "fan_in")
 _LARGE, _UNEQUAL = 100.0, 1000.0  # a standard deviation of a feature, and a ratio of two, that a warning names
 
 
-def prior_scales(params: Any, prior: str = "unit", sigma: float = 1.0) -> Any:
+def prior_scales(params: Any, prior: str = "unit", sigma: Any = 1.0) -> Any:
     """Return the prior standard deviation of each leaf, as a pytree of scalars like `params`, float32 or better.
 
     unit: every parameter ~ N(0, σ²). fan_in: weights ~ N(0, σ²/fan_in), biases ~ N(0, σ²), where a
     leaf with two or more axes is a weight and its fan_in is the product of all but the last axis.
+
+    sigma: σ, one number for all parameters, or a pytree of numbers that is a prefix of params, one σ for each branch.
     """
     _checks.one_of("prior", prior, PRIORS)
-    _checks.positive("sigma", sigma)
+    for path, number in jax.tree.leaves_with_path(sigma):
+        _checks.positive(f"sigma{jax.tree_util.keystr(path)}", number)
 
-    def scale(leaf: Any) -> Float[Array, ""]:
+    def scale(leaf: Any, sigma: Any) -> Float[Array, ""]:
         shape = jnp.shape(leaf)
         fan_in = np.prod(shape[:-1]) if prior == "fan_in" and len(shape) >= 2 else 1.0
         return jnp.asarray(sigma / np.sqrt(fan_in), jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
-    return jax.tree.map(scale, params)
+    try:
+        return jax.tree.map(
+            lambda number, branch: jax.tree.map(lambda leaf: scale(leaf, number), branch), sigma, params
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"sigma is no prefix of params ({first_line(error)}); expected one number, or one for each branch of params"
+        ) from error
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +77,7 @@ class LogDensity:
         kind: str,
         *,
         prior: str = "unit",
-        sigma: float = 1.0,
+        sigma: Any = 1.0,
         noise: float | None = None,
     ) -> "LogDensity":
         """Return the log density of `predict` on data (xs, ys).
@@ -78,7 +89,7 @@ class LogDensity:
             ys: class labels or values `[n]`.
             kind: "binary", "multiclass" or "regression".
             prior: name of the prior, as in `prior_scales`.
-            sigma: its scale, as in `prior_scales`.
+            sigma: its scale σ, or one for each branch of params: `{"layers": {0: 1.0, 1: 0.3}}`.
             noise: standard deviation of y given x; for regression it must be given, otherwise it must not.
 
         Raises:
@@ -102,6 +113,27 @@ class LogDensity:
     def freeze(self, params: Any) -> "LogDensity":
         """Return the log density with `predict` as a program, which no later change of a global variable reaches."""
         return replace(self, predict=freeze(self.predict, params, first_row(self.xs)))
+
+    def condition(self, params: Any, select: Any) -> tuple["LogDensity", Any]:
+        """Return the log density of the parameters that select chooses, the others fixed, and the chosen parameters.
+
+        It differs from log p(chosen | others, D) by a constant. Its parameters are params with None in place of those
+        that are fixed. `laplace`, `choose_prior`, `fit_map` and `sample_reference` take it as any other.
+
+        Args:
+            params: all parameters.
+            select: as in `isouq.uncertainty`, such as "layers.1" for the last of two layers.
+
+        Raises:
+            ValueError: select fits no parameter, or params do not fit the model.
+        """
+        selection = Selection.of(select, params)
+        try:
+            scales = selection.choose(self.scales)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError("params do not fit the model of log_density; pass parameters of that model") from error
+        predict = jax.tree_util.Partial(_predict_chosen, selection, self.predict, params)
+        return replace(self, predict=predict, scales=scales), selection.choose(params)
 
     def log_prior(self, params: Any) -> Float[Array, ""]:
         """Return Σ log N(θⱼ; 0, scaleⱼ²)."""
@@ -127,6 +159,11 @@ class LogDensity:
     def __call__(self, params: Any) -> Float[Array, ""]:
         """Return the sum of `log_prior` and `log_likelihood`."""
         return self.log_prior(params) + self.log_likelihood(params)
+
+
+def _predict_chosen(selection: Selection, predict: Callable, params: Any, chosen: Any, x: Any) -> Any:
+    """Return the outputs of the model with the chosen parameters in place of those in params."""
+    return predict(selection.replace(params, chosen), x)
 
 
 def _warn_if_unscaled(xs: Any) -> None:

@@ -1,8 +1,11 @@
 """The Flax MLPs of the experiments, and adapters that give `predict(params, x)` of ONE example for a Flax module.
 
-A plain function is already a `predict`. For Equinox it is `lambda params, x: eqx.combine(params, static)(x)`.
+A plain function is already a `predict`. Those of this module are functions of `jax.jit`: what the model's code reads
+from outside, such as a global, counts as it was when `predict` first met arguments of a shape, and a call of
+`isouq.uncertainty` need not trace the model again.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,14 +68,14 @@ def mlp(
 
     `init(key)` gives parameters and can be mapped over keys by `jax.vmap`. `predict(params, x)` takes one x
     `[in_features]` and returns `[out_features]`, or `[]` where out_features is 1. Two MLPs with the same activation
-    and depth have equal `predict`, and with the same sizes equal `init`, so that they share compiled programs.
+    and depth have one `predict`, and with the same sizes equal `init`, so that they share compiled programs.
     """
     if isinstance(activation, str):
         _checks.one_of("activation", activation, ACTIVATIONS)
         activation = ACTIVATIONS[activation]
     init = _InitMLP(in_features, tuple(hidden), out_features, activation)
     jax.eval_shape(init, jax.random.key(0))  # raises for a wrong width
-    return _PredictMLP(activation, len(hidden) + 1, out_features == 1), init
+    return _predict_mlp(activation, len(hidden) + 1, out_features == 1), init
 
 
 @dataclass(frozen=True)
@@ -89,23 +92,21 @@ class _InitMLP:
         return nnx.to_pure_dict(nnx.state(MLP(*sizes, activation=self.activation, rngs=nnx.Rngs(key)), nnx.Param))
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class _PredictMLP:
-    """`MLP.__call__` on plain parameters, without building a module at every trace."""
+@functools.cache
+def _predict_mlp(activation: Callable, depth: int, squeeze: bool) -> Callable:
+    """Return `MLP.__call__` on plain parameters, which builds no module."""
 
-    activation: Callable
-    depth: int
-    squeeze: bool
-
-    def __call__(self, params: Any, x: Any) -> Array:
-        for i in range(self.depth):
+    @jax.jit
+    def predict(params: Any, x: Any) -> Array:
+        for i in range(depth):
             layer = params["layers"][i]
-            x = self.activation(x) if i else x
+            x = activation(x) if i else x
             x, kernel, bias = dtypes.promote_dtype((x, layer["kernel"], layer["bias"]))
             x = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
             x = x + jnp.reshape(bias, (1,) * (x.ndim - 1) + (-1,))
-        return x[..., 0] if self.squeeze else x
+        return x[..., 0] if squeeze else x
+
+    return jax.tree_util.Partial(predict)  # a pytree, so that it can be an argument of a compiled function
 
 
 def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable, Any]:
@@ -116,9 +117,9 @@ def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable, Any]:
 
     Everything else in the module keeps the value that it has now: running statistics, random streams, counters, arrays,
     numbers and switches. To see a later change of the module, call `from_nnx` again. An object of your own that the
-    module refers to, such as a configuration, is not copied. What the module writes while it is called, such as a
-    counter, the carry of `nnx.RNN` or the position in a random stream, is discarded: every example starts from the same
-    state and draws the same random numbers.
+    module refers to, such as a configuration, is not copied, and counts as it was at the first call. What the module
+    writes while it is called, such as a counter, the carry of `nnx.RNN` or the position in a random stream, is
+    discarded: every example starts from the same state and draws the same random numbers.
 
     Raises:
         ValueError: module is no NNX module, or has no parameters. `predict` raises it where dropout, batch
@@ -134,6 +135,7 @@ def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable, Any]:
     if not jax.tree.leaves(params):
         raise ValueError(f"module is {_name(module)} and holds no nnx.Param; {_NNX}")
 
+    @jax.jit
     def predict(params: Any, x: Any) -> Any:
         arguments = {k: nnx.clone(v) if isinstance(v, (nnx.Module, nnx.Rngs)) else v for k, v in kwargs.items()}
         return nnx.merge(graphdef, params, _copy_numpy(state), copy=True)(x, **arguments)
@@ -160,6 +162,7 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> tuple[Callable, An
     state = _copy_numpy({name: value for name, value in variables.items() if name != "params"})
     with_state = kwargs.get("mutable", False) is not False or bool(kwargs.get("capture_intermediates"))
 
+    @jax.jit
     def predict(params: Any, x: Any) -> Any:
         outputs = module.apply({"params": params, **_copy_numpy(state)}, x, **kwargs)
         return outputs[0] if with_state else outputs
@@ -184,6 +187,7 @@ def from_equinox(module: Any, **kwargs: Any) -> tuple[Callable, Any]:
     if not jax.tree.leaves(params):
         raise ValueError(f"module is {_name(module)} and holds no floating arrays; pass a module with parameters")
 
+    @jax.jit
     def predict(params: Any, x: Any) -> Any:
         return equinox.combine(params, static)(x, **kwargs)
 

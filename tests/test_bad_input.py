@@ -154,7 +154,7 @@ CASES = {
         lambda: estimate(target=[0, 1]),
         r"target has shape \(2,\); expected \[\] or \(3,\), one label",
     ),
-    "target float": (lambda: estimate(target=[0.0, 1.0, 1.0]), r"target is float32; expected integer class labels"),
+    "target float": (lambda: estimate(target=[0.0, 1.0, 1.0]), r"target is float64; expected integer class labels"),
     "target for regression": (
         lambda: estimate(kind="regression", target=0),
         r"target was given for regression; .*leave it out",

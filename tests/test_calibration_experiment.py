@@ -12,6 +12,7 @@ import twins
 from made_up import made_up
 from synthetic_rows import fake
 
+from experiments.calibration import LOSSES
 from experiments.synthetic.measure import calibration, laboratory
 from experiments.synthetic.measure.members import Members
 from experiments.synthetic.presets import calibration as presets
@@ -93,7 +94,7 @@ def test_losses_by_brute_force(subject):
 
 def row(cell, accepted=True, shift=-0.1):
     names = calibration.PREDICTORS
-    losses = calibration.LOSSES if cell.problem != "real/diabetes" else ("loss",)
+    losses = LOSSES if cell.problem != "real/diabetes" else ("loss",)
     columns = {
         f"{name}_{loss}": 0.5 + 0.01 * cell.seed + (shift if base else 0)
         for name, (base, _) in names.items()

@@ -182,7 +182,7 @@ def test_every_experiment_has_a_card():
 
 def test_the_lab_book_has_a_row_for_every_experiment():
     rows = re.findall(
-        r"^\| `(\w+)` \|.*`python -m experiments (\w+) ", LAB_BOOK.read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| `([\w-]+)` \|.*`python -m experiments ([\w-]+) ", LAB_BOOK.read_text(encoding="utf-8"), re.MULTILINE
     )
     assert rows == [(name, name) for name in EXPERIMENTS]
 

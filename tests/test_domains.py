@@ -13,13 +13,14 @@ from jax.flatten_util import ravel_pytree
 
 import isouq
 from experiments import command
-from experiments.domains import inputs, presets, statistics, texts
+from experiments.domains import inputs, statistics, texts
 from experiments.domains.configuration import COVARIANCES
 from experiments.domains.measure import kronecker, memory
 from experiments.domains.measure.covariances import score
 from experiments.domains.measure.tuned import SCORED, Tuned, scored_rows
-from experiments.domains.numbers import SCORES, numbers
-from experiments.domains.report import report
+from experiments.domains.numbers.domains import SCORES, numbers
+from experiments.domains.presets import domains as presets
+from experiments.domains.report.domains import report
 from experiments.domains.study import DomainCell
 from experiments.domains.tiny_encoder import write_tiny
 from experiments.run.errors import RunError

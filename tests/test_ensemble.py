@@ -113,11 +113,11 @@ def test_the_members_share_a_covariance(kind, x64):
 def test_the_last_layers_alone(kind, x64):
     predict, params, xs = mlps(kind, dtype=jnp.float64)
     want = slow_twin(predict, params, xs, kind, chosen=lambda grad: grad["layers"][1])
-    check(isouq.uncertainty(predict, params, xs, kind, ensemble=True, wrt=LAST), want)
+    check(isouq.uncertainty(predict, params, xs, kind, ensemble=True, select=LAST), want)
     chosen = jax.tree.map(lambda keep, branch: branch if keep else None, LAST, row(params, 0))
     covariance = isouq.Diagonal(jax.tree.map(lambda leaf: 1 + leaf**2, chosen))
     got = isouq.uncertainty(
-        predict, params, xs, kind, ensemble=True, wrt=LAST, covariance=covariance, devices=jax.local_devices()
+        predict, params, xs, kind, ensemble=True, select=LAST, covariance=covariance, devices=jax.local_devices()
     )
     sigma = twins.dense(covariance, chosen)
     check(got, slow_twin(predict, params, xs, kind, sigma, lambda grad: grad["layers"][1]))

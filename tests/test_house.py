@@ -7,27 +7,30 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_HELPERS = "isouq._checks isouq._errors isouq._extras isouq._frozen isouq._memory"
-_EXPERIMENT = "isouq* experiments.run experiments.report experiments.clock experiments.experiment"
+_HELPERS = "isouq._checks isouq._errors isouq._extras isouq._frozen isouq._memory isouq._room"
+_EXPERIMENT = (
+    "isouq* experiments.run experiments.report experiments.calibration experiments.clock experiments.experiment"
+)
 # Every room (a package or module), and the rooms that it may import beside itself.
 ARROWS = {
     "isouq": "isouq.*",
     "isouq.__main__": "isouq.cli",
     **dict.fromkeys(("isouq._errors", "isouq._extras", "isouq._files", "isouq.gradnorm", "isouq.stats"), ""),
-    **dict.fromkeys(("isouq._checks", "isouq._frozen"), "isouq.gradnorm"),
+    "isouq._checks": "isouq.gradnorm",
+    "isouq._frozen": "isouq._checks isouq.gradnorm",
+    "isouq._room": "isouq.gradnorm",
     **dict.fromkeys(("isouq._memory", "isouq.alignment", "isouq.problems", "isouq.sharding"), "isouq._checks"),
     "isouq.models": "isouq._checks isouq._extras",
     "isouq.plots": "isouq._extras",
     "isouq._predict": _HELPERS,
-    "isouq.density": f"{_HELPERS} isouq._predict",
+    "isouq.density": f"{_HELPERS} isouq._predict isouq.gradnorm",
     "isouq._checkpoint": "isouq._files",
     "isouq.covariance": f"{_HELPERS} isouq._checkpoint isouq._files isouq.density isouq.gradnorm",
     "isouq._rows": f"{_HELPERS} isouq.sharding",
     "isouq._perturbation": f"{_HELPERS} isouq._predict isouq._rows isouq.gradnorm",
-    "isouq._selection": "isouq._checks isouq._errors",
     "isouq._ensemble": f"{_HELPERS} isouq._predict",
-    "isouq._uncertainty": f"{_HELPERS} isouq._predict isouq._rows isouq._selection isouq._ensemble isouq.covariance "
-    "isouq.gradnorm",
+    "isouq._uncertainty": f"{_HELPERS} isouq._predict isouq._rows isouq._ensemble isouq.covariance isouq.gradnorm",
+    "isouq._batches": "isouq._checks isouq._checkpoint isouq._ensemble",
     "isouq._predictive": f"{_HELPERS} isouq._predict isouq._rows isouq._uncertainty isouq.covariance isouq.stats",
     "isouq._evidence": f"{_HELPERS} isouq._predictive isouq.covariance isouq.density",
     "isouq.posterior": f"{_HELPERS} isouq._checkpoint isouq._predict isouq.covariance isouq.density isouq.stats",
@@ -36,6 +39,7 @@ ARROWS = {
     "isouq.text.loading": "isouq._extras",
     "isouq.cli": f"{_HELPERS} isouq.text*",
     "experiments.__main__": "experiments.command experiments.run",
+    "experiments.calibration": "isouq.stats",
     "experiments.clock": "",
     "experiments.run": "isouq isouq._checkpoint isouq._errors isouq._files",
     "experiments.report": "experiments.run isouq._files isouq.stats",

@@ -319,18 +319,20 @@ def test_both_engines_agree(kind, x64):
 LAST = {"layers": {0: False, 1: True}}
 
 
-def choose(wrt, tree):
-    return jax.tree.map(lambda keep, branch: branch if keep else None, wrt, tree)
+def choose(select, tree):
+    return jax.tree.map(lambda keep, branch: branch if keep else None, select, tree)
 
 
-def chosen_twin(predict, params, xs, kind, wrt, sigma=None):
+def chosen_twin(predict, params, xs, kind, select, sigma=None):
+    if isinstance(select, str):
+        select = {"layers": {0: {"bias": False, "kernel": True}, 1: True}}
     """gᵀΣg over the chosen parameters, from the whole gradient of p."""
     p = probability(predict, kind)
     rows = []
     for x in xs:
         out = predict(params, x)
         c = None if kind == "regression" else int(jnp.argmax(out)) if kind == "multiclass" else int(out > 0)
-        g = ravel_pytree(choose(wrt, jax.grad(p)(params, x, c)))[0]
+        g = ravel_pytree(choose(select, jax.grad(p)(params, x, c)))[0]
         rows.append(g @ g if sigma is None else g @ sigma @ g)
     return np.array(rows)
 
@@ -338,29 +340,30 @@ def chosen_twin(predict, params, xs, kind, wrt, sigma=None):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("engine", ["jaxpr", "vmap"])
 @pytest.mark.parametrize(
-    "wrt",
+    "select",
     [
         LAST,
         {"layers": {0: True, 1: {"bias": np.True_, "kernel": False}}},
         {"layers": {0: {"bias": True, "kernel": False}, 1: False}},
+        r"layers\.0\.kernel|layers\.1",
     ],
     ids=str,
 )
 @pytest.mark.parametrize("options", [{"batch_size": 3}, {"devices": True}], ids=str)
-def test_the_gradient_is_that_of_the_chosen_parameters(kind, engine, wrt, options, x64):
+def test_the_gradient_is_that_of_the_chosen_parameters(kind, engine, select, options, x64):
     predict, params, xs = network(kind, dtype=jnp.float64)
     options = {name: jax.local_devices() if value is True else value for name, value in options.items()}
-    got = isouq.uncertainty(predict, params, xs, kind, wrt=wrt, engine=engine, **options)
-    np.testing.assert_allclose(got.epistemic, chosen_twin(predict, params, xs, kind, wrt), rtol=1e-10)
+    got = isouq.uncertainty(predict, params, xs, kind, select=select, engine=engine, **options)
+    np.testing.assert_allclose(got.epistemic, chosen_twin(predict, params, xs, kind, select), rtol=1e-10)
     np.testing.assert_allclose(got.probability, isouq.uncertainty(predict, params, xs, kind).probability, rtol=1e-12)
 
 
 def test_the_parts_of_the_parameters_add_up(x64):
     predict, params, xs = network("multiclass", dtype=jnp.float64)
-    first = isouq.uncertainty(predict, params, xs, "multiclass", wrt={"layers": {0: True, 1: False}})
-    last = isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST)
+    first = isouq.uncertainty(predict, params, xs, "multiclass", select={"layers": {0: True, 1: False}})
+    last = isouq.uncertainty(predict, params, xs, "multiclass", select=LAST)
     for everything in (None, True, {"layers": True}):
-        whole = isouq.uncertainty(predict, params, xs, "multiclass", wrt=everything)
+        whole = isouq.uncertainty(predict, params, xs, "multiclass", select=everything)
         np.testing.assert_allclose(first.epistemic + last.epistemic, whole.epistemic, rtol=1e-10)
 
 
@@ -377,14 +380,73 @@ def test_a_covariance_of_the_last_layer(engine, x64):
     covariances = [isouq.laplace(log_density, chosen, "ggn", form) for form in ("diagonal", "kronecker", "dense")]
     directions = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf**2]), chosen)
     for covariance in (*covariances, isouq.LowRank(directions, scale=2.0), isouq.Identity(3.0)):
-        options = {"wrt": LAST, "covariance": covariance, "engine": engine}
+        options = {"select": LAST, "covariance": covariance, "engine": engine}
         got = isouq.uncertainty(predict, params, xs, "multiclass", **options)
         want = chosen_twin(predict, params, xs, "multiclass", LAST, twins.dense(covariance, chosen))
         np.testing.assert_allclose(got.epistemic, want, rtol=1e-7)
         of_function = isouq.uncertainty(predict_last, chosen, xs, "multiclass", covariance=covariance, engine=engine)
         np.testing.assert_allclose(got.epistemic, of_function.epistemic, rtol=1e-10)
     with pytest.raises(ValueError, match="variances"):
-        isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST, covariance=isouq.Diagonal(params))
+        isouq.uncertainty(predict, params, xs, "multiclass", select=LAST, covariance=isouq.Diagonal(params))
+    whole = isouq.LogDensity.of(predict, params, xs, ys, "multiclass")
+    for form, covariance in zip(("diagonal", "kronecker", "dense"), covariances, strict=True):
+        got = isouq.laplace(whole, params, "ggn", form, select="layers.1")
+        by_path = whole.condition(params, "layers.1")[1]
+        np.testing.assert_allclose(twins.dense(got, by_path), twins.dense(covariance, chosen), rtol=1e-9)
+        scored = isouq.uncertainty(predict, params, xs, "multiclass", select="layers.1", covariance=got, engine=engine)
+        of_function = isouq.uncertainty(predict_last, chosen, xs, "multiclass", covariance=covariance, engine=engine)
+        np.testing.assert_allclose(scored.epistemic, of_function.epistemic, rtol=1e-9)
+
+
+def test_a_conditioned_density_is_one_of_its_own(x64):
+    predict, params, xs = network("multiclass", dtype=jnp.float64)
+    ys = jnp.array([0, 1, 2, 0, 1, 2, 0])
+    whole = isouq.LogDensity.of(predict, params, xs, ys, "multiclass", sigma={"layers": {0: 2.0, 1: 0.5}})
+    last, chosen = whole.condition(params, "layers.1")
+    other = jax.tree.map(lambda leaf: leaf + 0.1, chosen)
+    moved = {"layers": {0: params["layers"][0], 1: other["layers"][1]}}
+    np.testing.assert_allclose(last(other) - last(chosen), whole(moved) - whole(params), rtol=1e-9)
+    assert isouq.log_marginal_likelihood(last, chosen) != isouq.log_marginal_likelihood(whole, params)
+    with pytest.raises(ValueError, match=r"select was given; pass the pair log_density.condition\(params, select\)"):
+        isouq.choose_prior(whole, params, select="layers.1")
+
+
+def test_a_prior_for_each_layer(x64):
+    predict, params, xs = network("multiclass", dtype=jnp.float64)
+    ys = jnp.array([0, 1, 2, 0, 1, 2, 0])
+    width = params["layers"][1]["kernel"].shape[0]
+    density = isouq.LogDensity.of(
+        predict, params, xs, ys, "multiclass", prior="fan_in", sigma={"layers": {0: 2.0, 1: {"bias": 3, "kernel": 0.5}}}
+    )
+    scales = density.scales["layers"]
+    got = [float(scales[0]["bias"]), float(scales[1]["bias"]), float(scales[1]["kernel"])]
+    np.testing.assert_allclose(got, [2.0, 3.0, 0.5 / np.sqrt(width)])
+    for sigma, message in (
+        ({"layers": {0: 1.0}}, "sigma is no prefix of params"),
+        ({"layers": {0: 1.0, 1: -1.0}}, r"sigma\['layers'\]\[1\] is -1.0; expected a finite number above 0"),
+        ("one", "sigma is 'one'; expected a positive number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            isouq.LogDensity.of(predict, params, xs, ys, "multiclass", sigma=sigma)
+
+
+def test_the_engine_takes_the_same_selection(x64):
+    predict, params, xs = network("multiclass", dtype=jnp.float64)
+
+    def f(x, params):
+        return predict(params, x)[0], "aux"
+
+    grad = jax.grad(f, 1, has_aux=True)(xs[0], params)[0]
+    of_leaf = jax.tree.map(lambda g: jnp.sum(g**2), grad)
+    want = of_leaf["layers"][1]["kernel"]
+    select = "layers.1.kernel"
+    got, aux = isouq.grad_sq_norm(f, 1, has_aux=True, select=select)(xs[0], params)
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+    assert aux == "aux"
+    norms, _ = isouq.grad_sq_norm(f, 1, has_aux=True, per_leaf=True, select=select)(xs[0], params)
+    assert jax.tree.leaves(norms) == [norms["layers"][1]["kernel"]]
+    with pytest.raises(ValueError, match=r"argnums is \(0, 1\) and select was given; give one number"):
+        isouq.grad_sq_norm(f, (0, 1), select=select)
 
 
 def test_any_pytree_may_be_chosen_from():
@@ -394,12 +456,12 @@ def test_any_pytree_may_be_chosen_from():
         return jnp.dot(params[0]["scale"], x["a"]) + params[1][0] * x["b"]
 
     xs = {"a": jnp.ones((3, 2)), "b": jnp.array([0.0, 1.0, 2.0])}
-    for wrt, want in (
+    for select, want in (
         ((True, False), [2.0, 2, 2]),
         ((False, [True]), [0.0, 1, 4]),
         (({"scale": True}, True), [2, 3, 6]),
     ):
-        got = isouq.uncertainty(predict, params, xs, "regression", wrt=wrt)
+        got = isouq.uncertainty(predict, params, xs, "regression", select=select)
         np.testing.assert_allclose(got.epistemic, want, rtol=1e-6)
 
 
@@ -407,35 +469,40 @@ def test_parameters_that_are_not_chosen_are_arguments_of_the_program():
     from isouq._uncertainty import _estimate
 
     predict, params, xs = network("multiclass", width=13)
-    isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST)
+    isouq.uncertainty(predict, params, xs, "multiclass", select=LAST)
     compiled = _estimate._cache_size()
     other = jax.tree.map(lambda leaf: leaf + 0.5, params)
-    got = isouq.uncertainty(predict, other, xs, "multiclass", wrt=dict(LAST))
+    got = isouq.uncertainty(predict, other, xs, "multiclass", select=dict(LAST))
     assert _estimate._cache_size() == compiled
     np.testing.assert_allclose(got.epistemic, chosen_twin(predict, other, xs, "multiclass", LAST), rtol=1e-3)
-    run = jax.jit(lambda params: isouq.uncertainty(predict, params, xs, "multiclass", wrt=LAST, batch_size=2))
+    run = jax.jit(lambda params: isouq.uncertainty(predict, params, xs, "multiclass", select=LAST, batch_size=2))
     np.testing.assert_allclose(run(other).epistemic, got.epistemic, rtol=1e-4)
-    limited = isouq.uncertainty(predict, other, xs, "multiclass", wrt=LAST, max_bytes=10**6)
+    limited = isouq.uncertainty(predict, other, xs, "multiclass", select=LAST, max_bytes=10**6)
     np.testing.assert_allclose(limited.epistemic, got.epistemic, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("wrt", "message"),
+    ("select", "message"),
     [
-        ({"layers": {0: True}}, r"wrt is no prefix of params \(.*\); expected True or False for each branch of params"),
-        ({"layer": True}, r"wrt is no prefix of params"),
-        ([True], r"wrt is no prefix of params"),
-        ({"layers": {0: True, 1: None}}, r"wrt is no prefix of params"),
-        ({"layers": False}, r"wrt chooses no parameter; expected True for at least one branch of params"),
-        ({"layers": {0: 1, 1: 0}}, r"wrt\['layers'\]\[0\] is 1; expected True or False"),
-        ("last", r"wrt is 'last'; expected True or False"),
+        (
+            {"layers": {0: True}},
+            r"select is no prefix of params \(.*\); expected True or False for each branch of params",
+        ),
+        ({"layer": True}, r"select is no prefix of params"),
+        ([True], r"select is no prefix of params"),
+        ({"layers": {0: True, 1: None}}, r"select is no prefix of params"),
+        ({"layers": False}, r"select chooses no parameter; expected True for at least one branch of params"),
+        ({"layers": {0: 1, 1: 0}}, r"select\['layers'\]\[0\] is 1; expected True or False"),
+        ("last", r"select is 'last', which matches none of layers\.0\.bias, layers\.0\.kernel, layers\.1\.bias"),
+        ("(", r"select is '\(', not a regular expression: missing \)"),
+        (3, r"select is 3; expected True or False, or a regular expression"),
     ],
 )
 @pytest.mark.parametrize("ensemble", [False, True])
-def test_a_wrong_choice_is_one_clear_line(wrt, message, ensemble):
+def test_a_wrong_choice_is_one_clear_line(select, message, ensemble):
     predict, params, xs = network("multiclass")
     if ensemble:
         params = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
     with pytest.raises(ValueError, match=f"^{message}") as caught:
-        isouq.uncertainty(predict, params, xs, "multiclass", wrt=wrt, ensemble=ensemble)
+        isouq.uncertainty(predict, params, xs, "multiclass", select=select, ensemble=ensemble)
     assert "\n" not in str(caught.value)

@@ -240,7 +240,9 @@
       const drawn = !there ? [] : isPlanar(m) ? panels.map(([name, title]) => drawMap(m, name, title, width)) : drawCurves(m, width);
       const reason = m.apart
         ? `Run again on another machine, the maps of this model lie up to ${m.apart} from the committed r and ρ: they would show another network than the numbers, and are left out.`
-        : "The maps of this model are not in data.js.";
+        : m.flat
+          ? "A model whose estimate is the same everywhere has no maps to compare."
+          : "The maps of this model are not in data.js.";
       const missing = m.maps ? [] : [html("p", {}, reason)];
       $(row).replaceChildren(...drawn, ...missing);
       const bar = there && isPlanar(m) ? [colourBar(...bars[state.scale === "rank" ? "rank" : row], room)] : [];

@@ -8,6 +8,8 @@ from isouq import _checks
 
 VARIANTS = ("whole", "head")
 ACCURACY = 0.97  # accuracy on the test texts from which a fine-tuning is accepted
+MIN_SEEDS = 3  # of a variant about which something is claimed
+NETWORKS = 5  # of an ensemble, each fine-tuned whole
 HEAD_EPOCHS = 400  # largest number of epochs of the head alone, which early stopping ends before
 COVARIANCES = tuple(
     f"{curvature}_{structure}"
@@ -23,7 +25,8 @@ class Configuration:
     encoder: its canonical name. data: the texts, as `load_texts` takes them. digest: a hash of the texts and of the
     files of a local encoder. variant: "whole" (all parameters are fine-tuned) or "head" (the encoder stays as it is).
     covariance, proxies, precision: of the study "domains" alone: the kind, the number of proxy texts of a domain, and λ
-    of the prior N(0, 1/λ). max_length: tokens of a text at most. epochs: of the fine-tuning at most.
+    of the prior N(0, 1/λ). max_length: tokens of a text at most. epochs: of the fine-tuning at most. member: the number
+    of a network in its ensemble: all have the split of `seed`, each its own start of the head and order of the texts.
     """
 
     encoder: str
@@ -36,13 +39,20 @@ class Configuration:
     precision: float = 1.0
     max_length: int = 64
     epochs: int = 4
+    member: int = 0
 
     def __post_init__(self) -> None:
-        _checks.positive_int("seed", self.seed, 0)
+        for name in ("seed", "member"):
+            _checks.positive_int(name, getattr(self, name), 0)
         _checks.one_of("variant", self.variant, VARIANTS)
         _checks.positive("precision", self.precision)
         for name in ("max_length", "epochs"):
             _checks.positive_int(name, getattr(self, name))
+
+    @property
+    def training_seed(self) -> int:
+        """Return the seed of the head's start and of the order of the texts."""
+        return self.seed + 1000 * self.member
 
     @property
     def last_layer(self) -> bool:

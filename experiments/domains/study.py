@@ -8,6 +8,7 @@ from typing import NamedTuple
 from experiments.clock import Clock
 from experiments.domains.configuration import COVARIANCES, Configuration
 from experiments.domains.inputs import read_corpus
+from experiments.domains.measure.calibration import calibrate, predict_test
 from experiments.domains.measure.covariances import compare_covariances
 from experiments.domains.measure.fine_tune import fine_tune
 from experiments.domains.measure.memory import measure_memory
@@ -41,10 +42,12 @@ def _covariance_seconds(configuration: Configuration) -> float:
 
 
 STUDIES = {
-    "reference": Study(1, _by_variant(120.0, 35.0)),  # the fine-tuning, which "domains" and "rejection" read
+    "reference": Study(1, _by_variant(120.0, 35.0)),  # the fine-tuning, which all others but "memory" read
     "domains": Study(1, _covariance_seconds, compare_covariances),
     "rejection": Study(1, _by_variant(3.0, 2.0), score_predictions),
     "memory": Study(1, _by_variant(30.0, 30.0)),
+    "calibration": Study(1, _by_variant(200.0, 3.0), calibrate),
+    "member": Study(1, _by_variant(1.0, 1.0), predict_test),  # a further network of an ensemble
 }
 
 
@@ -76,13 +79,16 @@ class DomainCell(Configuration):
     def key(self) -> str:
         """Return a hash of the configuration and of the versions of the code; the data by content, not by path."""
         fields = {name: value for name, value in asdict(self).items() if name != "data"}
+        if not self.member:
+            del fields["member"]  # results of before there were members keep their keys
         versions = [STUDIES["reference"].version, STUDIES[self.study].version]
         return hash_fields({"experiment": "domains", **fields, "versions": versions})
 
     def label(self) -> str:
         """Return how progress and errors name the job."""
         case = f", {self.covariance}, {self.proxies} proxies, λ={self.precision:g}" if self.study == "domains" else ""
-        return f"domains, {self.variant}{case}, seed {self.seed}, {self.study}"
+        member = f", member {self.member}" if self.member else ""
+        return f"domains, {self.variant}{case}, seed {self.seed}{member}, {self.study}"
 
     def weight(self) -> float:
         """Return the expected seconds with two cores at work, for the estimate of the time left."""

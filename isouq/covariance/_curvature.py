@@ -23,7 +23,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from isouq._frozen import first_row
-from isouq.covariance._room import bytes_of_one, steps
+from isouq._room import bytes_of_one, steps
 from isouq.gradnorm import Form, value_and_grad_quadratic
 from isouq.gradnorm._factors import at_least_float32
 from isouq.gradnorm._moments import moment_products, zero_moments

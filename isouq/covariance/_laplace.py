@@ -48,6 +48,7 @@ def laplace(
     batches: Iterable[Any] | None = None,
     progress: Callable[[int], None] | None = None,
     checkpoint: Path | str | None = None,
+    select: Any = None,
 ) -> Dense | Diagonal | Kronecker | LowRank:
     """Return the Laplace approximation Σ = (C + Λ + damping · I)⁻¹ around params, in one of four structures.
 
@@ -77,6 +78,8 @@ def laplace(
         checkpoint: with batches, a file from which an interrupted sum goes on, if batches gives the same ones again.
             It is written every minute and at the end. A file that is damaged or belongs to another model, other
             parameters or another structure is put aside with a warning.
+        select: the parameters that Σ is of, as in `isouq.uncertainty`, by default all; the others are fixed. The result
+            goes with the same `select` there.
 
     Returns:
         A covariance for `isouq.uncertainty(..., covariance=...)`. A C that is not positive semidefinite, such as a
@@ -110,6 +113,9 @@ def laplace(
     Sources: MacKay (1992); Martens and Grosse (2015) and Ritter et al. (2018) for KFAC; Eschenhagen et al., arXiv
     2311.00636, for shared weights; Daxberger et al., arXiv 2106.14806, for the family.
     """
+    if select is not None:
+        check_log_density(log_density, params)
+        log_density, params = log_density.condition(params, select)
     fit = fit_curvature(
         log_density, params, curvature, structure, damping=damping, rank=rank, key=key, batch_size=batch_size,
         max_bytes=max_bytes, batches=batches, progress=progress, checkpoint=checkpoint,
@@ -159,12 +165,7 @@ def fit_curvature(
     _checks.positive_int("rank", rank)
     if damping != 0:
         _checks.positive("damping", damping)
-    if not isinstance(log_density, LogDensity):
-        raise ValueError(
-            f"log_density is a {type(log_density).__name__}; expected a LogDensity: build it with "
-            "isouq.LogDensity.of(predict, params, xs, ys, kind)"
-        )
-    _checks.float_leaves("params", params)
+    check_log_density(log_density, params)
     try:
         jax.eval_shape(log_density, params)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
@@ -195,6 +196,16 @@ def fit_curvature(
             )
         data_curvature, log_likelihood = _curvature_of_stream(request, stream, batch_size)
     return CurvatureFit(data_curvature, scales, log_likelihood, request, batch_size)
+
+
+def check_log_density(log_density: Any, params: Any) -> None:
+    """Raise unless log_density is one and params are real floating arrays."""
+    if not isinstance(log_density, LogDensity):
+        raise ValueError(
+            f"log_density is a {type(log_density).__name__}; expected a LogDensity: build it with "
+            "isouq.LogDensity.of(predict, params, xs, ys, kind)"
+        )
+    _checks.float_leaves("params", params)
 
 
 def prior_and_damping(log_density: LogDensity, damping: float) -> list[float]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from isouq import _checks
 from isouq._memory import temporary_bytes
+from isouq._room import steps
 from isouq.covariance import _curvature
-from isouq.covariance._room import steps
 
 MAX_DENSE = 10_000  # parameters of a model whose dense covariance is built without being asked twice
 _ORDER = ("diagonal", "kronecker", "low_rank", "dense")  # from the smallest, as a rule

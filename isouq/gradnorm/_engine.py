@@ -1,16 +1,19 @@
 """The two functions that a user of the engine calls: `grad_sq_norm` and `value_and_grad_sq_norm`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 
 from isouq.gradnorm import _plain
 from isouq.gradnorm._norms import sq_norms
-from isouq.gradnorm._trace import ArgNums, trace
+from isouq.gradnorm._selection import Selection
+from isouq.gradnorm._trace import ArgNums, positions, trace
 
 
-def grad_sq_norm(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, per_leaf: bool = False) -> Callable:
+def grad_sq_norm(
+    f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, per_leaf: bool = False, select: Any = None
+) -> Callable:
     """Return a function that gives ‖∂f/∂arg‖² of a scalar f. It is like `jax.grad`, but the gradient is not formed.
 
     For a layer y = xW the gradient of f is xᵀδ with δ = ∂f/∂y, and ‖xᵀδ‖² = ‖x‖²‖δ‖². The same holds with
@@ -26,6 +29,8 @@ def grad_sq_norm(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, pe
         has_aux: whether f returns `(value, aux)`; the result is then `(‖∂f/∂arg‖², aux)`.
         per_leaf: whether to return the squared norm of every leaf, as a pytree like the argument (a tuple of pytrees
             for several argnums). Their sum is the squared norm.
+        select: the leaves of one argument that are differentiated, by default all: a regular expression of their paths
+            or a pytree of booleans, as in `isouq.uncertainty`. With per_leaf the others are None.
 
     Returns:
         A function of f's arguments that returns a scalar `[]`, float32 or better whatever the dtype of the
@@ -34,6 +39,7 @@ def grad_sq_norm(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, pe
 
     Raises:
         TypeError: f is not a real scalar, or the arguments to differentiate are not floating arrays.
+        ValueError: select chooses nothing or does not fit the argument, or was given with several argnums.
 
     Cost: a forward and a backward pass without the products that form weight gradients, and the norms: two
     multiplications per activation for one position; for P positions of a `[C, F]` weight the cheaper of P²(C + F)
@@ -46,7 +52,7 @@ def grad_sq_norm(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, pe
 
     >>> norms = jax.jit(jax.vmap(isouq.grad_sq_norm(f), in_axes=(None, 0)))(params, xs)  # doctest: +SKIP
     """
-    with_value = value_and_grad_sq_norm(f, argnums, has_aux=has_aux, per_leaf=per_leaf)
+    with_value = value_and_grad_sq_norm(f, argnums, has_aux=has_aux, per_leaf=per_leaf, select=select)
 
     def sq_norm(*args: Any, **kwargs: Any) -> Any:
         value, norm = with_value(*args, **kwargs)
@@ -56,7 +62,7 @@ def grad_sq_norm(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, pe
 
 
 def value_and_grad_sq_norm(
-    f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, per_leaf: bool = False
+    f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, per_leaf: bool = False, select: Any = None
 ) -> Callable:
     """Return a function that gives `(f(...), ‖∂f/∂arg‖²)`, with has_aux `((f(...), aux), ‖∂f/∂arg‖²)`.
 
@@ -65,6 +71,9 @@ def value_and_grad_sq_norm(
     if not callable(f):
         raise TypeError(f"expected a function to differentiate; got a {type(f).__name__}")
 
+    if select is not None:
+        return _of_selected(f, argnums, select, has_aux, per_leaf)
+
     def value_and_sq_norm(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         traced = trace(f, args, kwargs, argnums, has_aux)
         if traced is None:
@@ -72,5 +81,23 @@ def value_and_grad_sq_norm(
         (value, *aux), norms = sq_norms(traced)
         norm = jax.tree.unflatten(traced.treedef, norms) if per_leaf else _plain.add(norms)
         return ((value, traced.aux(aux)) if has_aux else value), norm
+
+    return value_and_sq_norm
+
+
+def _of_selected(f: Callable, argnums: ArgNums, select: Any, has_aux: bool, per_leaf: bool) -> Callable:
+    """Return `value_and_grad_sq_norm` of f by the chosen leaves of one argument."""
+    if not isinstance(argnums, SupportsIndex):
+        raise ValueError(f"argnums is {argnums!r} and select was given; give one number")
+
+    def value_and_sq_norm(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        (number,), _ = positions(argnums, len(args))
+        selection = Selection.of(select, args[number])
+
+        def of_chosen(chosen: Any) -> Any:
+            return f(*args[:number], selection.replace(args[number], chosen), *args[number + 1 :], **kwargs)
+
+        chosen = selection.choose(args[number])
+        return value_and_grad_sq_norm(of_chosen, has_aux=has_aux, per_leaf=per_leaf)(chosen)
 
     return value_and_sq_norm

@@ -34,11 +34,11 @@ def fine_tune(
 
     Columns: accuracy on the test texts, and whether it is `ACCURACY` or more; epochs. Arrays: params (flat), the
     pooled vectors of all texts in any part of the split, and over `scored_rows` the logit of sports, the label, and
-    log ‖g‖² by the parameters of the last layer and, for "whole", by all.
+    log ‖g‖² by the parameters of the last layer and, for member 0 of "whole", by all.
     """
     clock = Clock()
     split = texts.split(corpus.labels, configuration.seed)
-    encoder = corpus.encoder.with_head(1, jax.random.key(configuration.seed))
+    encoder = corpus.encoder.with_head(1, jax.random.key(configuration.training_seed))
     whole = configuration.variant == "whole"
     tuned = _fit_head(configuration, corpus, split, encoder, clock)
     if whole:
@@ -47,7 +47,7 @@ def fine_tune(
     params, features, rows = tuned.params, tuned.features, scored_rows(split)
     head = params["head"]["out"]
     arrays = {"identity_last": log_epistemic(uncertainty(HEAD, head, features[rows], KIND))}
-    if whole:
+    if whole and not configuration.member:
         everything = uncertainty(encoder.predict, params, corpus.rows(rows), KIND, batch_size=16)
         arrays["identity"] = log_epistemic(everything)
     clock.lap("seconds_identity")
@@ -92,7 +92,7 @@ def _fit_head(
     features[rows] = np.asarray(_vectors(encoder.predict, params, corpus.rows(rows)))
     clock.lap("seconds_features")
     train, validation = ((features[part], ys[part]) for part in (split.train, split.validation))
-    best = fit(HEAD, params["head"]["out"], train, validation, configuration.seed, rate=HEAD_RATE,
+    best = fit(HEAD, params["head"]["out"], train, validation, configuration.training_seed, rate=HEAD_RATE,
                epochs=HEAD_START if whole else configuration.epochs, patience=HEAD_PATIENCE)  # fmt: skip
     return _Step(best, params | {"head": {"out": best.params}}, features)
 
@@ -108,7 +108,7 @@ def _fit_whole(
 ) -> _Step:
     """Fit all parameters from those of `start`."""
     train, validation = ((corpus.rows(part), corpus.labels[part]) for part in (split.train, split.validation))
-    best = fit(encoder.predict, start.params, train, validation, configuration.seed, rate=WHOLE_RATE,
+    best = fit(encoder.predict, start.params, train, validation, configuration.training_seed, rate=WHOLE_RATE,
                epochs=configuration.epochs, patience=WHOLE_PATIENCE, progress=progress,
                checkpoint=checkpoint)  # fmt: skip
     used = np.concatenate(split)

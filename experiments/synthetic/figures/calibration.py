@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from experiments.calibration import LOSSES
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
 from experiments.synthetic.figures.parts import add_legend
-from experiments.synthetic.measure.calibration import LOSSES, PREDICTORS
+from experiments.synthetic.measure.calibration import PREDICTORS
 from experiments.synthetic.numbers.calibration import CLASSIFICATIONS, Details
 from experiments.synthetic.numbers.models import ALPHA
 from isouq.plots import BLUE, ORANGE

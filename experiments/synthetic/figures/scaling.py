@@ -34,7 +34,7 @@ def against_width(curves: ByPrior) -> Figure:
     curves: (prior, σ) -> width -> intervals by name: "epistemic_STATISTIC", and "accepted", the share of seeds.
     """
     figure, axes = plt.subplots(
-        2, 2, figsize=(10, 4.9), sharex=True, layout="constrained", height_ratios=(4, 1), squeeze=False
+        2, 2, figsize=(10, 5.5), sharex=True, layout="constrained", height_ratios=(4, 1), squeeze=False
     )
     widths = _widths(curves)
     for (top, bottom), (statistic, label) in zip(axes.T, TITLES.items(), strict=True):
@@ -43,12 +43,13 @@ def against_width(curves: ByPrior) -> Figure:
             draw_band(top, list(by_width), points, colour, marker, label=f"{prior}, σ = {sigma:g}")
             shares = [values["accepted"].mean for values in by_width.values()]
             bottom.plot(list(by_width), shares, marker=marker, color=colour, ms=3, lw=0.8)
-        top.set(ylabel=f"epistemic, {label}", ylim=(-0.25, 1.02))
+        top.set(ylabel=f"epistemic, {label}", ylim=(min(-0.25, top.dataLim.y0 - 0.03), 1.02))
         top.axhline(0, color=GREY, lw=0.6)
         top.grid(alpha=0.3)
         bottom.set(xlabel="hidden width (6 × width + 3 parameters)", ylabel="accepted", ylim=(-0.08, 1.08))
         set_width_axis(bottom, widths)
-    axes[0, 0].legend(title="prior", fontsize=8, title_fontsize=8, frameon=False, loc="lower right")
+    style = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
+    axes[0, 0].legend(title="prior", loc="lower left", bbox_to_anchor=(0, 1), ncols=len(curves), **style)
     return figure
 
 

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 import isouq
+from experiments import calibration
+from experiments.calibration import class_probabilities, fit_temperature
 from experiments.clock import Clock
 from experiments.run.job import Result
 from experiments.synthetic.measure import members
 from experiments.synthetic.measure.estimators import posterior_moments
-from experiments.synthetic.measure.laboratory import Laboratory, Moments, class_probabilities
+from experiments.synthetic.measure.laboratory import Laboratory, Moments
 from experiments.synthetic.subject import Subject, ravel_rows
 from isouq import stats
 from isouq._predictive import linear_moments
@@ -35,7 +36,6 @@ PREDICTORS = {
     "mle_scale": ("mle", "an MLE network, scaled ‖g‖²"),
     "mle_ensemble": ("mle", "10 MLE networks"),
 }
-LOSSES = {"loss": "mean −log p", "brier": "Brier score", "ece": "calibration error"}
 
 
 class _Split(NamedTuple):
@@ -90,11 +90,7 @@ def losses(predictions: Predictions, ys: np.ndarray) -> dict[str, float]:
     mean, variance = predictions
     if variance is not None:
         return {"loss": stats.gaussian_log_loss(mean, variance, ys)}
-    return {
-        "loss": stats.log_loss(mean, ys),
-        "brier": stats.brier_score(mean, ys),
-        "ece": stats.calibration_error(mean, ys),
-    }
+    return calibration.losses(mean, ys)
 
 
 def _predict_with_network(
@@ -156,16 +152,3 @@ def _predict_with_several(lab: Laboratory, moments: Moments) -> Predictions:
 def _outputs(lab: Laboratory, params: Any, xs: Any) -> np.ndarray:
     outputs = jax.vmap(lab.predict, (None, 0))(params, jnp.asarray(xs)).reshape(len(xs), -1)
     return np.asarray(outputs, np.float64)
-
-
-def fit_temperature(outputs: np.ndarray, labels: np.ndarray, kind: str) -> float:
-    """Return the temperature, between 0.01 and 100, by which logits are divided for the smallest loss of the labels.
-
-    Source: Guo et al. (2017), arXiv 1706.04599.
-    """
-
-    def loss(logarithm: float) -> float:
-        return stats.log_loss(class_probabilities(outputs / np.exp(logarithm), kind), labels)
-
-    bound = np.log(100)
-    return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))

@@ -64,8 +64,8 @@ def gradient(lab: Laboratory) -> Estimate:
 def last_layer(lab: Laboratory) -> Estimate:
     """Return ‖g‖² over the parameters of the last affine map alone."""
     last = len(lab.theta["layers"]) - 1
-    wrt = {"layers": {depth: depth == last for depth in lab.theta["layers"]}}
-    return _about_theta(lab, lab.uncertainty(wrt=wrt).epistemic)
+    select = {"layers": {depth: depth == last for depth in lab.theta["layers"]}}
+    return _about_theta(lab, lab.uncertainty(select=select).epistemic)
 
 
 def all_classes(lab: Laboratory) -> Estimate:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from scipy.special import expit, softmax
 
 import isouq
+from experiments.calibration import class_probabilities
 from experiments.run.compilations import count_compilations
 from experiments.synthetic.measure import members
 from experiments.synthetic.measure.members import Members
@@ -50,14 +50,6 @@ def pool(moments: list[Moments], weights: Any = None) -> Moments:
     means, variances = (np.stack(part) for part in zip(*moments, strict=True))
     mean = np.average(means, axis=0, weights=weights)
     return Moments(mean, np.average(variances + (means - mean) ** 2, axis=0, weights=weights))
-
-
-def class_probabilities(outputs: Any, kind: str) -> np.ndarray:
-    """Return the probabilities of all classes, `[..., classes]` float64, of outputs `[..., outputs]`."""
-    outputs = np.asarray(outputs, np.float64)
-    if kind == "binary":
-        return np.concatenate([expit(-outputs), expit(outputs)], axis=-1)
-    return softmax(outputs, axis=-1)
 
 
 class Laboratory:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from experiments.calibration import LOSSES
 from experiments.report.outputs import Number, Numbers
 from experiments.run.job import Result
-from experiments.synthetic.measure.calibration import LOSSES, PREDICTORS
+from experiments.synthetic.measure.calibration import PREDICTORS
 from experiments.synthetic.numbers.estimators import SignificanceTest, significance_tests
 from experiments.synthetic.numbers.models import MIN_SEEDS, Groups, Model, Row, counts, numbers_of, rows_by_model
 from experiments.synthetic.presets.real import PRIORS

@@ -14,7 +14,7 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
     """Return the jobs of a preset.
 
     The jobs read the reference posteriors of `validation` and of `scaling` at the same preset. Beside the references,
-    on 2 CPU cores: smoke seconds; quick about half a minute; paper 13 minutes up to width 256 (220 of its 290 cells),
-    about an hour more for larger widths, most of it in matching units (an estimate).
+    on 2 CPU cores: smoke seconds; quick about half a minute; paper about an hour, most of it in matching
+    the units of wide networks.
     """
     return scaling.references(preset, seeds, widths, "decomposition")

@@ -20,7 +20,7 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
     """Return the jobs of a preset.
 
     smoke: two widths, tiny chains. quick: widths 2 to 128, three priors, one seed, about 2 minutes on 2 CPU cores.
-    paper: widths 2 to 1024, five priors, five seeds, about 2.5 hours.
+    paper: widths 2 to 1024, five priors, five seeds, about 2 hours.
     """
     settings: dict[str, Any] = validation.TINY if preset == "smoke" else {"max_rounds": validation.MAX_ROUNDS[preset]}
     priors: tuple[tuple[str, float], ...] = CURVES

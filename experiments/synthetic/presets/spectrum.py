@@ -15,6 +15,6 @@ def jobs(preset: str, seeds: int | None = None, widths: tuple[int, ...] | None =
     """Return the jobs of a preset.
 
     The jobs read the reference posteriors of `validation` and of `scaling` at the same preset. Beside the references,
-    on 2 CPU cores: smoke seconds; quick about 10 seconds; paper 6 minutes up to width 256 (220 of its 290 cells).
+    on 2 CPU cores: smoke seconds; quick about 10 seconds; paper half an hour.
     """
     return scaling.references(preset, seeds, widths, "spectrum")

@@ -1,8 +1,9 @@
 """The report of the calibration."""
 
+from experiments.calibration import LOSSES
 from experiments.report import tables
 from experiments.report.outputs import Numbers
-from experiments.synthetic.measure.calibration import LOSSES, PREDICTORS
+from experiments.synthetic.measure.calibration import PREDICTORS
 from experiments.synthetic.numbers.calibration import Details
 from experiments.synthetic.report.page import difference, p_value, page
 

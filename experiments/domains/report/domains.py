@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from experiments.domains.configuration import ACCURACY
-from experiments.domains.numbers import (
+from experiments.domains.configuration import ACCURACY, MIN_SEEDS
+from experiments.domains.numbers.domains import (
     COVARIANCES,
     MEMORY_FORMS,
     SCORES,
@@ -21,7 +21,6 @@ from experiments.report import tables
 from experiments.report.outputs import Numbers
 from isouq.stats import Interval
 
-MIN_SEEDS = 3  # for a claim
 VARIANTS = {"whole": "whole model fine-tuned", "head": "head alone"}
 _RATIO = ("log ratio, science", "sports", "sign changes", "AUROC")
 
@@ -59,10 +58,15 @@ def _signed(interval: Interval, digits: int = 3) -> str:
     return mean if interval.count == 1 else f"{mean} ± {interval.sd:.2g}"
 
 
-def _reading(row: Row) -> str:
+def describe_encoder(row: Row) -> str:
+    """Return the sentences that say which encoder and texts were used, and whether the encoder is one for tests."""
     random = " The encoder is random, made for tests: its numbers mean nothing." if row["encoder"] == TINY else ""
+    return f"Encoder `{row['encoder']}`, texts `{row['data']}`, at most {row['max_length']} tokens each.{random}"
+
+
+def _reading(row: Row) -> str:
     return (
-        f"Encoder `{row['encoder']}`, texts `{row['data']}`, at most {row['max_length']} tokens each.{random} "
+        f"{describe_encoder(row)} "
         "H_A is the curvature of the loss on science texts alone plus the prior's λ = 1 (unit prior, fixed "
         "beforehand), H_B that on sports texts alone; both from texts that were not trained on. U is gᵀΣg with Σ = I, "
         "H_A⁻¹ or H_B⁻¹, and g the gradient of the predicted class's probability. The log ratio is log(U_A/U_B): it is "

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.domains.numbers import COVARIANCES, COVERAGES, SCORES, Comparison, DomainNumbers
-from experiments.domains.report import VARIANTS
+from experiments.domains.numbers.domains import COVARIANCES, COVERAGES, SCORES, Comparison, DomainNumbers
+from experiments.domains.report.domains import VARIANTS
 from experiments.domains.statistics import Estimate
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result

@@ -25,10 +25,10 @@ def steps(data: int, each: int, batch_size: int, bytes_each: int, rows: int | No
     """
     rows = max(1, ROOM // max(1, bytes_each)) if rows is None else rows
     at_once = min(each, rows)
-    return Steps(_even(data, min(batch_size, max(1, rows // each))), _even(each, at_once))
+    return Steps(even(data, min(batch_size, max(1, rows // each))), even(each, at_once))
 
 
-def _even(size: int, most: int) -> int:
+def even(size: int, most: int) -> int:
     """Return the size of the fewest equal steps of at most `most`; the last may be smaller."""
     return math.ceil(size / math.ceil(size / max(1, min(most, size)))) if size else 1
 

@@ -1,0 +1,1 @@
+"""Choose the variants, the covariances and the studies of every preset."""

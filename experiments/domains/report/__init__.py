@@ -1,0 +1,1 @@
+"""Write the summaries of the experiments on texts as Markdown; compute nothing."""

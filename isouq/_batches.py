@@ -1,0 +1,101 @@
+"""A function of rows over data that come in batches: `isouq.map_batches`."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from isouq import _checks
+from isouq._checkpoint import Checkpoint, Saved, fingerprint
+from isouq._ensemble import EnsembleUncertainty, Parts, add_relative
+
+_SECONDS = 60.0  # between two writes of a checkpoint
+
+
+def map_batches(
+    score: Callable[[Any], Any],
+    batches: Iterable[Any],
+    *,
+    progress: Callable[[int], None] | None = None,
+    checkpoint: Path | str | None = None,
+) -> Any:
+    """Return `score` of all rows of `batches`, which is read once and is never in memory as a whole.
+
+    >>> score = functools.partial(isouq.uncertainty, predict, params, kind="multiclass")  # doctest: +SKIP
+    >>> u = isouq.map_batches(score, loader, checkpoint="scores.npz")  # doctest: +SKIP
+
+    Args:
+        score: function of a batch of inputs that returns a pytree of arrays with a leading axis of rows, such as
+            `isouq.uncertainty` or `isouq.perturbation` with all arguments but xs.
+        batches: an iterable of batches of inputs: arrays of NumPy or JAX, tensors that NumPy can read (those of a
+            DataLoader, or `dataset.as_numpy_iterator()`), or pytrees of them, each with a leading axis of rows. For
+            pairs with labels take the inputs: `(xs for xs, ys in loader)`.
+        progress: function that is called after each batch with the number of rows so far.
+        checkpoint: a file of results, written at the end and at most every 60 seconds. If the call is interrupted, the
+            same call goes on from there: it reads the finished batches again without scoring them, but for the first,
+            whose score must be the one in the file.
+
+    Returns:
+        What score returns, with NumPy arrays over the rows of all batches in their order. The `epistemic` of an
+        ensemble is relative to all rows, as in one call.
+
+    Raises:
+        ValueError: batches is empty or no iterable, a batch that score refuses (the message has its number), or a
+            checkpoint of more batches than there are.
+
+    Cost: that of score, and the memory of one batch and of all results. Batches of different sizes share programs, as
+    in `isouq.uncertainty`.
+    """
+    if not isinstance(batches, Iterable) or isinstance(batches, (np.ndarray, jax.Array, str, bytes)):
+        raise ValueError(
+            f"batches is {_checks.shape_or_type(batches)}; expected an iterable of batches, such as a DataLoader"
+        )
+    parts: list[Any] = []  # the results so far, in the order of their rows
+    rows, skipped, number = 0, 0, -1
+    file: Checkpoint | None = None
+    for number, batch in enumerate(batches):
+        if number == 0 or number >= skipped:
+            try:
+                batch = jax.tree.map(np.asarray, batch)
+                added = jax.tree.map(np.asarray, score(batch))
+            except ValueError as error:
+                raise ValueError(f"batch {number}: {error}") from error
+        if number == 0 and checkpoint is not None:
+            means = [f"{np.nanmean(leaf):.4g}" for leaf in jax.tree.leaves(added)]  # other threads, other last digits
+            mark = fingerprint({"result": type(added).__name__, "means": means}, batch)
+            file = Checkpoint(Path(checkpoint), _SECONDS, mark)
+            saved = file.load(added, None)
+            if saved is not None:
+                skipped, parts, rows = saved.blocks, [saved.state], _count_rows(saved.state)
+        if number >= skipped:
+            parts.append(added)
+            rows += _count_rows(added)
+            if file is not None and file.due():
+                parts = [_join(parts)]
+                file.save(Saved(number + 1, parts[0], None))
+        if progress is not None:
+            progress(rows)
+    if number < 0:
+        raise ValueError("batches is empty; expected at least one batch (a generator can be read only once)")
+    if number + 1 < skipped:
+        raise ValueError(
+            f"the checkpoint {checkpoint} has {skipped} batches, and batches gave {number + 1}; remove the file or "
+            "give the same batches again"
+        )
+    result = _join(parts)
+    if file is not None:
+        file.save(Saved(number + 1, result, None))
+    if isinstance(result, EnsembleUncertainty):
+        return jax.tree.map(np.asarray, add_relative(Parts(*result[1:])))
+    return result
+
+
+def _join(parts: list[Any]) -> Any:
+    """Return the results of several batches as one."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _count_rows(part: Any) -> int:
+    return int(jax.tree.leaves(part)[0].shape[0])
