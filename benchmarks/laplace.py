@@ -9,7 +9,7 @@ mean −log p of the held-out labels, mean over random splits with a 95 % bootst
 split. Times are those of the first split, medians over interleaved rounds; fit: curvature, and the choice of σ.
 Compiling: of the first fit and prediction, not in the times, except laplax's, which compiles at every fit. Ratios: to
 isouq in the same structure, paired by round; above 1 means slower. Memory: the peak of a second call above what a
-fresh process held before it. Another job ran on the same cores, so that ratios say more than times.
+fresh process held before it.
 """
 
 import json
@@ -87,10 +87,9 @@ def _split(data: str, seed: int, names: list[str], settings: Preset, with_memory
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     rows = {name: _row(data, name, seed) | {"parameters": parameters} for name in names}
     calls: dict[str, Prepared] = {}
-    first: dict[str, float] = {}
     for name, row in rows.items():
         try:
-            row |= _predictions(name, trained, calls, first)
+            row |= _predictions(name, trained, calls)
         except CannotRun as error:
             row["status"] = str(error)
         except Exception as error:  # a contestant that fails must not stop the others
@@ -101,20 +100,19 @@ def _split(data: str, seed: int, names: list[str], settings: Preset, with_memory
         if row["nll"] is not None and rival is not None:
             row["nll_minus_laplace_torch_kronecker"] = row["nll"] - rival
     if seed == 0:
-        _time(rows, calls, first, settings.plan)
+        _time(rows, calls, settings.plan)
         if with_memory:
             _memory(data, rows, settings)
     return list(rows.values())
 
 
-def _predictions(name: str, trained: Subject, calls: dict[str, Prepared], first: dict[str, float]) -> Row:
-    """Fit and predict once; add both calls, and the seconds of both, to those that are timed."""
+def _predictions(name: str, trained: Subject, calls: dict[str, Prepared]) -> Row:
+    """Fit and predict once; add both calls to those that are timed."""
     fit = fit_function(name, trained)
     with count_compilations() as count:
-        calls[f"fit: {name}"] = fitting = Prepared(fit)
-        posterior, first[f"fit: {name}"] = timing.first_call(fitting)
-        calls[f"predict: {name}"] = predicting = Prepared(posterior.probabilities)
-        probabilities, first[f"predict: {name}"] = timing.first_call(predicting)
+        posterior = fit()
+        probabilities = posterior.probabilities()
+    calls |= {f"fit: {name}": Prepared(fit), f"predict: {name}": Prepared(posterior.probabilities)}
     return {
         "nll": stats.log_loss(np.asarray(probabilities, np.float64), trained.test_ys),
         "sigma": posterior.sigma,
@@ -123,10 +121,11 @@ def _predictions(name: str, trained: Subject, calls: dict[str, Prepared], first:
     }
 
 
-def _time(rows: dict[str, Row], calls: dict[str, Prepared], first: dict[str, float], plan: timing.Plan) -> None:
+def _time(rows: dict[str, Row], calls: dict[str, Prepared], plan: timing.Plan) -> None:
     """Add the times of interleaved rounds, and the ratios to isouq in the same structure."""
     calls = {name: call for name, call in calls.items() if name != f"fit: {MODE}"}  # it fits nothing
-    times = timing.rounds(calls, first, plan)
+    second = {name: timing.first_call(call)[1] for name, call in calls.items()}  # all but laplax have compiled
+    times = timing.rounds(calls, second, plan)
     for call, samples in times.items():
         step, name = call.split(": ", 1)
         rows[name][f"{step}_seconds"] = float(np.nanmedian(samples))
