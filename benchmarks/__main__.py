@@ -11,7 +11,8 @@ from benchmarks.settings import apply
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
-OTHERS = ("engine", "reference", "samplers", "modes", "study", "device")  # they have rows and pages of their own
+# these have rows and pages of their own
+OTHERS = ("engine", "reference", "samplers", "modes", "study", "device", "laplace")
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,6 +90,10 @@ def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]
         from benchmarks import modes
 
         modes.run(options.preset, folder, record)
+    elif options.name == "laplace":
+        from benchmarks import laplace
+
+        laplace.run(options.preset, folder, record, options.only, not options.no_memory)
     elif options.name == "device":
         from benchmarks import device
 

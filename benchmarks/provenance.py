@@ -11,7 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("isouq", "jax", "jaxlib", "numpy", "torch", "transformers", "opacus", "backpack-for-pytorch")
+PACKAGES = (
+    "isouq", "jax", "jaxlib", "numpy", "torch", "transformers", "opacus", "backpack-for-pytorch", "laplace-torch",
+    "laplax",
+)  # fmt: skip
 
 
 def provenance(arguments: Sequence[str]) -> dict[str, Any]:

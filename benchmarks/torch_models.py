@@ -60,7 +60,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads, self.causal = case.heads, case.kind == "lm"
         self.ln1, self.ln2 = _norm(p["ln1"]), _norm(p["ln2"])
-        self.qkv, self.out, self.up, self.down = (_linear(p[name]) for name in ("qkv", "out", "up", "down"))
+        self.qkv, self.out, self.up, self.down = (linear(p[name]) for name in ("qkv", "out", "up", "down"))
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, T, D]"""
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
 
     def __init__(self, case: Case, params: Any) -> None:
         super().__init__()
-        self.trunk, self.head = Trunk(case, params), _linear(params["head"])
+        self.trunk, self.head = Trunk(case, params), linear(params["head"])
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, classes]"""
@@ -112,7 +112,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.trunk = Trunk(case, params)
         self.head = nn.Linear(case.width, case.vocab, bias=False, device="meta")
-        self.head.weight = self.trunk.tokens.weight if case.tied else _parameter(params["head"]["w"].T)
+        self.head.weight = self.trunk.tokens.weight if case.tied else parameter(params["head"]["w"].T)
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B]"""
@@ -121,7 +121,7 @@ class LanguageModel(nn.Module):
 
 
 def _mlp(case: Case, params: Any) -> nn.Sequential:
-    first, *rest = (_linear(p) for p in params["layers"])
+    first, *rest = (linear(p) for p in params["layers"])
     return nn.Sequential(first, *[part for layer in rest for part in (nn.Tanh(), layer)])
 
 
@@ -129,23 +129,24 @@ def _cnn(case: Case, params: Any) -> nn.Sequential:
     parts: list[nn.Module] = []
     for p, (n_in, n_out, stride) in zip(params["convs"], models.CONVOLUTIONS, strict=True):
         conv = nn.Conv2d(n_in, n_out, 3, stride=stride, padding=1)
-        conv.weight, conv.bias = _parameter(p["w"].transpose(3, 2, 0, 1)), _parameter(p["b"])
+        conv.weight, conv.bias = parameter(p["w"].transpose(3, 2, 0, 1)), parameter(p["b"])
         parts += [conv, nn.ReLU()]
     side = models.IMAGE // math.prod(stride for *_, stride in models.CONVOLUTIONS)
     w = params["dense"]["w"].reshape(side, side, n_out, case.classes)  # the rows in channels-first order
     dense = {"w": w.transpose(2, 0, 1, 3).reshape(-1, case.classes), "b": params["dense"]["b"]}
-    return nn.Sequential(*parts, nn.Flatten(), _linear(dense))
+    return nn.Sequential(*parts, nn.Flatten(), linear(dense))
 
 
-def _linear(p: Any) -> nn.Linear:
+def linear(p: Any) -> nn.Linear:
+    """Return the layer of a matrix w [in, out] and a bias b."""
     layer = nn.Linear(*p["w"].shape)
-    layer.weight, layer.bias = _parameter(p["w"].T), _parameter(p["b"])
+    layer.weight, layer.bias = parameter(p["w"].T), parameter(p["b"])
     return layer
 
 
 def _norm(p: Any) -> nn.LayerNorm:
     layer = nn.LayerNorm(p["scale"].shape, eps=models.LN_EPS)
-    layer.weight, layer.bias = _parameter(p["scale"]), _parameter(p["bias"])
+    layer.weight, layer.bias = parameter(p["scale"]), parameter(p["bias"])
     return layer
 
 
@@ -153,5 +154,6 @@ def _embedding(table: np.ndarray) -> nn.Embedding:
     return nn.Embedding(table.shape[0], table.shape[1], _weight=torch.from_numpy(table.copy()))
 
 
-def _parameter(array: np.ndarray) -> nn.Parameter:
+def parameter(array: np.ndarray) -> nn.Parameter:
+    """Return a parameter with a copy of the array."""
     return nn.Parameter(torch.from_numpy(array.copy(order="C")))

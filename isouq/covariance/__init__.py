@@ -7,7 +7,8 @@ parameters, so that `isouq.uncertainty` needs no gradients for them. `Dense` is 
 
 from isouq.covariance._dense import Dense, negative_hessian
 from isouq.covariance._family import Covariance, Diagonal, Identity, Kronecker, LowRank, StructuredCovariance
-from isouq.covariance._laplace import from_draws, laplace
+from isouq.covariance._from_draws import from_draws
+from isouq.covariance._laplace import laplace
 from isouq.covariance._saving import load, save
 
 __all__ = [

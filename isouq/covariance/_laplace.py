@@ -1,4 +1,4 @@
-"""Build covariances: the Laplace approximation in four structures, and the covariance of draws."""
+"""Build the Laplace approximation in four structures."""
 
 import dataclasses
 import functools
@@ -25,7 +25,6 @@ from isouq.covariance._structures import (
     DiagonalCurvature,
     KroneckerCurvature,
     LowRankCurvature,
-    leaf_dtype,
     spread,
 )
 from isouq.density import LogDensity
@@ -259,16 +258,31 @@ def _curvature_of_stream(request: _limits.Request, stream: Stream, batch_size: i
     """Return the curvature on the data of a stream, and their log likelihood."""
     structure, log_density, params, curvature, _ = request
 
-    def part(batch: LogDensity) -> Any:
-        sums = _PROGRAMS[structure](batch, params, curvature, batch_size, None)
-        if structure == "kronecker":  # the first factor is a mean
-            sums = [(first * batch.ys.shape[0], second) for first, second in sums]
-        return sums, np.float64(log_likelihood_of(batch, params))
+    def add(total: Any, batch: LogDensity) -> Any:
+        sums, log_likelihood = total
+        sums = _add_sums(sums, batch, params, structure, curvature, batch_size)
+        return sums, log_likelihood + np.float64(log_likelihood_of(batch, params))
 
-    (sums, log_likelihood), rows = sum_over_batches(part, stream, log_density, params, f"{curvature} {structure}")
+    shapes = jax.eval_shape(lambda batch: _sums(batch, params, structure, curvature, batch_size), log_density)
+    zero = jax.tree.map(lambda aval: jnp.zeros(aval.shape, aval.dtype), shapes), np.float64(0)
+    (sums, log_likelihood), rows = sum_over_batches(add, zero, stream, log_density, params, f"{curvature} {structure}")
     if structure == "kronecker":
         sums = [(first / rows, second) for first, second in sums]
     return _curvature_from_sums(structure, sums, curvature, params), float(log_likelihood)
+
+
+def _sums(batch: LogDensity, params: Any, structure: str, curvature: str, batch_size: int) -> Any:
+    """Return what the program of a structure computes, as sums over the data of a batch."""
+    sums = _PROGRAMS[structure](batch, params, curvature, batch_size, None)
+    if structure == "kronecker":  # the first factor is a mean
+        sums = [(first * batch.ys.shape[0], second) for first, second in sums]
+    return sums
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("structure", "curvature", "batch_size"))
+def _add_sums(total: Any, batch: LogDensity, params: Any, structure: str, curvature: str, batch_size: int) -> Any:
+    """Return the total with the sums of a batch added, in the memory of the total, which is used up."""
+    return jax.tree.map(jnp.add, total, _sums(batch, params, structure, curvature, batch_size))
 
 
 def sum_log_likelihood(log_density: LogDensity, params: Any, rows: int = 1024) -> float:
@@ -297,49 +311,6 @@ def _curvature_from_sums(structure: str, sums: Any, curvature: str, params: Any)
     parts = np.split(np.asarray(sums), np.cumsum([np.size(leaf) for leaf in leaves])[:-1])
     shaped = [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
     return DiagonalCurvature(shaped, curvature, params)
-
-
-def from_draws(draws: Any, structure: str = "dense") -> Dense | Diagonal | LowRank:
-    """Return the covariance Σ_s (θ_s − θ̄)(θ_s − θ̄)ᵀ / S of S draws, such as those of `sample_reference`.
-
-    Args:
-        draws: a pytree like the parameters with a leading axis of draws. Concatenate several chains; subtract the mean
-            of each chain first if the covariance within chains is meant.
-        structure: "dense"; "diagonal"; or "low_rank", which is exact: its directions are the centred draws / √S, and
-            gᵀΣg is the variance of the projections g·θ_s.
-
-    Raises:
-        ValueError: an unknown structure, fewer than two draws, or a value that is not finite.
-
-    Cost: "dense" takes P² numbers and O(P³) time. "low_rank" takes S · P numbers, and S · P multiplications for each
-    gradient.
-    """
-    _checks.one_of("structure", structure, ("dense", "diagonal", "low_rank"))
-    _checks.float_leaves("draws", draws)
-    _checks.finite("draws", draws)
-    size = _checks.count_rows(draws, "draws", "draw")
-    if size < 2:
-        raise ValueError("draws has one row; a covariance needs at least two draws")
-    if structure == "diagonal":
-        variances = jax.tree.map(lambda leaf: np.mean(np.square(_centre(leaf)), axis=0), draws)
-        return Diagonal(jax.tree.map(_as_leaf, variances, draws))
-    if structure == "low_rank":
-        return LowRank(jax.tree.map(lambda leaf: _as_leaf(_centre(leaf) / np.sqrt(size), leaf), draws))
-    flat = np.concatenate([_centre(leaf).reshape(size, -1) for leaf in jax.tree.leaves(draws)], axis=1)
-    covariance = Dense.from_covariance(flat.T @ flat / size)
-    dtype = functools.reduce(jnp.promote_types, map(leaf_dtype, jax.tree.leaves(draws)))
-    return dataclasses.replace(covariance, factor=covariance.factor.astype(dtype))
-
-
-def _centre(leaf: Any) -> np.ndarray:
-    """Return draws minus their mean, in float64: float32 loses digits where the mean is far above the spread."""
-    leaf = np.asarray(leaf, np.float64)
-    return leaf - leaf.mean(axis=0, keepdims=True)
-
-
-def _as_leaf(array: np.ndarray, like: Any) -> jax.Array:
-    """Return the array in the dtype that a covariance of the leaf `like` has."""
-    return jnp.asarray(array, leaf_dtype(like))
 
 
 def _check_finite(*curvatures: Any) -> None:

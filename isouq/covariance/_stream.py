@@ -1,6 +1,5 @@
 """Sums over data that come in batches, read once, with progress and a checkpoint."""
 
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,43 +30,47 @@ class Stream(NamedTuple):
 
 
 def sum_over_batches(
-    part: Callable[[LogDensity], Any], stream: Stream, log_density: LogDensity, params: Any, name: str
+    add: Callable[[Any, LogDensity], Any],
+    total: Any,
+    stream: Stream,
+    log_density: LogDensity,
+    params: Any,
+    name: str,
 ) -> tuple[Any, int]:
-    """Return the sum of `part` over the batches, and the number of data.
+    """Return the sum over the batches, and the number of data.
 
-    part: function from a log density with the data of one batch to a pytree of arrays, whose last is the log
-    likelihood. name: what is summed; a checkpoint of another sum, other parameters or another model is not used.
+    add: function from a sum and a log density with the data of one batch to the next sum, a pytree of arrays whose last
+    is the log likelihood. It may reuse the memory of the sum that it is given. total: the sum of no batches. name: what
+    is summed; a checkpoint of another sum, other parameters or another model is not used.
 
-    Batches that a checkpoint has in its sum are read and skipped. The first of them is summed again: its part tells
-    whether model, parameters and data are those of the checkpoint.
+    Batches that a checkpoint has in its sum are read and skipped. The first of them is summed again: its log likelihood
+    tells whether model, parameters and data are those of the checkpoint.
     """
-    total: Any = None
     rows, skipped, rows_read = np.zeros((), np.int64), 0, 0
     checkpoint, number = None, -1
     for number, batch in enumerate(_densities(stream.batches, log_density, params)):
         rows_read += batch.ys.shape[0]
-        added = part(batch) if number == 0 or number >= skipped else None
+        if number == 0 or number >= skipped:
+            total, rows = add(total, batch), rows + batch.ys.shape[0]
         if number == 0 and stream.checkpoint is not None:
             settings = {
                 "sum": name,
                 "kind": log_density.kind,
-                "log_likelihood": f"{float(jax.tree.leaves(added)[-1]):.4g}",
+                "log_likelihood": f"{float(jax.tree.leaves(total)[-1]):.4g}",
             }
             mark = fingerprint(settings, (log_density.noise, params, batch.xs, batch.ys))
             checkpoint = Checkpoint(stream.checkpoint, _SECONDS, mark)
-            saved = checkpoint.load((added, rows), None)
+            saved = checkpoint.load((total, rows), None)
             if saved is not None:
                 skipped, (total, rows) = saved.blocks, saved.state
         if number >= skipped:
-            total = added if total is None else jax.tree.map(operator.add, total, added)
-            rows = rows + batch.ys.shape[0]
             if checkpoint is not None and checkpoint.due():
                 checkpoint.save(Saved(number + 1, (total, rows), None))
         elif number + 1 == skipped and rows_read != rows:
             raise ValueError(_other_batches(stream, skipped, int(rows), number + 1, rows_read))
         if stream.progress is not None:
             stream.progress(int(rows))
-    if total is None:
+    if number < 0:
         raise ValueError("batches is empty; expected an iterable of pairs (xs, ys)")
     if number + 1 < skipped:
         raise ValueError(_other_batches(stream, skipped, int(rows), number + 1, rows_read))

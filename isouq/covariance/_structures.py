@@ -132,12 +132,22 @@ class KroneckerCurvature:
 
     @classmethod
     def of(cls, factors: list[Any], params: Any) -> "KroneckerCurvature":
-        """Return the eigendecomposition of the factors (A, B) of every leaf."""
-        blocks = []
-        for (first, second), leaf in zip(factors, jax.tree.leaves(params), strict=True):
-            (a, left), (b, right) = _eigh(first), _eigh(second)
-            dtype = leaf_dtype(leaf)
-            blocks.append(_Block(a, b, jnp.asarray(left, dtype), jnp.asarray(right, dtype)))
+        """Return the eigendecomposition of the factors (A, B) of every leaf; the list of factors is emptied.
+
+        Each pair is freed as soon as it is decomposed, because the factors may take more memory than the parameters.
+        Bias and kernel of a layer have the same B, which is decomposed once.
+        """
+        blocks: list[_Block] = []
+        second = None
+        for leaf in jax.tree.leaves(params):
+            dtype, last = leaf_dtype(leaf), second
+            first, second = factors.pop(0)
+            a, left = _eigh(first, dtype)
+            if last is not None and np.array_equal(last, second):
+                b, right = blocks[-1].b, jnp.asarray(blocks[-1].right, dtype)
+            else:
+                b, right = _eigh(second, dtype)
+            blocks.append(_Block(a, b, left, right))
         return cls(blocks, params)
 
     def covariance(self, scales: Scales) -> Kronecker:
@@ -236,12 +246,11 @@ def _determine_blocks(relative: Sequence[np.ndarray]) -> Determination:
     return Determination(log_determinant, np.array([np.sum(values / (1 + values)) for values in relative]))
 
 
-def _eigh(factor: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues and eigenvectors of a factor; those of a diagonal one are its entries and a vector of ones."""
+def _eigh(factor: Any, dtype: Any) -> tuple[np.ndarray, jax.Array]:
+    """Return the eigenvalues of a factor, float64, and its eigenvectors; those of a diagonal factor are ones."""
     factor = np.asarray(factor, np.float64)
-    if factor.ndim == 1:
-        return factor, np.ones_like(factor)
-    return np.linalg.eigh(factor)
+    values, vectors = (factor, np.ones_like(factor)) if factor.ndim == 1 else np.linalg.eigh(factor)
+    return values, jnp.asarray(vectors, dtype)
 
 
 def _negative_share(relative: Sequence[np.ndarray], curvature: str) -> float:
