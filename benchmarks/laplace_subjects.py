@@ -61,7 +61,7 @@ def _cancer() -> tuple[np.ndarray, np.ndarray]:
 
 def _init(key: Array, channels: tuple[int, ...], sizes: tuple[int, ...]) -> dict[str, Any]:
     """Return initial weights of He's size; biases are 0."""
-    shapes = {
+    shapes: dict[str, list[tuple[int, ...]]] = {
         "convs": [(3, 3, a, b) for a, b in itertools.pairwise(channels)],
         "layers": list(itertools.pairwise(sizes)),
     }
