@@ -18,6 +18,7 @@ from benchmarks.torch_models import DEVICE, linear, parameter
 torch.set_num_threads(threads())
 torch.set_float32_matmul_precision("highest")
 warnings.filterwarnings("ignore", message="By default `link_approx` is `probit`")
+_PREDICT_ROWS = 32  # at a time: time and memory of a Kronecker prediction grow with the square of this number
 
 
 class _Flatten(nn.Module):
@@ -40,7 +41,12 @@ def fit_function(structure: str, subject: Subject, batch_size: int) -> Callable[
         return Posterior(
             float(la.prior_precision) ** -0.5,
             float(la.log_marginal_likelihood()),
-            lambda: la(test_xs, pred_type="glm", link_approx="probit").detach().cpu().numpy(),
+            lambda: np.concatenate(
+                [
+                    la(xs, pred_type="glm", link_approx="probit").detach().cpu().numpy()
+                    for xs in test_xs.split(_PREDICT_ROWS)
+                ]
+            ),
         )
 
     return fit
