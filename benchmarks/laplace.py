@@ -4,13 +4,13 @@ A CNN on scikit-learn's digits and an MLP on its breast cancer data (standardise
 normal prior, and every library is given the same weights, in float32. The binary problem has two logits and a softmax
 in all libraries: laplace-torch has no likelihood of one logit, and with two the posterior of all is the same. Each
 library takes the GGN, chooses one prior standard deviation σ by its evidence (isouq: choose_prior; laplace-torch:
-optimize_prior_precision by marglik; laplax: its grid) and predicts the held-out data by the probit approximation, laplace-torch 32 inputs at a time, because
-the memory of its Kronecker prediction grows with the square of their number (24 GB for 539 digits). NLL:
-mean −log p of the held-out labels, mean over random splits with a 95 % bootstrap interval; the difference is paired by
-split. Times are those of the first split, medians over interleaved rounds; fit: curvature, and the choice of σ.
-Compiling: of the first fit and prediction, not in the times, except laplax's, which compiles at every fit. Ratios: to
-isouq in the same structure, paired by round; above 1 means slower. Memory: the peak of a second call above what a
-fresh process held before it.
+optimize_prior_precision by marglik; laplax: its grid) and predicts the held-out data by the probit approximation,
+laplace-torch 32 inputs at a time, because the memory of its Kronecker prediction grows with the square of their number
+(24 GB for 539 digits). NLL: mean −log p of the held-out labels, mean over random splits with a 95 % bootstrap interval;
+the difference is paired by split. Times are those of the first split, medians over interleaved rounds; fit: curvature,
+and the choice of σ. Compiling: of the first fit and prediction, not in the times, except laplax's, which compiles at
+every fit. Ratios: to isouq in the same structure, paired by round; above 1 means slower. Memory: the peak of a second
+call above what a fresh process held before it.
 """
 
 import json
