@@ -31,10 +31,9 @@ from benchmarks.laplace_contestants import (
     ISOUQ_KRONECKER,
     MODE,
     TORCH_KRONECKER,
-    Posterior,
     fit_function,
 )
-from benchmarks.laplace_subjects import CANCER, DIGITS, Subject, subject
+from benchmarks.laplace_subjects import CANCER, DIGITS, Posterior, Subject, subject
 from experiments.run.compilations import count_compilations
 from isouq import stats
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 
 import isouq
 from benchmarks.contestant import CannotRun
-from benchmarks.laplace_subjects import Subject
+from benchmarks.laplace_subjects import Posterior, Subject
 from isouq.posterior import LogDensity
 
 MODE = "θ*, no covariance"
@@ -23,18 +23,6 @@ CONTESTANTS = (
 NO_LAPLACE_TORCH = "not installed: pip install torch==2.13.0 laplace-torch"
 NO_LAPLAX = "not installed: pip install laplax"
 _BATCH_SIZE = 128  # data at a time, as isouq has it by default
-
-
-class Posterior(NamedTuple):
-    """A fitted posterior.
-
-    sigma: standard deviation of the chosen prior. evidence: its log marginal likelihood. probabilities: function that
-    computes the predictive probabilities of the test set, `[n, classes]`, and waits for them.
-    """
-
-    sigma: float | None
-    evidence: float | None
-    probabilities: Callable[[], np.ndarray]
 
 
 def fit_function(name: str, subject: Subject) -> Callable[[], Posterior]:

@@ -1,4 +1,4 @@
-"""Small trained classifiers with real data: the same weights for every library that fits a Laplace approximation."""
+"""Small trained classifiers with real data, the same for every library, and what a library makes of them."""
 
 import itertools
 from collections.abc import Callable
@@ -32,6 +32,18 @@ class Subject(NamedTuple):
     ys: np.ndarray
     test_xs: np.ndarray
     test_ys: np.ndarray
+
+
+class Posterior(NamedTuple):
+    """A fitted posterior.
+
+    sigma: standard deviation of the chosen prior. evidence: its log marginal likelihood. probabilities: function that
+    computes the predictive probabilities of the test set, `[n, classes]`, and waits for them.
+    """
+
+    sigma: float | None
+    evidence: float | None
+    probabilities: Callable[[], np.ndarray]
 
 
 def subject(data: str, seed: int, epochs: int, size: int | None = None) -> Subject:

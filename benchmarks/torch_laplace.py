@@ -10,8 +10,7 @@ from laplace import Laplace
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.laplace_contestants import Posterior
-from benchmarks.laplace_subjects import STRIDES, Subject
+from benchmarks.laplace_subjects import STRIDES, Posterior, Subject
 from benchmarks.provenance import threads
 from benchmarks.torch_models import DEVICE, linear, parameter
 
