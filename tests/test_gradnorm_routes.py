@@ -34,6 +34,8 @@ def straight_through():
 
 ROUTES = {
     "one position": (lambda w, x: scalar(x @ w), (30, 20), (30,), "outer"),
+    "one position of a tiny weight": (lambda w, x: scalar(x @ w), (4, 4), (4,), "product"),
+    "one position of two features": (lambda w, x: scalar(x @ w), (2, 50), (2,), "product"),
     "few positions": (lambda w, x: scalar(jnp.tanh(x @ w)), (30, 20), (3, 30), "gram"),
     "many positions": (lambda w, x: scalar(jnp.tanh(x @ w)), (30, 20), (50, 30), "product"),
     "transposed": (lambda w, x: scalar(x @ w.T), (20, 30), (30,), "outer"),
@@ -67,6 +69,12 @@ ROUTES = {
         (30, 30),
         (30,),
         "gram of all uses together",
+    ),
+    "reused in a scan more often than it is large": (
+        lambda w, x: scalar(lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, None, 9)[0]),
+        (8, 8),
+        (8,),
+        "direct: cheaper (64 numbers; pairs of all uses: 144)",
     ),
     "tied": (lambda w, x: scalar(jnp.tanh(x @ w) @ w.T), (30, 30), (30,), "gram of all uses together"),
     "branches": (
@@ -131,12 +139,65 @@ def test_explain_prints_a_table_with_costs():
 
     table = isouq.explain(f)(params, IDS)
     assert str(table).splitlines() == [
-        "leaf           shape      uses  route          cost  memory",
-        "-------------  ---------  ----  -----------  ------  ------",
+        "leaf           shape      uses  route          cost  memory  instead of",
+        "-------------  ---------  ----  -----------  ------  ------  --------------",
         "['b']          [128]      –     direct: add    128    512 B",
         "['embedding']  [500, 64]  1     lookup         192    768 B",
-        "['w']          [64, 128]  1     gram         1.73 k    72 B",
+        "['w']          [64, 128]  1     gram         1.73 k    72 B  product 24.6 k",
     ]
+
+
+def cost(shape, positions):
+    """The route of a weight that this many positions share, its multiplications and what it was chosen over."""
+    w, x = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((*positions, shape[0]), jnp.float32)
+    (row,) = isouq.explain(lambda w, x: scalar(jnp.tanh(x @ w)))(w, x)
+    return row.route, row.cost, row.instead_of
+
+
+def test_the_form_with_the_smaller_weighted_cost_is_chosen():
+    assert cost((4, 4), ()) == ("product", 16, "outer 8")  # at most twice as many
+    assert cost((4, 5), ()) == ("outer", 9, "product 20")
+    assert cost((64, 64), (23,)) == ("gram", 23 * 23 * 128, "product 94.2 k")
+    assert cost((64, 64), (24,)) == ("product", 24 * 64 * 64, "gram 73.7 k")  # ¾ of it
+
+
+CONVOLUTIONS = {  # stride, padding, dilations, groups
+    "plain": (1, "SAME", 1, 1, 1),
+    "strided": (2, "SAME", 1, 1, 1),
+    "dilated": (1, "VALID", 1, 2, 1),
+    "transposed": (1, [(2, 1), (1, 2)], 2, 1, 1),
+    "cropped": (2, [(-1, 0), (1, -2)], 1, 1, 1),
+    "grouped": (1, "SAME", 1, 1, 2),
+    "depthwise": (2, "SAME", 1, 1, 4),
+}
+
+
+@pytest.mark.parametrize("size", [6, 28])  # patches that are gathered, and those that are multiplied one by one
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_all_sizes_equal_vmap_of_grad(name, size):
+    stride, padding, lhs, rhs, groups = CONVOLUTIONS[name]
+
+    def f(w, x):
+        y = lax.conv_general_dilated(x[None], w, (stride, stride), padding, (lhs, lhs), (rhs, rhs),
+                                     ("NHWC", "HWIO", "NHWC"), groups)  # fmt: skip
+        return scalar(y)
+
+    w, xs = normal(0, 3, 2, 4 // groups, 8), normal(1, 3, size, size, 4)
+    want = jax.vmap(lambda x: jnp.sum(jax.grad(f)(w, x) ** 2))(xs)
+    np.testing.assert_allclose(jax.vmap(isouq.grad_sq_norm(f), (None, 0))(w, xs), want, rtol=1e-5)
+    np.testing.assert_allclose(isouq.grad_sq_norm(f)(w, xs[0]), want[0], rtol=1e-5)
+    slope = jax.grad(lambda w: isouq.grad_sq_norm(f)(w, xs[0]))(w)
+    expected = jax.grad(lambda w: jnp.sum(jax.grad(f)(w, xs[0]) ** 2))(w)
+    np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+def test_the_patches_of_a_large_convolution_are_never_stacked():
+    def f(w, x):
+        y = lax.conv_general_dilated(x[None], w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return scalar(y)
+
+    w, xs = normal(0, 3, 3, 16, 16), normal(1, 8, 24, 24, 16)
+    assert temporaries(isouq.grad_sq_norm(f), w, xs) <= 8 * xs.nbytes  # nine copies would be the patches alone
 
 
 def test_explain_needs_shapes_only():

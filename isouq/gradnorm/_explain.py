@@ -22,6 +22,7 @@ class Row:
 
     uses: how often the parameter meets data; None for a direct one.
     route: the way its norm is computed. cost: multiplications. memory: bytes of the largest array.
+    instead_of: the form that the route was chosen over, with its multiplications; empty where there is no other.
     """
 
     leaf: str
@@ -30,6 +31,7 @@ class Row:
     route: str
     cost: int
     memory: int
+    instead_of: str = ""
 
 
 class Explanation(tuple[Row, ...]):
@@ -42,11 +44,13 @@ class Explanation(tuple[Row, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        head = ("leaf", "shape", "uses", "route", "cost", "memory")
+        head = ("leaf", "shape", "uses", "route", "cost", "memory", "instead of")
         cells = _fold([(row.leaf, *_cells(row)) for row in self])
         widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
         lines = [
-            "  ".join(c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            "  ".join(
+                c.rjust(w) if i in (4, 5) else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            )
             for line in (head, tuple("-" * w for w in widths), *cells)
         ]
         return "\n".join(line.rstrip() for line in lines)
@@ -57,7 +61,7 @@ class Explanation(tuple[Row, ...]):
 def _cells(row: Row) -> tuple[str, ...]:
     """Return the cells of a row behind its leaf."""
     uses = "–" if row.uses is None else str(row.uses)
-    return str(list(row.shape)), uses, row.route, _count(row.cost), _count(row.memory) + "B"
+    return str(list(row.shape)), uses, row.route, _count(row.cost), _count(row.memory) + "B", row.instead_of
 
 
 def _fold(cells: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -81,14 +85,19 @@ def explain(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False) -> Call
     """Explain how `grad_sq_norm(f)` treats every parameter: `print(isouq.explain(f)(params, x))`. Nothing is computed.
 
     The columns are the leaf, its shape, its uses in f, the route, and for ONE example the multiplications that its norm
-    takes beyond a forward and a backward pass to the activations, and the bytes of the largest array on the way.
-    The routes:
+    takes beyond a forward and a backward pass to the activations, the bytes of the largest array on the way, and the
+    form that the route was chosen over, with its multiplications. The routes:
 
     outer: one position, ‖x‖²‖δ‖². lookup: the rows that are looked up, each once. gram: ⟨XXᵀ, ΔΔᵀ⟩ over positions;
     where the positions of an example cancel and float32 would lose digits, the product form instead, which a test
     decides while the program runs. product: XᵀΔ, formed one site at a time, and its norm.
-    direct: the gradient itself, by JAX, and the reason: the operation that no rule knows. For a bias or a scale this
-    is "add" or "mul" and costs nothing extra, since such a gradient is no larger than an activation.
+    direct: the gradient itself, by JAX, and the reason. Mostly that is the operation that no rule knows. For a bias or
+    a scale it is "add" or "mul" and costs nothing extra, since such a gradient is no larger than an activation.
+    "cheaper" is a weight that is reused so often that the pairs (x, δ) of its uses hold more numbers than its gradient.
+
+    Of outer and product the second is taken where it needs at most twice the multiplications, since outer reads its
+    factors twice. Of gram and product the first is taken where it needs less than ¾ of the multiplications, since gram
+    reads its products again and tests them for cancellation.
 
     Args:
         f: a function that returns a scalar.
@@ -119,9 +128,12 @@ def _row(plan: Plan | None, number: int, path: Any, leaf: Any) -> Row:
         reason = plan.direct[number] if plan else "f looks at values and cannot be traced"
         return Row(name, shape, None, f"direct: {reason}", size, size * itemsize)
     groups = plan.groups.get(number, [])
-    routes, costs, memories = zip(*map(_route, groups), strict=True) if groups else (("unused",), (), (0,))
+    if not groups:
+        return Row(name, shape, 0, "unused", 0, 0)
+    routes, costs, memories, others = zip(*map(_route, groups), strict=True)
     uses = sum(len(group.sites) for group in groups)
-    return Row(name, shape, uses, ", ".join(dict.fromkeys(routes)), sum(costs), max(memories) * itemsize)
+    forms = ", ".join(dict.fromkeys(routes))
+    return Row(name, shape, uses, forms, sum(costs), max(memories) * itemsize, _other_forms([*others]))
 
 
 def _trace(f: Callable, args: Any, kwargs: Any, argnums: ArgNums, has_aux: bool) -> Traced | None:
@@ -141,22 +153,31 @@ def _trace(f: Callable, args: Any, kwargs: Any, argnums: ArgNums, has_aux: bool)
     return traces[0]
 
 
-def _route(group: Group) -> tuple[str, int, int]:
-    """Return the route, the multiplications and the number of entries of the largest array of one group."""
-    first = group.sites[0]
+def _route(group: Group) -> tuple[str, int, int, tuple[str, int]]:
+    """Return the route, its multiplications, the entries of the largest array, and the other form of one group."""
+    steps = 1 if group.collect else math.prod(group.sites[0].steps)
     layouts, positions = zip(*(site.stacked for site in group.sites), strict=True)
     batch, rows, cols = map(layouts[0].size, layouts[0][:3])
-    name, cost = route([*layouts], [*positions], [site.lookup for site in group.sites])
+    choice = route([*layouts], [*positions], [site.lookup for site in group.sites])
     memory = {
         "outer": batch * max(rows, cols),
         "lookup": batch * sum(positions) * cols,
         "gram": 2 * batch * max(positions) ** 2,
         "product": batch * rows * cols,
-    }
-    reused = " of all uses together" if group.reused else ""
+    }[choice.form]
+    other = choice.instead_of, choice.other_cost * steps
     if group.collect:
-        return name + reused, cost, max(memory[name], sum(site.pair_size for site in group.sites))
-    return name, cost * math.prod(first.steps), memory[name]
+        memory = max(memory, sum(site.pair_size for site in group.sites))
+    return choice.form + (" of all uses together" if group.reused else ""), choice.cost * steps, memory, other
+
+
+def _other_forms(others: list[tuple[str, int]]) -> str:
+    """Return the forms that the groups did not take, each with its multiplications over all these groups."""
+    costs: dict[str, int] = {}
+    for form, cost in others:
+        if form:
+            costs[form] = costs.get(form, 0) + cost
+    return ", ".join(f"{form} {_count(cost)}".rstrip() for form, cost in costs.items())
 
 
 def _count(number: int) -> str:

@@ -59,9 +59,9 @@ class Factors(NamedTuple):
 
 def sq_norm(factors: list[Factors]) -> Array:
     """Return ‖Σ_i G_i‖² of gradients that share a base, cross terms included, by the form that `route` names."""
-    form, _ = route(
+    form = route(
         [f.layout for f in factors], [f.positions for f in factors], [isinstance(f.rows, OneHot) for f in factors]
-    )
+    ).form
     if form == "outer":
         ((rows, cols, _),) = factors
         if isinstance(rows, OneHot):
@@ -141,10 +141,22 @@ def merge_lookups(at: Array, cols: Array, size: int) -> tuple[Array, Array]:
     return jax.vmap(merge)(at, cols.astype(at_least_float32(cols.dtype)))
 
 
-def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> tuple[str, int]:
-    """Return the form for uses of these layouts, and its multiplications.
+class Choice(NamedTuple):
+    """A form and its multiplications, and the form that it was chosen over; empty where there is no other."""
 
-    "outer" is one position, "lookup" look-ups alone; of "gram" and "product" the one with fewer multiplications.
+    form: str
+    cost: int
+    instead_of: str = ""
+    other_cost: int = 0
+
+
+def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> Choice:
+    """Return the form for uses of these layouts, the cheaper one where there are two.
+
+    "outer" is one position, "lookup" look-ups alone, "gram" and "product" several positions. An outer form reads its
+    factors twice, for their scale and for their squares, so that the product form of one position is taken up to twice
+    its multiplications. A Gram form also reads P² products again and tests them for cancellation; it is taken below
+    three quarters of the multiplications of the product form (`python -m benchmarks engine` measures both).
     Look-ups along different axes of one table have the product form alone.
     """
     first = layouts[0]
@@ -153,13 +165,21 @@ def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> t
         layout.batch == first.batch and {layout.rows, layout.cols} == {first.rows, first.cols} for layout in layouts
     )
     batch, rows, cols = map(first.size, first[:3])
+    product = batch * sum(positions) * rows * cols
     if positions == [1]:
-        return "outer", batch * (rows + cols)
+        outer = batch * (rows + cols)
+        return _cheaper("outer", outer, "product", product, not all(lookups) and product <= 2 * outer)
     if all(lookups) and len(tables) == 1:
-        return "lookup", batch * sum(positions) * cols
+        return Choice("lookup", batch * sum(positions) * cols)
     pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
-    gram, product = batch * pairs * (rows + cols), batch * sum(positions) * rows * cols
-    return ("gram", gram) if same and gram < product else ("product", product)
+    if not same:
+        return Choice("product", product)
+    gram = batch * pairs * (rows + cols)
+    return _cheaper("gram", gram, "product", product, 4 * gram >= 3 * product)
+
+
+def _cheaper(form: str, cost: int, other: str, other_cost: int, is_other: bool) -> Choice:
+    return Choice(other, other_cost, form, cost) if is_other else Choice(form, cost, other, other_cost)
 
 
 def dense(factors: Factors) -> Array:

@@ -90,7 +90,7 @@ def _vary(array: Array, axes: tuple[str, ...]) -> Array:
 
 def _norm(site: Site, parts: list[Part | None], data: Array, cotangent: Array) -> list[Array]:
     """Return the squared norms of the parts of one pair."""
-    form, _ = route([site.layout], [site.positions], [site.lookup])
+    form = route([site.layout], [site.positions], [site.lookup]).form
     if site.product_sq_norm and parts == [None] and form == "product":
         return [site.product_sq_norm(data, cotangent)]
     factors = site.gather(data, cotangent)

@@ -282,8 +282,9 @@ class _Analysis:
             if any(not are_disjoint(a, b) for i, a in enumerate(chains) for b in chains[:i]):
                 self.direct.setdefault(leaf, "overlapping or differently reshaped uses")
             for group in self.groups(leaf):
-                if group.reused and sum(s.pair_size for s in group.sites) > math.prod(self.shapes[leaf]):
-                    self.direct.setdefault(leaf, "reused at more places than it has entries")
+                pairs, size = sum(s.pair_size for s in group.sites), math.prod(self.shapes[leaf])
+                if group.reused and pairs > size:
+                    self.direct.setdefault(leaf, f"cheaper ({size:,} numbers; pairs of all uses: {pairs:,})")
 
     def groups(self, leaf: int) -> list[Group]:
         """Return the groups of one parameter."""

@@ -12,11 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from isouq.gradnorm._factors import Factors, Layout, OneHot, at_least_float32, leaf_sq_norm
 from isouq.gradnorm._jaxpr import Equation, is_float, varying_axes
 from isouq.gradnorm._views import Shape, View, base_axes
+
+_SMALL_PATCHES = 2**13  # entries up to which the patches of a convolution are gathered and multiplied at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,36 +240,58 @@ def _convolution(equation: Equation, operand: int, view: View) -> Site | None:
     cols = (grouped.labels[num_out + 1 if groups > 1 else num_out],)
     stride, lhs, rhs = params["window_strides"], params["lhs_dilation"], params["rhs_dilation"]
 
-    def shifted(x: Array) -> list[Array]:
-        """Return the inputs [N, *space, C] that each entry of the kernel's window meets."""
+    offsets = [*itertools.product(*map(range, window_shape))]
+    is_small = positions * len(offsets) * data.shape[numbers.lhs_spec[1]] <= _SMALL_PATCHES
+    spans = [(n - 1) * s + 1 for n, s in zip(out_shape, stride, strict=True)]
+
+    def padded(x: Array) -> Array:
+        """Return the input [N, *space, C] with its padding and its dilation."""
         x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
         edges = [(low, high, dilation - 1) for (low, high), dilation in zip(params["padding"], lhs, strict=True)]
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        views = []
-        for offset in itertools.product(*map(range, window_shape)):
-            starts = [o * d for o, d in zip(offset, rhs, strict=True)]
-            limits = [a + (n - 1) * s + 1 for a, n, s in zip(starts, out_shape, stride, strict=True)]
-            views.append(lax.slice(x, (0, *starts, 0), (examples, *limits, x.shape[-1]), (1, *stride, 1)))
-        return views
+        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
-    def channels_last(cotangent: Array) -> Array:
-        return cotangent.transpose(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
+    def shifted(x: Array, offset: Any) -> Array:
+        """Return what an entry of the kernel's window meets of the padded input, [N, *out_shape, C]."""
+        starts = [o * d for o, d in zip(offset, rhs, strict=True)]
+        x = lax.dynamic_slice(x, (0, *starts, 0), (examples, *spans, x.shape[-1]))
+        return lax.slice(x, (0,) * x.ndim, x.shape, (1, *stride, 1))
+
+    def pixels_met(offset: Sequence[int], space: Shape) -> np.ndarray:
+        """Return the indices [*out_shape] of the padded pixels that an entry of the kernel's window meets."""
+        starts = [o * d for o, d in zip(offset, rhs, strict=True)]
+        window = (slice(a, a + n, s) for a, n, s in zip(starts, spans, stride, strict=True))
+        return np.arange(math.prod(space)).reshape(space)[*window]
+
+    def split_groups(x: Array) -> Array:
+        """Return an array [N, *out_shape, ...] as [groups, P, ...], with the groups taken from its last axis."""
+        x = x.reshape(positions, *x.shape[1 + len(out_shape) : -1], groups, -1)
+        return jnp.moveaxis(x, -2, 0)
+
+    def columns(cotangent: Array) -> Array:
+        return split_groups(cotangent.transpose(numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]))
 
     def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
-        patches = jnp.stack(shifted(x), axis=-2)  # [N, *space, K, C]
-        patches = patches.reshape(positions, patches.shape[-2], groups, -1).transpose(2, 0, 1, 3)
-        cols = channels_last(cotangent).reshape(positions, groups, -1).transpose(1, 0, 2)
-        return patches.reshape(groups, positions, -1), cols
+        x = padded(x)
+        if is_small:
+            at = np.stack([pixels_met(offset, x.shape[1:-1]) for offset in offsets], axis=-1)
+            patches = x.reshape(examples, -1, x.shape[-1]).at[:, at].get(mode="promise_in_bounds")
+        else:
+            patches = jnp.stack([shifted(x, offset) for offset in offsets], axis=-2)  # [N, *out_shape, K, C]
+        return split_groups(patches).reshape(groups, positions, -1), columns(cotangent)
 
     def product_sq_norm(x: Array, cotangent: Array) -> Array:
-        """Return ‖XᵀΔ‖², one entry of the window at a time, so that the patches are never stacked."""
-        cols, over = channels_last(cotangent), tuple(range(len(out_shape) + 1))
-        dtype = at_least_float32(cols.dtype)
-        products = [lax.dot_general(v, cols, ((over, over), ((), ())), None, dtype) for v in shifted(x)]
-        return sum((leaf_sq_norm(product) for product in products), jnp.zeros((), dtype))
+        """Return ‖XᵀΔ‖², one entry of the window after the other, so that the patches are never stacked."""
+        x, cols = padded(x), columns(cotangent)
+
+        def entry_sq_norm(offset: Array) -> Array:
+            dtype = at_least_float32(cols.dtype)
+            rows = split_groups(shifted(x, offset))
+            return leaf_sq_norm(jnp.einsum("gpc,gpf->gcf", rows, cols, preferred_element_type=dtype))
+
+        return jnp.sum(lax.map(entry_sq_norm, jnp.asarray(offsets, jnp.int32)))
 
     layout = Layout(base_axes(batch), base_axes(rows), base_axes(cols), grouped.shape)
-    lean = product_sq_norm if groups == 1 else None
+    lean = None if is_small else product_sq_norm
     return Site(grouped, layout, positions, lambda x, _: x, factors, product_sq_norm=lean)
 
 
