@@ -23,6 +23,8 @@ from jax import Array
 from isouq.gradnorm._gram import at_least_float32, gram_sq_norm, leaf_sq_norm
 from isouq.gradnorm._views import Shape
 
+_TINY = 16  # entries of a gradient up to which its outer form is slower than its entries
+
 
 class OneHot(NamedTuple):
     """The rows of an embedding look-up: one-hot vectors of length `size`, with their ones at `at` [B, P]."""
@@ -168,7 +170,7 @@ def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> C
     product = batch * sum(positions) * rows * cols
     if positions == [1]:
         outer = batch * (rows + cols)
-        return _cheaper("outer", outer, "product", product, not all(lookups) and product <= 2 * outer)
+        return _cheaper("outer", outer, "product", product, not all(lookups) and product <= _TINY)
     if all(lookups) and len(tables) == 1:
         return Choice("lookup", batch * sum(positions) * cols)
     pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
