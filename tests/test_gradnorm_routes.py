@@ -34,8 +34,13 @@ def straight_through():
 
 ROUTES = {
     "one position": (lambda w, x: scalar(x @ w), (30, 20), (30,), "outer"),
-    "one position of a tiny weight": (lambda w, x: scalar(x @ w), (4, 4), (4,), "product"),
-    "one position of two features": (lambda w, x: scalar(x @ w), (2, 50), (2,), "product"),
+    "one position of a small weight": (
+        lambda w, x: scalar(x @ w),
+        (32, 4),
+        (32,),
+        "direct: cheaper (at most 128 entries)",
+    ),
+    "one position of a weight that is not small": (lambda w, x: scalar(x @ w), (43, 3), (43,), "outer"),
     "few positions": (lambda w, x: scalar(jnp.tanh(x @ w)), (30, 20), (3, 30), "gram"),
     "many positions": (lambda w, x: scalar(jnp.tanh(x @ w)), (30, 20), (50, 30), "product"),
     "transposed": (lambda w, x: scalar(x @ w.T), (20, 30), (30,), "outer"),
@@ -154,9 +159,9 @@ def cost(shape, positions):
     return row.route, row.cost, row.instead_of
 
 
-def test_the_form_with_the_smaller_weighted_cost_is_chosen():
-    assert cost((4, 4), ()) == ("product", 16, "outer 8")  # at most twice as many
-    assert cost((4, 5), ()) == ("outer", 9, "product 20")
+def test_the_form_with_the_smaller_cost_is_chosen():
+    assert cost((16, 8), ()) == ("direct: cheaper (at most 128 entries)", 128, "")
+    assert cost((43, 3), ()) == ("outer", 46, "product 129")
     assert cost((64, 64), (23,)) == ("gram", 23 * 23 * 128, "product 94.2 k")
     assert cost((64, 64), (24,)) == ("product", 24 * 64 * 64, "gram 73.7 k")  # ¾ of it
 
@@ -325,8 +330,8 @@ def test_explain_prints_equal_blocks_on_one_line():
             x = jnp.tanh(x @ params[f"block{i}"]["w1"])
         return jnp.sum(x @ params["block3"]["w1"])
 
-    params = {f"block{i}": {"w1": jnp.ones((4, 4))} for i in range(3)} | {"block3": {"w1": jnp.ones((4, 2))}}
-    explanation = isouq.explain(f)(params, jnp.ones(4))
+    params = {f"block{i}": {"w1": jnp.ones((80, 80))} for i in range(3)} | {"block3": {"w1": jnp.ones((80, 2))}}
+    explanation = isouq.explain(f)(params, jnp.ones(80))
     assert len(explanation) == 4  # the rows themselves stay
     lines = str(explanation).splitlines()[2:]
     assert [line.split("  ")[0] for line in lines] == ["['block*']['w1'] × 3", "['block3']['w1']"]

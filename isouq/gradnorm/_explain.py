@@ -93,11 +93,11 @@ def explain(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False) -> Call
     decides while the program runs. product: XᵀΔ, formed one site at a time, and its norm.
     direct: the gradient itself, by JAX, and the reason. Mostly that is the operation that no rule knows. For a bias or
     a scale it is "add" or "mul" and costs nothing extra, since such a gradient is no larger than an activation.
-    "cheaper" is a weight that is reused so often that the pairs (x, δ) of its uses hold more numbers than its gradient.
+    It is "cheaper" for a weight of at most 128 entries that one position meets, and for a weight that is reused so
+    often that the pairs (x, δ) of its uses hold more numbers than its gradient.
 
-    Of outer and product the second is taken where it needs at most twice the multiplications, since outer reads its
-    factors twice. Of gram and product the first is taken where it needs less than ¾ of the multiplications, since gram
-    reads its products again and tests them for cancellation.
+    Of gram and product gram is taken where it needs less than ¾ of the multiplications, since it reads its products
+    again and tests them for cancellation.
 
     Args:
         f: a function that returns a scalar.

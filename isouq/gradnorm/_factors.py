@@ -23,8 +23,6 @@ from jax import Array
 from isouq.gradnorm._gram import at_least_float32, gram_sq_norm, leaf_sq_norm
 from isouq.gradnorm._views import Shape
 
-_TINY = 16  # entries of a gradient up to which its outer form is slower than its entries
-
 
 class OneHot(NamedTuple):
     """The rows of an embedding look-up: one-hot vectors of length `size`, with their ones at `at` [B, P]."""
@@ -155,10 +153,8 @@ class Choice(NamedTuple):
 def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> Choice:
     """Return the form for uses of these layouts, the cheaper one where there are two.
 
-    "outer" is one position, "lookup" look-ups alone, "gram" and "product" several positions. An outer form reads its
-    factors twice, for their scale and for their squares, so that the product form of one position is taken up to twice
-    its multiplications. A Gram form also reads P² products again and tests them for cancellation; it is taken below
-    three quarters of the multiplications of the product form (`python -m benchmarks engine` measures both).
+    "outer" is one position, "lookup" look-ups alone, "gram" and "product" several positions. A Gram form also reads its
+    P² products again and tests them for cancellation; it is taken below ¾ of the multiplications of the product form.
     Look-ups along different axes of one table have the product form alone.
     """
     first = layouts[0]
@@ -169,19 +165,16 @@ def route(layouts: list[Layout], positions: list[int], lookups: list[bool]) -> C
     batch, rows, cols = map(first.size, first[:3])
     product = batch * sum(positions) * rows * cols
     if positions == [1]:
-        outer = batch * (rows + cols)
-        return _cheaper("outer", outer, "product", product, not all(lookups) and product <= _TINY)
+        return Choice("outer", batch * (rows + cols), "product", product)
     if all(lookups) and len(tables) == 1:
         return Choice("lookup", batch * sum(positions) * cols)
     pairs = sum(p * q for i, p in enumerate(positions) for q in positions[: i + 1])
     if not same:
         return Choice("product", product)
     gram = batch * pairs * (rows + cols)
-    return _cheaper("gram", gram, "product", product, 4 * gram >= 3 * product)
-
-
-def _cheaper(form: str, cost: int, other: str, other_cost: int, is_other: bool) -> Choice:
-    return Choice(other, other_cost, form, cost) if is_other else Choice(form, cost, other, other_cost)
+    if 4 * gram < 3 * product:
+        return Choice("gram", gram, "product", product)
+    return Choice("product", product, "gram", gram)
 
 
 def dense(factors: Factors) -> Array:

@@ -25,6 +25,8 @@ from isouq.gradnorm._jaxpr import (
 from isouq.gradnorm._sites import Site, site
 from isouq.gradnorm._views import Shape, View, are_disjoint, base_axes, rearrange
 
+SMALL = 128  # entries of a weight up to which its gradient costs less than the operations that avoid it
+
 Views: TypeAlias = list[View | None]  # what each of several variables shows; None is data
 
 
@@ -104,15 +106,16 @@ def plan(
     reasons = dict.fromkeys(direct, "asked for")
     reasons |= {i: "not a real array" for i, aval in enumerate(body.inputs[:num_leaves]) if not is_float(aval)}
     reasons |= {i: "empty" for i, shape in enumerate(shapes) if math.prod(shape) == 0}
+    collect = frozenset(collect)
     while True:
-        analysis = _Analysis(shapes, dict(reasons))
+        analysis = _Analysis(shapes, collect, dict(reasons))
         views = [None if i in reasons else View.of_leaf(i, shape) for i, shape in enumerate(shapes)]
         views += [None] * (len(body.inputs) - num_leaves)
         nodes, outputs = analysis.body(body, views, ())
         analysis.make_direct(outputs[:num_outputs], "is the output")
         analysis.check_groups()
         if analysis.direct == reasons:
-            return analysis.plan(nodes, frozenset(collect))
+            return analysis.plan(nodes)
         reasons = analysis.direct
 
 
@@ -127,11 +130,13 @@ class _Use(NamedTuple):
 class _Analysis:
     """One pass over a jaxpr.
 
-    shapes: of the parameters. direct: the direct parameters and the reasons, which the pass adds to.
+    shapes: of the parameters. collect: the parameters whose pairs are handed out in any case.
+    direct: the direct parameters and the reasons, which the pass adds to.
     sites: all sites so far. uses: for each parameter, its sites by chain. joins: parts and axis of each concatenation.
     """
 
     shapes: list[Shape]
+    collect: frozenset[int]
     direct: dict[int, str]
     sites: list[Site] = field(default_factory=list)
     uses: dict[int, dict[tuple, _Use]] = field(default_factory=dict)
@@ -192,6 +197,9 @@ class _Analysis:
         new = site(equation, operand, view, steps)
         if new is None or not self.is_worthwhile(new):
             self.make_direct([view], name)
+            return None, None
+        if self.is_small(new):
+            self.make_direct([view], f"cheaper (at most {SMALL} entries)")
             return None, None
         return self.add(new), None
 
@@ -257,6 +265,13 @@ class _Analysis:
             return False  # as many rows are looked up as there are
         return new.layout.size(new.layout.rows) <= 2**24  # an index travels as a float32, see `_norms._pair`
 
+    def is_small(self, new: Site) -> bool:
+        """Return whether one position meets a parameter that is so small that JAX differentiates it sooner."""
+        leaf = new.view.leaf
+        if leaf >= len(self.shapes) or leaf in self.collect or new.lookup:
+            return False
+        return new.positions == 1 and not new.steps and math.prod(self.shapes[leaf]) <= SMALL
+
     def add(self, new: Site) -> int:
         """Record a site with the parameters that it shows, and return its number."""
         number, view = len(self.sites), new.view
@@ -293,10 +308,14 @@ class _Analysis:
             for chain, use in self.uses[leaf].items()
         ]
 
-    def plan(self, nodes: list[Node], collect: frozenset[int]) -> Plan:
+    def plan(self, nodes: list[Node]) -> Plan:
         """Return the plan of a pass that has made no parameter direct."""
         pairs = {
-            s.number for leaf in self.uses for g in self.groups(leaf) if g.reused or leaf in collect for s in g.sites
+            s.number
+            for leaf in self.uses
+            for g in self.groups(leaf)
+            if g.reused or leaf in self.collect
+            for s in g.sites
         }
         self.sites = [replace(s, collect=s.number in pairs) for s in self.sites]
         return Plan(nodes, self.sites, {leaf: self.groups(leaf) for leaf in self.uses}, self.direct)
