@@ -11,7 +11,7 @@ from benchmarks.settings import apply
 
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
-OTHERS = ("reference", "samplers", "modes", "study", "device")  # they have rows and pages of their own
+OTHERS = ("engine", "reference", "samplers", "modes", "study", "device")  # they have rows and pages of their own
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -73,7 +73,11 @@ def main(argv: Sequence[str]) -> None:
 
 def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None:
     """Run a benchmark that has rows and a page of its own."""
-    if options.name == "reference":
+    if options.name == "engine":
+        from benchmarks import engine
+
+        engine.run(options.preset, folder, record, options.only)
+    elif options.name == "reference":
         from benchmarks import reference
 
         reference.run(options.preset, folder, record)

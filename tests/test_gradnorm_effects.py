@@ -140,4 +140,4 @@ def test_the_norm_is_that_of_jax_grad(f):
 
 def test_explain_names_the_ref():
     routes = {row.leaf: row.route for row in isouq.explain(accumulated)(PARAMS, X)}
-    assert routes == {"['b']": "direct: addupdate with a mutable Ref", "['w']": "outer"}
+    assert routes == {"['b']": "direct: addupdate with a mutable Ref", "['w']": "direct: cheaper (at most 128 entries)"}
