@@ -12,7 +12,7 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import isouq
 from benchmarks import provenance, report, timing
 from benchmarks.engine_models import MODELS, Model
 from benchmarks.jax_contestants import squares
+from isouq._memory import temporary_bytes
 
 COLUMNS = (
     "part", "model", "parameters", "batch", "isouq_seconds", "vmap_seconds", "ratio", "ratio_p10", "ratio_p90",
@@ -75,7 +76,7 @@ def _jitted(model: Model, batch: int, seconds: float) -> Row:
     calls = [functools.partial(_wait, program, *args) for program in programs]
     samples = _interleaved(calls, seconds, time.process_time)
     ratio = timing.paired_ratio(samples[:, 0], samples[:, 1])
-    temps = [program.memory_analysis().temp_size_in_bytes / 1e6 for program in programs]
+    temps = [temporary_bytes(program) / 1e6 for program in programs]
     routes = dict.fromkeys(row.route.split(":")[0].split(" of")[0] for row in isouq.explain(f)(args[0], args[1][0]))
     return {
         "part": "jitted", "batch": batch, "isouq_seconds": np.median(samples[:, 0]),
@@ -110,12 +111,13 @@ def _wait(call: Callable, *args: Any) -> None:
     jax.block_until_ready(call(*args))
 
 
-def _interleaved(calls: list[Callable], seconds: float, clock: Callable[[], float]) -> np.ndarray:
+def _interleaved(calls: Sequence[Callable], seconds: float, clock: Callable[[], float]) -> np.ndarray:
     """Return the seconds per call [rounds, calls], by this clock, of rounds in shuffled order.
 
     There are at least 5 rounds, and as many as fit into `seconds` for each call. The first calls are not counted.
     """
-    rng, samples = random.Random(0), []
+    rng = random.Random(0)
+    samples: list[list[float]] = []
     for call in calls:
         call()
     start = time.perf_counter()

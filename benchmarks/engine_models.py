@@ -104,15 +104,16 @@ class _BatchNormNet(nnx.Module):
 
 
 def _batch_norm(convolutional: bool) -> Model:
+    """Return a network with BatchNorm in evaluation mode, on images of 8 × 8 or on 16 features."""
     rngs = nnx.Rngs(0)
     if convolutional:
         layers: list[Any] = [nnx.Conv(1, 8, (3, 3), rngs=rngs), nnx.Conv(8, 16, (3, 3), strides=2, rngs=rngs)]
-        net, shape = _BatchNormNet(layers, (8, 16), 256), (8, 8, 1)
+        net, inputs = _BatchNormNet(layers, (8, 16), 256), _normal(8, 8, 1)
     else:
         layers = [nnx.Linear(16, 32, rngs=rngs), nnx.Linear(32, 32, rngs=rngs)]
-        net, shape = _BatchNormNet(layers, (32, 32), 32), (16,)
+        net, inputs = _BatchNormNet(layers, (32, 32), 32), _normal(16)
     net.eval()
-    return Model(*models.from_nnx(net), _normal(*shape))
+    return Model(*models.from_nnx(net), inputs)
 
 
 def _layer_norm(h: Array, scale: Array, bias: Array) -> Array:
@@ -141,9 +142,10 @@ class _Recurrent(nnx.Module):
     def __init__(self, cell: type, hidden: int) -> None:
         rngs = nnx.Rngs(0)
         self.rnn, self.head = nnx.RNN(cell(8, hidden, rngs=rngs)), nnx.Linear(hidden, CLASSES, rngs=rngs)
+        self.hidden = hidden
 
     def __call__(self, x: Array) -> Array:
-        zeros = jnp.zeros(self.rnn.cell.hidden_features)
+        zeros = jnp.zeros(self.hidden)
         carry = (zeros, zeros) if isinstance(self.rnn.cell, nnx.LSTMCell) else zeros
         return self.head(self.rnn(x, initial_carry=carry)[-1])
 

@@ -68,11 +68,14 @@ for index in order[:3]:
 # %% [markdown]
 # ## How the engine computed them
 #
-# The gradients of the weight matrices were not formed. `explain` shows how the engine treated each parameter. "outer"
-# is the formula ‖x‖²‖δ‖². The gradient of a bias is only as large as an activation, so it is computed directly.
+# `explain` shows how the engine treats each parameter. The gradient of a bias is only as large as an activation, so it
+# is computed directly, and so is that of a weight matrix as small as these. The norm of the gradient of a larger matrix
+# is found without the gradient; "outer" is the formula ‖x‖²‖δ‖².
 
 # %%
-print(isouq.explain(lambda params, x: predict(params, x))(params, grid[0]))
+wide_predict, wide_init = models.mlp(in_features=2, hidden=(256,), out_features=1)
+for f, weights in [(predict, params), (wide_predict, wide_init(jax.random.key(0)))]:
+    print(isouq.explain(f)(weights, grid[0]))
 
 # %% [markdown]
 # The result equals the squared norm of the gradient that `jax.grad` computes:

@@ -37,7 +37,8 @@ def grad_sq_norm(f: Callable, argnums: ArgNums = 0, *, has_aux: bool = False, pe
 
     Cost: a forward and a backward pass without the products that form weight gradients, and the norms: two
     multiplications per activation for one position; for P positions of a `[C, F]` weight the cheaper of P²(C + F)
-    and PCF. Memory: the activations, and one gradient for the parameters that are differentiated directly.
+    and PCF. A weight whose gradient costs less than its norm is differentiated directly.
+    Memory: the activations, and one gradient for the parameters that are differentiated directly.
     Under `jax.vmap` each example has its own of these; the weights are shared. f is traced as under `jax.jit`, outside
     jit at every call; arrays that it makes must not outlive the call, for instance in a cache.
 
