@@ -9,8 +9,8 @@ laplace-torch 32 inputs at a time, because the memory of its Kronecker predictio
 (24 GB for 539 digits). NLL: mean −log p of the held-out labels, mean over random splits with a 95 % bootstrap interval;
 the difference is paired by split. Times are those of the first split, medians over interleaved rounds; fit: curvature,
 and the choice of σ. Compiling: of the first fit and prediction, not in the times, except laplax's, which compiles at
-every fit. Ratios: to isouq in the same structure, paired by round; above 1 means slower. Memory: the peak of a second
-call above what a fresh process held before it.
+every fit. Ratios: to isouq in the same structure (θ*: to Kronecker), paired by round; above 1 means slower. Memory: the
+peak of a second call above what a fresh process held before it.
 """
 
 import json
@@ -40,8 +40,8 @@ from isouq import stats
 COLUMNS = (
     "data", "parameters", "contestant", "seed", "status", "nll", "nll_minus_laplace_torch_kronecker", "sigma",
     "evidence", "fit_seconds", "fit_ratio", "fit_ratio_p10", "fit_ratio_p90", "predict_seconds", "predict_ratio",
-    "predict_ratio_p10", "predict_ratio_p90", "rounds", "compile_seconds", "fit_peak_mb", "predict_peak_mb",
-    "result_mb",
+    "predict_ratio_p10", "predict_ratio_p90", "fit_rounds", "predict_rounds", "compile_seconds", "fit_peak_mb",
+    "predict_peak_mb", "result_mb",
 )  # fmt: skip
 STREAM = "stream"
 SLOW = 120.0  # seconds of a first fit from which on a contestant is run on the first split alone, once
@@ -134,11 +134,12 @@ def _time(rows: dict[str, Row], calls: dict[str, Prepared], plan: timing.Plan) -
     calls = {name: call for name, call in calls.items() if name != f"fit: {MODE}"}  # it fits nothing
     second = {name: timing.first_call(call)[1] for name, call in calls.items()}  # all but laplax have compiled
     times = timing.rounds(calls, second, plan)
+    nothing = np.full(max(map(len, times.values()), default=0), np.nan)
     for call, samples in times.items():
         step, name = call.split(": ", 1)
         rows[name][f"{step}_seconds"] = float(np.nanmedian(samples))
-        rows[name]["rounds"] = int(np.isfinite(samples).sum())
-        ours = times[f"{step}: {ISOUQ_DIAGONAL if 'diagonal' in name else ISOUQ_KRONECKER}"]
+        rows[name][f"{step}_rounds"] = int(np.isfinite(samples).sum())
+        ours = times.get(f"{step}: {ISOUQ_DIAGONAL if 'diagonal' in name else ISOUQ_KRONECKER}", nothing)
         ratio = timing.paired_ratio(samples, ours)
         rows[name] |= {f"{step}_ratio": ratio.median, f"{step}_ratio_p10": ratio.low, f"{step}_ratio_p90": ratio.high}
 

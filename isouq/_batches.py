@@ -35,7 +35,8 @@ def map_batches(
         progress: function that is called after each batch with the number of rows so far.
         checkpoint: a file of results, written at the end and at most every 60 seconds. If the call is interrupted, the
             same call goes on from there: it reads the finished batches again without scoring them, but for the first,
-            whose score must be the one in the file.
+            whose score must be the one in the file. The other finished batches are not compared: give the same rows
+            in the same order, so do not shuffle.
 
     Returns:
         What score returns, with NumPy arrays over the rows of all batches in their order. The `epistemic` of an
@@ -53,15 +54,16 @@ def map_batches(
             f"batches is {_checks.shape_or_type(batches)}; expected an iterable of batches, such as a DataLoader"
         )
     parts: list[Any] = []  # the results so far, in the order of their rows
-    rows, skipped, number = 0, 0, -1
+    rows, skipped, rows_read, number = 0, 0, 0, -1
     file: Checkpoint | None = None
     for number, batch in enumerate(batches):
-        if number == 0 or number >= skipped:
-            try:
-                batch = jax.tree.map(np.asarray, batch)
+        try:
+            batch = jax.tree.map(np.asarray, batch)
+            rows_read += _checks.count_rows(batch)
+            if number == 0 or number >= skipped:
                 added = jax.tree.map(np.asarray, score(batch))
-            except ValueError as error:
-                raise ValueError(f"batch {number}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"batch {number}: {error}") from error
         if number == 0 and checkpoint is not None:
             means = [f"{np.nanmean(leaf):.4g}" for leaf in jax.tree.leaves(added)]  # other threads, other last digits
             mark = fingerprint({"result": type(added).__name__, "means": means}, batch)
@@ -75,21 +77,27 @@ def map_batches(
             if file is not None and file.due():
                 parts = [_join(parts)]
                 file.save(Saved(number + 1, parts[0], None))
+        elif number + 1 == skipped and rows_read != rows:
+            raise ValueError(_other_batches(checkpoint, skipped, rows, number + 1, rows_read))
         if progress is not None:
             progress(rows)
     if number < 0:
         raise ValueError("batches is empty; expected at least one batch (a generator can be read only once)")
     if number + 1 < skipped:
-        raise ValueError(
-            f"the checkpoint {checkpoint} has {skipped} batches, and batches gave {number + 1}; remove the file or "
-            "give the same batches again"
-        )
+        raise ValueError(_other_batches(checkpoint, skipped, rows, number + 1, rows_read))
     result = _join(parts)
     if file is not None:
         file.save(Saved(number + 1, result, None))
     if isinstance(result, EnsembleUncertainty):
         return jax.tree.map(np.asarray, add_relative(Parts(*result[1:])))
     return result
+
+
+def _other_batches(checkpoint: Any, skipped: int, rows: int, batches_read: int, rows_read: int) -> str:
+    return (
+        f"the checkpoint {checkpoint} has {skipped} batches of {rows} rows, and batches gave {batches_read} of "
+        f"{rows_read}; remove the file or give the same batches again"
+    )
 
 
 def _join(parts: list[Any]) -> Any:

@@ -9,8 +9,9 @@ import numpy as np
 import scipy.optimize
 
 from isouq import _checks
+from isouq._frozen import first_row
 from isouq._predictive import linear_moments, minimise_over_decades
-from isouq.covariance._laplace import CurvatureFit, fit_curvature, sum_log_likelihood
+from isouq.covariance._laplace import CurvatureFit, check_log_density, fit_curvature, sum_log_likelihood
 from isouq.covariance._structures import Curvature
 from isouq.density import LogDensity
 
@@ -33,8 +34,8 @@ def log_marginal_likelihood(
         log_density: model, data, prior and likelihood.
         params: a mode of log_density.
         curvature: as in `isouq.laplace`.
-        structure: as in `isouq.laplace`. "low_rank" leaves the curvature out in all directions but its own, and so
-            gives a larger number than "dense" does.
+        structure: as in `isouq.laplace`. "low_rank" ignores the curvature in all but its leading directions, and so
+            gives a larger evidence than "dense" does.
         **options: rank, key, batch_size, max_bytes, batches, progress and checkpoint, as in `isouq.laplace`.
 
     Raises:
@@ -93,7 +94,8 @@ def choose_prior(
         `PriorChoice(log_density, covariance, log_marginal_likelihood, log_loss)`.
 
     Raises:
-        ValueError, MemoryError: as `isouq.laplace`; or per is unknown, or "layer" with validation data.
+        ValueError, MemoryError: as `isouq.laplace`; or per is unknown, or "layer" with validation data; or validation
+            data that do not fit the model.
 
     Cost: that of `isouq.laplace` once. For the evidence each prior that is tried takes O(P) time and no pass over the
     data, for "dense" and "low_rank" with per="layer" a decomposition, of O(P³) and O(P · rank²) time. With validation
@@ -105,6 +107,8 @@ def choose_prior(
     _checks.one_of("per", per, SCOPES)
     if validation is not None and per != "model":
         raise ValueError("per is 'layer' and validation was given; layers are chosen by the evidence, so give one")
+    if validation is not None:
+        _check_validation(validation, log_density, params)
     fit = fit_curvature(log_density, params, curvature, structure, **_check_options(options))
     data_curvature, start = fit.curvature, np.asarray(fit.scales)
     evidence = Evidence.of(fit)
@@ -164,6 +168,18 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     if "select" in options:
         raise ValueError("select was given; pass the pair log_density.condition(params, select) in place of both")
     return options
+
+
+def _check_validation(validation: Any, log_density: Any, params: Any) -> None:
+    """Raise unless validation is a pair (xs, ys) of held-out data that fit the model."""
+    check_log_density(log_density, params)
+    if not (isinstance(validation, (tuple, list)) and len(validation) == 2):
+        raise ValueError(f"validation is {_checks.shape_or_type(validation)}; expected a pair (xs, ys)")
+    outputs = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
+    try:
+        _checks.labels(validation[0], validation[1], log_density.kind, outputs[0] if outputs else None)
+    except ValueError as error:
+        raise ValueError(f"validation: {error}") from error
 
 
 def _held_out_loss(

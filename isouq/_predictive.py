@@ -138,7 +138,8 @@ def fit_scale(
     """Return the scale s for which the predictive under N(params, s · Σ) gives held-out labels the largest likelihood.
 
     s minimises the mean over the data of −log p(y), where p is the predictive of `isouq.predictive` with "probit".
-    Without a covariance Σ is I. It gives ‖g‖² a unit; whether s · ‖g‖² is the posterior's variance was not measured.
+    Without a covariance Σ is I, so that the scale gives ‖g‖² the unit of a variance. Whether s · ‖g‖² equals the
+    posterior's variance has not been measured.
 
     Args:
         predict: as in `isouq.uncertainty`.
@@ -165,8 +166,10 @@ def fit_scale(
         raise ValueError(
             f"covariance is a {type(covariance).__name__}, which cannot be scaled; give it a method scaled(factor)"
         )
+    _checks.noise(kind, noise)
+    _, num_outputs, _ = _check(predict, params, xs, kind, covariance, batch_size)
+    _checks.labels(xs, ys, kind, num_outputs)
     moments = linear_moments(predict, params, xs, kind, covariance, noise=noise, batch_size=batch_size)
-    _checks.dataset(xs, ys, kind, moments.outputs.shape[1])
     if not all(np.isfinite(array).all() for array in moments):
         raise ValueError("predict or its gradient is not finite at some row of xs; remove that row first")
 
@@ -341,4 +344,4 @@ def _sample(
     (_, mean, squares), _ = jax.lax.scan(
         add, (jnp.zeros((), shape.dtype), zero, zero), jax.random.split(key, num_samples)
     )
-    return mean, squares / num_samples
+    return mean, squares / (num_samples - 1)

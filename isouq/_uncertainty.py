@@ -124,7 +124,7 @@ def uncertainty(
             isotropic choice. With select it is that of the chosen parameters, as `isouq.laplace(..., select=select)`
             gives it: it fits params with None in place of the others.
         select: the parameters that the gradient is taken of, by default all. Either a regular expression that matches
-            their paths from the start, where a path is like "layers.1.kernel": "layers.1" is the last of two layers. Or
+            their paths, such as "layers.1.kernel", or those of branches: "layers.1" is layer 1, and not 10 or 11. Or
             a pytree of booleans that is a prefix of params, as `optax.masked` takes, such as
             `{"layers": {0: False, 1: True}}`. The other parameters are constants, and nothing is computed backward
             through layers that come before the first chosen one.

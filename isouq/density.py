@@ -167,18 +167,19 @@ def _predict_chosen(selection: Selection, predict: Callable, params: Any, chosen
 
 
 def _warn_if_unscaled(xs: Any) -> None:
-    """Warn of a table of features with very large or very different scales, for which one prior is no prior."""
+    """Warn of a table whose features have very large or unequal deviations: one prior for all treats them unequally."""
     if not (isinstance(xs, (np.ndarray, jax.Array)) and xs.ndim == 2 and jnp.issubdtype(xs.dtype, jnp.floating)):
         return
     if _checks.is_traced(xs) or len(xs) < 2:
         return
-    wide = np.asarray(xs, np.float64)
-    spread = np.std(wide, axis=0)
-    spread = spread[spread > 1e-6 * np.abs(wide).max(axis=0)]  # a constant feature has a spread by rounding
+    rows = np.asarray(xs[:10_000])
+    spread = np.std(rows, axis=0, dtype=np.float64)
+    spread = spread[spread > 1e-6 * np.abs(rows).max(axis=0)]  # a constant feature has a spread by rounding
     if spread.size and (spread.max() > _LARGE or spread.max() > _UNEQUAL * spread.min()):
         warnings.warn(
-            f"the features of xs have standard deviations from {spread.min():.2g} to {spread.max():.2g}, and the prior "
-            "is one for all weights; standardise them: (xs - xs.mean(axis=0)) / xs.std(axis=0)",
+            f"the features of xs have standard deviations from {spread.min():.2g} to {spread.max():.2g}, and one "
+            "prior is put on all weights, so that it acts differently on each feature; standardise them: "
+            "(xs - xs.mean(axis=0)) / xs.std(axis=0)",
             stacklevel=3,
         )
 

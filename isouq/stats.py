@@ -231,9 +231,9 @@ def log_loss(probabilities: Any, labels: Any) -> float:
 
 
 def gaussian_log_loss(mean: Any, variance: Any, ys: Any) -> float:
-    """Return the mean −log N(y; mean, variance) of arrays `[n]` (units: nats)."""
+    """Return the mean −log N(y; mean, variance) of arrays `[n]` (units: nats); variance may be one number."""
     mean, variance, ys = (np.asarray(array, np.float64) for array in (mean, variance, ys))
-    if mean.shape != ys.shape or np.broadcast_shapes(variance.shape, ys.shape) != ys.shape or not ys.size:
+    if mean.shape != ys.shape or variance.shape not in ((), ys.shape) or not ys.size:
         raise ValueError(f"got {mean.shape} means, {variance.shape} variances and {ys.shape} values; expected [n] each")
     if not np.all(variance > 0):
         raise ValueError("variance holds NaN or a number that is not above 0")
@@ -255,11 +255,13 @@ def calibration_error(probabilities: Any, labels: Any, bins: int = 10) -> float:
     Confidence is the largest probability of an input, and the bins are of equal width. Few inputs a bin make it too
     large. Source: Guo et al. (2017).
     """
+    if not (isinstance(bins, int) and bins > 0):
+        raise ValueError(f"bins is {bins!r}; expected a whole number above 0")
     p, labels = _check_labels(probabilities, labels)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
-    bins_with_inputs = [index == b for b in np.unique(index)]
-    return float(sum(abs(right[b].mean() - confidence[b].mean()) * b.mean() for b in bins_with_inputs))
+    bins_with_inputs = [index == number for number in np.unique(index)]
+    return float(sum(abs(right[rows].mean() - confidence[rows].mean()) * rows.mean() for rows in bins_with_inputs))
 
 
 def rejection_curve(errors: Any, score: Any) -> Float[np.ndarray, " n"]:

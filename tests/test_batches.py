@@ -33,6 +33,13 @@ def check(got, want):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=2e-5, atol=1e-7, err_msg=name)
 
 
+def test_batches_of_other_sizes_than_those_of_the_file_are_refused(tmp_path):
+    file = tmp_path / "scores.npz"
+    isouq.map_batches(single, read(), checkpoint=file)
+    with pytest.raises(ValueError, match=r"has 4 batches of 50 rows, and batches gave 4 of 37; remove the file"):
+        isouq.map_batches(single, [XS[:16], XS[:7], XS[:7], XS[:7]], checkpoint=file)
+
+
 @pytest.mark.parametrize("score", [single, several, noisy])
 def test_it_is_the_result_of_one_call(score):
     seen = []

@@ -330,5 +330,16 @@ def test_a_wrong_choice_is_one_clear_line():
         isouq.choose_prior(log_density, params, per="layer", validation=(log_density.xs, log_density.ys))
     with pytest.raises(ValueError, match="damping was given; an evidence has a prior and no damping"):
         isouq.choose_prior(log_density, params, damping=1.0)
+    xs, ys = log_density.xs, log_density.ys
+    for validation, message in (
+        (xs, r"validation is .*; expected a pair \(xs, ys\)"),
+        ((xs, ys[:, None]), "validation: ys has shape"),
+        ((xs, ys[:1]), "validation: ys has shape"),
+        ((xs, ys - 1), "validation: ys holds labels from -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            isouq.choose_prior(log_density, params, validation=validation)
+    with pytest.raises(ValueError, match=r"batches is .*; expected an iterable of pairs \(xs, ys\)"):
+        isouq.laplace(log_density, params, batches=5)
     fit = fit_curvature(log_density, params)
     assert isinstance(fit, CurvatureFit)

@@ -169,9 +169,9 @@ def test_sampled_logits_and_weights_are_means_over_the_draws(kind):
                 noise=noise, batch_size=batch_size,
             )  # fmt: skip
             np.testing.assert_allclose(got.mean, p.mean(axis=0), rtol=1e-4, atol=1e-6)
-            np.testing.assert_allclose(got.epistemic, p.var(axis=0), rtol=1e-3, atol=1e-7)
+            np.testing.assert_allclose(got.epistemic, p.var(axis=0, ddof=1), rtol=1e-3, atol=1e-7)
             if kind == "regression":
-                np.testing.assert_allclose(got.variance, p.var(axis=0) + NOISE**2, rtol=1e-4)
+                np.testing.assert_allclose(got.variance, p.var(axis=0, ddof=1) + NOISE**2, rtol=1e-4)
 
 
 def test_all_methods_agree_where_the_posterior_is_narrow():

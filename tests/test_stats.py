@@ -341,5 +341,9 @@ def test_a_loss_of_wrong_values_is_one_clear_line(loss, probabilities, labels, m
 def test_a_gaussian_loss_of_wrong_values_is_one_clear_line():
     with pytest.raises(ValueError, match="expected"):
         stats.gaussian_log_loss([0.0], [1.0], [0.0, 1.0])
+    with pytest.raises(ValueError, match="expected"):
+        stats.gaussian_log_loss(np.zeros(5), np.ones(3), np.zeros(5))
+    with pytest.raises(ValueError, match="bins is 0; expected a whole number above 0"):
+        stats.calibration_error([[0.5, 0.5]], [0], bins=0)
     with pytest.raises(ValueError, match="variance holds NaN or a number that is not above 0"):
         stats.gaussian_log_loss([0.0], [0.0], [0.0])

@@ -398,6 +398,14 @@ def test_a_covariance_of_the_last_layer(engine, x64):
         np.testing.assert_allclose(scored.epistemic, of_function.epistemic, rtol=1e-9)
 
 
+def test_a_path_ends_at_a_branch():
+    params = {"layers": [jnp.ones(1)] * 11, "head": jnp.ones(1), "header": jnp.ones(1)}
+    f = lambda p, x: x * (sum(p["layers"]) + p["head"] + p["header"])[0]  # noqa: E731
+    counts = {"layers.1": 1, "head": 1, "head.*": 2, r"layers\.\d": 10, "layers|head": 12, ".*": 13}
+    for select, count in counts.items():
+        assert isouq.grad_sq_norm(f, select=select)(params, jnp.ones(())) == count, select
+
+
 def test_a_conditioned_density_is_one_of_its_own(x64):
     predict, params, xs = network("multiclass", dtype=jnp.float64)
     ys = jnp.array([0, 1, 2, 0, 1, 2, 0])

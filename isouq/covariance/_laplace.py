@@ -69,9 +69,9 @@ def laplace(
         max_bytes: memory that laplace may take beside log_density and params, in bytes, its result and the
             decompositions on the host included. As many data and outputs at a time as fit are used, after a few
             compilations. It cannot be given together with batch_size or batches.
-        batches: an iterable of pairs (xs, ys), read once, whose sum of curvatures is used in place of that of the data
-            of log_density, which then are a few rows, with two classes at least. They are NumPy arrays or what
-            `numpy.asarray` takes, such as the tensors of a torch DataLoader. Batches of another size compile another
+        batches: an iterable of pairs (xs, ys), read once: the training data, in place of those of log_density, which
+            then holds a few example rows, with at least two classes, that say what an input looks like. xs and ys are
+            what `numpy.asarray` takes, such as tensors of a torch DataLoader. Batches of another size compile another
             program. Not for "low_rank", which takes many passes.
         progress: with batches, function that is called with the number of data so far after each of them.
         checkpoint: with batches, a file from which an interrupted sum goes on, if batches gives the same ones again.
@@ -183,6 +183,8 @@ def fit_curvature(
             raise ValueError("structure 'low_rank' takes many passes, and batches are read once; use 'kronecker'")
         if max_bytes is not None:
             raise ValueError("max_bytes and batches were both given; give batch_size, or smaller batches")
+        if not isinstance(batches, Iterable) or isinstance(batches, (np.ndarray, jax.Array, str, bytes)):
+            raise ValueError(f"batches is {_checks.shape_or_type(batches)}; expected an iterable of pairs (xs, ys)")
         stream = Stream(batches, progress, None if checkpoint is None else Path(checkpoint))
     elif progress is not None or checkpoint is not None:
         raise ValueError("progress and checkpoint go with batches; pass the data as batches, or leave them out")

@@ -57,8 +57,8 @@ def check_size(request: Request, max_bytes: int | None) -> None:
     if request.structure == "dense" and size > MAX_DENSE and max_bytes is None:
         raise ValueError(
             f"structure='dense' of {size:,} parameters needs {structure_bytes(request):,} bytes and the time of "
-            f"{size:,}³ operations, and is refused above {MAX_DENSE:,} parameters unless max_bytes is given; "
-            f"{_list_smaller(request)}"
+            f"{size:,}³ operations, and is refused above {MAX_DENSE:,} parameters unless max_bytes is given, which "
+            f"batches do not allow; {_list_smaller(request)}"
         )
 
 

@@ -69,7 +69,10 @@ def load(path: Path | str, params: Any) -> Saveable:
     except Exception as error:  # a damaged file can raise almost anything
         raise ValueError(f"{path} is damaged, or no file of isouq.covariance.save ({type(error).__name__})") from error
     if version != _FORMAT or name not in _CLASSES:
-        raise ValueError(f"{path} holds {name} in format {version}, and this isouq reads {_FORMAT}; save it again")
+        raise ValueError(
+            f"{path} holds a {name} in format {version}; this isouq reads {', '.join(_CLASSES)} in format "
+            f"{_FORMAT}: save it again"
+        )
     cls = _CLASSES[name]
     try:
         fields = {field: _as_field(kinds[field], field, arrays, params) for field in _FIELDS[cls]}

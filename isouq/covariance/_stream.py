@@ -87,7 +87,7 @@ def _other_batches(stream: Stream, skipped: int, rows: int, batches_read: int, r
 
 
 def _densities(batches: Iterable[Any], log_density: LogDensity, params: Any) -> Iterator[LogDensity]:
-    """Return the log density with the data of each batch; raise for a batch that does not fit."""
+    """Yield the log density on the data of each batch; raise for a batch that does not fit."""
     num_outputs = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
     dtype = log_density.ys.dtype if log_density.kind != "regression" else jnp.result_type(jnp.float32, log_density.ys)
     for number, batch in enumerate(batches):

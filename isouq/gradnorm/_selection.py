@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from isouq._errors import first_line
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Selection:
     def of(cls, select: Any, params: Any) -> "Selection":
         """Return the selection of `select`, or of None for everything; raise unless it fits params.
 
-        select: a regular expression that matches the path of a parameter from its start, such as "layers.1" for
-        "layers.1.kernel" and "layers.1.bias"; or a pytree of booleans that is a prefix of params.
+        select: a regular expression that matches the path of a parameter, or the path of a branch that holds it, such
+        as "layers.1" for "layers.1.kernel" and "layers.1.bias"; or a pytree of booleans that is a prefix of params.
         """
         if select is None:
             return EVERYTHING
@@ -40,8 +42,7 @@ class Selection:
             chosen = selection.choose(params)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"select is no prefix of params ({str(error).splitlines()[0]}); expected True or False for each branch "
-                "of params"
+                f"select is no prefix of params ({first_line(error)}); expected True or False for each branch of params"
             ) from error
         if not jax.tree.leaves(chosen):
             raise ValueError("select chooses no parameter; expected True for at least one branch of params")
@@ -61,11 +62,12 @@ class Selection:
 
 
 def _matches(pattern: str, params: Any) -> Any:
-    """Return a pytree like params: whether the path of each leaf, such as "layers.0.kernel", matches from its start."""
+    """Return a pytree like params: whether the path of each leaf, "layers.0.kernel", or of a branch of it, matches."""
     leaves, treedef = jax.tree.flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     try:
-        flags = [re.match(pattern, path) is not None for path in paths]
+        of_branch = re.compile(rf"(?:{pattern})(?=\.|$)")  # "layers.1" is not the start of "layers.10"
+        flags = [of_branch.match(path) is not None for path in paths]
     except re.error as error:
         raise ValueError(f"select is {pattern!r}, not a regular expression: {error}") from None
     if not any(flags):

@@ -70,6 +70,7 @@ class Sampling:
             raise ValueError(
                 f"all rounds have {total} transitions; expected at most {MAX_TRANSITIONS}: fewer max_rounds"
             )
+        _checks.boolean("give_up", self.give_up)
         _checks.one_of("sampler", self.sampler, SAMPLERS)
         _checks.positive("target_acceptance_rate", self.target_acceptance_rate)
         if self.target_acceptance_rate >= 1:
