@@ -88,7 +88,7 @@ def test_a_file_of_other_scores_is_put_aside(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(isouq.map_batches(other, read(), checkpoint=file), other(XS))
-    with pytest.raises(ValueError, match=r"has 4 batches, and batches gave 1; remove the file"):
+    with pytest.raises(ValueError, match=r"has 4 batches of 50 rows, and batches gave 1 of 16; remove the file"):
         isouq.map_batches(other, [XS[:16]], checkpoint=file)
 
 

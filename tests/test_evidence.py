@@ -340,6 +340,6 @@ def test_a_wrong_choice_is_one_clear_line():
         with pytest.raises(ValueError, match=message):
             isouq.choose_prior(log_density, params, validation=validation)
     with pytest.raises(ValueError, match=r"batches is .*; expected an iterable of pairs \(xs, ys\)"):
-        isouq.laplace(log_density, params, batches=5)
+        isouq.laplace(log_density, params, batches=np.ones(5))
     fit = fit_curvature(log_density, params)
     assert isinstance(fit, CurvatureFit)

@@ -70,7 +70,7 @@ def load(path: Path | str, params: Any) -> Saveable:
         raise ValueError(f"{path} is damaged, or no file of isouq.covariance.save ({type(error).__name__})") from error
     if version != _FORMAT or name not in _CLASSES:
         raise ValueError(
-            f"{path} holds a {name} in format {version}; this isouq reads {', '.join(_CLASSES)} in format "
+            f"{path} holds {name} in format {version}; this isouq reads {', '.join(_CLASSES)} in format "
             f"{_FORMAT}: save it again"
         )
     cls = _CLASSES[name]
