@@ -61,7 +61,7 @@ def test_a_newer_format_is_said(tmp_path, monkeypatch):
     save(tmp_path / "covariance.npz", Identity(1.0))
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="holds Identity in format 2; this isouq reads Identity, .* in format 1: save it again"
+        ValueError, match=r"holds Identity in format 2; this isouq reads Identity, .* in format 1: save it again"
     ):
         load(tmp_path / "covariance.npz", {"w": jnp.ones(3)})
 

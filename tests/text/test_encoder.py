@@ -319,7 +319,7 @@ def test_uncertainty_of_a_classifier_and_no_second_compilation(classifier):
     assert estimate._cache_size() == before
 
 
-def test_no_matrix_is_differentiated_plainly(classifier):
+def test_no_large_matrix_is_differentiated_plainly(classifier):
     encoder, _ = classifier
     x = jax.tree.map(lambda leaf: leaf[0], encoder.encode_texts(["a text"]))
 
@@ -328,7 +328,8 @@ def test_no_matrix_is_differentiated_plainly(classifier):
 
     for row in isouq.explain(logit)(encoder.params):
         if "kernel" in row.leaf or "token" in row.leaf or "position" in row.leaf:
-            assert not row.route.startswith("direct"), row
+            is_small = row.route == "direct: cheaper (at most 128 entries)"  # the head of this tiny encoder
+            assert is_small or not row.route.startswith("direct"), row
 
 
 def test_recomputing_activations_changes_nothing(classifier):
