@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from isouq._errors import first_line
-
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Selection:
             chosen = selection.choose(params)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"select is no prefix of params ({first_line(error)}); expected True or False for each branch of params"
+                f"select is no prefix of params ({str(error).splitlines()[0]}); expected True or False for each branch of params"
             ) from error
         if not jax.tree.leaves(chosen):
             raise ValueError("select chooses no parameter; expected True for at least one branch of params")
