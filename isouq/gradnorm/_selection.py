@@ -39,8 +39,9 @@ class Selection:
         try:
             chosen = selection.choose(params)
         except (ValueError, TypeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"select is no prefix of params ({str(error).splitlines()[0]}); expected True or False for each branch of params"
+                f"select is no prefix of params ({reason}); expected True or False for each branch of params"
             ) from error
         if not jax.tree.leaves(chosen):
             raise ValueError("select chooses no parameter; expected True for at least one branch of params")
