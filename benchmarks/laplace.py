@@ -44,7 +44,7 @@ COLUMNS = (
     "predict_peak_mb", "result_mb",
 )  # fmt: skip
 STREAM = "stream"
-SLOW = 120.0  # seconds of a first fit from which on a contestant is run on the first split alone, once
+SLOW = 120.0  # seconds of a fit after which a contestant gets no further split
 Row = dict[str, Any]
 
 
@@ -118,7 +118,10 @@ def _predictions(name: str, trained: Subject, calls: dict[str, Prepared]) -> Row
         probabilities = posterior.probabilities()
     measured: Row = {}
     if seconds > SLOW:
-        measured = {"fit_seconds": seconds, "status": "slow: one fit on the first split, compiling included"}
+        measured = {
+            "fit_seconds": seconds,
+            "status": f"slow: a fit took over {SLOW:.0f} s, so that no further split was run",
+        }
     else:
         calls |= {f"fit: {name}": Prepared(fit), f"predict: {name}": Prepared(posterior.probabilities)}
     return measured | {
@@ -195,7 +198,7 @@ def _page(rows: list[Row], record: dict[str, Any], settings: Preset) -> str:
         group = [row for row in rows if row["data"] == data]
         seeds = len({row["seed"] for row in group})
         lines = [
-            _line([row for row in group if row["contestant"] == name])
+            _line([row for row in group if row["contestant"] == name], seeds)
             for name in dict.fromkeys(row["contestant"] for row in group)
         ]
         text += f"## {data}, {group[0]['parameters']:,} parameters, {seeds} splits\n\n{report.table(header, lines)}\n"
@@ -214,9 +217,11 @@ def _page(rows: list[Row], record: dict[str, Any], settings: Preset) -> str:
     return text + report.table(("", "time", "peak MB above the weights", "of them the covariance", "note"), lines)
 
 
-def _line(group: list[Row]) -> list[str]:
+def _line(group: list[Row], seeds: int) -> list[str]:
     """Return the line of a contestant: means over the splits, and the times of the first."""
     first, good = group[0], [row for row in group if row["nll"] is not None]
+    notes = list(dict.fromkeys(row["status"] for row in group if row["status"] != "ok"))
+    notes += [f"{len(good)} of {seeds} splits"] if good and len(good) < seeds else []
     name = f"**{first['contestant']}**" if first["contestant"].startswith("isouq") else first["contestant"]
 
     def mean(key: str, digits: int, sign: str = "") -> str:
@@ -245,7 +250,7 @@ def _line(group: list[Row]) -> list[str]:
         report.number(first["fit_peak_mb"]),
         report.number(first["predict_peak_mb"]),
         report.number(first["compile_seconds"]),
-        "" if first["status"] == "ok" else first["status"].replace("|", "\\|"),
+        "; ".join(notes).replace("|", "\\|"),
     ]
 
 
