@@ -196,6 +196,14 @@ def test_convolutions_of_all_sizes_equal_vmap_of_grad(name, size):
     np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
+def test_a_large_convolution_with_float64_enabled(x64):
+    def f(w, x):
+        return jnp.sum(jnp.tanh(lax.conv(x[None], w, (1, 1), "SAME")))
+
+    w, x = normal(0, 8, 3, 3, 3), normal(1, 3, 32, 32)
+    np.testing.assert_allclose(isouq.grad_sq_norm(f)(w, x), jnp.sum(jax.grad(f)(w, x) ** 2), rtol=1e-5)
+
+
 def test_the_patches_of_a_large_convolution_are_never_stacked():
     def f(w, x):
         y = lax.conv_general_dilated(x[None], w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -252,8 +252,8 @@ def _convolution(equation: Equation, operand: int, view: View) -> Site | None:
 
     def shifted(x: Array, offset: Any) -> Array:
         """Return what an entry of the kernel's window meets of the padded input, [N, *out_shape, C]."""
-        starts = [o * d for o, d in zip(offset, rhs, strict=True)]
-        x = lax.dynamic_slice(x, (0, *starts, 0), (examples, *spans, x.shape[-1]))
+        starts = [jnp.int32(i) for i in (0, *(o * d for o, d in zip(offset, rhs, strict=True)), 0)]  # of one dtype
+        x = lax.dynamic_slice(x, starts, (examples, *spans, x.shape[-1]))
         return lax.slice(x, (0,) * x.ndim, x.shape, (1, *stride, 1))
 
     def pixels_met(offset: Sequence[int], space: Shape) -> np.ndarray:
