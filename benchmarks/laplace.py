@@ -14,7 +14,6 @@ peak of a second call above what a fresh process held before it.
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,12 +151,9 @@ def _memory(data: str, rows: dict[str, Row], settings: Preset) -> None:
     for name, row in rows.items():
         if row["status"] != "ok":
             continue
-        command = [sys.executable, "-m", "benchmarks.laplace", data, name, json.dumps(settings.size)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-        measured = next(filter(None, map(child.read_row, done.stdout.splitlines())), None)
-        if measured is None:
-            reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            measured = {"status": f"ok; memory: {reason[0][:160]}"}
+        measured = child.measure("benchmarks.laplace", data, name, json.dumps(settings.size))
+        if "status" in measured:
+            measured = {"status": f"ok; memory: {measured['status']}"}
         row |= measured
         _report([row])
 

@@ -6,8 +6,6 @@ their axis shows what turns and copies cost, and no speed-up beyond the cores.
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -74,17 +72,10 @@ def run(preset: str, folder: Path, record: dict[str, Any]) -> None:
 
 
 def _row(case: Case) -> dict[str, Any]:
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={case.devices}"}
-    command = [sys.executable, "-m", "benchmarks.reference", json.dumps(asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment)
+    environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={case.devices}"}
     row = dict.fromkeys(COLUMNS) | {"axis": case.axis, "value": case.value, "case": case.label(), "status": "ok"}
     row["contestant"] = ONE if case.chains_at_once == 1 else ALL
-    for line in done.stdout.splitlines():
-        measured = child.read_row(line)
-        if measured is not None:
-            return row | measured
-    reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    return row | {"status": reason[0][:160]}
+    return row | child.measure("benchmarks.reference", json.dumps(asdict(case)), environment=environment)
 
 
 def _measure(case: Case) -> dict[str, float]:

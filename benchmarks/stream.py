@@ -5,12 +5,10 @@ process held before: its libraries and the weights.
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,14 +35,7 @@ SMOKE = Stream((20, 30, 30, 3), 3, 16)
 
 def measure(structure: str, stream: Stream) -> dict[str, Any]:
     """Return parameters, seconds and peak bytes of a structure, or the reason in `status`, from a new process."""
-    command = [sys.executable, "-m", "benchmarks.stream", structure, json.dumps(asdict(stream))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    for line in done.stdout.splitlines():
-        measured = child.read_row(line)
-        if measured is not None:
-            return measured
-    reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-    return {"status": reason[0][:160]}
+    return child.measure("benchmarks.stream", structure, json.dumps(asdict(stream)))
 
 
 def _data(stream: Stream) -> Iterator[tuple[np.ndarray, np.ndarray]]:

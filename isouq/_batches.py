@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from isouq import _checks
-from isouq._checkpoint import Checkpoint, Saved, fingerprint
+from isouq._checkpoint import Checkpoint, Saved, fingerprint, other_batches
 from isouq._ensemble import EnsembleUncertainty, Parts, add_relative
 
 _SECONDS = 60.0  # between two writes of a checkpoint
@@ -49,10 +49,7 @@ def map_batches(
     Cost: that of score, and the memory of one batch and of all results. Batches of different sizes share programs, as
     in `isouq.uncertainty`.
     """
-    if not isinstance(batches, Iterable) or isinstance(batches, (np.ndarray, jax.Array, str, bytes)):
-        raise ValueError(
-            f"batches is {_checks.shape_or_type(batches)}; expected an iterable of batches, such as a DataLoader"
-        )
+    _checks.batches(batches, "batches, such as a DataLoader")
     parts: list[Any] = []  # the results so far, in the order of their rows
     rows, skipped, rows_read, number = 0, 0, 0, -1
     file: Checkpoint | None = None
@@ -78,26 +75,19 @@ def map_batches(
                 parts = [_join(parts)]
                 file.save(Saved(number + 1, parts[0], None))
         elif number + 1 == skipped and rows_read != rows:
-            raise ValueError(_other_batches(checkpoint, skipped, rows, number + 1, rows_read))
+            raise ValueError(other_batches(checkpoint, skipped, rows, number + 1, rows_read))
         if progress is not None:
             progress(rows)
     if number < 0:
         raise ValueError("batches is empty; expected at least one batch (a generator can be read only once)")
     if number + 1 < skipped:
-        raise ValueError(_other_batches(checkpoint, skipped, rows, number + 1, rows_read))
+        raise ValueError(other_batches(checkpoint, skipped, rows, number + 1, rows_read))
     result = _join(parts)
     if file is not None:
         file.save(Saved(number + 1, result, None))
     if isinstance(result, EnsembleUncertainty):
         return jax.tree.map(np.asarray, add_relative(Parts(*result[1:])))
     return result
-
-
-def _other_batches(checkpoint: Any, skipped: int, rows: int, batches_read: int, rows_read: int) -> str:
-    return (
-        f"the checkpoint {checkpoint} has {skipped} batches of {rows} rows, and batches gave {batches_read} of "
-        f"{rows_read}; remove the file or give the same batches again"
-    )
 
 
 def _join(parts: list[Any]) -> Any:

@@ -110,3 +110,11 @@ def _unpack(stored: Any, name: str, like: Any) -> Any:
     arrays = [stored[f"{name}.{i}"] for i in range(len(leaves))]
     typed = [a.view(like.dtype) if a.dtype.kind == "V" else a for a, like in zip(arrays, leaves, strict=True)]
     return jax.tree.unflatten(treedef, typed)  # NumPy loads bfloat16 as bytes without a type
+
+
+def other_batches(path: Any, skipped: int, rows: int, batches_read: int, rows_read: int) -> str:
+    """Return the message for batches that are not those that a checkpoint of `skipped` batches was made from."""
+    return (
+        f"the checkpoint {path} has {skipped} batches of {rows} rows, and batches gave {batches_read} of "
+        f"{rows_read}; remove the file or give the same batches again"
+    )

@@ -198,6 +198,12 @@ def _numeric(name: str, leaf: Any) -> None:
         )
 
 
+def batches(value: Any, items: str) -> None:
+    """Raise unless the value is an iterable that is no array and no text; items: what it should hold."""
+    if not isinstance(value, Iterable) or isinstance(value, (np.ndarray, jax.Array, str, bytes)):
+        raise ValueError(f"batches is {shape_or_type(value)}; expected an iterable of {items}")
+
+
 def dataset(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
     """Raise unless xs and ys are finite, have one length and, for classes, hold labels in range of at least two."""
     labels(xs, ys, kind, num_classes)

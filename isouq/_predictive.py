@@ -167,9 +167,9 @@ def fit_scale(
             f"covariance is a {type(covariance).__name__}, which cannot be scaled; give it a method scaled(factor)"
         )
     _checks.noise(kind, noise)
-    _, num_outputs, _ = _check(predict, params, xs, kind, covariance, batch_size)
+    predict, num_outputs, traceable = _check(predict, params, xs, kind, covariance, batch_size)
     _checks.labels(xs, ys, kind, num_outputs)
-    moments = linear_moments(predict, params, xs, kind, covariance, noise=noise, batch_size=batch_size)
+    moments = LinearMoments.of(predict, params, xs, covariance, num_outputs, batch_size, traceable)
     if not all(np.isfinite(array).all() for array in moments):
         raise ValueError("predict or its gradient is not finite at some row of xs; remove that row first")
 
@@ -187,6 +187,11 @@ class LinearMoments(NamedTuple):
 
     outputs: np.ndarray
     variances: np.ndarray
+
+    @classmethod
+    def of(cls, *arguments: Any) -> "LinearMoments":
+        """Return what `_moments` computes from these arguments."""
+        return cls(*(np.asarray(array, np.float64) for array in _moments(*arguments)))
 
     def moderate(self, scale: float = 1.0) -> np.ndarray:
         """Return f / √(1 + π s v / 8), the logits of the probit approximation under s · Σ."""
@@ -216,8 +221,7 @@ def linear_moments(
     """Return the moments of the linearised outputs; for the arguments, errors and cost see `predictive`."""
     _checks.noise(kind, noise)
     predict, num_outputs, traceable = _check(predict, params, xs, kind, covariance, batch_size)
-    moments = _moments(predict, params, xs, covariance, num_outputs, batch_size, traceable)
-    return LinearMoments(*(np.asarray(array, np.float64) for array in moments))
+    return LinearMoments.of(predict, params, xs, covariance, num_outputs, batch_size, traceable)
 
 
 def minimise_over_decades(loss: Callable[[float], float], center: float, decades: float = 12.0) -> float:

@@ -183,8 +183,7 @@ def fit_curvature(
             raise ValueError("structure 'low_rank' takes many passes, and batches are read once; use 'kronecker'")
         if max_bytes is not None:
             raise ValueError("max_bytes and batches were both given; give batch_size, or smaller batches")
-        if not isinstance(batches, Iterable) or isinstance(batches, (np.ndarray, jax.Array, str, bytes)):
-            raise ValueError(f"batches is {_checks.shape_or_type(batches)}; expected an iterable of pairs (xs, ys)")
+        _checks.batches(batches, "pairs (xs, ys)")
         stream = Stream(batches, progress, None if checkpoint is None else Path(checkpoint))
     elif progress is not None or checkpoint is not None:
         raise ValueError("progress and checkpoint go with batches; pass the data as batches, or leave them out")

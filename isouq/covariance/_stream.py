@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from isouq import _checks
-from isouq._checkpoint import Checkpoint, Saved, fingerprint
+from isouq._checkpoint import Checkpoint, Saved, fingerprint, other_batches
 from isouq._frozen import first_row
 from isouq.density import LogDensity
 
@@ -67,23 +67,16 @@ def sum_over_batches(
             if checkpoint is not None and checkpoint.due():
                 checkpoint.save(Saved(number + 1, (total, rows), None))
         elif number + 1 == skipped and rows_read != rows:
-            raise ValueError(_other_batches(stream, skipped, int(rows), number + 1, rows_read))
+            raise ValueError(other_batches(stream.checkpoint, skipped, int(rows), number + 1, rows_read))
         if stream.progress is not None:
             stream.progress(int(rows))
     if number < 0:
         raise ValueError("batches is empty; expected an iterable of pairs (xs, ys)")
     if number + 1 < skipped:
-        raise ValueError(_other_batches(stream, skipped, int(rows), number + 1, rows_read))
+        raise ValueError(other_batches(stream.checkpoint, skipped, int(rows), number + 1, rows_read))
     if checkpoint is not None:
         checkpoint.save(Saved(number + 1, (total, rows), None))
     return total, int(rows)
-
-
-def _other_batches(stream: Stream, skipped: int, rows: int, batches_read: int, rows_read: int) -> str:
-    return (
-        f"the checkpoint {stream.checkpoint} has {skipped} batches of {rows} rows, and batches gave {batches_read} of "
-        f"{rows_read}; remove the file or give the same batches again"
-    )
 
 
 def _densities(batches: Iterable[Any], log_density: LogDensity, params: Any) -> Iterator[LogDensity]:
