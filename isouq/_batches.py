@@ -55,15 +55,21 @@ def map_batches(
     file: Checkpoint | None = None
     for number, batch in enumerate(batches):
         try:
-            batch = jax.tree.map(np.asarray, batch)
-            rows_read += _checks.count_rows(batch)
+            batch = _checks.as_arrays(batch)
+            size = _checks.count_rows(batch)
+            rows_read += size
             if number == 0 or number >= skipped:
                 added = jax.tree.map(np.asarray, score(batch))
+                if _checks.count_rows(added, "score(batch)") != size:
+                    raise ValueError(
+                        f"score returned {_count_rows(added)} rows for {size} inputs; expected one row for each input"
+                    )
         except ValueError as error:
             raise ValueError(f"batch {number}: {error}") from error
         if number == 0 and checkpoint is not None:
-            means = [f"{np.nanmean(leaf):.4g}" for leaf in jax.tree.leaves(added)]  # other threads, other last digits
-            mark = fingerprint({"result": type(added).__name__, "means": means}, batch)
+            with np.errstate(invalid="ignore"):  # ∞ − ∞
+                sums = [f"{np.nansum(leaf, dtype=float):.4g}" for leaf in jax.tree.leaves(added)]  # digits that last
+            mark = fingerprint({"result": type(added).__name__, "sums": sums}, batch)
             file = Checkpoint(Path(checkpoint), _SECONDS, mark)
             saved = file.load(added, None)
             if saved is not None:

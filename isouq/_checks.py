@@ -198,6 +198,13 @@ def _numeric(name: str, leaf: Any) -> None:
         )
 
 
+def as_arrays(tree: Any) -> Any:
+    """Return the tree with arrays of NumPy as leaves; lists of numbers, also nested, are one array."""
+    if any(isinstance(leaf, (bool, int, float)) for leaf in jax.tree.leaves(tree)):
+        return np.asarray(tree)
+    return jax.tree.map(np.asarray, tree)
+
+
 def batches(value: Any, items: str) -> None:
     """Raise unless the value is an iterable that is no array and no text; items: what it should hold."""
     if not isinstance(value, Iterable) or isinstance(value, (np.ndarray, jax.Array, str, bytes)):
@@ -215,6 +222,12 @@ def labels(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
     """Raise unless xs and ys are finite, have one length and, for classes, hold labels in range."""
     one_of("kind", kind, KINDS)
     size = count_rows(xs)
+    given_dtype = ys.dtype if hasattr(ys, "dtype") else np.asarray(ys).dtype
+    if not (jnp.issubdtype(given_dtype, jnp.number) or jnp.issubdtype(given_dtype, jnp.bool_)):
+        hint = "numpy.asarray(ys, float)"
+        if kind != "regression":
+            hint = "numpy.unique(ys, return_inverse=True)[1] turns names of classes into labels 0, 1, …"
+        raise ValueError(f"ys is {given_dtype}; expected numbers: {hint}")
     if jnp.shape(ys) != (size,):
         one_hot = kind != "regression" and jnp.ndim(ys) == 2 and jnp.shape(ys)[1] > 1
         hint = "; for one-hot labels, ys.argmax(axis=1)" if one_hot else ""

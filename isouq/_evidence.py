@@ -1,5 +1,6 @@
 """The evidence of a Laplace approximation, and the prior that it or held-out labels prefer."""
 
+import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,13 +10,14 @@ import numpy as np
 import scipy.optimize
 
 from isouq import _checks
-from isouq._frozen import first_row
 from isouq._predictive import linear_moments, minimise_over_decades
 from isouq.covariance._laplace import CurvatureFit, check_log_density, fit_curvature, sum_log_likelihood
+from isouq.covariance._stream import on_other_data
 from isouq.covariance._structures import Curvature
 from isouq.density import LogDensity
 
 SCOPES = ("model", "layer")
+_OPTIONS = ("rank", "key", "batch_size", "max_bytes", "batches", "progress", "checkpoint")
 _DECADES = 4.0  # prior standard deviations are sought within a factor of 10⁴ of those of log_density
 
 
@@ -45,7 +47,8 @@ def log_marginal_likelihood(
 
     Source: MacKay (1992); Immer et al. (2021), arXiv 2104.04975, for networks.
     """
-    fit = fit_curvature(log_density, params, curvature, structure, **_check_options(options))
+    _check_options("log_marginal_likelihood", options)
+    fit = fit_curvature(log_density, params, curvature, structure, **options)
     return Evidence.of(fit)(np.asarray(fit.scales))[0]
 
 
@@ -95,7 +98,10 @@ def choose_prior(
 
     Raises:
         ValueError, MemoryError: as `isouq.laplace`; or per is unknown, or "layer" with validation data; or validation
-            data that do not fit the model.
+            data that do not fit the model, or on which it is not finite.
+
+    Warns:
+        UserWarning: the best standard deviation of a prior is the smallest or the largest that is tried.
 
     Cost: that of `isouq.laplace` once. For the evidence each prior that is tried takes O(P) time and no pass over the
     data, for "dense" and "low_rank" with per="layer" a decomposition, of O(P³) and O(P · rank²) time. With validation
@@ -104,17 +110,18 @@ def choose_prior(
 
     Sources: MacKay (1992); Daxberger et al. (2021), arXiv 2106.14806, whose `optimize_prior_precision` this replaces.
     """
+    _check_options("choose_prior", options)
     _checks.one_of("per", per, SCOPES)
     if validation is not None and per != "model":
         raise ValueError("per is 'layer' and validation was given; layers are chosen by the evidence, so give one")
     if validation is not None:
         _check_validation(validation, log_density, params)
-    fit = fit_curvature(log_density, params, curvature, structure, **_check_options(options))
+    fit = fit_curvature(log_density, params, curvature, structure, **options)
     data_curvature, start = fit.curvature, np.asarray(fit.scales)
     evidence = Evidence.of(fit)
     log_loss = None
     if validation is None:
-        factor = minimise_over_decades(lambda factor: -evidence(factor * start)[0], 1.0, _DECADES)
+        factor, border = minimise_over_decades(lambda factor: -evidence(factor * start)[0], 1.0, _DECADES)
         scales = factor * start
         if per == "layer":
             scales = _best_of_layers(evidence, scales, layers(params))
@@ -127,8 +134,18 @@ def choose_prior(
                 return float("inf")
             return _held_out_loss(log_density, params, validation, covariance, fit.batch_size)
 
-        scales = minimise_over_decades(lambda factor: loss(factor * start), 1.0, _DECADES) * start
+        factor, border = minimise_over_decades(lambda factor: loss(factor * start), 1.0, _DECADES)
+        scales = factor * start
         log_loss = loss(scales)
+        if not np.isfinite(log_loss):
+            raise ValueError("validation: the loss is not finite under any prior; is a gradient of predict NaN there?")
+    if border:
+        warnings.warn(
+            f"the best factor of the prior's standard deviation is {factor:.0e}, the "
+            f"{'largest' if border > 0 else 'smallest'} that is tried; look at params (are they a mode?) and at the "
+            "data before you use this prior",
+            stacklevel=2,
+        )
     return PriorChoice(
         _with_scales(log_density, scales), data_curvature.covariance(scales), evidence(scales)[0], log_loss
     )
@@ -161,13 +178,15 @@ class Evidence(NamedTuple):
         return self.log_likelihood - (misfit.sum() + determination.log_determinant) / 2, misfit - determination.gamma
 
 
-def _check_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a fit; raise where damping or select is among them."""
+def _check_options(function: str, options: dict[str, Any]) -> None:
+    """Raise unless a function of this name takes these options."""
     if "damping" in options:
         raise ValueError("damping was given; an evidence has a prior and no damping, so leave it out")
     if "select" in options:
         raise ValueError("select was given; pass the pair log_density.condition(params, select) in place of both")
-    return options
+    for name in options:
+        if name not in _OPTIONS:
+            raise TypeError(f"{function} has no argument {name!r}; its options are {', '.join(_OPTIONS)}")
 
 
 def _check_validation(validation: Any, log_density: Any, params: Any) -> None:
@@ -175,11 +194,12 @@ def _check_validation(validation: Any, log_density: Any, params: Any) -> None:
     check_log_density(log_density, params)
     if not (isinstance(validation, (tuple, list)) and len(validation) == 2):
         raise ValueError(f"validation is {_checks.shape_or_type(validation)}; expected a pair (xs, ys)")
-    outputs = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
     try:
-        _checks.labels(validation[0], validation[1], log_density.kind, outputs[0] if outputs else None)
+        held_out = on_other_data(log_density, params, *validation)
     except ValueError as error:
         raise ValueError(f"validation: {error}") from error
+    if not np.isfinite(sum_log_likelihood(held_out, params)):
+        raise ValueError("validation: predict is NaN or infinite on some row of xs; remove that row first")
 
 
 def _held_out_loss(

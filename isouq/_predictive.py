@@ -11,9 +11,10 @@ uses the variance of each logit and not their covariances. It depends on a const
 The quadratic forms come from the engine, one class after the other, and no gradient is formed.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,9 @@ def fit_scale(
     Raises:
         ValueError: as for `isouq.predictive`, or labels that do not fit; or outputs at params that are not finite.
 
+    Warns:
+        UserWarning: the largest scale that is tried is the best.
+
     Cost: a forward and a backward pass for each class and input, once; the search over s is in NumPy.
 
     Source: ours; for a Laplace approximation the scale is one over the temperature of Ritter et al. (2018).
@@ -177,8 +181,17 @@ def fit_scale(
         return moments.log_loss(ys, kind, noise, scale)
 
     mean_variance = float(np.mean(moments.variances))
-    scale = minimise_over_decades(loss, 1 / mean_variance) if mean_variance else 0.0
+    scale, is_largest = 0.0, False
+    if mean_variance:
+        scale, border = minimise_over_decades(loss, 1 / mean_variance)
+        is_largest = border > 0
     scale = scale if loss(scale) < loss(0.0) else 0.0
+    if scale and is_largest:
+        warnings.warn(
+            f"the scale is {scale:.2g}, the largest that is tried, and the loss still falls; are labels of one class "
+            "alone, or predictions that say nothing, the reason?",
+            stacklevel=2,
+        )
     return ScaleFit(scale, covariance.scaled(scale), loss(scale), loss(0.0))
 
 
@@ -224,11 +237,14 @@ def linear_moments(
     return LinearMoments.of(predict, params, xs, covariance, num_outputs, batch_size, traceable)
 
 
-def minimise_over_decades(loss: Callable[[float], float], center: float, decades: float = 12.0) -> float:
-    """Return the number > 0 of the smallest loss within so many decades on either side of the center.
+def minimise_over_decades(
+    loss: Callable[[float], float], center: float, decades: float = 12.0
+) -> tuple[float, Literal[-1, 0, 1]]:
+    """Return the number > 0 of the smallest loss within so many decades of the center, and the border that it is at.
 
-    Five numbers a decade are tried, because the loss may have several minima, and the best is refined to a relative
-    10⁻⁶ by SciPy's bounded search. A loss that is NaN or infinite is never the smallest.
+    The border is −1 for the smallest number that is tried, 1 for the largest and 0 for the others. Five numbers a
+    decade are tried, because the loss may have several minima, and the best is refined to a relative 10⁻⁶ by SciPy's
+    bounded search. A loss that is NaN or infinite is never the smallest.
     """
 
     def finite_loss(at: float) -> float:
@@ -238,9 +254,10 @@ def minimise_over_decades(loss: Callable[[float], float], center: float, decades
     grid = np.linspace(-decades, decades, round(10 * decades) // 2 + 1) + np.log10(center)
     losses = [finite_loss(at) for at in grid]
     best = int(np.argmin(losses))
+    border: Literal[-1, 0, 1] = -1 if best == 0 else 1 if best == len(grid) - 1 else 0
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     optimum = scipy.optimize.minimize_scalar(finite_loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
-    return float(10.0 ** (optimum.x if optimum.fun < losses[best] else grid[best]))
+    return float(10.0 ** (optimum.x if optimum.fun < losses[best] else grid[best])), border
 
 
 def _check(
@@ -279,7 +296,7 @@ def _moments(
     def one(x: Any) -> tuple[Array, Array]:
         def of_output(index: Array) -> tuple[Array, Array]:
             def scalar(theta: Any) -> tuple[Array, None]:
-                return predict(theta, x).reshape(-1)[index], None
+                return jnp.ravel(predict(theta, x))[index], None
 
             (value, _), quadratic = value_and_quadratic(scalar, params, covariance, engine)
             return value.astype(quadratic.dtype), quadratic

@@ -93,6 +93,34 @@ def test_a_file_of_other_scores_is_put_aside(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (1.0, r"batch 0: score\(batch\) is a scalar; expected a leading batch axis"),
+        (None, r"batch 0: score\(batch\) is empty; expected an array"),
+        (np.full(50, "a"), r"batch 0: score\(batch\) holds an array of <U1; expected JAX or NumPy arrays of numbers"),
+        (np.zeros(3), "batch 0: score returned 3 rows for 50 inputs; expected one row for each input"),
+    ],
+)
+def test_a_wrong_score_is_said_in_one_line(result, message):
+    with pytest.raises(ValueError, match=message):
+        isouq.map_batches(lambda xs: result, [XS])
+
+
+def test_scores_that_are_nan_or_infinite_go_on_too(tmp_path):
+    def score(xs):
+        return np.where(xs[:, :2] > 0, np.inf, -np.inf), np.full(len(xs), np.nan)
+
+    for _ in range(2):
+        infinite, missing = isouq.map_batches(score, read(), checkpoint=tmp_path / "scores.npz")
+        np.testing.assert_array_equal(infinite, score(XS)[0])
+        assert np.isnan(missing).all()
+
+
+def test_lists_of_numbers_are_batches():
+    check(isouq.map_batches(single, [XS[:20].tolist(), XS[20:].tolist()]), single(XS))
+
+
+@pytest.mark.parametrize(
     ("batches", "message"),
     [
         ([], "batches is empty; expected at least one batch"),

@@ -182,6 +182,7 @@ def test_layers_have_priors_of_their_own(structure):
             assert evidence(a * best[0], b * best[1]) < two.log_marginal_likelihood
 
 
+@pytest.mark.filterwarnings("ignore:the best factor of the prior")  # some labels prefer the widest prior
 @pytest.mark.parametrize("structure", ["dense", "low_rank"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prior_chosen_by_held_out_labels_has_the_smallest_loss(kind, structure):
@@ -239,6 +240,46 @@ def test_a_stream_gives_the_curvature_of_the_data_in_memory(kind, structure, cur
     assert choice.log_marginal_likelihood == pytest.approx(whole.log_marginal_likelihood, abs=1e-3)
 
 
+@pytest.mark.parametrize("curvature", ["ggn", "empirical_fisher", "hessian"])
+def test_sums_of_bfloat16_parameters_are_in_float32(curvature):
+    """One datum in each of 600 batches: a sum in bfloat16 stays where it is once a term is 1/256 of it."""
+    log_density, params = case("multiclass")
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    one = in_batches(log_density, 1)[0]
+    got = laplace(log_density, narrow, curvature, batches=[one] * 600)
+    want = dense(laplace(log_density, wide, curvature, batches=[one] * 600), wide)
+    assert np.abs(dense(got, wide) - want).max() < 0.1 * want.max()
+    one_batch = [jnp.repeat(jnp.asarray(part), 600, axis=0) for part in one]
+    in_memory = laplace(dataclasses.replace(log_density, xs=one_batch[0], ys=one_batch[1]), narrow, curvature)
+    assert np.abs(dense(in_memory, wide) - want).max() < 0.1 * want.max()
+
+
+def test_lists_of_numbers_are_batches():
+    log_density, params = case("multiclass")
+    lists = [(xs.tolist(), ys.tolist()) for xs, ys in in_batches(log_density, 4)]
+    want = laplace(log_density, params, batches=in_batches(log_density, 4))
+    np.testing.assert_array_equal(laplace(log_density, params, batches=lists).factor, want.factor)
+
+
+def test_a_batch_on_which_predict_is_not_finite_is_named(tmp_path):
+    log_density, params = case("multiclass")
+    broken = not_finite_far_away(log_density)
+    batches = in_batches(broken, 4)
+    batches[1] = (np.full((4, 2), 100.0), batches[1][1])
+    with pytest.raises(ValueError, match="batch 1: predict is NaN or infinite on some row of xs"):
+        laplace(broken, params, batches=batches, checkpoint=tmp_path / "sum.npz")
+
+
+def not_finite_far_away(log_density):
+    """The same log density, with outputs that are NaN where an input is above 50."""
+
+    def predict(params, x):
+        return jnp.where(x[0] > 50, jnp.nan, log_density.predict(params, x))
+
+    return dataclasses.replace(log_density, predict=jax.tree_util.Partial(predict))
+
+
 def test_an_interrupted_stream_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("isouq.covariance._stream._SECONDS", 0.0)
     log_density, params = case("multiclass")
@@ -292,6 +333,7 @@ def test_an_interrupted_stream_goes_on_where_it_stopped(tmp_path, monkeypatch):
         ({"batches": [(np.zeros((2, 2)), [0, 7])]}, "batch 0: ys holds labels from 0 to 7; multiclass expects 0 to 2"),
         ({"batches": [(np.zeros((2, 5)), [0, 1])]}, r"batch 0: a row of xs has shape \(5,\); expected \(2,\)"),
         ({"batches": [(np.full((2, 2), np.nan), [0, 1])]}, "batch 0: .*NaN"),
+        ({"batches": [(np.zeros((2, 2)), ["cat", "dog"])]}, r"batch 0: ys is <U3; expected numbers: numpy.unique\("),
         ({"batches": [], "structure": "low_rank"}, "structure 'low_rank' takes many passes"),
         ({"batches": [], "max_bytes": 10**9}, "max_bytes and batches were both given"),
         ({"progress": print}, "progress and checkpoint go with batches"),
@@ -322,6 +364,13 @@ def test_a_multiple_of_the_prior_needs_no_second_decomposition(monkeypatch):
     assert len(counted) == 1
 
 
+def test_a_prior_at_the_border_of_the_search_is_said():
+    """Parameters of 0 are likelier the narrower their prior is."""
+    log_density, params = case("multiclass")
+    with pytest.warns(UserWarning, match=r"is 1e-04, the smallest that is tried; look at params \(are they a mode\?\)"):
+        isouq.choose_prior(log_density, jax.tree.map(jnp.zeros_like, params))
+
+
 def test_a_wrong_choice_is_one_clear_line():
     log_density, params = case("multiclass")
     with pytest.raises(ValueError, match="per is 'leaf'; expected"):
@@ -336,9 +385,14 @@ def test_a_wrong_choice_is_one_clear_line():
         ((xs, ys[:, None]), "validation: ys has shape"),
         ((xs, ys[:1]), "validation: ys has shape"),
         ((xs, ys - 1), "validation: ys holds labels from -1"),
+        ((xs[:, :1], ys), r"validation: a row of xs has shape \(1,\); expected \(2,\)"),
+        ((xs.at[1].set(100.0), ys), "validation: predict is NaN or infinite on some row of xs"),
     ):
         with pytest.raises(ValueError, match=message):
-            isouq.choose_prior(log_density, params, validation=validation)
+            isouq.choose_prior(not_finite_far_away(log_density), params, validation=validation)
+    for function in (isouq.choose_prior, isouq.log_marginal_likelihood):
+        with pytest.raises(TypeError, match=f"{function.__name__} has no argument 'epochs'; its options are rank, key"):
+            function(log_density, params, epochs=3)
     with pytest.raises(ValueError, match=r"batches is .*; expected an iterable of pairs \(xs, ys\)"):
         isouq.laplace(log_density, params, batches=np.ones(5))
     fit = fit_curvature(log_density, params)

@@ -302,9 +302,41 @@ def test_a_wrong_call_is_one_clear_line(changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_a_predict_without_parameters_has_no_variance(kind):
+    xs, outputs = np.zeros((4, 2), np.float32), np.float32(1) if kind == "binary" else np.arange(3, dtype=np.float32)
+
+    def predict(params, x):
+        return outputs
+
+    got = isouq.predictive(predict, {"w": jnp.ones(2)}, xs, kind, Identity(1.0))
+    want = 1 / (1 + np.exp(-1)) if kind == "binary" else np.exp(outputs) / np.exp(outputs).sum()
+    np.testing.assert_allclose(got.mean, np.broadcast_to(want, got.mean.shape), rtol=1e-6)
+    assert isouq.fit_scale(predict, {"w": jnp.ones(2)}, xs, np.array([0, 1, 1, 0]), kind).scale == 0
+
+
+def test_labels_of_one_class_that_is_never_predicted_give_the_largest_scale_and_a_warning():
+    log_density, params = case("multiclass")
+    outputs = jax.vmap(log_density.predict, (None, 0))(params, log_density.xs)
+    with pytest.warns(UserWarning, match="the largest that is tried, and the loss still falls"):
+        isouq.fit_scale(log_density.predict, params, log_density.xs, np.argmin(outputs, axis=1), "multiclass")
+
+
+@pytest.mark.parametrize("structure", ["dense", "diagonal", "kronecker", "low_rank"])
+def test_a_covariance_of_some_parameters_is_refused_for_all(structure):
+    log_density, params = case("multiclass")
+    some = laplace(log_density, params, structure=structure, select="w1")
+    with pytest.raises(ValueError, match="with the same select"):
+        isouq.predictive(log_density.predict, params, log_density.xs, "multiclass", some)
+    density, chosen = log_density.condition(params, "w1")
+    got = isouq.predictive(density.predict, chosen, log_density.xs, "multiclass", some)
+    assert np.isfinite(got.mean).all()
+
+
 def test_labels_that_do_not_fit_are_one_clear_line():
     log_density, params = case("multiclass")
     for ys, message in (
+        (np.full(11, "cat"), r"ys is <U3; expected numbers: numpy.unique\(ys, return_inverse=True\)\[1\] turns names"),
         (np.arange(11), "ys holds labels from 0 to 10; multiclass expects 0 to 2"),
         (np.zeros((11, 3)), "one label for each"),
     ):

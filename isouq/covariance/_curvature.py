@@ -105,7 +105,7 @@ def kronecker(
 
 
 def product(log_density: Any, params: Any, curvature: str, batch_size: int, rows: int | None = None) -> Callable:
-    """Return the map v ↦ C v of flat vectors, which takes two passes over the data."""
+    """Return the map v ↦ C v of flat vectors, which takes two passes over the data. C v is in float32 or better."""
     flat, unravel = ravel_pytree(params)
     data = _data_at_once(log_density, params, curvature, batch_size, rows)
 
@@ -113,7 +113,7 @@ def product(log_density: Any, params: Any, curvature: str, batch_size: int, rows
         def chunk(batch: Any) -> Array:
             return _product_of_data(log_density, unravel, curvature)(flat, *batch, v.astype(flat.dtype))
 
-        return _sum_chunks(chunk, (log_density.xs, log_density.ys), data).astype(v.dtype)
+        return _sum_chunks(chunk, (log_density.xs, log_density.ys), data)
 
     return times
 
@@ -170,8 +170,13 @@ def row_bytes(log_density: Any, params: Any, curvature: str, structure: str) -> 
 
 
 def _gradient_of_row(log_density: Any, params: Any, curvature: str) -> Callable:
-    """Return the function (params, x, y, index) ↦ flat gradient of one row."""
-    return lambda params, *datum: ravel_pytree(jax.grad(_row(log_density, curvature))(params, *datum))[0]
+    """Return the function (params, x, y, index) ↦ flat gradient of one row, in float32 or better."""
+
+    def gradient(params: Any, *datum: Any) -> Array:
+        flat = ravel_pytree(jax.grad(_row(log_density, curvature))(params, *datum))[0]
+        return flat.astype(at_least_float32(flat.dtype))
+
+    return gradient
 
 
 def _diagonal_form(log_density: Any, params: Any, curvature: str) -> tuple[Callable, Any]:
@@ -230,7 +235,7 @@ def _row_outputs(log_density: Any, theta: Any, x: Any, y: Array, curvature: str)
     They are computed from log-probabilities and from differences to the likeliest class, so that no digit is lost where
     a class is all but certain, or where the logits are large and close to each other.
     """
-    outputs = log_density.predict(theta, x).reshape(-1)
+    outputs = jnp.ravel(log_density.predict(theta, x))
     fixed = jax.lax.stop_gradient(outputs)
     if log_density.kind == "regression":
         if curvature == "ggn":
@@ -293,20 +298,24 @@ def _sum_over_rows(
 
 
 def _sum_chunks(chunk: Callable, tree: Any, batch_size: int) -> Any:
-    """Return the sum of `chunk` over batches of a leading axis; the last one may be smaller."""
+    """Return the sum of `chunk` over batches of a leading axis, in float32 or better; the last may be smaller."""
     tree = jax.tree.map(jnp.asarray, tree)
     size = jax.tree.leaves(tree)[0].shape[0]
     end = size // batch_size * batch_size
+
+    def part(batch: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), chunk(batch))
+
     if batch_size == size:
-        return chunk(tree)
+        return part(tree)
 
     def step(total: Any, batch: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, chunk(batch)), None
+        return jax.tree.map(jnp.add, total, part(batch)), None
 
     split = jax.tree.map(lambda leaf: leaf[:end].reshape(-1, batch_size, *leaf.shape[1:]), tree)
-    first = jax.eval_shape(chunk, jax.tree.map(lambda leaf: leaf[0], split))
+    first = jax.eval_shape(part, jax.tree.map(lambda leaf: leaf[0], split))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), first)
     total, _ = jax.lax.scan(step, zeros, split)
     if end < size:
-        total = jax.tree.map(jnp.add, total, chunk(jax.tree.map(lambda leaf: leaf[end:], tree)))
+        total = jax.tree.map(jnp.add, total, part(jax.tree.map(lambda leaf: leaf[end:], tree)))
     return total

@@ -65,7 +65,7 @@ class Dense(SampleMixin):
         if flat.shape[1] != self.factor.shape[0]:
             raise ValueError(
                 f"the covariance is for {self.factor.shape[0]} parameters, the gradient has "
-                f"{flat.shape[1]}; build it for the same model"
+                f"{flat.shape[1]}; build it for the same model, with the same select"
             )
         projected = flat @ self.factor
         return jnp.sum(jnp.square(projected), axis=-1)

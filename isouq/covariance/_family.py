@@ -13,6 +13,8 @@ from isouq.covariance._draws import DrawDeviation, SampleMixin, standard_normal
 from isouq.gradnorm import Form
 from isouq.gradnorm._forms import quadratic
 
+_SAME = "the same model, with the same select"
+
 
 @runtime_checkable
 class Covariance(Protocol):
@@ -263,11 +265,14 @@ class _Pair(NamedTuple):
 def _pair_leaves(params: Any, tree: Any, name: str) -> list[tuple[Any, Any]]:
     """Return the leaves of params, each with what has its place in another tree."""
     try:
-        return jax.tree.leaves(jax.tree.map(_Pair, params, tree), is_leaf=lambda node: isinstance(node, _Pair))
+        pairs = jax.tree.leaves(jax.tree.map(_Pair, params, tree), is_leaf=lambda node: isinstance(node, _Pair))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} is not a pytree like the parameters; build it with jax.tree.map over them") from error
+    if any(pair.other is None for pair in pairs):
+        raise ValueError(f"{name} holds None in the place of a parameter; build it for {_SAME}")
+    return pairs
 
 
 def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if shape != expected:
-        raise ValueError(f"{name} has shape {shape} for a leaf that needs {expected}; build it for the same model")
+        raise ValueError(f"{name} has shape {shape} for a leaf that needs {expected}; build it for {_SAME}")

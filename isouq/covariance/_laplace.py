@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from matfree import decomp
 
 from isouq import _checks
@@ -78,7 +77,8 @@ def laplace(
             It is written every minute and at the end. A file that is damaged or belongs to another model, other
             parameters or another structure is put aside with a warning.
         select: the parameters that Σ is of, as in `isouq.uncertainty`, by default all; the others are fixed. The result
-            goes with the same `select` there.
+            goes with the same `select` there. `isouq.predictive` has no such argument: for it and `isouq.fit_scale`
+            take `density, chosen = log_density.condition(params, select)`, then `density.predict` and `chosen`.
 
     Returns:
         A covariance for `isouq.uncertainty(..., covariance=...)`. A C that is not positive semidefinite, such as a
@@ -226,7 +226,7 @@ def _curvature_in_memory(
     program: Any
     args: tuple[Any, ...]
     if by_lanczos:
-        sd = jnp.asarray(spread(scales, params), ravel_pytree(params)[0].dtype)
+        sd = jnp.asarray(spread(scales, params), jnp.result_type(jnp.float32, *jax.tree.leaves(params)))
         start = jax.random.normal(jax.random.key(0) if key is None else key, sd.shape, sd.dtype)
         program, args = _krylov, (log_density, params, sd, start, curvature, depth)
     else:

@@ -52,6 +52,8 @@ def sum_over_batches(
         rows_read += batch.ys.shape[0]
         if number == 0 or number >= skipped:
             total, rows = add(total, batch), rows + batch.ys.shape[0]
+            if not np.isfinite(jax.tree.leaves(total)[-1]):
+                raise ValueError(f"batch {number}: predict is NaN or infinite on some row of xs; remove that row first")
         if number == 0 and stream.checkpoint is not None:
             settings = {
                 "sum": name,
@@ -81,19 +83,25 @@ def sum_over_batches(
 
 def _densities(batches: Iterable[Any], log_density: LogDensity, params: Any) -> Iterator[LogDensity]:
     """Yield the log density on the data of each batch; raise for a batch that does not fit."""
-    num_outputs = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
-    dtype = log_density.ys.dtype if log_density.kind != "regression" else jnp.result_type(jnp.float32, log_density.ys)
     for number, batch in enumerate(batches):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise ValueError(f"batch {number} is a {type(batch).__name__}; expected pairs (xs, ys)")
-        xs, ys = jax.tree.map(np.asarray, batch[0]), np.asarray(batch[1])
         try:
-            _checks.labels(xs, ys, log_density.kind, num_outputs[0] if num_outputs else None)
-            _check_like(xs, log_density.xs)
+            part = on_other_data(log_density, params, *batch)
         except ValueError as error:
             raise ValueError(f"batch {number}: {error}") from error
-        xs = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, jnp.result_type(like)), xs, log_density.xs)
-        yield replace(log_density, xs=xs, ys=jnp.asarray(ys, dtype))
+        yield part
+
+
+def on_other_data(log_density: LogDensity, params: Any, xs: Any, ys: Any) -> LogDensity:
+    """Return the log density on data (xs, ys) in place of its own; raise unless they fit the model."""
+    num_outputs = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
+    xs, ys = _checks.as_arrays(xs), np.asarray(ys)
+    _checks.labels(xs, ys, log_density.kind, num_outputs[0] if num_outputs else None)
+    _check_like(xs, log_density.xs)
+    xs = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, jnp.result_type(like)), xs, log_density.xs)
+    dtype = log_density.ys.dtype if log_density.kind != "regression" else jnp.result_type(jnp.float32, log_density.ys)
+    return replace(log_density, xs=xs, ys=jnp.asarray(ys, dtype))
 
 
 def _check_like(xs: Any, like: Any) -> None:
