@@ -26,6 +26,22 @@ def network(outputs: int) -> torch.nn.Module:
     return torch.nn.Sequential(*layers).double()
 
 
+def convolution(rng: np.random.Generator) -> dict:
+    """Return a convolutional network with its data, and the evidence of its Kronecker form."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(18, 3)
+    ).double()
+    xs, ys = rng.normal(size=(24, 1, 3, 3)), rng.integers(3, size=24)
+    la = Laplace(
+        model, "classification", subset_of_weights="all", hessian_structure="kron", prior_precision=PRIOR_PRECISION
+    )
+    la.fit(DataLoader(TensorDataset(torch.tensor(xs), torch.tensor(ys)), batch_size=24))
+    weights = {name: value.detach().numpy().tolist() for name, value in model.named_parameters()}
+    evidence = float(la.log_marginal_likelihood())
+    return {"xs": xs.tolist(), "ys": ys.tolist(), "weights": weights, "log_marginal_likelihood": evidence}
+
+
 def main() -> None:
     """Compute and write the file."""
     rng = np.random.default_rng(0)
@@ -54,6 +70,7 @@ def main() -> None:
             }
         cases.append(case)
     record = {
+        "convolution": convolution(rng),
         "command": "python tests/laplace_torch.py",
         "laplace-torch": version("laplace-torch"),
         "torch": torch.__version__,

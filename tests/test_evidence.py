@@ -16,9 +16,11 @@ from twins import dense
 
 import isouq
 from isouq import stats
-from isouq._evidence import layers
+from isouq._evidence import Evidence, layers
 from isouq.covariance import laplace
+from isouq.covariance._curvature import kronecker
 from isouq.covariance._laplace import CurvatureFit, fit_curvature
+from isouq.covariance._structures import KroneckerCurvature
 from isouq.posterior import LogDensity
 
 STRUCTURES = ("dense", "diagonal", "kronecker", "low_rank")
@@ -207,6 +209,32 @@ def test_a_prior_chosen_by_held_out_labels_has_the_smallest_loss(kind, structure
     factors = np.logspace(-3, 1, 9) if structure == "low_rank" else np.logspace(-3, 3, 13)
     assert choice.log_loss <= min(loss(with_sigma(log_density, factor)) for factor in factors) + 1e-4
     assert np.isfinite(choice.log_marginal_likelihood)
+
+
+def test_the_evidence_of_a_convolution_differs_from_that_of_laplace_torch_by_the_block_of_its_bias(x64):
+    """Ours is exact, (Σ_p δ_p)(Σ_p δ_p)ᵀ over the positions p; laplace-torch takes Σ_p δ_p δ_pᵀ, as for the kernel."""
+    peer = PEER["convolution"]
+    params = {name: jnp.asarray(value) for name, value in peer["weights"].items()}
+
+    def predict(params, x):
+        hidden = jax.lax.conv(x[None], params["0.weight"], (1, 1), "SAME")[0] + params["0.bias"][:, None, None]
+        return params["3.weight"] @ jnp.tanh(hidden).reshape(-1) + params["3.bias"]
+
+    # the leading axes of a kernel are those of A, so that the outputs come last
+    last = {name: jnp.moveaxis(leaf, 0, -1) for name, leaf in params.items()}
+    log_density = LogDensity.of(
+        lambda p, x: predict({name: jnp.moveaxis(leaf, -1, 0) for name, leaf in p.items()}, x),
+        last, np.asarray(peer["xs"]), np.asarray(peer["ys"]), "multiclass", sigma=PEER["prior_precision"] ** -0.5,
+    )  # fmt: skip
+    fit = fit_curvature(log_density, last, structure="kronecker")
+    pairs = kronecker(log_density, last, "ggn", 24)
+    names = sorted(params)
+    kernel, bias = names.index("0.weight"), names.index("0.bias")
+    pairs[bias] = pairs[bias][0], pairs[kernel][1]
+    other = fit._replace(curvature=KroneckerCurvature.of(pairs, last))
+    ours, theirs = (Evidence.of(each)(np.asarray(fit.scales))[0] for each in (fit, other))
+    assert theirs == pytest.approx(peer["log_marginal_likelihood"], rel=1e-6)
+    assert abs(ours - theirs) > 0.01
 
 
 # a stream
