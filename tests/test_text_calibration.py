@@ -45,6 +45,7 @@ def tuned(request):
     return cell, Tuned.of(cell, corpus, Result(dict.fromkeys(FACTS, 0), arrays))
 
 
+@pytest.mark.filterwarnings("ignore:the scale is")  # of a few texts with random labels
 def test_logits_by_brute_force(tuned):
     cell, model = tuned
     result = calibration.calibrate(cell, model)
