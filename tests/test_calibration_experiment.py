@@ -37,6 +37,7 @@ def subject(request, monkeypatch):
     return made_up(Cell(request.param, 0, num_points=40, chains=2), REAL[request.param])
 
 
+@pytest.mark.filterwarnings("ignore:the scale is")  # of a network that is hardly trained
 def test_losses_by_brute_force(subject):
     lab = laboratory.Laboratory(subject)
     got = calibration.measure(subject).numbers
