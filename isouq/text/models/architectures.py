@@ -1,5 +1,6 @@
 """The architectures that are built here, by the names that a config.json gives them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,14 @@ DECODERS = {
     "Qwen3ForCausalLM": "qwen3",
     "Olmo2ForCausalLM": "olmo2",
     "Phi3ForCausalLM": "phi3",
+    "MinistralForCausalLM": "ministral",
+    "Olmo3ForCausalLM": "olmo3",
+    "SmolLM3ForCausalLM": "smollm3",
+    "GraniteForCausalLM": "granite",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "GPT2LMHeadModel": "gpt2",
+    "GPTNeoXForCausalLM": "gpt_neox",
 }
 ENCODERS = {
     "BertModel": "bert",
@@ -36,7 +45,10 @@ TYPES = {family: name for name, family in DECODERS.items()} | {
     "xlm-roberta": "XLMRobertaModel",
 }
 # The bare body of a decoder: with tied embeddings it is the whole language model.
-DECODERS |= {name.replace("ForCausalLM", "Model"): family for name, family in DECODERS.items()}
+DECODERS |= {
+    re.sub("ForCausalLM|LMHeadModel", "Model", name.replace("Gemma3", "Gemma3Text")): family
+    for name, family in DECODERS.items()
+}
 
 
 def architecture(config: Mapping[str, Any], known: Mapping[str, str]) -> tuple[str, str]:
