@@ -44,6 +44,7 @@ TWO = dict(
 )
 GEMMA = dict(head_dim=16, sliding_window=5, query_pre_attn_scalar=20, tie_word_embeddings=True)
 GPT2 = dict(n_embd=32, n_layer=3, n_head=4, n_inner=40, n_positions=64, tie_word_embeddings=True)
+MOE = dict(head_dim=16, moe_intermediate_size=24, num_experts=5, num_experts_per_tok=2)
 PYTHIA = dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)
 FAMILIES = {
     "llama2": ("Llama", dict(num_key_value_heads=4)),
@@ -78,6 +79,9 @@ FAMILIES = {
     "gemma2": ("Gemma2", GEMMA | dict(attn_logit_softcapping=2.0, final_logit_softcapping=1.5)),
     "gemma3": ("Gemma3", GEMMA | dict(layer_types=KINDS)),
     "gemma3, longer": ("Gemma3", GEMMA | dict(layer_types=KINDS, rope_parameters=TWO)),
+    "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2)),
+    "qwen3 moe": ("Qwen3Moe", MOE),
+    "qwen3 moe, normalised": ("Qwen3Moe", MOE | dict(norm_topk_prob=True)),
     "gpt2": ("GPT2", GPT2),
     "pythia": (
         "GPTNeoX",

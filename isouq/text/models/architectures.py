@@ -1,5 +1,6 @@
 """The architectures that are built here, by the names that a config.json gives them."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,8 @@ DECODERS = {
     "GraniteForCausalLM": "granite",
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3_text",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
     "GPT2LMHeadModel": "gpt2",
     "GPTNeoXForCausalLM": "gpt_neox",
 }
@@ -73,4 +76,7 @@ def architecture(config: Mapping[str, Any], known: Mapping[str, str]) -> tuple[s
         raise ValueError(f"architecture {given!r} wants to run code of its own (auto_map), which isouq never does")
     load = "isouq.text.load" if DECODERS.keys() & names else "isouq.text.load_encoder"
     hint = f"; load it with {load}" if (DECODERS | ENCODERS).keys() & names else ""
+    nearest = difflib.get_close_matches(str(given), known, 1, cutoff=0.5)
+    if not hint and nearest:
+        hint = f"; the nearest by name is {nearest[0]!r}: take such a model"
     raise ValueError(f"architecture {given!r:.60} is not one of {', '.join(known)}{hint}")

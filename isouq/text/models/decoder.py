@@ -95,6 +95,41 @@ class MLP(nnx.Module):
         return self.down(activation(self.gate(x)) * self.up(x) if hasattr(self, "gate") else activation(self.up(x)))
 
 
+class Experts(nnx.Module):
+    """A gated MLP for each expert; a token takes the mean of a few of them, weighted by a router's probabilities.
+
+    All experts see all tokens, one expert after the other, and those that a token did not choose count 0. That is E / k
+    times the work of the chosen k of E, and it can be mapped over a batch and differentiated.
+
+    Fedus et al. 2021, arXiv 2101.03961; Jiang et al. 2024, arXiv 2401.04088.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+        @nnx.split_rngs(splits=config.num_experts)
+        @nnx.vmap
+        def stacked(rngs: nnx.Rngs) -> MLP:
+            return MLP(config, rngs)
+
+        self.router = nnx.Linear(config.hidden_size, config.num_experts, use_bias=False, rngs=rngs)
+        self.experts = stacked(rngs)
+        self.config = config
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        """Map `[T, D]` to `[T, D]`."""
+        c = self.config
+        chosen_p, chosen = jax.lax.top_k(jax.nn.softmax(self.router(x).astype(jnp.float32)), c.experts_per_token)
+        if c.normalise_experts:
+            chosen_p = chosen_p / jnp.sum(chosen_p, axis=-1, keepdims=True)
+        weights = jnp.sum(jax.nn.one_hot(chosen, c.num_experts) * chosen_p[..., None], axis=1).astype(x.dtype)
+        graph, params = nnx.split(self.experts)
+
+        def add(total: Array, expert: tuple[Any, Array]) -> tuple[Array, None]:
+            own, weight = expert
+            return total + weight[:, None] * nnx.merge(graph, own)(x), None
+
+        return jax.lax.scan(add, jnp.zeros_like(x), (params, weights.T))[0]
+
+
 class Block(nnx.Module):
     """Attention and MLP, each added to its input; `DecoderConfig.norms` says where the norms stand."""
 
@@ -104,7 +139,7 @@ class Block(nnx.Module):
 
         self.attention = Attention(config, rngs)
         self.attention_norm = new_norm()
-        self.mlp = MLP(config, rngs)
+        self.mlp = Experts(config, rngs) if config.num_experts else MLP(config, rngs)
         self.mlp_norm = new_norm()
         if config.norms == "both":
             self.attention_out_norm, self.mlp_out_norm = new_norm(), new_norm()

@@ -24,7 +24,8 @@ class DecoderConfig:
     Attention. qkv_bias, out_bias: biases of the projections. qk_norm: "" for none, "head" over each head, "all" over
     all heads before they are split. attention_scale: of the scores. attention_cap: their bound by tanh, 0 for none.
 
-    MLP. gated: whether it is a product of two. mlp_bias: biases of its projections.
+    MLP. gated: whether it is a product of two. mlp_bias: biases of its projections. num_experts: MLPs of a layer of
+    which a token takes experts_per_token, 0 for one MLP. normalise_experts: whether their weights sum to 1.
 
     Ends. embed_scale: of the embeddings. learned_positions: a vector is added for each position. tied: the output layer
     is the transposed embedding. logits_scale, logits_cap: of the logits.
@@ -55,6 +56,9 @@ class DecoderConfig:
     norm: str = "rms"
     activation: str = "silu"
     gated: bool = True
+    num_experts: int = 0
+    experts_per_token: int = 0
+    normalise_experts: bool = True
     fused: bool = False
     learned_positions: bool = False
     embed_scale: float = 1.0
@@ -105,6 +109,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "olmo2": {"rms_norm_eps": 1e-5},
     "olmo3": {"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 500000.0},
     "phi3": {"rms_norm_eps": 1e-5},
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+    },
+    "qwen3_moe": {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6},
     "gemma2": _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "gemma3_text": _GEMMA | {"rope_theta": 1e6},
@@ -119,7 +131,9 @@ def _llama(family: str, config: dict[str, Any]) -> DecoderConfig:
     kinds = _layer_types(family, config, num_layers)
     turned, other, turns = _positions(family, config, head_dim, kinds)
     gemma = family.startswith("gemma")
-    bias = family not in ("mistral", "ministral", "phi3", "qwen2") and bool(config.get("attention_bias", False))
+    bias = family not in ("mistral", "ministral", "mixtral", "phi3", "qwen2") and bool(
+        config.get("attention_bias", False)
+    )
     common = DecoderConfig(
         family=family,
         vocab_size=whole(config, "vocab_size"),
@@ -164,11 +178,28 @@ def _llama(family: str, config: dict[str, Any]) -> DecoderConfig:
         )
     if family == "qwen3":
         return replace(common, qk_norm="head")
+    if family == "mixtral":
+        return _mixture(common, config)
+    if family == "qwen3_moe":
+        if config.get("mlp_only_layers") or whole(config, "decoder_sparse_step", 1) > 1:
+            raise ValueError("some layers have experts and some have not; expected experts in all layers")
+        wide, normalise = whole(config, "moe_intermediate_size", 768), bool(config.get("norm_topk_prob", False))
+        common = replace(common, qk_norm="head", intermediate_size=wide, normalise_experts=normalise)
+        return _mixture(common, config)
     if family in ("olmo2", "olmo3"):
         return replace(common, qk_norm="all", norms="after")
     if family == "phi3":
         return replace(common, fused=True)
     return replace(common, mlp_bias=family in ("llama", "smollm3") and bool(config.get("mlp_bias", False)))
+
+
+def _mixture(config: DecoderConfig, given: dict[str, Any]) -> DecoderConfig:
+    """Return a configuration with experts."""
+    count = whole(given, "num_local_experts" if "num_local_experts" in given else "num_experts")
+    chosen = whole(given, "num_experts_per_tok")
+    if chosen > count:
+        raise ValueError(f"num_experts_per_tok is {chosen}, and there are {count} experts; expected at most that many")
+    return replace(config, num_experts=count, experts_per_token=chosen)
 
 
 def _gpt2(config: dict[str, Any]) -> DecoderConfig:
@@ -259,7 +290,7 @@ def _layer_types(family: str, config: dict[str, Any], num_layers: int) -> list[s
     """Return the kind of attention of each layer: SLIDING or FULL."""
     if family in ("llama", "olmo2", "granite"):
         return [FULL] * num_layers
-    optional = family in ("qwen2", "qwen3", "smollm3")
+    optional = family in ("qwen2", "qwen3", "qwen3_moe", "smollm3")
     windowed = config.get("sliding_window") is not None and (not optional or config.get("use_sliding_window", False))
     if not windowed and family not in _TWO_ROPES:  # there the kinds of the layers also say how positions are turned
         return [FULL] * num_layers
@@ -274,7 +305,7 @@ def _layer_types(family: str, config: dict[str, Any], num_layers: int) -> list[s
 def _slides(family: str, config: dict[str, Any], num_layers: int) -> list[bool]:
     """Return whether each layer has a sliding window, where a config.json does not list them."""
     layers = range(num_layers)
-    if family in ("qwen2", "qwen3"):
+    if family in ("qwen2", "qwen3", "qwen3_moe"):
         first = whole(config, "max_window_layers", 28, least=0)
         return [i >= first for i in layers]
     if family == "smollm3":

@@ -43,6 +43,10 @@ def _llama(config: DecoderConfig) -> Table:
         tensors[f"layers.attention.{ours}_norm.scale"] = Tensor(f"{layer}self_attn.{ours}_norm.weight")
     for name in ("gate", "up", "down"):
         _linear(tensors, f"layers.mlp.{name}", f"{layer}mlp.{name}_proj")
+        expert = _MIXTRAL[name] if config.family == "mixtral" else f"mlp.experts.{{}}.{name}_proj"
+        _linear(tensors, f"layers.mlp.experts.{name}", f"{layer}{expert}")
+    router = "block_sparse_moe.gate" if config.family == "mixtral" else "mlp.gate"
+    _linear(tensors, "layers.mlp.router", f"{layer}{router}")
     if config.fused:
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         wide = config.intermediate_size
@@ -53,6 +57,7 @@ def _llama(config: DecoderConfig) -> Table:
     return tensors
 
 
+_MIXTRAL = {name: f"block_sparse_moe.experts.{{}}.{w}" for name, w in (("gate", "w1"), ("down", "w2"), ("up", "w3"))}
 _NORMS = {
     "before": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
     "after": {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"},

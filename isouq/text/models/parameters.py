@@ -37,7 +37,8 @@ class Interleaved(NamedTuple):
 class Tensor(NamedTuple):
     """Where a parameter stands in a checkpoint.
 
-    name: the tensor; "{}" in it stands for the layer, and makes the parameter a stack over layers.
+    name: the tensor; "{}" in it stands for the layer, and makes the parameter a stack over layers; a second "{}" for
+        the expert of a layer.
     transpose: True for a matrix, which checkpoints hold as [out, in] and Flax as [in, out].
     rows: the part of a fused tensor, as a slice of its first axis or of another `axis`.
     """
@@ -119,8 +120,7 @@ def _check(paths: Mapping[str, Any], table: Table, checkpoint: Checkpoint, ignor
             fused[tensor.name] = max(fused.get(tensor.name, 0), tensor.rows.stop)
     for path, leaf in paths.items():
         tensor = table[path]
-        stacked = "{}" in tensor.name
-        expected = leaf.shape[1:] if stacked else leaf.shape
+        expected = leaf.shape[tensor.name.count("{}") :]
         expected = expected[::-1] if tensor.transpose else expected
         for name in _names(tensor, leaf.shape):
             used.add(name)
@@ -149,13 +149,13 @@ def _some(names: list[str]) -> str:
 
 
 def _names(tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
-    return [tensor.name.format(i) for i in range(shape[0])] if "{}" in tensor.name else [tensor.name]
+    return [tensor.name.format(*at) for at in np.ndindex(*shape[: tensor.name.count("{}")])]
 
 
 def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
     names = _names(tensor, shape)
     out = np.empty(shape, dtype)
-    rows = out if "{}" in tensor.name else out[None]
+    rows = out.reshape(len(names), *shape[tensor.name.count("{}") :])
     for name, row in zip(names, rows, strict=True):
         array = checkpoint.read(name)
         array = _part_of(array, tensor)
