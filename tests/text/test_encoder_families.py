@@ -7,16 +7,36 @@ from twins_encoder import CONFIGS, LENGTHS, batch, build, theirs
 
 import isouq
 from isouq.text.encoder import load_encoder
+from isouq.text.models import encoder_config
+
+CASES = {name: (name, {}) for name in CONFIGS} | {
+    "Electra of one width": ("Electra", dict(embedding_size=32)),
+}
+
+SIZES = [
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "dim",
+    "n_layers",
+    "n_heads",
+    "hidden_dim",
+]
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_hidden_states_equal_transformers(tmp_path, family):
-    model = build(tmp_path, f"{family}Model")
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_equal_transformers(tmp_path, case):
+    family, changes = CASES[case]
+    model = build(tmp_path, f"{family}Model", **changes)
     encoder = load_encoder(str(tmp_path))
     assert encoder.pooling == "mean"
     assert set(encoder.params) == {"encoder"}
-    ids, length, types = batch(model.config.pad_token_id, getattr(model.config, "type_vocab_size", 1))
-    types = None if family == "DistilBert" else types
+    kinds = getattr(model.config, "type_vocab_size", 0)
+    ids, length, types = batch(model.config.pad_token_id, max(kinds, 1))
+    types = types if kinds else None
     wanted = theirs(model, ids, length, types).last_hidden_state.detach().numpy()
     padded = jax.jit(jax.vmap(encoder.hidden, (None, 0, 0, None if types is None else 0)))(
         encoder.params, ids, length, types
@@ -28,9 +48,10 @@ def test_hidden_states_equal_transformers(tmp_path, family):
     np.testing.assert_allclose(padded[0, :n], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_logits_and_their_gradients_equal_torch(tmp_path, family):
-    model = build(tmp_path, f"{family}ForSequenceClassification")
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_their_gradients_equal_torch(tmp_path, case):
+    family, changes = CASES[case]
+    model = build(tmp_path, f"{family}ForSequenceClassification", **changes)
     encoder = load_encoder(str(tmp_path))
     assert encoder.pooling == "cls"
     assert set(encoder.params) == {"encoder", "head"}
@@ -63,10 +84,29 @@ def test_variants_of_the_configuration(tmp_path, change):
     np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "DistilBertForMaskedLM", "RobertaForMaskedLM"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BertForMaskedLM",
+        "DistilBertForMaskedLM",
+        "RobertaForMaskedLM",
+        "CamembertForMaskedLM",
+        "ElectraForMaskedLM",
+        "ElectraForPreTraining",
+    ],
+)
 def test_masked_language_models_serve_as_encoders(tmp_path, name):
     model = build(tmp_path, name)
     encoder = load_encoder(str(tmp_path))
     ids, length, _ = batch(model.config.pad_token_id, 1)
     wanted = theirs(model, ids, length, output_hidden_states=True).hidden_states[-1].detach().numpy()
     np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_keys_that_config_json_leaves_out_have_the_values_of_transformers(family):
+    transformers = pytest.importorskip("transformers")
+    sizes = {key: value for key, value in CONFIGS[family].items() if key in SIZES}
+    full = getattr(transformers, f"{family}Config")(**sizes).to_dict()
+    names = {"architectures": [f"{family}ForSequenceClassification"]}
+    assert encoder_config.from_config(sizes | names) == encoder_config.from_config(full | names)

@@ -21,6 +21,7 @@ CONFIGS = {
     "Bert": SIZES | SHAPES | dict(type_vocab_size=2),
     "DistilBert": SIZES | DISTIL,
     "Roberta": SIZES | SHAPES | dict(type_vocab_size=1),
+    "Electra": SIZES | SHAPES | dict(type_vocab_size=2, embedding_size=24),
     "Camembert": SIZES | SHAPES | dict(type_vocab_size=1),
 }
 TEXTS = ["abc", "the moon", "abc", "x", "a rather long text that is cut", "moon"]

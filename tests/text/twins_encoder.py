@@ -26,6 +26,7 @@ CONFIGS = {
     "Roberta": ROBERTA,
     "XLMRoberta": ROBERTA,
     "Camembert": ROBERTA,
+    "Electra": SMALL | dict(type_vocab_size=2, embedding_size=24),
 }
 LENGTHS = (13, 20, 5)
 

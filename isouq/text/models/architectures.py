@@ -30,6 +30,10 @@ ENCODERS = {
     "CamembertModel": "roberta",
     "CamembertForMaskedLM": "roberta",
     "CamembertForSequenceClassification": "roberta",
+    "ElectraModel": "electra",
+    "ElectraForPreTraining": "electra",
+    "ElectraForMaskedLM": "electra",
+    "ElectraForSequenceClassification": "electra",
 }
 
 
@@ -40,6 +44,7 @@ TYPES = {family: name for name, family in DECODERS.items()} | {
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
     "camembert": "CamembertModel",
+    "electra": "ElectraModel",
 }
 # The bare body of a decoder: with tied embeddings it is the whole language model.
 DECODERS |= {name.replace("ForCausalLM", "Model"): family for name, family in DECODERS.items()}

@@ -29,15 +29,17 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class Embeddings(nnx.Module):
-    """The sum of a token's, its position's and its segment's vectors, normalised."""
+    """The sum of a token's, its position's and its segment's vectors, normalised, and projected to the hidden size."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
         c = config
-        self.token = Embed(c.vocab_size, c.hidden_size, rngs)
-        self.position = Embed(c.num_positions, c.hidden_size, rngs)
+        self.token = Embed(c.vocab_size, c.embedding_size, rngs)
+        self.position = Embed(c.num_positions, c.embedding_size, rngs)
         if c.type_vocab_size:
-            self.segment = Embed(c.type_vocab_size, c.hidden_size, rngs)
-        self.norm = _norm(c, rngs)
+            self.segment = Embed(c.type_vocab_size, c.embedding_size, rngs)
+        self.norm = _norm(c.embedding_size, c, rngs)
+        if c.embedding_size != c.hidden_size:
+            self.project = nnx.Linear(c.embedding_size, c.hidden_size, rngs=rngs)
         self.config = c
 
     def __call__(self, ids: Int[Array, " T"], token_types: Int[Array, " T"] | None) -> Float[Array, "T D"]:
@@ -46,7 +48,8 @@ class Embeddings(nnx.Module):
         x = self.token(ids) + self.position(positions)
         if self.config.type_vocab_size:
             x = x + self.segment(jnp.zeros_like(ids) if token_types is None else token_types)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if self.config.embedding_size == self.config.hidden_size else self.project(x)
 
 
 class Attention(nnx.Module):
@@ -74,10 +77,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
         self.attention = Attention(config, rngs)
-        self.attention_norm = _norm(config, rngs)
+        self.attention_norm = _norm(config.hidden_size, config, rngs)
         self.up = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
         self.down = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
-        self.norm = _norm(config, rngs)
+        self.norm = _norm(config.hidden_size, config, rngs)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "T D"], real: Bool[Array, " T"]) -> Float[Array, "T D"]:
@@ -138,9 +141,9 @@ class Head(nnx.Module):
         return self.out(x if self.kind == "linear" else ACTIVATIONS[self.kind](self.dense(x)))
 
 
-def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _norm(size: int, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     # The fast variance E x² − (E x)² loses digits where a mean is far from 0.
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.norm_eps, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(size, epsilon=config.norm_eps, use_fast_variance=False, rngs=rngs)
 
 
 # Names in Hugging Face's checkpoints

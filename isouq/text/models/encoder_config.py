@@ -13,6 +13,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+HEADS = {"distilbert": "relu", "electra": "gelu"}  # the activation between the layers of a head, where it is not tanh
 KEYS = {  # a field here: its key in config.json, for DistilBERT where that differs
     "hidden_size": ("hidden_size", "dim"),
     "intermediate_size": ("intermediate_size", "hidden_dim"),
@@ -26,15 +27,17 @@ KEYS = {  # a field here: its key in config.json, for DistilBERT where that diff
 class EncoderConfig:
     """Shapes and switches of an encoder; hashable.
 
+    embedding_size: width of the tables of embeddings, which ELECTRA projects to hidden_size where the two differ.
     num_positions: rows of the table of positions. position_offset: the row of the first token; RoBERTa leaves the
     rows up to its padding token's id unused. type_vocab_size: kinds of segment, 0 for none (DistilBERT).
-    activation: "gelu" (with erf), "gelu_tanh" or "relu". head: "" for none; "tanh" or "relu", the activation between
-    the two layers of a checkpoint's classification head; "linear", one layer on the pooled vector.
+    activation: "gelu" (with erf), "gelu_tanh" or "relu". head: "" for none; "tanh", "relu" or "gelu", the activation
+    between the two layers of a checkpoint's classification head; "linear", one layer on the pooled vector.
     num_classes: outputs of the head, 0 without one. labels: their names, where the checkpoint has them.
     """
 
     family: str
     vocab_size: int
+    embedding_size: int
     hidden_size: int
     intermediate_size: int
     num_layers: int
@@ -89,10 +92,12 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"{key['activation']} is {activation!r:.60}; expected one of {', '.join(ACTIVATIONS)}")
     labels = _labels(config) if classifies else ()
+    hidden_size = whole(config, key["hidden_size"])
     return EncoderConfig(
         family=family,
         vocab_size=whole(config, "vocab_size"),
-        hidden_size=whole(config, key["hidden_size"]),
+        embedding_size=whole(config, "embedding_size", 128) if family == "electra" else hidden_size,
+        hidden_size=hidden_size,
         intermediate_size=whole(config, key["intermediate_size"]),
         num_layers=whole(config, key["num_layers"]),
         num_heads=whole(config, key["num_heads"]),
@@ -101,7 +106,7 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
         type_vocab_size=0 if distil else whole(config, "type_vocab_size", 2, least=0),
         activation=ACTIVATIONS[activation],
         norm_eps=1e-12 if distil else number(config, "layer_norm_eps", 1e-12),
-        head=("relu" if distil else "tanh") if classifies else "",
+        head=HEADS.get(family, "tanh") if classifies else "",
         num_classes=len(labels),
         labels=labels,
     )
