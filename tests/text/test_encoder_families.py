@@ -7,10 +7,18 @@ from twins_encoder import CONFIGS, LENGTHS, batch, build, theirs
 
 import isouq
 from isouq.text.encoder import load_encoder
-from isouq.text.models import encoder_config
+from isouq.text.models import deberta, encoder_config
 
 CASES = {name: (name, {}) for name in CONFIGS} | {
     "Electra of one width": ("Electra", dict(embedding_size=32)),
+    "DebertaV2 with weights for distances": ("DebertaV2", dict(share_att_key=False, pos_att_type="p2c|c2p")),
+    "DebertaV2 of p2c": ("DebertaV2", dict(share_att_key=False, pos_att_type=["p2c"], norm_rel_ebd="none")),
+    "DebertaV2 of c2p": ("DebertaV2", dict(pos_att_type=["c2p"], type_vocab_size=2)),
+    "DebertaV2 without buckets": ("DebertaV2", dict(position_buckets=-1, max_relative_positions=7)),
+    "DebertaV2 of far distances": ("DebertaV2", dict(position_buckets=6, max_relative_positions=11)),
+    "DebertaV2 of positions": ("DebertaV2", dict(relative_attention=False, position_biased_input=True)),
+    "DebertaV2 of both": ("DebertaV2", dict(position_biased_input=True, pooler_hidden_act="tanh")),
+    "DebertaV2 of distances that no score reads": ("DebertaV2", dict(pos_att_type=[])),
 }
 
 SIZES = [
@@ -93,6 +101,7 @@ def test_variants_of_the_configuration(tmp_path, change):
         "CamembertForMaskedLM",
         "ElectraForMaskedLM",
         "ElectraForPreTraining",
+        "DebertaV2ForMaskedLM",
     ],
 )
 def test_masked_language_models_serve_as_encoders(tmp_path, name):
@@ -110,3 +119,37 @@ def test_keys_that_config_json_leaves_out_have_the_values_of_transformers(family
     full = getattr(transformers, f"{family}Config")(**sizes).to_dict()
     names = {"architectures": [f"{family}ForSequenceClassification"]}
     assert encoder_config.from_config(sizes | names) == encoder_config.from_config(full | names)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "longest"), [(256, 512), (64, 512), (32, 128), (6, 11), (7, 30), (2, 9), (48, 511)]
+)
+def test_distances_fall_into_the_buckets_of_transformers(buckets, longest):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+    distance = torch.arange(1200)[:, None] - torch.arange(1200)[None, :]
+    span = buckets
+    theirs = (make_log_bucket_position(distance, buckets, longest).to(torch.long) + span).clamp(0, 2 * span - 1)
+    config = encoder_config.Disentangled(True, True, True, span, buckets, longest, False, 3)
+    np.testing.assert_array_equal(deberta.distance_rows(1200, config), theirs)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("DebertaV2", {"conv_kernel_size": 3}, "conv_kernel_size is 3; expected 0: .*; take a DeBERTa v3"),
+        ("DebertaV2", {"embedding_size": 16}, "embedding_size is 16; expected 32"),
+        ("DebertaV2", {"pooler_hidden_size": 16}, "pooler_hidden_size is 16; expected 32"),
+        ("DebertaV2", {"attention_head_size": 4}, "attention_head_size is 4; expected 8"),
+        ("DebertaV2", {"pos_att_type": "p2p|c2p"}, "pos_att_type is 'p2p.c2p'; expected c2p, p2c or both"),
+        ("DebertaV2", {"position_buckets": 90}, "position_buckets is 90 and the longest distance 39; expected one of"),
+        ("DebertaV2", {"pooler_hidden_act": "mish"}, "pooler_hidden_act is 'mish'; expected one of gelu, .*tanh"),
+        ("Electra", {"embedding_size": 0}, "embedding_size is 0; expected a whole number of at least 1"),
+    ],
+)
+def test_variants_that_are_not_built_here_are_refused(family, change, message):
+    config = CONFIGS[family] | {"architectures": [f"{family}ForSequenceClassification"]} | change
+    with pytest.raises(ValueError, match=message):
+        encoder_config.from_config(config)

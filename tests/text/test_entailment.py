@@ -22,8 +22,10 @@ CONFIGS = {
     "DistilBert": SIZES | DISTIL,
     "Roberta": SIZES | SHAPES | dict(type_vocab_size=1),
     "Electra": SIZES | SHAPES | dict(type_vocab_size=2, embedding_size=24),
+    "DebertaV2": SIZES | SHAPES | dict(relative_attention=True, pos_att_type="p2c|c2p", position_buckets=8),
     "Camembert": SIZES | SHAPES | dict(type_vocab_size=1),
 }
+MODEL_TYPES = {"DebertaV2": "deberta-v2"}  # where it is not the family's name in small letters
 TEXTS = ["abc", "the moon", "abc", "x", "a rather long text that is cut", "moon"]
 
 
@@ -31,7 +33,7 @@ def write(folder, family="Bert", seed=0, **changes):
     """The folder of a random classifier with a tokenizer of letters; transformers can load it too."""
     config = CONFIGS[family] | {
         "architectures": [f"{family}ForSequenceClassification"],
-        "model_type": family.lower(),
+        "model_type": MODEL_TYPES.get(family, family.lower()),
         "id2label": LABELS,
         "label2id": {label: int(i) for i, label in LABELS.items()},
     }

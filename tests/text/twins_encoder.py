@@ -26,6 +26,16 @@ CONFIGS = {
     "Roberta": ROBERTA,
     "XLMRoberta": ROBERTA,
     "Camembert": ROBERTA,
+    "DebertaV2": SMALL
+    | dict(
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        type_vocab_size=0,
+    ),
     "Electra": SMALL | dict(type_vocab_size=2, embedding_size=24),
 }
 LENGTHS = (13, 20, 5)

@@ -34,6 +34,9 @@ ENCODERS = {
     "ElectraForPreTraining": "electra",
     "ElectraForMaskedLM": "electra",
     "ElectraForSequenceClassification": "electra",
+    "DebertaV2Model": "deberta",
+    "DebertaV2ForMaskedLM": "deberta",
+    "DebertaV2ForSequenceClassification": "deberta",
 }
 
 
@@ -45,6 +48,7 @@ TYPES = {family: name for name, family in DECODERS.items()} | {
     "xlm-roberta": "XLMRobertaModel",
     "camembert": "CamembertModel",
     "electra": "ElectraModel",
+    "deberta-v2": "DebertaV2Model",
 }
 # The bare body of a decoder: with tied embeddings it is the whole language model.
 DECODERS |= {name.replace("ForCausalLM", "Model"): family for name, family in DECODERS.items()}

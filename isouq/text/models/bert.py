@@ -34,18 +34,20 @@ class Embeddings(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
         c = config
         self.token = Embed(c.vocab_size, c.embedding_size, rngs)
-        self.position = Embed(c.num_positions, c.embedding_size, rngs)
+        if c.has_position_table:
+            self.position = Embed(c.num_positions, c.embedding_size, rngs)
         if c.type_vocab_size:
             self.segment = Embed(c.type_vocab_size, c.embedding_size, rngs)
-        self.norm = _norm(c.embedding_size, c, rngs)
+        self.norm = layer_norm(c.embedding_size, c, rngs)
         if c.embedding_size != c.hidden_size:
             self.project = nnx.Linear(c.embedding_size, c.hidden_size, rngs=rngs)
         self.config = c
 
     def __call__(self, ids: Int[Array, " T"], token_types: Int[Array, " T"] | None) -> Float[Array, "T D"]:
         """token_types: the segment of each token, 0 by default."""
-        positions = self.config.position_offset + jnp.arange(ids.shape[0])
-        x = self.token(ids) + self.position(positions)
+        x = self.token(ids)
+        if self.config.has_position_table:
+            x = x + self.position(self.config.position_offset + jnp.arange(ids.shape[0]))
         if self.config.type_vocab_size:
             x = x + self.segment(jnp.zeros_like(ids) if token_types is None else token_types)
         x = self.norm(x)
@@ -75,32 +77,31 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Attention and two dense layers, each added to its input and then normalised."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
-        self.attention = Attention(config, rngs)
-        self.attention_norm = _norm(config.hidden_size, config, rngs)
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, attention: Callable = Attention) -> None:
+        self.attention = attention(config, rngs)
+        self.attention_norm = layer_norm(config.hidden_size, config, rngs)
         self.up = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
         self.down = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
-        self.norm = _norm(config.hidden_size, config, rngs)
+        self.norm = layer_norm(config.hidden_size, config, rngs)
         self.activation = config.activation
 
-    def __call__(self, x: Float[Array, "T D"], real: Bool[Array, " T"]) -> Float[Array, "T D"]:
-        """real: False at the padding."""
-        x = self.attention_norm(x + self.attention(x, real))
+    def __call__(self, x: Float[Array, "T D"], real: Bool[Array, " T"], *relative: Array) -> Float[Array, "T D"]:
+        """real: False at the padding. relative: what the attention reads of relative positions."""
+        x = self.attention_norm(x + self.attention(x, real, *relative))
         return self.norm(x + self.down(ACTIVATIONS[self.activation](self.up(x))))
 
 
 class Encoder(nnx.Module):
     """Token ids `[T]` to hidden states `[T, D]`."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap
-        def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs)
-
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, attention: Callable = Attention) -> None:
         self.embeddings = Embeddings(config, rngs)
-        self.layers = stacked(rngs)
+        self.layers = stack(lambda rngs: Block(config, rngs, attention), config.num_layers, rngs)
         self.config = config
+
+    def relative(self, count: int) -> tuple[Array, ...]:
+        """Return what every layer's attention reads of the relative positions of `count` tokens: nothing in BERT."""
+        return ()
 
     def __call__(
         self,
@@ -114,14 +115,12 @@ class Encoder(nnx.Module):
         length: number of real tokens, which come first; T by default. token_types: segment of each token, 0 by
         default. remat: recompute a layer's activations in the backward pass rather than keep them.
         """
-        count, context = ids.shape[0], self.config.context_length
-        if count > context:
-            raise ValueError(f"the text has {count} tokens; expected at most {context}, the context of this model")
-        real = jnp.arange(count) < (count if length is None else length)
+        real = real_tokens(ids, length, self.config)
+        relative = self.relative(ids.shape[0])
         graph, params = nnx.split(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, None]:
-            return nnx.merge(graph, layer)(x, real), None
+            return nnx.merge(graph, layer)(x, real, *relative), None
 
         x = self.embeddings(ids, token_types)
         return jax.lax.scan(jax.checkpoint(step) if remat else step, x, params)[0]
@@ -141,7 +140,21 @@ class Head(nnx.Module):
         return self.out(x if self.kind == "linear" else ACTIVATIONS[self.kind](self.dense(x)))
 
 
-def _norm(size: int, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def stack(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Return the module `build(rngs)` with parameters `[count, ...]`, those of `count` layers."""
+    return nnx.split_rngs(splits=count)(nnx.vmap(build))(rngs)
+
+
+def real_tokens(ids: Int[Array, " T"], length: Int[Array, ""] | int | None, config: EncoderConfig) -> Bool[Array, " T"]:
+    """Return which tokens are no padding; raise a ValueError where there are more than the context."""
+    count, context = ids.shape[0], config.context_length
+    if count > context:
+        raise ValueError(f"the text has {count} tokens; expected at most {context}, the context of this model")
+    return jnp.arange(count) < (count if length is None else length)
+
+
+def layer_norm(size: int, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Return a norm of vectors of `size` entries."""
     # The fast variance E x² − (E x)² loses digits where a mean is far from 0.
     return nnx.LayerNorm(size, epsilon=config.norm_eps, use_fast_variance=False, rngs=rngs)
 

@@ -5,7 +5,10 @@ and the generator.
 """
 
 from isouq.text.models import bert
+from isouq.text.models.bert import Encoder, Head
 from isouq.text.models.parameters import Table
+
+__all__ = ["LEFT_OVER", "PREFIX", "Encoder", "Head", "head_table", "table"]
 
 PREFIX = "electra."
 LEFT_OVER = ("discriminator_predictions.", "generator_predictions.", "generator_lm_head.")

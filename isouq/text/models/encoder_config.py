@@ -13,7 +13,6 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-HEADS = {"distilbert": "relu", "electra": "gelu"}  # the activation between the layers of a head, where it is not tanh
 KEYS = {  # a field here: its key in config.json, for DistilBERT where that differs
     "hidden_size": ("hidden_size", "dim"),
     "intermediate_size": ("intermediate_size", "hidden_dim"),
@@ -21,6 +20,27 @@ KEYS = {  # a field here: its key in config.json, for DistilBERT where that diff
     "num_heads": ("num_attention_heads", "n_heads"),
     "activation": ("hidden_act", "activation"),
 }
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """How the attention of a DeBERTa reads the distance between two tokens; by default, as in BERT, it does not.
+
+    c2p, p2c: whether a query meets the key of the distance, and a key its query. share_keys: whether these keys and
+    queries are made by the weights of the tokens' own. span: the table has 2 · span rows, for distances from −span
+    to span − 1. buckets: how many the far distances share, 0 where each has a row. longest: the distance, plus one,
+    at which the last bucket ends. norm: whether the table's rows are normalised. num_terms: scores are divided by
+    √(num_terms · head size).
+    """
+
+    c2p: bool = False
+    p2c: bool = False
+    share_keys: bool = False
+    span: int = 0
+    buckets: int = 0
+    longest: int = 0
+    norm: bool = False
+    num_terms: int = 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,7 @@ class EncoderConfig:
     activation: "gelu" (with erf), "gelu_tanh" or "relu". head: "" for none; "tanh", "relu" or "gelu", the activation
     between the two layers of a checkpoint's classification head; "linear", one layer on the pooled vector.
     num_classes: outputs of the head, 0 without one. labels: their names, where the checkpoint has them.
+    has_position_table: False where positions count by their distances alone. disentangled: for DeBERTa.
     """
 
     family: str
@@ -50,6 +71,8 @@ class EncoderConfig:
     head: str = ""
     num_classes: int = 0
     labels: tuple[str, ...] = ()
+    has_position_table: bool = True
+    disentangled: Disentangled = Disentangled()
 
     @property
     def context_length(self) -> int:
@@ -88,9 +111,7 @@ def _refuse(config: dict[str, Any]) -> None:
 def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfig:
     distil = family == "distilbert"
     key = {field: names[distil] for field, names in KEYS.items()}
-    activation = config.get(key["activation"], "gelu")
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ValueError(f"{key['activation']} is {activation!r:.60}; expected one of {', '.join(ACTIVATIONS)}")
+    deberta = family == "deberta"
     labels = _labels(config) if classifies else ()
     hidden_size = whole(config, key["hidden_size"])
     return EncoderConfig(
@@ -103,13 +124,75 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
         num_heads=whole(config, key["num_heads"]),
         num_positions=whole(config, "max_position_embeddings"),
         position_offset=1 + whole(config, "pad_token_id", 1, least=0) if family == "roberta" else 0,
-        type_vocab_size=0 if distil else whole(config, "type_vocab_size", 2, least=0),
-        activation=ACTIVATIONS[activation],
-        norm_eps=1e-12 if distil else number(config, "layer_norm_eps", 1e-12),
-        head=HEADS.get(family, "tanh") if classifies else "",
+        type_vocab_size=0 if distil else whole(config, "type_vocab_size", 0 if deberta else 2, least=0),
+        activation=_one_of(config, key["activation"], ACTIVATIONS, "gelu"),
+        norm_eps=1e-12 if distil else number(config, "layer_norm_eps", 1e-7 if deberta else 1e-12),
+        head=_head(family, config) if classifies else "",
         num_classes=len(labels),
         labels=labels,
+        has_position_table=not deberta or bool(config.get("position_biased_input", True)),
+        disentangled=_disentangled(config) if deberta else Disentangled(),
     )
+
+
+def _head(family: str, config: dict[str, Any]) -> str:
+    """Return the activation between the two layers of a checkpoint's head."""
+    if family == "deberta":
+        return _one_of(config, "pooler_hidden_act", ACTIVATIONS | {"tanh": "tanh"}, "gelu")
+    return {"distilbert": "relu", "electra": "gelu"}.get(family, "tanh")
+
+
+def _disentangled(config: dict[str, Any]) -> Disentangled:
+    """Return how a DeBERTa's attention reads distances; raise a ValueError for a variant that is not built here."""
+    if whole(config, "conv_kernel_size", 0, least=0):
+        raise ValueError(
+            f"conv_kernel_size is {config['conv_kernel_size']}; expected 0: the convolution of the large DeBERTa v2 "
+            "is not built here; take a DeBERTa v3, which has none"
+        )
+    hidden_size, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    for key, expected in (
+        ("embedding_size", hidden_size),
+        ("pooler_hidden_size", hidden_size),
+        ("attention_head_size", hidden_size // heads),
+    ):
+        if whole(config, key, expected) != expected:
+            raise ValueError(f"{key} is {config[key]}; expected {expected}, which follows from hidden_size")
+    kinds = config.get("pos_att_type") or []
+    kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
+    if not isinstance(kinds, list) or not all(kind in ("c2p", "p2c") for kind in kinds):
+        raise ValueError(f"pos_att_type is {config['pos_att_type']!r:.60}; expected c2p, p2c or both")
+    relative = bool(config.get("relative_attention", False))
+    longest = _above_0(config, "max_relative_positions") or whole(config, "max_position_embeddings")
+    buckets = _above_0(config, "position_buckets")
+    if buckets and longest - 1 <= max(buckets // 2, 1):
+        raise ValueError(
+            f"position_buckets is {buckets} and the longest distance {longest - 1}; expected one of more than half "
+            "the buckets"
+        )
+    norms = str(config.get("norm_rel_ebd", "none")).lower().split("|")
+    return Disentangled(
+        c2p=relative and "c2p" in kinds,
+        p2c=relative and "p2c" in kinds,
+        share_keys=bool(config.get("share_att_key", False)),
+        span=buckets or longest,
+        buckets=buckets,
+        longest=longest,
+        norm="layer_norm" in [norm.strip() for norm in norms],
+        num_terms=1 + len(set(kinds)),
+    )
+
+
+def _above_0(config: dict[str, Any], key: str) -> int:
+    """Return the whole number under `key`, 0 for one below 1 and for none."""
+    return max(whole(config, key, -1, least=-1), 0)
+
+
+def _one_of(config: dict[str, Any], key: str, names: dict[str, str], default: str) -> str:
+    """Return our name of the activation under `key`; raise a ValueError where we have none."""
+    name = config.get(key, default)
+    if not isinstance(name, str) or name not in names:
+        raise ValueError(f"{key} is {name!r:.60}; expected one of {', '.join(names)}")
+    return names[name]
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
