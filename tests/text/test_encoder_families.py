@@ -18,6 +18,20 @@ CASES = {name: (name, {}) for name in CONFIGS} | {
     "DebertaV2 of far distances": ("DebertaV2", dict(position_buckets=6, max_relative_positions=11)),
     "DebertaV2 of positions": ("DebertaV2", dict(relative_attention=False, position_biased_input=True)),
     "DebertaV2 of both": ("DebertaV2", dict(position_biased_input=True, pooler_hidden_act="tanh")),
+    "ModernBert of biases": (
+        "ModernBert",
+        dict(attention_bias=True, mlp_bias=True, norm_bias=True, classifier_bias=True, classifier_activation="tanh"),
+    ),
+    "ModernBert of means": ("ModernBert", dict(classifier_pooling="mean", local_attention=5)),
+    "ModernBert that sees all": ("ModernBert", dict(layer_types=["full_attention"] * 4)),
+    "ModernBert of windows": (
+        "ModernBert",
+        dict(layer_types=["sliding_attention"] * 4, rope_parameters={"sliding_attention": {"rope_theta": 500.0}}),
+    ),
+    "ModernBert of an old file": (
+        "ModernBert",
+        dict(global_attn_every_n_layers=2, global_rope_theta=300.0, local_rope_theta=20.0, hidden_activation="relu"),
+    ),
     "DebertaV2 of distances that no score reads": ("DebertaV2", dict(pos_att_type=[])),
 }
 
@@ -61,7 +75,7 @@ def test_logits_and_their_gradients_equal_torch(tmp_path, case):
     family, changes = CASES[case]
     model = build(tmp_path, f"{family}ForSequenceClassification", **changes)
     encoder = load_encoder(str(tmp_path))
-    assert encoder.pooling == "cls"
+    assert encoder.pooling == changes.get("classifier_pooling", "cls")
     assert set(encoder.params) == {"encoder", "head"}
     ids, length, _ = batch(model.config.pad_token_id, 1)
     logits = theirs(model, ids, length).logits
@@ -102,6 +116,7 @@ def test_variants_of_the_configuration(tmp_path, change):
         "ElectraForMaskedLM",
         "ElectraForPreTraining",
         "DebertaV2ForMaskedLM",
+        "ModernBertForMaskedLM",
     ],
 )
 def test_masked_language_models_serve_as_encoders(tmp_path, name):
@@ -146,6 +161,17 @@ def test_distances_fall_into_the_buckets_of_transformers(buckets, longest):
         ("DebertaV2", {"pos_att_type": "p2p|c2p"}, "pos_att_type is 'p2p.c2p'; expected c2p, p2c or both"),
         ("DebertaV2", {"position_buckets": 90}, "position_buckets is 90 and the longest distance 39; expected one of"),
         ("DebertaV2", {"pooler_hidden_act": "mish"}, "pooler_hidden_act is 'mish'; expected one of gelu, .*tanh"),
+        ("ModernBert", {"hidden_size": 12}, "hidden_size is 12; expected heads of an even size"),
+        ("ModernBert", {"layer_types": ["full_attention"]}, "layer_types is .*; expected one of full_attention, "),
+        ("ModernBert", {"layer_types": ["global"] * 4}, "layer_types is .*; expected one of full_attention, "),
+        ("ModernBert", {"classifier_pooling": "max"}, "classifier_pooling is 'max'; expected one of cls, mean"),
+        ("ModernBert", {"local_rope_theta": None}, "local_rope_theta is null; expected a number above 0"),
+        ("ModernBert", {"rope_scaling": {"rope_type": "yarn"}}, "has rotary positions .*yarn.*; expected plain ones"),
+        (
+            "ModernBert",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}},
+            "full_attention has rotary positions .*yarn.*; expected plain ones",
+        ),
         ("Electra", {"embedding_size": 0}, "embedding_size is 0; expected a whole number of at least 1"),
     ],
 )

@@ -23,6 +23,7 @@ CONFIGS = {
     "Roberta": SIZES | SHAPES | dict(type_vocab_size=1),
     "Electra": SIZES | SHAPES | dict(type_vocab_size=2, embedding_size=24),
     "DebertaV2": SIZES | SHAPES | dict(relative_attention=True, pos_att_type="p2c|c2p", position_buckets=8),
+    "ModernBert": SIZES | SHAPES | dict(local_attention=6, classifier_pooling="mean"),
     "Camembert": SIZES | SHAPES | dict(type_vocab_size=1),
 }
 MODEL_TYPES = {"DebertaV2": "deberta-v2"}  # where it is not the family's name in small letters
@@ -46,9 +47,9 @@ def write(folder, family="Bert", seed=0, **changes):
     for path, leaf in encoder_module.parameters.flatten(encoder_module.abstract(read)):
         at = table[path]
         shape = leaf.shape[1:] if "{}" in at.name else leaf.shape
-        for i in range(leaf.shape[0] if "{}" in at.name else 1):
+        for name in encoder_module.parameters._names(at, leaf.shape):
             value = 0.25 * rng.normal(size=shape[::-1] if at.transpose else shape) + path.endswith("scale")
-            tensors[at.name.format(i)] = value.astype(np.float32)
+            tensors[name] = value.astype(np.float32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *string.ascii_lowercase, " "]
     vocabulary = {token: i for i, token in enumerate(names)}

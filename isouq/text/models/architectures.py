@@ -37,6 +37,9 @@ ENCODERS = {
     "DebertaV2Model": "deberta",
     "DebertaV2ForMaskedLM": "deberta",
     "DebertaV2ForSequenceClassification": "deberta",
+    "ModernBertModel": "modernbert",
+    "ModernBertForMaskedLM": "modernbert",
+    "ModernBertForSequenceClassification": "modernbert",
 }
 
 
@@ -49,6 +52,7 @@ TYPES = {family: name for name, family in DECODERS.items()} | {
     "camembert": "CamembertModel",
     "electra": "ElectraModel",
     "deberta-v2": "DebertaV2Model",
+    "modernbert": "ModernBertModel",
 }
 # The bare body of a decoder: with tied embeddings it is the whole language model.
 DECODERS |= {name.replace("ForCausalLM", "Model"): family for name, family in DECODERS.items()}

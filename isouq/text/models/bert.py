@@ -131,7 +131,8 @@ class Head(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
         if config.head != "linear":
-            self.dense = nnx.Linear(config.hidden_size, config.hidden_size, rngs=rngs)
+            size = config.hidden_size
+            self.dense = nnx.Linear(size, size, use_bias="head" in config.biases, rngs=rngs)
         self.out = nnx.Linear(config.hidden_size, config.num_classes, rngs=rngs)
         self.kind = config.head
 
@@ -156,7 +157,8 @@ def real_tokens(ids: Int[Array, " T"], length: Int[Array, ""] | int | None, conf
 def layer_norm(size: int, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Return a norm of vectors of `size` entries."""
     # The fast variance E x² − (E x)² loses digits where a mean is far from 0.
-    return nnx.LayerNorm(size, epsilon=config.norm_eps, use_fast_variance=False, rngs=rngs)
+    use_bias = "norm" in config.biases
+    return nnx.LayerNorm(size, epsilon=config.norm_eps, use_bias=use_bias, use_fast_variance=False, rngs=rngs)
 
 
 # Names in Hugging Face's checkpoints

@@ -13,12 +13,14 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+NORM_EPS = {"deberta": 1e-7, "modernbert": 1e-5}  # where it is not 1e-12 in a config.json without it
 KEYS = {  # a field here: its key in config.json, for DistilBERT where that differs
     "hidden_size": ("hidden_size", "dim"),
     "intermediate_size": ("intermediate_size", "hidden_dim"),
     "num_layers": ("num_hidden_layers", "n_layers"),
     "num_heads": ("num_attention_heads", "n_heads"),
     "activation": ("hidden_act", "activation"),
+    "norm_eps": ("layer_norm_eps", ""),
 }
 
 
@@ -53,7 +55,10 @@ class EncoderConfig:
     activation: "gelu" (with erf), "gelu_tanh" or "relu". head: "" for none; "tanh", "relu" or "gelu", the activation
     between the two layers of a checkpoint's classification head; "linear", one layer on the pooled vector.
     num_classes: outputs of the head, 0 without one. labels: their names, where the checkpoint has them.
-    has_position_table: False where positions count by their distances alone. disentangled: for DeBERTa.
+    has_position_table: False where no table of positions is added. disentangled: for DeBERTa.
+
+    head_pooling: what the head reads, "cls" (the first token) or "mean". biases: the parts that have biases.
+    reaches, thetas: of every layer of a ModernBERT, the largest distance that its attention sees and its rotary base.
     """
 
     family: str
@@ -73,6 +78,10 @@ class EncoderConfig:
     labels: tuple[str, ...] = ()
     has_position_table: bool = True
     disentangled: Disentangled = Disentangled()
+    head_pooling: str = "cls"
+    biases: tuple[str, ...] = ("attention", "mlp", "norm", "head")
+    reaches: tuple[int, ...] = ()
+    thetas: tuple[float, ...] = ()
 
     @property
     def context_length(self) -> int:
@@ -109,11 +118,12 @@ def _refuse(config: dict[str, Any]) -> None:
 
 
 def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfig:
-    distil = family == "distilbert"
+    distil, deberta, modern = (family == name for name in ("distilbert", "deberta", "modernbert"))
     key = {field: names[distil] for field, names in KEYS.items()}
-    deberta = family == "deberta"
+    key |= {"activation": "hidden_activation", "norm_eps": "norm_eps"} if modern else {}
     labels = _labels(config) if classifies else ()
     hidden_size = whole(config, key["hidden_size"])
+    own = _disentangled(config) if deberta else _modern(config) if modern else {}
     return EncoderConfig(
         family=family,
         vocab_size=whole(config, "vocab_size"),
@@ -124,26 +134,26 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
         num_heads=whole(config, key["num_heads"]),
         num_positions=whole(config, "max_position_embeddings"),
         position_offset=1 + whole(config, "pad_token_id", 1, least=0) if family == "roberta" else 0,
-        type_vocab_size=0 if distil else whole(config, "type_vocab_size", 0 if deberta else 2, least=0),
+        type_vocab_size=0 if distil or modern else whole(config, "type_vocab_size", 0 if deberta else 2, least=0),
         activation=_one_of(config, key["activation"], ACTIVATIONS, "gelu"),
-        norm_eps=1e-12 if distil else number(config, "layer_norm_eps", 1e-7 if deberta else 1e-12),
+        norm_eps=1e-12 if distil else number(config, key["norm_eps"], NORM_EPS.get(family, 1e-12)),
         head=_head(family, config) if classifies else "",
         num_classes=len(labels),
         labels=labels,
-        has_position_table=not deberta or bool(config.get("position_biased_input", True)),
-        disentangled=_disentangled(config) if deberta else Disentangled(),
+        **own,
     )
 
 
 def _head(family: str, config: dict[str, Any]) -> str:
     """Return the activation between the two layers of a checkpoint's head."""
-    if family == "deberta":
-        return _one_of(config, "pooler_hidden_act", ACTIVATIONS | {"tanh": "tanh"}, "gelu")
+    key = {"deberta": "pooler_hidden_act", "modernbert": "classifier_activation"}.get(family)
+    if key is not None:
+        return _one_of(config, key, ACTIVATIONS | {"tanh": "tanh"}, "gelu")
     return {"distilbert": "relu", "electra": "gelu"}.get(family, "tanh")
 
 
-def _disentangled(config: dict[str, Any]) -> Disentangled:
-    """Return how a DeBERTa's attention reads distances; raise a ValueError for a variant that is not built here."""
+def _disentangled(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a DeBERTa's own fields; raise a ValueError for a variant that is not built here."""
     if whole(config, "conv_kernel_size", 0, least=0):
         raise ValueError(
             f"conv_kernel_size is {config['conv_kernel_size']}; expected 0: the convolution of the large DeBERTa v2 "
@@ -170,7 +180,7 @@ def _disentangled(config: dict[str, Any]) -> Disentangled:
             "the buckets"
         )
     norms = str(config.get("norm_rel_ebd", "none")).lower().split("|")
-    return Disentangled(
+    disentangled = Disentangled(
         c2p=relative and "c2p" in kinds,
         p2c=relative and "p2c" in kinds,
         share_keys=bool(config.get("share_att_key", False)),
@@ -180,6 +190,52 @@ def _disentangled(config: dict[str, Any]) -> Disentangled:
         norm="layer_norm" in [norm.strip() for norm in norms],
         num_terms=1 + len(set(kinds)),
     )
+    return {
+        "disentangled": disentangled,
+        "has_position_table": bool(config.get("position_biased_input", True)),
+    }
+
+
+def _modern(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a ModernBERT's own fields; raise a ValueError for a variant that is not built here."""
+    count, context = whole(config, "num_hidden_layers"), whole(config, "max_position_embeddings")
+    if whole(config, "hidden_size") % (2 * whole(config, "num_attention_heads")):
+        raise ValueError(
+            f"hidden_size is {config['hidden_size']}; expected heads of an even size, which positions turn"
+        )
+    every = whole(config, "global_attn_every_n_layers", 3)
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = ["sliding_attention" if i % every else "full_attention" for i in range(count)]
+    reaches = {"full_attention": context, "sliding_attention": whole(config, "local_attention", 128) // 2}
+    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in reaches for kind in kinds):
+        raise ValueError(
+            f"layer_types is {kinds!r:.60}; expected one of {', '.join(reaches)} for each of {count} layers"
+        )
+    thetas = {
+        "full_attention": _theta(config, "full_attention", "global_rope_theta", 160_000.0),
+        "sliding_attention": _theta(config, "sliding_attention", "local_rope_theta", 10_000.0),
+    }
+    biased = {"attention_bias": "attention", "mlp_bias": "mlp", "norm_bias": "norm", "classifier_bias": "head"}
+    return {
+        "has_position_table": False,
+        "head_pooling": _one_of(config, "classifier_pooling", {"cls": "cls", "mean": "mean"}, "cls"),
+        "biases": tuple(part for key, part in biased.items() if config.get(key)),
+        "reaches": tuple(reaches[kind] for kind in kinds),
+        "thetas": tuple(thetas[kind] for kind in kinds),
+    }
+
+
+def _theta(config: dict[str, Any], kind: str, old_key: str, default: float) -> float:
+    """Return the rotary base of one kind of layer, from `rope_parameters` or the key of older files."""
+    parameters = config.get("rope_parameters") or {}
+    settings = parameters.get(kind) or {} if isinstance(parameters, dict) else None
+    scaling = config.get("rope_scaling")
+    if not isinstance(settings, dict) or scaling or settings.get("rope_type", "default") != "default":
+        raise ValueError(f"{kind} has rotary positions {settings or scaling!r:.60}; expected plain ones, not stretched")
+    if old_key in config and config[old_key] is None:
+        raise ValueError(f"{old_key} is null; expected a number above 0")
+    return number(settings, "rope_theta", number(config, old_key, default))
 
 
 def _above_0(config: dict[str, Any], key: str) -> int:
@@ -188,7 +244,7 @@ def _above_0(config: dict[str, Any], key: str) -> int:
 
 
 def _one_of(config: dict[str, Any], key: str, names: dict[str, str], default: str) -> str:
-    """Return our name of the activation under `key`; raise a ValueError where we have none."""
+    """Return what `names` has for the name under `key`; raise a ValueError where it has nothing."""
     name = config.get(key, default)
     if not isinstance(name, str) or name not in names:
         raise ValueError(f"{key} is {name!r:.60}; expected one of {', '.join(names)}")

@@ -26,11 +26,13 @@ class Tensor(NamedTuple):
     name: the tensor; "{}" in it stands for the layer, and makes the parameter a stack over layers.
     transpose: True for a matrix, which checkpoints hold as [out, in] and Flax as [in, out].
     rows: the part of a fused tensor, as a slice of its first axis.
+    last: the tensor of a stack's last row; the rows before it are then the layers from the second on.
     """
 
     name: str
     transpose: bool = False
     rows: slice | None = None
+    last: str = ""
 
 
 Table = Mapping[str, Tensor]
@@ -132,7 +134,10 @@ def _some(names: list[str]) -> str:
 
 
 def _names(tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
-    return [tensor.name.format(i) for i in range(shape[0])] if "{}" in tensor.name else [tensor.name]
+    if "{}" not in tensor.name:
+        return [tensor.name]
+    names = [tensor.name.format(i) for i in range(shape[0])]
+    return [*names[1:], tensor.last] if tensor.last else names
 
 
 def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
