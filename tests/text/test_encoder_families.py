@@ -7,7 +7,7 @@ from twins_encoder import CONFIGS, LENGTHS, batch, build, theirs
 
 import isouq
 from isouq.text.encoder import load_encoder
-from isouq.text.models import deberta, encoder_config
+from isouq.text.models import deberta, encoder_config, mpnet
 
 CASES = {name: (name, {}) for name in CONFIGS} | {
     "Electra of one width": ("Electra", dict(embedding_size=32)),
@@ -32,6 +32,7 @@ CASES = {name: (name, {}) for name in CONFIGS} | {
         "ModernBert",
         dict(global_attn_every_n_layers=2, global_rope_theta=300.0, local_rope_theta=20.0, hidden_activation="relu"),
     ),
+    "MPNet of more buckets": ("MPNet", dict(relative_attention_num_buckets=40)),
     "DebertaV2 of distances that no score reads": ("DebertaV2", dict(pos_att_type=[])),
 }
 
@@ -117,6 +118,7 @@ def test_variants_of_the_configuration(tmp_path, change):
         "ElectraForPreTraining",
         "DebertaV2ForMaskedLM",
         "ModernBertForMaskedLM",
+        "MPNetForMaskedLM",
     ],
 )
 def test_masked_language_models_serve_as_encoders(tmp_path, name):
@@ -151,6 +153,15 @@ def test_distances_fall_into_the_buckets_of_transformers(buckets, longest):
     np.testing.assert_array_equal(deberta.distance_rows(1200, config), theirs)
 
 
+def test_distances_have_the_biases_of_transformers():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+    distance = torch.arange(600)[None, :] - torch.arange(600)[:, None]
+    np.testing.assert_array_equal(mpnet.buckets(600), MPNetEncoder.relative_position_bucket(distance))
+
+
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
@@ -172,6 +183,7 @@ def test_distances_fall_into_the_buckets_of_transformers(buckets, longest):
             {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}},
             "full_attention has rotary positions .*yarn.*; expected plain ones",
         ),
+        ("MPNet", {"relative_attention_num_buckets": 16}, "relative_attention_num_buckets is 16; expected .* least 32"),
         ("Electra", {"embedding_size": 0}, "embedding_size is 0; expected a whole number of at least 1"),
     ],
 )

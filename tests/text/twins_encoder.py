@@ -37,6 +37,7 @@ CONFIGS = {
         type_vocab_size=0,
     ),
     "ModernBert": SMALL | dict(pad_token_id=0, local_attention=6, num_hidden_layers=4),
+    "MPNet": SMALL | dict(pad_token_id=1),
     "Electra": SMALL | dict(type_vocab_size=2, embedding_size=24),
 }
 LENGTHS = (13, 20, 5)

@@ -40,6 +40,9 @@ ENCODERS = {
     "ModernBertModel": "modernbert",
     "ModernBertForMaskedLM": "modernbert",
     "ModernBertForSequenceClassification": "modernbert",
+    "MPNetModel": "mpnet",
+    "MPNetForMaskedLM": "mpnet",
+    "MPNetForSequenceClassification": "mpnet",
 }
 
 
@@ -53,6 +56,7 @@ TYPES = {family: name for name, family in DECODERS.items()} | {
     "electra": "ElectraModel",
     "deberta-v2": "DebertaV2Model",
     "modernbert": "ModernBertModel",
+    "mpnet": "MPNetModel",
 }
 # The bare body of a decoder: with tied embeddings it is the whole language model.
 DECODERS |= {name.replace("ForCausalLM", "Model"): family for name, family in DECODERS.items()}

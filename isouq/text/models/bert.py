@@ -65,10 +65,13 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(size, size, rngs=rngs)
         self.num_heads = config.num_heads
 
-    def __call__(self, x: Float[Array, "T D"], real: Bool[Array, " T"]) -> Float[Array, "T D"]:
-        """real: False at the padding."""
+    def __call__(
+        self, x: Float[Array, "T D"], real: Bool[Array, " T"], bias: Float[Array, "H T T"] | None = None
+    ) -> Float[Array, "T D"]:
+        """real: False at the padding. bias: what is added to the scores of every head, query and key."""
         q, k, v = (layer(x).reshape(x.shape[0], self.num_heads, -1) for layer in (self.q, self.k, self.v))
         scores = jnp.einsum("thk,shk->hts", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+        scores = scores if bias is None else scores + bias
         scores = jnp.where(real[None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         return self.out(jnp.einsum("hts,shk->thk", weights, v).reshape(x.shape))

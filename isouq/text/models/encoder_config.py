@@ -56,9 +56,9 @@ class EncoderConfig:
     between the two layers of a checkpoint's classification head; "linear", one layer on the pooled vector.
     num_classes: outputs of the head, 0 without one. labels: their names, where the checkpoint has them.
     has_position_table: False where no table of positions is added. disentangled: for DeBERTa.
-
     head_pooling: what the head reads, "cls" (the first token) or "mean". biases: the parts that have biases.
-    reaches, thetas: of every layer of a ModernBERT, the largest distance that its attention sees and its rotary base.
+    num_buckets: rows of MPNet's table of biases, 0 without it. reaches, thetas: of every layer of a ModernBERT, the
+    largest distance that its attention sees and the base of its rotary positions.
     """
 
     family: str
@@ -80,6 +80,7 @@ class EncoderConfig:
     disentangled: Disentangled = Disentangled()
     head_pooling: str = "cls"
     biases: tuple[str, ...] = ("attention", "mlp", "norm", "head")
+    num_buckets: int = 0
     reaches: tuple[int, ...] = ()
     thetas: tuple[float, ...] = ()
 
@@ -118,12 +119,12 @@ def _refuse(config: dict[str, Any]) -> None:
 
 
 def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfig:
-    distil, deberta, modern = (family == name for name in ("distilbert", "deberta", "modernbert"))
+    distil, modern = family == "distilbert", family == "modernbert"
     key = {field: names[distil] for field, names in KEYS.items()}
     key |= {"activation": "hidden_activation", "norm_eps": "norm_eps"} if modern else {}
     labels = _labels(config) if classifies else ()
     hidden_size = whole(config, key["hidden_size"])
-    own = _disentangled(config) if deberta else _modern(config) if modern else {}
+    own = {"deberta": _disentangled, "modernbert": _modern, "mpnet": _mpnet}.get(family, lambda config: {})(config)
     return EncoderConfig(
         family=family,
         vocab_size=whole(config, "vocab_size"),
@@ -133,8 +134,8 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
         num_layers=whole(config, key["num_layers"]),
         num_heads=whole(config, key["num_heads"]),
         num_positions=whole(config, "max_position_embeddings"),
-        position_offset=1 + whole(config, "pad_token_id", 1, least=0) if family == "roberta" else 0,
-        type_vocab_size=0 if distil or modern else whole(config, "type_vocab_size", 0 if deberta else 2, least=0),
+        position_offset=_position_offset(family, config),
+        type_vocab_size=_type_vocab_size(family, config),
         activation=_one_of(config, key["activation"], ACTIVATIONS, "gelu"),
         norm_eps=1e-12 if distil else number(config, key["norm_eps"], NORM_EPS.get(family, 1e-12)),
         head=_head(family, config) if classifies else "",
@@ -142,6 +143,18 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
         labels=labels,
         **own,
     )
+
+
+def _position_offset(family: str, config: dict[str, Any]) -> int:
+    """Return the row of the first token's position: after the padding token's id in RoBERTa, 2 in every MPNet."""
+    return {"roberta": 1 + whole(config, "pad_token_id", 1, least=0), "mpnet": 2}.get(family, 0)
+
+
+def _type_vocab_size(family: str, config: dict[str, Any]) -> int:
+    """Return the number of kinds of segment."""
+    if family in ("distilbert", "mpnet", "modernbert"):
+        return 0
+    return whole(config, "type_vocab_size", 0 if family == "deberta" else 2, least=0)
 
 
 def _head(family: str, config: dict[str, Any]) -> str:
@@ -194,6 +207,11 @@ def _disentangled(config: dict[str, Any]) -> dict[str, Any]:
         "disentangled": disentangled,
         "has_position_table": bool(config.get("position_biased_input", True)),
     }
+
+
+def _mpnet(config: dict[str, Any]) -> dict[str, Any]:
+    """Return an MPNet's own fields; transformers computes 32 buckets whatever the file says."""
+    return {"num_buckets": whole(config, "relative_attention_num_buckets", 32, least=32)}
 
 
 def _modern(config: dict[str, Any]) -> dict[str, Any]:
