@@ -202,7 +202,7 @@ Q = "model/layers/1/self_attn/q_proj/weight"
         (partial(rewrite, architectures=["MambaForCausalLM"]), "architecture 'MambaForCausalLM' is not one of"),
         (
             partial(rewrite, architectures=["Gemma3ForConditionalGeneration"]),
-            "'Gemma3ForConditionalGeneration' is not one of .*; the nearest by name is 'Gemma3ForCausalLM'",
+            "'Gemma3ForConditionalGeneration' is not one of .*; the nearest is Gemma3",
         ),
         (partial(rewrite, architectures=["Gemma2ForCausalLM"], use_bidirectional_attention=True), "is set; expected a"),
         (

@@ -41,12 +41,14 @@ class Tensor(NamedTuple):
         the expert of a layer.
     transpose: True for a matrix, which checkpoints hold as [out, in] and Flax as [in, out].
     rows: the part of a fused tensor, as a slice of its first axis or of another `axis`.
+    last: the tensor of a stack's last row; the rows before it are then the layers from the second on.
     """
 
     name: str
     transpose: bool = False
     rows: slice | Interleaved | None = None
     axis: int = 0
+    last: str = ""
 
 
 Table = Mapping[str, Tensor]
@@ -149,7 +151,8 @@ def _some(names: list[str]) -> str:
 
 
 def _names(tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
-    return [tensor.name.format(*at) for at in np.ndindex(*shape[: tensor.name.count("{}")])]
+    names = [tensor.name.format(*at) for at in np.ndindex(*shape[: tensor.name.count("{}")])]
+    return [*names[1:], tensor.last] if tensor.last else names
 
 
 def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
