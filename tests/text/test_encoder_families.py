@@ -202,6 +202,7 @@ def test_distances_have_the_biases_of_transformers():
         ("DebertaV2", {"pooler_hidden_act": "mish"}, "pooler_hidden_act is 'mish'; expected one of gelu, .*tanh"),
         ("ModernBert", {"hidden_size": 12}, "hidden_size is 12; expected heads of an even size"),
         ("ModernBert", {"layer_types": ["full_attention"]}, "layer_types is .*; expected one of full_attention, "),
+        ("ModernBert", {"layer_types": [[]] * 4}, "layer_types is .*; expected one of full_attention, "),
         ("ModernBert", {"layer_types": ["global"] * 4}, "layer_types is .*; expected one of full_attention, "),
         ("ModernBert", {"classifier_pooling": "max"}, "classifier_pooling is 'max'; expected one of cls, mean"),
         ("ModernBert", {"local_rope_theta": None}, "local_rope_theta is null; expected a number above 0"),
