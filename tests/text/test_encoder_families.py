@@ -1,6 +1,7 @@
 """Every family of encoders against transformers and torch, on small random models."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from twins_encoder import CONFIGS, LENGTHS, batch, build, theirs
@@ -97,6 +98,33 @@ def test_logits_and_their_gradients_equal_torch(tmp_path, case):
     np.testing.assert_allclose(got, norms, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["Electra", "DebertaV2", "ModernBert", "MPNet"])
+def test_the_ways_to_run_an_encoder_agree(tmp_path, family):
+    build(tmp_path, f"{family}ForSequenceClassification")
+    encoder = load_encoder(str(tmp_path))
+    texts = ["a", "abc", "a longer text", "another one of more letters"]
+    xs = encoder.encode_texts(texts)
+    wanted = isouq.uncertainty(encoder.predict, encoder.params, xs, "multiclass", engine="vmap")
+    lean = load_encoder(str(tmp_path), remat=True)
+    for one in (encoder, lean):
+        found = isouq.uncertainty(one.predict, one.params, xs, "multiclass")
+        np.testing.assert_allclose(found.epistemic, wanted.epistemic, rtol=1e-4)
+        np.testing.assert_allclose(found.probability, wanted.probability, rtol=1e-4)
+    vectors = encoder.embed(texts, batch_size=2, normalize=False)
+    alone = np.stack([encoder.embed([text], normalize=False)[0] for text in texts])
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+
+    fresh = encoder.with_head(2, jax.random.key(0))
+    logits = jax.jit(jax.vmap(fresh.predict, (None, 0)))(fresh.params, xs)
+    np.testing.assert_allclose(logits, vectors @ np.asarray(fresh.params["head"]["out"]["kernel"]), atol=1e-5)
+
+    half = load_encoder(str(tmp_path), dtype=jnp.bfloat16)
+    hidden = jax.jit(half.hidden)(half.params, xs["ids"][3])
+    assert hidden.dtype == jnp.bfloat16
+    wanted = jax.jit(encoder.hidden)(encoder.params, xs["ids"][3])
+    np.testing.assert_allclose(hidden.astype(jnp.float32), wanted, atol=0.2)
+
+
 @pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"hidden_act": "relu"}, {"pad_token_id": 3}])
 def test_variants_of_the_configuration(tmp_path, change):
     name = "RobertaModel" if "pad_token_id" in change else "BertModel"
@@ -174,6 +202,7 @@ def test_distances_have_the_biases_of_transformers():
         ("DebertaV2", {"pooler_hidden_act": "mish"}, "pooler_hidden_act is 'mish'; expected one of gelu, .*tanh"),
         ("ModernBert", {"hidden_size": 12}, "hidden_size is 12; expected heads of an even size"),
         ("ModernBert", {"layer_types": ["full_attention"]}, "layer_types is .*; expected one of full_attention, "),
+        ("ModernBert", {"layer_types": [[]] * 4}, "layer_types is .*; expected one of full_attention, "),
         ("ModernBert", {"layer_types": ["global"] * 4}, "layer_types is .*; expected one of full_attention, "),
         ("ModernBert", {"classifier_pooling": "max"}, "classifier_pooling is 'max'; expected one of cls, mean"),
         ("ModernBert", {"local_rope_theta": None}, "local_rope_theta is null; expected a number above 0"),

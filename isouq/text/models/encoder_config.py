@@ -119,6 +119,7 @@ def _refuse(config: dict[str, Any]) -> None:
 
 
 def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfig:
+    """Return the configuration; raise KeyError for a key that is missing, ValueError for a value of no use."""
     distil, modern = family == "distilbert", family == "modernbert"
     key = {field: names[distil] for field, names in KEYS.items()}
     key |= {"activation": "hidden_activation", "norm_eps": "norm_eps"} if modern else {}
@@ -225,8 +226,8 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
     kinds = config.get("layer_types")
     if kinds is None:
         kinds = ["sliding_attention" if i % every else "full_attention" for i in range(count)]
-    reaches = {"full_attention": context, "sliding_attention": whole(config, "local_attention", 128) // 2}
-    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in reaches for kind in kinds):
+    reaches = {"full_attention": context, "sliding_attention": min(whole(config, "local_attention", 128) // 2, context)}
+    if not isinstance(kinds, list) or len(kinds) != count or not all(kind in tuple(reaches) for kind in kinds):
         raise ValueError(
             f"layer_types is {kinds!r:.60}; expected one of {', '.join(reaches)} for each of {count} layers"
         )
