@@ -318,7 +318,7 @@ def drop(folder, *beginnings):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (partial(rewrite, architectures=["CpmModel"]), "architecture 'GPT2Model' is not one of BertModel, .*ation$"),
+        (partial(rewrite, architectures=["CpmModel"]), "architecture 'CpmModel' is not one of BertModel, .*ation$"),
         (
             partial(rewrite, architectures=["BertForTokenClassification"]),
             "; the nearest is BertForSequenceClassification: take a checkpoint of that architecture$",
