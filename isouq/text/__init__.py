@@ -12,20 +12,20 @@ from isouq.sharding import shard_over
 
 with extra("text"):
     from isouq.text._trace import Trace, features, trace
-    from isouq.text.baselines import (
-        clusters_by_entailment,
-        clusters_by_similarity,
-        naive_entropy,
-        p_true,
-        semantic_entropy,
-        semantic_entropy_discrete,
-    )
     from isouq.text.continuations import Reading, read
     from isouq.text.encoder import TextEncoder, load_encoder
     from isouq.text.entailment import Entailment, load_entailment
     from isouq.text.generation import Answer, generate
     from isouq.text.language_model import LanguageModel, load
     from isouq.text.loading.sources import resolve as fetch
+    from isouq.text.scores.meanings import (
+        clusters_by_entailment,
+        clusters_by_similarity,
+        naive_entropy,
+        semantic_entropy,
+        semantic_entropy_discrete,
+    )
+    from isouq.text.scores.truth import p_true
     from isouq.text.scoring import REDUCTIONS, Scores, score
     from isouq.text.selection import parameter_names
 

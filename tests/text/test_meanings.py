@@ -10,7 +10,8 @@ from scipy.stats import entropy
 from twins_text import write_model
 
 from isouq.text import load, naive_entropy, p_true, semantic_entropy, semantic_entropy_discrete
-from isouq.text.baselines import IDEAS, clusters_by_entailment, clusters_by_similarity, p_true_prompt
+from isouq.text.scores.meanings import clusters_by_entailment, clusters_by_similarity
+from isouq.text.scores.truth import IDEAS, p_true_prompt
 
 QUESTIONS, ANSWERS = ["who", "what now"], ["me", "tea"]
 SAMPLES = [["me", "you\nboth", ""], []]
