@@ -23,12 +23,6 @@ def relations(one):
     return list(zip(one["alternatives"], pairs, strict=True))
 
 
-def token_sars(one):
-    return [
-        likelihood.token_sar(*pair) for pair in zip(one["sample_tokens"], one["sample_token_similarity"], strict=True)
-    ]
-
-
 def rauq(one):
     layers = likelihood.middle_layers(len(one["attention"]))
     return likelihood.rauq(one["log_p"], np.array(one["attention"])[list(layers)])
@@ -47,7 +41,7 @@ OURS = {
     ),
     "semantic_entropy_discrete": lambda one: meanings.semantic_entropy_discrete(one["cluster"]),
     "lexical_similarity": lambda one: meanings.lexical_similarity(one["texts"]),
-    "sar": lambda one: graphs.sar(token_sars(one), one["similarity"]),
+    "sar": lambda one: graphs.sar(one["sample_tokens"], one["sample_token_similarity"], one["similarity"]),
     "degmat": lambda one: graphs.degmat(one["similarity"]),
     "eigv": lambda one: graphs.eigv(one["similarity"]),
     "eccentricity": lambda one: graphs.eccentricity(one["similarity"]),
@@ -207,8 +201,8 @@ def test_scores_at_their_ends():
         assert graphs.degmat(alike) == 0
         assert graphs.eccentricity(apart) == pytest.approx(math.sqrt(n - 1))
         assert graphs.eccentricity(alike) == pytest.approx(0, abs=1e-7)
-    assert graphs.sar([1.0, 3.0], np.eye(2)) == pytest.approx(2)  # no sample supports another
-    assert graphs.sar([5000.0, 5000.0], np.ones((2, 2))) == pytest.approx(5000 - math.log(1001))  # p is 0 as a double
+    assert graphs.sar([[-1.0], [-3.0]], [[0], [0]], np.eye(2)) == pytest.approx(2)  # no sample supports another
+    assert graphs.sar([[-5e3]] * 2, [[0]] * 2, np.ones((2, 2))) == pytest.approx(5e3 - math.log(1001))  # p underflows
     assert meanings.lexical_similarity(["Paris!", "paris"]) == -1
     assert meanings.lexical_similarity(["?", "!"]) == 0
     assert math.isnan(meanings.lexical_similarity(["one"]))
@@ -224,10 +218,10 @@ BAD = {
     "attention of other tokens": (lambda: likelihood.rauq([-1, -1], np.ones((2, 2, 2))), r"expected \[layers, heads"),
     "an alpha of 0": (lambda: likelihood.rauq([-1], np.ones((1, 1, 0)), 0), "alpha is 0; expected"),
     "no square": (lambda: graphs.degmat(np.ones((2, 3))), r"similarity has shape \(2, 3\); expected \[samples"),
-    "similarities of others": (lambda: graphs.sar([1.0], np.ones((2, 2))), r"expected \[1, 1\]"),
+    "similarities of others": (lambda: graphs.sar([[-1.0]], [[0]], np.ones((2, 2))), r"expected \[1, 1\]"),
     "a similarity of 2": (lambda: graphs.eigv([[2.0]]), "similarity holds a number outside 0 to 1; expected"),
     "zeros": (lambda: graphs.eigv([[1.0, 0], [0, 0]]), "similarity has a row and column of zeros; expected"),
-    "a temperature of 0": (lambda: graphs.sar([1.0], [[1.0]], 0), "temperature is 0; expected"),
+    "a temperature of 0": (lambda: graphs.sar([[-1.0]], [[0]], [[1.0]], 0), "temperature is 0; expected"),
     "no samples": (lambda: graphs.cocoa_mean([-1.0], []), "similarity has shape .0,.; expected"),
     "infinite states": (lambda: graphs.eigenscore([[np.inf]]), "states has shape .* or is not finite; expected"),
     "no ridge": (lambda: graphs.eigenscore([[1.0]], 0), "ridge is 0; expected"),

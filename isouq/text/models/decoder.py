@@ -8,6 +8,7 @@ one layer's activations and L hidden states.
 Causality makes padding on the right exact: no position looks at a later one.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +73,7 @@ class Attention(nnx.Module):
         grouped = q.reshape(-1, c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
         scores = jnp.einsum("tgnk,sgk->gnts", grouped, k).astype(jnp.float32) * c.head_dim**-0.5
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(v.dtype)
+        self.weights = nnx.Intermediate(weights)  # for `collect` of `Decoder.run`
         mixed = jnp.einsum("gnts,sgk->tgnk", weights, v)
         return self.out(mixed.reshape(-1, c.num_heads * c.head_dim)), (k, v)
 
@@ -149,19 +151,26 @@ class Decoder(nnx.Module):
         params: Any,
         length: Int[Array, ""] | int | None = None,
         remat: bool = True,
-    ) -> Float[Array, "T D"]:
-        """X after some of the layers, whose stacked parameters are given; `length` and `remat` as in `hidden`."""
+        collect: Callable[[Block, Array], Any] | None = None,
+    ) -> Any:
+        """Return x after some of the layers, whose stacked parameters are given; `length` and `remat` as in `hidden`.
+
+        collect: a function of a layer's block and output. With it the result is (x, its values stacked); the weights
+        of the block's attention are `block.attention.weights[...]`, `[G, H / G, T, T]`.
+        """
         graph = nnx.split(self.layers)[0]
         count = x.shape[0]
         positions = jnp.arange(count)
         angles = self.config.rope.tables(positions, jnp.asarray(count if length is None else length))
 
-        def step(x: Array, layer: tuple[Any, Array]) -> tuple[Array, None]:
+        def step(x: Array, layer: tuple[Any, Array]) -> tuple[Array, Any]:
             block, window = nnx.merge(graph, layer[0]), layer[1]
-            return block(x, angles, _causal(positions, positions, window))[0], None
+            x = block(x, angles, _causal(positions, positions, window))[0]
+            return x, collect(block, x) if collect else None
 
         windows = jnp.asarray(self.config.windows[layers])
-        return jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows))[0]
+        x, collected = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows))
+        return (x, collected) if collect else x
 
     def logits(self, hidden: Float[Array, "*T D"], kernel: Float[Array, "D V"] | None = None) -> Float[Array, "*T V"]:
         """Apply the output layer, or another `kernel`, in float32 whatever the dtype of the parameters."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from isouq.text.scores._inputs import floats, log_probabilities
-from isouq.text.scores.likelihood import mean_token_entropy, nll, nll_mean
+from isouq.text.scores._inputs import floats
+from isouq.text.scores.likelihood import mean_token_entropy, nll, nll_mean, token_sar
 
 EIGENVALUE_BOUND = 0.9  # eccentricity keeps the eigenvectors of the Laplacian below it
 
@@ -48,11 +48,12 @@ def eccentricity(similarity: Any) -> float:
     return float(np.linalg.norm(coordinates - coordinates.mean(axis=0)))
 
 
-def sar(token_sars: Any, similarity: Any, temperature: float = 0.001) -> float:
+def sar(log_p: Sequence[Any], token_similarity: Sequence[Any], similarity: Any, temperature: float = 0.001) -> float:
     """Return the mean over samples i of −log(p_i + (1/t) Σ_{j ≠ i} g(i, j) p_j), where p_i = exp(−TokenSAR of i).
 
     Args:
-        token_sars: `isouq.text.scores.token_sar` of each of n samples, array-like `[n]`.
+        log_p: log p of the tokens of each of n samples, n times array-like `[T_i]`.
+        token_similarity: what `isouq.text.scores.likelihood.token_sar` takes, for each sample.
         similarity: g, array-like `[n, n]`, from 0 to 1.
         temperature: t; 0.001 in the paper.
 
@@ -62,14 +63,14 @@ def sar(token_sars: Any, similarity: Any, temperature: float = 0.001) -> float:
     Source: Duan et al. 2024, arXiv 2307.01379. Cost: n samples, and a pass of the encoder for each token of them and
     each ordered pair.
     """
-    log_p = log_probabilities(-floats("token_sars", token_sars))
-    similarity = _similarities(similarity, log_p.size)
+    similarity = _similarities(similarity, len(log_p))
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected a number above 0")
+    tokens = -np.array([token_sar(*pair) for pair in zip(log_p, token_similarity, strict=True)])
     with np.errstate(divide="ignore"):
         log_weight = np.log(similarity / temperature)
     np.fill_diagonal(log_weight, 0)
-    return float(-np.mean(np.logaddexp.reduce(log_weight + log_p[None, :], axis=1)))
+    return float(-np.mean(np.logaddexp.reduce(log_weight + tokens[None, :], axis=1)))
 
 
 def cocoa_sum(log_p: Any, similarity: Any) -> float:
