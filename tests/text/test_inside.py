@@ -64,7 +64,7 @@ def test_alternatives_begin_with_the_token_itself(models):
         assert len(tokens) == len(row.ids) - row.first
         for own, distribution, (ids, values) in zip(row.ids[row.first :], log_p, tokens, strict=True):
             order = [int(i) for i in np.argsort(-distribution) if i != own]
-            assert ids.tolist() == [own, *order[:3]]
+            assert ids == [own, *order[:3]]
             np.testing.assert_allclose(values, distribution[ids], rtol=1e-4)
 
 

@@ -28,8 +28,8 @@ def head_gradients(model: LanguageModel, rows: Sequence[Row], batch_size: int) -
     return _by_batches(model, rows, batch_size, _head_gradients)
 
 
-def state_gradients(model: LanguageModel, rows: Sequence[Row], position: int, batch_size: int) -> list[np.ndarray]:
-    """Return for every row the mean |∇ Σ_t ω_t log p_t| by the hidden states at one position of the prompt, `[]`.
+def state_gradients(model: LanguageModel, rows: Sequence[Row], position: int, batch_size: int) -> list[float]:
+    """Return for every row the mean |∇ Σ_t ω_t log p_t| by the hidden states at one position of the prompt.
 
     ω are entropies; position: −1 for the last token of the prompt, −2 for the one before it; the states are those
     after `upper_layers`. Raises ValueError with the row's number where a prompt is too short.
@@ -39,7 +39,8 @@ def state_gradients(model: LanguageModel, rows: Sequence[Row], position: int, ba
     if short is not None:
         raise ValueError(f"pair {short}: the prompt has {rows[short].first} tokens; position is {position}")
     upper_layers(model.config.num_layers)
-    return _by_batches(model, rows, batch_size, functools.partial(_state_gradients, position=position))
+    gradients = functools.partial(_state_gradients, position=position)
+    return [float(value) for value in _by_batches(model, rows, batch_size, gradients)]
 
 
 def check_position(position: Any) -> None:
@@ -50,25 +51,26 @@ def check_position(position: Any) -> None:
 
 def alternatives(
     model: LanguageModel, rows: Sequence[Row], count: int, batch_size: int
-) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+) -> list[list[tuple[list[int], np.ndarray]]]:
     """Return for every token of every row (ids, log p) of that token and of the likeliest others, `count` together."""
-    size = min(count, model.config.vocab_size)
-    found = _by_batches(model, rows, batch_size, functools.partial(_likeliest, count=size))
+    likeliest = functools.partial(_likeliest, count=min(count, model.config.vocab_size))
+    found = _by_batches(model, rows, batch_size, likeliest)
     words = []
-    for row, (own, ids, log_p) in zip(rows, found, strict=True):
-        tokens = zip(row.ids[row.first :], own.astype(float), ids.astype(int), log_p.astype(float), strict=False)
-        words.append([_own_first(*token) for token in tokens])
+    for row, each in zip(rows, found, strict=True):
+        own, ids, log_p = (values[: len(row.ids) - row.first] for values in each)
+        tokens = row.ids[row.first :].tolist()
+        words.append([_own_first(*one) for one in zip(tokens, own, ids, log_p.astype(float), strict=True)])
     return words
 
 
-def _own_first(token: int, own: float, ids: np.ndarray, log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _own_first(token: int, own: Any, ids: np.ndarray, log_p: np.ndarray) -> tuple[list[int], np.ndarray]:
     others = np.flatnonzero(ids != token)[: len(ids) - 1]
-    return np.array([token, *ids[others]]), np.array([own, *log_p[others]])
+    return [token, *ids[others].tolist()], np.array([float(own), *log_p[others]])
 
 
 def attention_to_previous(
     model: LanguageModel, rows: Sequence[Row], layers: range, batch_size: int
-) -> list[Float[np.ndarray, "layers heads T-1"]]:
+) -> list[Float[np.ndarray, "layers heads _"]]:
     """Return for every row the attention to answer token t − 1 where answer token t is predicted, t = 2 … T.
 
     That is the weight which the position of token t − 1, whose logits predict token t, gives to itself.

@@ -16,7 +16,7 @@ from isouq.text.scores._inputs import floats, whole_numbers
 from isouq.text.scores.likelihood import mean_token_entropy
 
 
-def epistemic(log_p: Any, log_grad_sq_norm: float) -> float:
+def epistemic(log_p: Any, log_grad_sq_norm: Any) -> float:
     """Return log ‖∇_θ p_r‖² = 2 log p_r + log ‖∇_θ log p_r‖², the epistemic uncertainty of `isouq.text.score`.
 
     log p_r is the mean of the tokens' log p, array-like `[T]`, and log_grad_sq_norm the logarithm of the squared norm
@@ -25,32 +25,32 @@ def epistemic(log_p: Any, log_grad_sq_norm: float) -> float:
     return float(2 * np.mean(log_p) + log_grad_sq_norm)
 
 
-def grad_log_p(log_grad_sq_norm: float) -> float:
+def grad_log_p(log_grad_sq_norm: Any) -> float:
     """Return log ‖∇_θ log p_r‖², the same without the factor p_r²; source and cost as `epistemic`."""
     return float(log_grad_sq_norm)
 
 
-def exgrad(head_gradient: float) -> float:
+def exgrad(head_gradient: Any) -> float:
     """Return G(output layer) with the weights ω_t = 1. Cost: one forward pass, and the product `[D, T] [T, V]`."""
     return float(head_gradient)
 
 
-def exgrad_mean(head_gradient: float, log_p: Any) -> float:
+def exgrad_mean(head_gradient: Any, log_p: Any) -> float:
     """Return `exgrad` divided by the number of tokens T, that of log_p."""
     return exgrad(head_gradient) / len(log_p)
 
 
-def paragrad(weighted_head_gradient: float) -> float:
+def paragrad(weighted_head_gradient: Any) -> float:
     """Return G(output layer) with entropies as weights. Cost: as `exgrad`."""
     return float(weighted_head_gradient)
 
 
-def paragrad_mean(weighted_head_gradient: float, entropy: Any) -> float:
+def paragrad_mean(weighted_head_gradient: Any, entropy: Any) -> float:
     """Return `paragrad` divided by the number of tokens T, that of entropy."""
     return paragrad(weighted_head_gradient) / len(entropy)
 
 
-def semgrad(state_gradient: float) -> float:
+def semgrad(state_gradient: Any) -> float:
     """Return G(hidden states at one position of the prompt) with entropies as weights.
 
     The states are those after the layers L/2 + 1, …, L − 1 (`upper_layers`), the position is fixed or chosen by
@@ -59,12 +59,12 @@ def semgrad(state_gradient: float) -> float:
     return float(state_gradient)
 
 
-def semgrad_mean(state_gradient: float, entropy: Any) -> float:
+def semgrad_mean(state_gradient: Any, entropy: Any) -> float:
     """Return `semgrad` divided by the number of tokens T, that of entropy."""
     return semgrad(state_gradient) / len(entropy)
 
 
-def hybridgrad(state_gradient: float, weighted_head_gradient: float, entropy: Any) -> float:
+def hybridgrad(state_gradient: Any, weighted_head_gradient: Any, entropy: Any) -> float:
     """Return (1 − e^−ω) `semgrad` + e^−ω `paragrad`, where ω is the mean entropy of the tokens.
 
     entropy: of the tokens, array-like `[T]`. Cost: that of both.
@@ -73,7 +73,7 @@ def hybridgrad(state_gradient: float, weighted_head_gradient: float, entropy: An
     return float((1 - share) * semgrad(state_gradient) + share * paragrad(weighted_head_gradient))
 
 
-def hybridgrad_mean(state_gradient: float, weighted_head_gradient: float, entropy: Any) -> float:
+def hybridgrad_mean(state_gradient: Any, weighted_head_gradient: Any, entropy: Any) -> float:
     """Return `hybridgrad` divided by the number of tokens T, that of entropy."""
     return hybridgrad(state_gradient, weighted_head_gradient, entropy) / len(entropy)
 

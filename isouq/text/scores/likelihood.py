@@ -37,6 +37,16 @@ def perplexity(log_p: Any) -> float:
         return float(np.exp(nll_mean(log_p)))
 
 
+def aleatoric(log_p: Any) -> float:
+    """Return log p_r (1 − p_r), the aleatoric uncertainty of `isouq.text.score`; −∞ where p_r is 1.
+
+    p_r is the geometric mean of the tokens' probabilities. Source: arXiv 2603.29466. Cost: as `nll`.
+    """
+    log_mean = min(0.0, -nll_mean(log_p))
+    with np.errstate(divide="ignore"):
+        return float(log_mean + np.log(-np.expm1(log_mean)))
+
+
 def mean_token_entropy(entropy: Any) -> float:
     """Return the mean entropy (1/T) Σ_t H_t of the next-token distributions, from 0 to log V.
 

@@ -79,7 +79,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def p_false(p_true: float) -> float:
+def p_false(p_true: Any) -> float:
     """Return 1 − P(True) of an answer, from 0 to 1, so that it is higher where the model is less certain.
 
     Source: Kadavath et al. 2022, arXiv 2207.05221. Cost: `p_true`, and the samples that its prompt lists.
