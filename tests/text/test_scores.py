@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from isouq.text import SCORES
 from isouq.text.scores import graphs, likelihood, meanings
 
 PEER = json.loads((Path(__file__).parents[1] / "lm_polygraph.json").read_text(encoding="utf-8"))
@@ -236,3 +237,11 @@ def test_what_is_wrong_is_said_in_one_line(name):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_docstring_says_what_is_returned_its_source_and_its_cost(name):
+    text = SCORES[name].function.__doc__
+    assert text.startswith("Return ")
+    assert "source" in text.lower()
+    assert "cost" in text.lower()

@@ -153,7 +153,9 @@ def _head_gradients(
             log_p, entropy = _token_log_p(decoder.logits(states, kernel), targets, at)
             return jnp.sum(log_p * jax.lax.stop_gradient(entropy)) if weigh else jnp.sum(log_p)
 
-        return jnp.stack([jnp.mean(jnp.abs(jax.grad(total)(kernel, weigh))) for weigh in (False, True)])
+        return jnp.stack(
+            [jnp.mean(jnp.abs(jax.grad(total)(kernel, weigh)), dtype=jnp.float32) for weigh in (False, True)]
+        )
 
     return jax.lax.map(sizes, (jax.vmap(hidden)(ids, length, at), at, targets))
 

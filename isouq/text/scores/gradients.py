@@ -31,22 +31,25 @@ def grad_log_p(log_grad_sq_norm: Any) -> float:
 
 
 def exgrad(head_gradient: Any) -> float:
-    """Return G(output layer) with the weights ω_t = 1. Cost: one forward pass, and the product `[D, T] [T, V]`."""
+    """Return G(output layer) with the weights ω_t = 1.
+
+    Source: arXiv 2605.04638. Cost: one forward pass, and a product `[D, T] [T, V]`.
+    """
     return float(head_gradient)
 
 
 def exgrad_mean(head_gradient: Any, log_p: Any) -> float:
-    """Return `exgrad` divided by the number of tokens T, that of log_p."""
+    """Return `exgrad` divided by the number of tokens T, that of log_p; source and cost as there."""
     return exgrad(head_gradient) / len(log_p)
 
 
 def paragrad(weighted_head_gradient: Any) -> float:
-    """Return G(output layer) with entropies as weights. Cost: as `exgrad`."""
+    """Return G(output layer) with entropies as weights; source and cost as `exgrad`."""
     return float(weighted_head_gradient)
 
 
 def paragrad_mean(weighted_head_gradient: Any, entropy: Any) -> float:
-    """Return `paragrad` divided by the number of tokens T, that of entropy."""
+    """Return `paragrad` divided by the number of tokens T, that of entropy; source and cost as there."""
     return paragrad(weighted_head_gradient) / len(entropy)
 
 
@@ -54,27 +57,28 @@ def semgrad(state_gradient: Any) -> float:
     """Return G(hidden states at one position of the prompt) with entropies as weights.
 
     The states are those after the layers L/2 + 1, …, L − 1 (`upper_layers`), the position is fixed or chosen by
-    `isouq.text.semantic_position`. Cost: one forward pass, and one backward pass through the upper half of the layers.
+    `isouq.text.semantic_position`. Source: arXiv 2605.04638; its published code begins one layer earlier.
+    Cost: one forward pass, and one backward pass through the upper half of the layers.
     """
     return float(state_gradient)
 
 
 def semgrad_mean(state_gradient: Any, entropy: Any) -> float:
-    """Return `semgrad` divided by the number of tokens T, that of entropy."""
+    """Return `semgrad` divided by the number of tokens T, that of entropy; source and cost as there."""
     return semgrad(state_gradient) / len(entropy)
 
 
 def hybridgrad(state_gradient: Any, weighted_head_gradient: Any, entropy: Any) -> float:
     """Return (1 − e^−ω) `semgrad` + e^−ω `paragrad`, where ω is the mean entropy of the tokens.
 
-    entropy: of the tokens, array-like `[T]`. Cost: that of both.
+    entropy: of the tokens, array-like `[T]`. Source: arXiv 2605.04638. Cost: that of both.
     """
     share = np.exp(-mean_token_entropy(entropy))
     return float((1 - share) * semgrad(state_gradient) + share * paragrad(weighted_head_gradient))
 
 
 def hybridgrad_mean(state_gradient: Any, weighted_head_gradient: Any, entropy: Any) -> float:
-    """Return `hybridgrad` divided by the number of tokens T, that of entropy."""
+    """Return `hybridgrad` divided by the number of tokens T, that of entropy; source and cost as there."""
     return hybridgrad(state_gradient, weighted_head_gradient, entropy) / len(entropy)
 
 

@@ -24,7 +24,7 @@ def nll(log_p: Any) -> float:
 
 
 def nll_mean(log_p: Any) -> float:
-    """Return −(1/T) Σ_t log p(y_t), from 0 up. What lm-polygraph calls perplexity. Cost: as `nll`."""
+    """Return −(1/T) Σ_t log p(y_t), from 0 up; what lm-polygraph calls perplexity. Source and cost: as `perplexity`."""
     return float(-np.mean(log_probabilities(log_p)))
 
 

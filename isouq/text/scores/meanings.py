@@ -20,10 +20,12 @@ def naive_entropy(log_p: Any, lengths: Any = None) -> float:
     """Return the Monte Carlo estimate −(1/n) Σ log p(s_i | x) of the entropy of the answers to one question.
 
     log_p: log p of n sampled answers, all tokens together. lengths: tokens of each, to divide by (the length-normalised
-    variant of Malinin & Gales 2021, arXiv 2002.07650). Both array-like `[n]`.
+    variant). Both array-like `[n]`.
 
     Raises:
         ValueError: no answer, NaN, +∞ or a log p above 0, lengths of another shape or below 1.
+
+    Source: Malinin & Gales 2021, arXiv 2002.07650. Cost: n samples, whose log p generation gives.
     """
     log_p = log_probabilities(log_p)
     if lengths is None:
@@ -50,6 +52,9 @@ def semantic_entropy(cluster: Any, log_p: Any) -> float:
     Raises:
         ValueError: NaN, +∞ or a number above 0 in log_p, no sample of a probability above 0, or clusters that are
             not n whole numbers.
+
+    Source: Kuhn et al. and Farquhar et al. (see the module). Cost: n samples, and one pass of the classifier of
+    entailment for each ordered pair.
     """
     log_p = log_probabilities(log_p)
     cluster = whole_numbers("cluster", cluster, log_p.size)
@@ -77,7 +82,10 @@ def semantic_entropy_monte_carlo(cluster: Any, log_p: Any) -> float:
 
 
 def semantic_entropy_discrete(cluster: Any) -> float:
-    """Return the `semantic_entropy` with P(c) the share of the samples, which needs no likelihoods; nats."""
+    """Return the `semantic_entropy` with P(c) the share of the samples, which needs no likelihoods; nats.
+
+    Source: Farquhar et al. (see the module). Cost: as `semantic_entropy`.
+    """
     cluster = whole_numbers("cluster", cluster)
     return _entropy(np.bincount(_numbers(cluster)).astype(float))
 
