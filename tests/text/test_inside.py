@@ -1,8 +1,9 @@
 """What scores read from inside a model, against autograd, hidden states and attention of transformers."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from twins_text import build, random_ids, tensor
+from twins_text import build, random_ids, tensor, write_model
 
 from isouq.text import load
 from isouq.text.prompts import Row
@@ -128,3 +129,19 @@ def test_what_is_wrong_is_said_in_one_line(models, name):
     with pytest.raises(ValueError, match=message) as error:
         call(models[0])
     assert "\n" not in str(error.value)
+
+
+def test_parameters_in_bfloat16_give_nearly_the_same(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("half")
+    write_model(folder, scale=0.15, num_hidden_layers=4)
+    whole, half = load(str(folder)), load(str(folder), dtype=jnp.bfloat16)
+    for measure in (
+        lambda model: _inside.head_gradients(model, ROWS, 2),
+        lambda model: _inside.state_gradients(model, ROWS, -1, 2),
+        lambda model: _inside.last_states(model, [row.ids for row in ROWS], 2, 2),
+        lambda model: np.concatenate(
+            [one.ravel() for one in _inside.attention_to_previous(model, ROWS, range(4), 2)]
+        ).astype(np.float32),
+    ):
+        one, other = np.asarray(measure(whole)), np.asarray(measure(half))
+        assert np.linalg.norm(one - other) < 0.05 * np.linalg.norm(one)
