@@ -74,6 +74,7 @@ class Attention(nnx.Module):
         grouped = q.reshape(-1, c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
         scores = _cap(jnp.einsum("tgnk,sgk->gnts", grouped, k).astype(jnp.float32) * c.attention_scale, c.attention_cap)
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(v.dtype)
+        self.weights = nnx.Intermediate(weights)  # for `collect` of `Decoder.run`
         mixed = jnp.einsum("gnts,sgk->tgnk", weights, v)
         return self.out(mixed.reshape(-1, c.num_heads * c.head_dim)), (k, v)
 
@@ -207,19 +208,27 @@ class Decoder(nnx.Module):
         params: Any,
         length: Int[Array, ""] | int | None = None,
         remat: bool = True,
-    ) -> Float[Array, "T D"]:
-        """X after some of the layers, whose stacked parameters are given; `length` and `remat` as in `hidden`."""
+        collect: Callable[[Block, Array], Any] | None = None,
+    ) -> Any:
+        """Return x after some of the layers, whose stacked parameters are given; `length` and `remat` as in `hidden`.
+
+        collect: a function of a layer's block and output. With it the result is (x, its values stacked); the weights
+        of the block's attention are `block.attention.weights[...]`, `[G, H / G, T, T]`.
+        """
         graph = nnx.split(self.layers)[0]
         count = x.shape[0]
         positions = jnp.arange(count)
         angles = self._angles(positions, jnp.asarray(count if length is None else length))
 
-        def step(x: Array, layer: tuple[Any, Array, Array]) -> tuple[Array, None]:
+        def step(x: Array, layer: tuple[Any, Array, Array]) -> tuple[Array, Any]:
             weights, window, turn = layer
-            return nnx.merge(graph, weights)(x, angles(turn), _causal(positions, positions, window))[0], None
+            block = nnx.merge(graph, weights)
+            x = block(x, angles(turn), _causal(positions, positions, window))[0]
+            return x, collect(block, x) if collect else None
 
         windows, turns = (jnp.asarray(each[layers]) for each in (self.config.windows, self.config.turns))
-        return jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows, turns))[0]
+        x, collected = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows, turns))
+        return (x, collected) if collect else x
 
     def _angles(self, positions: Int[Array, " T"], length: Int[Array, ""]) -> Callable[[Array], tuple[Array, Array]]:
         """Return the function from a layer's entry in `turns` to (cos, sin) of its rotations."""
