@@ -83,7 +83,7 @@ def _write_random(case: Case, folder: Path) -> None:
     from safetensors.numpy import save_file
 
     from isouq.text import language_model
-    from isouq.text.models import decoder, decoder_config, parameters
+    from isouq.text.models import decoder_config, decoder_tensors, parameters
 
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -104,7 +104,7 @@ def _write_random(case: Case, folder: Path) -> None:
     decoder_configuration = decoder_config.from_config(config)
     rng, tensors = np.random.default_rng(case.seed), {}
     for name, leaf in parameters.flatten(language_model.abstract(decoder_configuration)):
-        at = decoder.table(decoder_configuration)[name]
+        at = decoder_tensors.table(decoder_configuration)[name]
         stacked = "{}" in at.name
         shape = leaf.shape[1:] if stacked else leaf.shape
         for i in range(leaf.shape[0] if stacked else 1):

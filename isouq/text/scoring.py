@@ -172,7 +172,7 @@ def score_rows(
     chosen = selection.select(model.config, select)
     lengths = [(len(row.ids), len(row.ids) - row.first) for row in rows]
     for indices, filled in batches_by_length(lengths, batch_size):
-        arrays = _pad([rows[i] for i in filled])
+        arrays = pad_rows([rows[i] for i in filled])
         results = _score(model.config, chosen, reduction, remat, model.params, *arrays)
         yield indices, _to_scores(reduction, [rows[i] for i in indices], *map(np.asarray, results))
 
@@ -186,11 +186,11 @@ def lower(
     select: str | None = None,
 ) -> jax.stages.Lowered:
     """Return the program that scores the rows as one batch. params: arrays, or their shapes alone."""
-    return _score.lower(config, selection.select(config, select), reduction, remat, params, *_pad(rows))
+    return _score.lower(config, selection.select(config, select), reduction, remat, params, *pad_rows(rows))
 
 
-def _pad(rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
-    """Return (ids [B, T], length [B], at [B, A], targets [B, A]), T and A rounded up, for `_score`."""
+def pad_rows(rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
+    """Return (ids [B, T], length [B], at [B, A], targets [B, A]), T and A rounded up; at is −1 beyond the answer."""
     ids = [row.ids[:-1] for row in rows]  # the last token is predicted, not read
     at = [np.arange(row.first - 1, len(row.ids) - 1) for row in rows]
     width, answers = round_up(max(map(len, ids)), 4, 16), round_up(max(map(len, at)), 2, 8)

@@ -103,7 +103,7 @@ def logits(
     head = outer.pop("head")["kernel"] if config.tied and HEAD in selection.outer else None
     # The layers are handed over run by run; those of the module itself stay shapes without values.
     decoder = language_model.module(config, outer | {"layers": language_model.abstract(config)["layers"]})
-    x = decoder.embed(ids)
+    x = decoder.embed_tokens(ids)
     for run, params in zip(selection.runs, layers, strict=True):
         x = decoder.run(x, slice(run.first, run.last), params, length, remat)
     return decoder.logits(decoder.norm(x[at]), head)

@@ -1,183 +1,302 @@
-"""The scores of others on distributions whose entropies are known, and P(True) against the logits themselves."""
-
-from dataclasses import replace
+"""All scores in one call: against quantities measured one by one, with the passes and what they cost."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import entropy
+from test_entailment import write
 from twins_text import write_model
 
-from isouq.text import load, naive_entropy, p_true, semantic_entropy, semantic_entropy_discrete
-from isouq.text.baselines import IDEAS, clusters_by_entailment, clusters_by_similarity, p_true_prompt
+from isouq.text import (
+    SCORES,
+    Answer,
+    Entailment,
+    baselines,
+    generate,
+    load,
+    load_encoder,
+    load_entailment,
+    p_true,
+    read,
+    score,
+    similarity_by_encoder,
+)
+from isouq.text.prompts import encode_pairs
+from isouq.text.scores import _inside, graphs, likelihood
+from isouq.text.scores.likelihood import joint_relation, middle_layers
+from isouq.text.scores.passes import PASSES
 
-QUESTIONS, ANSWERS = ["who", "what now"], ["me", "tea"]
-SAMPLES = [["me", "you\nboth", ""], []]
+PROMPTS, QUESTIONS = ["who is x", "what is ab", "the moon c"], ["who", "what", "why"]
+NUM_SAMPLES = 3
+KEY = jax.random.key(0)
+LABELS = ("CONTRADICTION", "Entailment", "neutral")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A random Llama whose tokenizer knows "A" and "B", as no other model of the tests does."""
-    folder = write_model(tmp_path_factory.mktemp("llama"), 3, 0.3, max_position_embeddings=256)
+    """A random Llama whose tokenizer knows "A" and "B"."""
+    folder = write_model(
+        tmp_path_factory.mktemp("llama"), 3, 0.3, max_position_embeddings=256, num_hidden_layers=4, eos_token_id=5
+    )
     text = (folder / "tokenizer.json").read_text().replace('"y":', '"A":').replace('"z":', '"B":')
     (folder / "tokenizer.json").write_text(text)
-    config = (folder / "tokenizer_config.json").read_text().replace("<a>{%", "<a>{{ more }}{%")
-    (folder / "tokenizer_config.json").write_text(config)
     return load(str(folder))
 
 
-def test_the_prompt_of_p_true():
-    wanted = f"""\
-Question: who
-{IDEAS}me
-you both
-Possible Answer: me
-Is the possible answer:
-A) True
-B) False
-The possible answer is:"""
-    assert p_true_prompt("who", "me\n", SAMPLES[0]) == wanted
-    assert IDEAS not in str(p_true_prompt("who", "me", [" "]))
-    assert p_true_prompt("who", "me", SAMPLES[0], chat=True) == [{"role": "user", "content": wanted}]
-    assert "{x} %s" in str(p_true_prompt("{x} %s", "{answer}", ["{question}"]))
+def number(text):
+    """A number from 0 to 1 that a text decides."""
+    return sum(map(ord, text)) * 37 % 101 / 101
 
 
-@pytest.mark.parametrize(("chat", "variables"), [(False, {}), (True, {}), (True, {"more": "mm"})])
-def test_p_true_is_the_share_of_the_two_letters(model, chat, variables):
-    found = p_true(model, QUESTIONS, ANSWERS, SAMPLES, chat=chat, chat_template_kwargs=variables)
-    for i, p in enumerate(found):
-        prompt = p_true_prompt(QUESTIONS[i], ANSWERS[i], SAMPLES[i], chat)
-        text = model.tokenizer.chat(prompt, **variables) if chat else prompt
-        log_p = []
-        for letter in "AB":
-            ids = np.array(model.tokenizer.encode(text + ("" if chat else " ") + letter), np.int32)
-            each = jax.nn.log_softmax(model.logits(ids))[jnp.arange(len(ids) - 1), ids[1:]]
-            log_p.append(float(each[-1:].sum() if chat else each[-2:].sum()))
-        np.testing.assert_allclose(p, np.exp(log_p[0]) / np.exp(log_p).sum(), atol=1e-5)
+def similarity(pairs):
+    return np.array([1.0 if a == b else number(f"{a}|{b}") for a, b in pairs])
 
 
-def test_p_true_of_a_constructed_distribution(model):
-    """A model whose last norm gives one constant vector: P(A) is 3 P(B) whatever it reads."""
-    a, b = model.tokenizer.token_id("A"), model.tokenizer.token_id("B")
-    logits = np.zeros(48, np.float32)
-    logits[a], logits[b] = np.log(3.0), 0.0
-    params = jax.tree.map(jnp.zeros_like, model.params)
-    params["embed"]["embedding"] = jnp.ones_like(params["embed"]["embedding"])
-    params["norm"]["scale"] = jnp.ones_like(params["norm"]["scale"])
-    width = params["norm"]["scale"].shape[0]
-    params["head"]["kernel"] = jnp.tile(logits / width, (width, 1))
-    found = p_true(replace(model, params=params), QUESTIONS, ANSWERS, SAMPLES)
-    np.testing.assert_allclose(found, 0.75, atol=1e-4)
+def classify(pairs, batch_size=32):
+    return np.array([[number(a + "1" + b), number(a + "2" + b), number(a + "3" + b)] for a, b in pairs], np.float32) * 4
 
 
-def test_p_true_of_what_cannot_be_asked(model):
-    with pytest.raises(ValueError, match="2 questions, 1 answers and samples of 2; expected three lists"):
-        p_true(model, QUESTIONS, ANSWERS[:1], SAMPLES)
-    with pytest.raises(ValueError, match=r"question 1: the prompt has .* tokens; the model's context is 256"):
-        p_true(model, QUESTIONS, ANSWERS, [[], ["m" * 300]])
+class Classifier(Entailment):
+    """One whose logits a formula gives."""
+
+    def logits(self, pairs, batch_size=32):
+        return classify(pairs)
 
 
-def test_naive_entropy_of_samples_tends_to_the_entropy():
-    p = np.array([0.5, 0.25, 0.125, 0.125])
-    drawn = np.random.default_rng(0).choice(4, 40_000, p=p)
-    log_p = np.log(p)[drawn]
-    assert abs(naive_entropy(log_p) - entropy(p)) < 4 * log_p.std() / 200
-    assert naive_entropy(np.array([-2.0, -6.0]), np.array([1, 3])) == 2.0
-    assert naive_entropy(np.zeros(3)) == 0
+@pytest.fixture(scope="module")
+def entailment(tmp_path_factory):
+    found = load_entailment(str(write(tmp_path_factory.mktemp("nli"))))
+    return Classifier(found.encoder, found.label)
 
 
-def test_semantic_entropy_of_constructed_distributions():
-    p = np.array([0.4, 0.1, 0.3, 0.2])
-    cluster = np.array([0, 1, 0, 2])
-    wanted = entropy([0.7, 0.1, 0.2])
-    for shift in (0.0, -800.0):  # p is known up to a factor, which may leave a double
-        np.testing.assert_allclose(semantic_entropy(cluster, np.log(p) + shift), wanted, rtol=1e-12)
-    np.testing.assert_allclose(semantic_entropy(np.arange(4), np.log(p)), entropy(p), rtol=1e-12)
-    np.testing.assert_allclose(semantic_entropy(np.array([5, 9, 5, 7]), np.log(p)), wanted, rtol=1e-12)
-    assert semantic_entropy(np.zeros(4, int), np.log(p)) == 0
-    assert semantic_entropy(np.array([0, 1]), np.array([-np.inf, -3.0])) == 0
-    np.testing.assert_allclose(semantic_entropy_discrete(cluster), entropy([2, 1, 1]), rtol=1e-12)
-    np.testing.assert_allclose(semantic_entropy_discrete(np.arange(10)), np.log(10), rtol=1e-12)
-    assert semantic_entropy_discrete(np.zeros(1, int)) == 0
+@pytest.fixture(scope="module")
+def answers(model):
+    return generate(model, PROMPTS, 6)
 
 
-def test_semantic_entropy_does_not_ask_for_the_order():
-    rng = np.random.default_rng(1)
-    cluster, log_p = rng.integers(0, 4, 10), -20 * rng.random(10)
-    order = rng.permutation(10)
-    np.testing.assert_allclose(
-        semantic_entropy(cluster[order], log_p[order]), semantic_entropy(cluster, log_p), rtol=1e-12
+@pytest.fixture(scope="module")
+def samples(model):
+    flat = generate(model, [p for p in PROMPTS for _ in range(NUM_SAMPLES)], 5, temperature=1.0, key=KEY)
+    return [flat[i : i + NUM_SAMPLES] for i in range(0, len(flat), NUM_SAMPLES)]
+
+
+@pytest.fixture(scope="module")
+def table(model, answers, samples, entailment):
+    return baselines(
+        model, PROMPTS, answers, samples, questions=QUESTIONS, entailment=entailment, similarity=similarity
     )
 
 
-def test_clusters_by_similarity_go_by_the_first_member():
-    angles = np.deg2rad([0, 25, 50, 180, 20, 45])  # 25° is like 0° and like 50°, which are not alike
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.array([1, 2, 3, 4, 5, 6])[:, None]
-    at_30 = np.cos(np.deg2rad(30))
-    assert clusters_by_similarity(vectors, at_30).tolist() == [0, 0, 1, 2, 0, 1]
-    assert clusters_by_similarity(vectors[::-1], at_30).tolist() == [0, 0, 1, 0, 0, 2]
-    assert clusters_by_similarity(vectors.astype(np.float32), -1.0).tolist() == [0] * 6
-    assert clusters_by_similarity(np.zeros((3, 2)), -1.0).tolist() == [0, 1, 2]
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum()
 
 
-def test_clusters_by_entailment_ask_for_both_directions():
-    entails = np.eye(4, dtype=bool)
-    entails[0, 1] = entails[1, 0] = entails[1, 2] = entails[2, 1] = entails[0, 3] = True
-    assert clusters_by_entailment(entails).tolist() == [0, 0, 1, 2]
-    assert clusters_by_entailment(np.ones((3, 3), bool)).tolist() == [0, 0, 0]
-    assert clusters_by_entailment(np.zeros((0, 0), bool)).tolist() == []
+def without(question, ids, decode):
+    whole = f"{question} {decode(ids)}"
+    return similarity([(whole, f"{question} {decode(ids[:t] + ids[t + 1 :])}") for t in range(len(ids))])
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: naive_entropy(np.zeros(0)), "log_p is empty; expected at least one sample"),
-        (lambda: naive_entropy(np.array([np.nan])), "log_p holds NaN or .inf; expected"),
-        (lambda: naive_entropy(np.zeros(1), np.zeros(1, int)), "lengths holds 0; expected at least 1"),
-        (lambda: semantic_entropy(np.zeros(1, int), np.array([np.inf])), "log_p holds NaN or .inf; expected"),
-        (lambda: semantic_entropy(np.zeros(2, int), np.full(2, -np.inf)), "log_p is -inf for every sample"),
-        (lambda: semantic_entropy_discrete(np.zeros(0, int)), "cluster is empty; expected"),
-        (lambda: clusters_by_similarity(np.ones((2, 2)), 1.5), "threshold is 1.5; expected a cosine"),
-    ],
-)
-def test_bad_arguments(call, message):
-    with pytest.raises(ValueError, match=message) as error:
-        call()
-    assert "\n" not in str(error.value)
+def relations(model, row):
+    """What `ccp` takes, word by word."""
+    tokens = []
+    for ids, log_p in _inside.alternatives(model, [row], 10, 1)[0]:
+        words = [model.tokenizer.decode([int(i)]).strip(" .,<>/") for i in ids]
+        sides = [
+            [LABELS[classify([pair])[0].argmax()].lower() for pair in ((words[0], w), (w, words[0]))] for w in words
+        ]
+        tokens.append((log_p, [joint_relation(*both) for both in sides]))
+    return tokens
 
 
-def test_lists_give_what_arrays_give():
-    log_p, clusters, lengths = [-1.0, -2.0, -0.5], [0, 0, 1], [3, 5, 2]
-    assert naive_entropy(log_p) == naive_entropy(np.array(log_p))
-    assert naive_entropy(log_p, lengths) == naive_entropy(np.array(log_p), np.array(lengths))
-    assert semantic_entropy(clusters, log_p) == semantic_entropy(np.array(clusters), np.array(log_p))
-    assert semantic_entropy_discrete(tuple(clusters)) == semantic_entropy_discrete(np.array(clusters))
-    assert clusters_by_similarity([[1.0, 0], [0.9, 0.1]], 0.9).tolist() == [0, 0]
-    assert clusters_by_similarity([[1e300, 0], [1e300, 1e299], [0, 1e-300]], 0.9).tolist() == [0, 0, 1]
-    assert clusters_by_entailment([[True, False], [True, True]]).tolist() == [0, 1]
+def quantities(model, i, answer, drawn):
+    """Everything of one answer, measured alone and slowly."""
+    pair, decode = (PROMPTS[i], answer.ids), model.tokenizer.decode
+    reading, row = read(model, [pair])[0], encode_pairs(model, [pair])[0]
+    statements = [f"{QUESTIONS[i]} {one.text.strip()}" for one in drawn]
+    texts = [one.text.strip() for one in drawn]
+    entails = [[a == b or classify([(a, b)])[0].argmax() == 1 for b in statements] for a in statements]
+    firsts, clusters = [], []
+    for j in range(len(drawn)):
+        same = [k for k, first in enumerate(firsts) if entails[j][first] and entails[first][j]]
+        clusters.append(same[0] if same else len(firsts))
+        firsts += [] if same else [j]
+    head = _inside.head_gradients(model, [row], 1)[0]
+    sample_rows = encode_pairs(model, [(PROMPTS[i], one.ids) for one in drawn])
+    return {
+        "log_p": reading.log_p,
+        "entropy": reading.entropy,
+        "attention": _inside.attention_to_previous(model, [row], middle_layers(4), 1)[0],
+        "log_grad_sq_norm": score(model, [pair]).log_grad_sq_norm[0],
+        "head_gradient": head[0],
+        "weighted_head_gradient": head[1],
+        "state_gradient": _inside.state_gradients(model, [row], -1, 1)[0],
+        "p_true": p_true(model, [QUESTIONS[i]], [answer.text.strip()], [texts])[0],
+        "sample_texts": texts,
+        "sample_token_log_p": [one.log_p for one in drawn],
+        "sample_log_p": [sum(one.log_p) for one in drawn],
+        "sample_mean_log_p": [sum(one.log_p) / len(one.ids) for one in drawn],
+        "sample_lengths": [len(one.ids) for one in drawn],
+        "sample_states": [_inside.last_states(model, [one.ids], 2, 1)[0] for one in sample_rows],
+        "clusters": clusters,
+        "entailment": [[1 if a == b else softmax(classify([(a, b)])[0])[1] for b in statements] for a in statements],
+        "alternatives": relations(model, row),
+        "token_similarity": without(QUESTIONS[i], answer.ids, decode),
+        "sample_token_similarity": [without(QUESTIONS[i], one.ids, decode) for one in drawn],
+        "sample_similarity": [[similarity([(a, b)])[0] for b in texts] for a in texts],
+        "answer_similarity": [
+            (similarity([(answer.text.strip(), t)])[0] + similarity([(t, answer.text.strip())])[0]) / 2 for t in texts
+        ],
+    }
 
 
-REFUSED = {
-    "an infinite log p": (lambda: naive_entropy([-1.0, float("inf")]), r"NaN or \+inf"),
-    "a log p above 0": (lambda: naive_entropy([-1.0, 0.5]), "log_p holds 0.5; .* at most 0"),
-    "log p of different shapes": (lambda: naive_entropy([[-1.0], [-1.0, -2.0]]), "log_p does not hold numbers alone"),
-    "complex log p": (lambda: naive_entropy([1j]), "log_p does not hold numbers alone; expected an array or a list"),
-    "vectors of text": (lambda: clusters_by_similarity([["a"]], 0.9), "vectors does not hold numbers alone"),
-    "no samples": (lambda: naive_entropy([]), "log_p is empty"),
-    "lengths too few": (lambda: naive_entropy([-1.0, -2.0], [1]), "lengths has 1 values for 2 samples"),
-    "a length of 0": (lambda: naive_entropy([-1.0, -2.0], [1, 0]), "lengths holds 0"),
-    "clusters too few": (lambda: semantic_entropy([0, 1], [-1.0, -2.0, -3.0]), "cluster has 2 values for 3 samples"),
-    "clusters that are no numbers": (lambda: semantic_entropy_discrete([0.5, 1.0]), "cluster holds float64"),
-    "a vector with NaN": (lambda: clusters_by_similarity([[1.0, 0], [np.nan, 0]], 0.9), "infinity in row 1"),
-    "one vector alone": (lambda: clusters_by_similarity([1.0, 0], 0.9), r"vectors has shape \(2,\)"),
-    "scores of entailment": (lambda: clusters_by_entailment([[1.0, 0.9], [0.8, 1.0]]), "such as scores > 0.5"),
-    "an oblong matrix": (lambda: clusters_by_entailment([[True, True]]), r"entails has shape \(1, 2\)"),
+@pytest.fixture(scope="module")
+def slowly(model, answers, samples):
+    return [quantities(model, i, *pair) for i, pair in enumerate(zip(answers, samples, strict=True))]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_is_that_of_quantities_measured_alone(table, slowly, name):
+    function, needs = SCORES[name]
+    wanted = [function(*(one[quantity] for quantity in needs)) for one in slowly]
+    np.testing.assert_allclose(table.scores[name], wanted, rtol=2e-3, atol=1e-4)
+    assert np.isfinite(table.scores[name]).all()
+
+
+def test_every_pass_runs_once_and_says_what_it_cost(table, samples):
+    assert list(table.scores) == list(SCORES)
+    assert list(table.costs) == list(PASSES)
+    assert {name: cost[:2] for name, cost in table.costs.items() if any(cost[:2])} == {
+        "reading": (3, 0),
+        "attention": (3, 0),
+        "gradient": (3, 3),
+        "head_gradient": (3, 0),
+        "state_gradient": (3, 3),
+        "truth": (3, 0),
+        "sample_states": (9, 0),
+        "alternatives": (3, 0),
+    }
+    assert all(cost.seconds > 0 for cost in table.costs.values())
+    distinct = [len({one.text.strip() for one in group}) for group in samples]
+    assert table.costs["entailment"].encoder == sum(n * (n - 1) for n in distinct)
+    assert table.cost("hybridgrad")[:2] == (9, 3)
+    assert table.cost("nll") == table.costs["reading"]
+    assert {q for one in PASSES.values() for q in one.gives} == {q for one in SCORES.values() for q in one.needs}
+    with pytest.raises(ValueError, match="name is 'neither'; expected one of"):
+        table.cost("neither")
+
+
+def test_only_the_passes_that_are_needed_run(model, answers, table):
+    few = baselines(model, PROMPTS, answers, scores=["paragrad", "nll", "nll"])
+    assert list(few.scores) == ["paragrad", "nll"]
+    assert list(few.costs) == ["reading", "head_gradient"]
+    np.testing.assert_array_equal(few.scores["nll"], table.scores["nll"])
+    plain = baselines(model, PROMPTS, [one.text for one in answers], batch_size=2)
+    assert "p_true" in plain.scores
+    assert not {"sar", "token_sar", "eigv", "ccp", "naive_entropy"} & set(plain.scores)
+    assert baselines(model, PROMPTS, answers, scores="nll").scores.keys() == {"nll"}
+
+
+def test_samples_that_are_drawn_are_those_of_generate(model, answers, samples, table):
+    names = ["naive_entropy", "lexical_similarity"]
+    drawn = baselines(model, PROMPTS, answers, NUM_SAMPLES, names, key=KEY, max_new_tokens=5)
+    for name in names:
+        np.testing.assert_allclose(drawn.scores[name], table.scores[name], rtol=1e-5)
+    assert drawn.costs["samples"].tokens == sum(len(one.ids) for group in samples for one in group)
+    assert table.costs["samples"].tokens == 0
+
+
+def test_an_answer_without_samples_or_room_has_nan(model, answers, samples, table, entailment):
+    empty = Answer("", [], np.zeros(0), True)
+    given = [[empty], [empty, *samples[1]], []]
+    found = baselines(
+        model, PROMPTS, answers, given, questions=["m" * 300, *QUESTIONS[1:]], entailment=entailment,
+        similarity=similarity,
+    )  # fmt: skip
+    for name, (_, needs) in SCORES.items():
+        sampled = any(need.startswith(("sample", "clusters", "entailment", "answer_s")) for need in needs)
+        assert np.isnan(found.scores[name]).tolist() == [sampled or name == "p_true", False, sampled], name
+        if name not in ("p_true", "token_sar"):
+            np.testing.assert_allclose(found.scores[name][1], table.scores[name][1], rtol=2e-3, atol=1e-4)
+
+
+def test_prompts_that_are_messages(model):
+    prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    found = baselines(model, prompts, ["me", "tea", "no"], scores=["p_true", "semgrad"], position=-2)
+    wanted = p_true(model, QUESTIONS, ["me", "tea", "no"], [[]] * 3, chat=True)
+    np.testing.assert_allclose(found.scores["p_true"], 1 - wanted, atol=1e-5)
+
+
+def test_similarity_by_encoders(tmp_path):
+    texts = ["abc", "the moon", "x", "abc"]
+    pairs = [(a, b) for a in texts for b in texts]
+    (tmp_path / "cross").mkdir()
+    cross = load_encoder(str(write(tmp_path / "cross", id2label={"0": "similar"}, label2id={"similar": 0})))
+    found = similarity_by_encoder(cross)(pairs)
+    for pair, value in zip(pairs, found, strict=True):
+        logit = cross.predict(cross.params, {k: v[0] for k, v in cross.encode_texts([pair]).items()})
+        np.testing.assert_allclose(value, jax.nn.sigmoid(logit[0]), rtol=1e-4)
+    (tmp_path / "plain").mkdir()
+    plain = load_encoder(str(write(tmp_path / "plain", architectures=["BertModel"])))
+    vectors = plain.embed(texts)
+    np.testing.assert_allclose(
+        similarity_by_encoder(plain)(pairs), np.maximum(vectors @ vectors.T, 0).ravel(), atol=1e-5
+    )
+    (tmp_path / "nli").mkdir()
+    classifier = load_encoder(str(write(tmp_path / "nli")))
+    with pytest.raises(ValueError, match="has a head of 3 outputs; expected a sentence encoder without a head, or"):
+        similarity_by_encoder(classifier)
+
+
+def test_a_real_classifier_and_encoder(model, answers, samples, tmp_path):
+    entailment = load_entailment(str(write(tmp_path)))
+    names = ["degmat", "semantic_entropy_discrete", "ccp", "cocoa_mean"]
+    found = baselines(
+        model, PROMPTS, answers, samples, names, entailment=entailment, similarity=lambda pairs: [0.25] * len(pairs)
+    )
+    statements = [f"{PROMPTS[0]} {one.text.strip()}" for one in samples[0]]
+    logits = entailment.logits([(a, b) for a in statements for b in statements])
+    matrix = jax.nn.softmax(logits, axis=1)[:, 1].reshape(NUM_SAMPLES, -1)
+    same = np.equal.outer(statements, statements)
+    np.testing.assert_allclose(found.scores["degmat"][0], graphs.degmat(np.where(same, 1, matrix)), rtol=1e-4)
+    log_p = read(model, [(PROMPTS[0], answers[0].ids)])[0].log_p
+    np.testing.assert_allclose(found.scores["cocoa_mean"][0], 0.75 * likelihood.nll_mean(log_p), rtol=1e-5)
+    assert np.all((found.scores["ccp"] >= -1) & (found.scores["ccp"] < 0))
+
+
+BAD = {
+    "other lengths": (dict(answers=["a"]), "answers has 1 entries; expected one for each of 3 prompts"),
+    "a single text": (dict(prompts="abc", answers="abc"), "prompts is a single text; expected a list"),
+    "an unknown score": (dict(scores=["nil"]), "scores is 'nil'; expected one of 'nll', "),
+    "no samples": (
+        dict(scores=["eigv"]),
+        "the score eigv needs samples=, n lists of answers from generate or",
+    ),
+    "no classifier": (dict(scores=["ccp"]), "the score ccp needs entailment=, from load_entailment"),
+    "no similarity": (dict(scores=["token_sar"]), "the score token_sar needs similarity=, from load_encoder or"),
+    "texts as samples": (dict(samples=[["a"]] * 3), "the samples of prompt 0 are not all answers from generate"),
+    "no key": (dict(samples=2), "samples are to be drawn and key is missing; give key="),
+    "no samples at all": (dict(samples=0), "samples is 0; expected a whole number of at least 1"),
+    "an empty answer": (dict(answers=["a", "", "b"]), "pair 1: the answer is empty"),
+    "a position of 0": (dict(position=0), "position is 0; expected -1 for the prompt's last token"),
+    "a similarity of 2": (
+        dict(scores=["token_sar"], similarity=lambda pairs: [2.0] * len(pairs)),
+        r"similarity gave shape \(4,\) for 4 pairs, from 1 to 2; expected one number from 0 to 1",
+    ),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_values_that_mean_nothing_are_refused(name):
-    call, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
-        call()
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_said_in_one_line(model, name):
+    changes, message = BAD[name]
+    with pytest.raises(ValueError, match=message) as error:
+        baselines(**dict(model=model, prompts=PROMPTS, answers=["a", "b", "cab"]) | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_shallow_model_and_a_classifier_without_contradiction(model, answers, tmp_path):
+    shallow = load(str(write_model(tmp_path, num_hidden_layers=2)))
+    with pytest.raises(ValueError, match="the score semgrad needs a model of at least 3 layers"):
+        baselines(shallow, PROMPTS, ["a", "b", "c"], scores=["semgrad"])
+    (tmp_path / "two").mkdir()
+    two = load_entailment(str(write(tmp_path / "two", id2label={"0": "entailment", "1": "not_entailment"})))
+    with pytest.raises(ValueError, match='the score ccp needs entailment= with a label "contradiction"'):
+        baselines(model, PROMPTS, answers, scores=["ccp"], entailment=two)

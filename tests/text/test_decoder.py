@@ -11,7 +11,10 @@ from safetensors.numpy import load_file, save_file
 from twins_text import (
     CHAT,
     FAMILIES,
+    GPT2,
+    PYTHIA,
     SMALL,
+    TWO,
     VOCAB,
     build,
     copy,
@@ -146,6 +149,43 @@ def test_what_a_configuration_leaves_out():
     assert read("Llama", num_key_value_heads=None).num_kv_heads == 4
     assert [read(name).norm_eps for name in ("Llama", "Qwen3", "Olmo2", "Phi3")] == [1e-6, 1e-6, 1e-5, 1e-5]
     assert not read("Llama", tie_word_embeddings=None).tied
+    assert read("SmolLM3", tie_word_embeddings=None).tied
+    assert read("SmolLM3", num_hidden_layers=5).turns == (0, 0, 0, 1, 0)
+    assert read("Olmo3", num_hidden_layers=5).windows == (4, 4, 4, 64, 4)
+    assert read("Olmo3", num_hidden_layers=5).turns == (1, 1, 1, 0, 1)
+    assert read("Gemma2").windows == (4, 64, 4)
+    assert (read("Gemma2").attention_cap, read("Gemma2").logits_cap) == (50.0, 30.0)
+    assert read("Gemma2", head_dim=None).head_dim == 256
+    assert read("Granite").attention_scale == 1.0
+
+
+def test_configurations_as_older_files_write_them():
+    old = SMALL | {"architectures": ["Gemma3ForCausalLM"], "head_dim": 16, "rope_theta": 5000.0, "num_hidden_layers": 7}
+    old |= {"rope_local_base_freq": 300.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}, "sliding_window": 4}
+    new = {key: value for key, value in old.items() if not key.startswith("rope")} | {"rope_parameters": TWO}
+    found = decoder_config.from_config(old)
+    assert found == decoder_config.from_config(new)
+    assert found.turns == (1, 1, 1, 1, 1, 0, 1)
+    assert found.context_length == 64  # stretched already
+    neox = SMALL | {"architectures": ["GPTNeoXForCausalLM"], "rotary_emb_base": 5000, "rotary_pct": 0.5}
+    assert (
+        decoder_config.from_config(neox).rope
+        == decoder_config.from_config(SMALL | dict(architectures=["GPTNeoXForCausalLM"], rope_parameters=PYTHIA)).rope
+    )
+    gpt2 = GPT2 | {"architectures": ["GPT2LMHeadModel"], "vocab_size": 48, "n_inner": None}
+    assert decoder_config.from_config(gpt2).intermediate_size == 128
+
+
+def test_gpt2_as_it_was_first_published(tmp_path):
+    """Its tensors have no prefix, and its masks are among them."""
+    theirs = build(tmp_path, "gpt2")
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    bare["h.0.attn.bias"] = np.tril(np.ones((1, 1, 64, 64), np.float32))
+    save_file(bare, tmp_path / "model.safetensors")
+    rewrite(tmp_path, architectures=["GPT2Model"])
+    ids = random_ids(9)
+    np.testing.assert_allclose(load(str(tmp_path)).logits(ids), torch_logits(theirs, ids), atol=1e-4)
 
 
 # What users may get wrong
@@ -160,6 +200,15 @@ Q = "model/layers/1/self_attn/q_proj/weight"
     [
         (partial(rewrite, architectures=["BertModel"]), "architecture 'BertModel' is not one of LlamaForCausalLM, "),
         (partial(rewrite, architectures=["MambaForCausalLM"]), "architecture 'MambaForCausalLM' is not one of"),
+        (
+            partial(rewrite, architectures=["Gemma3ForConditionalGeneration"]),
+            "'Gemma3ForConditionalGeneration' is not one of .*; the nearest is Gemma3",
+        ),
+        (partial(rewrite, architectures=["Gemma2ForCausalLM"], use_bidirectional_attention=True), "is set; expected a"),
+        (
+            partial(rewrite, architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1]),
+            r"no_rope_layers is \[1\]; expected 3 numbers",
+        ),
         (partial(rewrite, architectures=None), "architecture None is not one of"),
         (partial(rewrite, architectures=3), "architecture None is not one of"),
         (partial(rewrite, architectures=["X"], auto_map={"AutoModel": "x.X"}), "code of its own"),
@@ -175,7 +224,7 @@ Q = "model/layers/1/self_attn/q_proj/weight"
         (partial(rewrite, head_dim=7), "of a head of 7 is 7; expected an even number"),
         (partial(rewrite, rms_norm_eps="small"), "rms_norm_eps is 'small'; expected a finite number above 0"),
         (partial(rewrite, max_position_embeddings=0), "max_position_embeddings is 0; expected"),
-        (partial(rewrite, hidden_act="gelu"), "hidden_act is 'gelu'; expected 'silu'"),
+        (partial(rewrite, hidden_act="sine"), "hidden_act is 'sine'; expected one of silu, "),
         (partial(rewrite, rope_scaling={"rope_type": "spiral"}), "rope_type is 'spiral'; expected one of"),
         (
             partial(rewrite, architectures=["MistralForCausalLM"], sliding_window="all"),

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tokenizers
 from safetensors.numpy import load_file, save_file
+from twins_encoder import CONFIGS, write_tokenizer
 from twins_text import copy, rewrite
 
 import isouq
@@ -19,80 +19,6 @@ from isouq.text import encoder as encoder_module
 from isouq.text._batches import round_up
 from isouq.text.encoder import load_encoder, pool
 from isouq.text.models import encoder_config
-
-SMALL = dict(
-    vocab_size=60,
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=48,
-    max_position_embeddings=40,
-    hidden_act="gelu",
-)
-DISTIL = dict(
-    vocab_size=60, dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=40, activation="gelu"
-)
-ROBERTA = SMALL | dict(pad_token_id=1, type_vocab_size=1, layer_norm_eps=1e-5)
-CONFIGS = {
-    "Bert": SMALL | dict(type_vocab_size=2),
-    "DistilBert": DISTIL,
-    "Roberta": ROBERTA,
-    "XLMRoberta": ROBERTA,
-}
-LENGTHS = (13, 20, 5)
-
-
-def build(folder, name, seed=0, **changes):
-    """A random model of transformers, and its folder with weights and a tokenizer of letters."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    family = next(family for family in sorted(CONFIGS, key=len, reverse=True) if name.startswith(family))
-    config = getattr(transformers, f"{family}Config")(**(CONFIGS[family] | {"num_labels": 3} | changes))
-    model = getattr(transformers, name)(config).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            is_scale = key.endswith("weight") and parameter.ndim == 1
-            parameter.copy_(0.25 * torch.randn(parameter.shape) + (1.0 if is_scale else 0.0))
-    model.save_pretrained(folder)
-    write_tokenizer(folder, pad=config.pad_token_id)
-    return model
-
-
-def write_tokenizer(folder, pad=0):
-    """[CLS] a [SEP] and [CLS] a [SEP] b [SEP], one token a letter, segments 0 and 1."""
-    names = ["[CLS]", "[SEP]", "[UNK]"]
-    names.insert(pad, "[PAD]")
-    vocabulary = {token: i for i, token in enumerate(names + list(string.ascii_letters))}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    backend.save(str(folder / "tokenizer.json"))
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **special}))
-
-
-def batch(pad, types, seed=1):
-    """Ids that hold no padding token but at the end, lengths, and segments."""
-    rng = np.random.default_rng(seed)
-    ids = np.full((len(LENGTHS), max(LENGTHS)), pad, np.int32)
-    for row, length in zip(ids, LENGTHS, strict=True):
-        row[:length] = rng.integers(4, 56, length)
-    return ids, np.array(LENGTHS, np.int32), rng.integers(0, types, ids.shape).astype(np.int32)
-
-
-def theirs(model, ids, length, types=None, **kwargs):
-    """What the model of transformers gives for a padded batch."""
-    torch = pytest.importorskip("torch")
-    mask = np.arange(ids.shape[1]) < length[:, None]
-    inputs = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
-    if types is not None:
-        inputs["token_type_ids"] = types.astype(np.int64)
-    return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -109,77 +35,14 @@ def classifier(tmp_path_factory):
     table |= {f"head.{k}": v for k, v in encoder_module.bert.head_table("bert.").items()}
     tensors = {}
     for path, leaf in paths.items():
-        name, transpose, _ = table[path]
-        shape = leaf.shape[1:] if "{}" in name else leaf.shape
-        for i in range(leaf.shape[0] if "{}" in name else 1):
-            value = 0.25 * rng.normal(size=shape[::-1] if transpose else shape) + path.endswith("scale")
-            tensors[name.format(i)] = value.astype(np.float32)
+        at = table[path]
+        shape = leaf.shape[1:] if "{}" in at.name else leaf.shape
+        for i in range(leaf.shape[0] if "{}" in at.name else 1):
+            value = 0.25 * rng.normal(size=shape[::-1] if at.transpose else shape) + path.endswith("scale")
+            tensors[at.name.format(i)] = value.astype(np.float32)
     save_file(tensors, folder / "model.safetensors")
     write_tokenizer(folder)
     return load_encoder(str(folder)), folder
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_hidden_states_equal_transformers(tmp_path, family):
-    model = build(tmp_path, f"{family}Model")
-    encoder = load_encoder(str(tmp_path))
-    assert encoder.pooling == "mean"
-    assert set(encoder.params) == {"encoder"}
-    ids, length, types = batch(model.config.pad_token_id, getattr(model.config, "type_vocab_size", 1))
-    types = None if family == "DistilBert" else types
-    wanted = theirs(model, ids, length, types).last_hidden_state.detach().numpy()
-    padded = jax.jit(jax.vmap(encoder.hidden, (None, 0, 0, None if types is None else 0)))(
-        encoder.params, ids, length, types
-    )
-    for i, n in enumerate(LENGTHS):
-        np.testing.assert_allclose(padded[i, :n], wanted[i, :n], atol=1e-4)
-    n = LENGTHS[0]
-    alone = jax.jit(encoder.hidden)(encoder.params, ids[0, :n], None, None if types is None else types[0, :n])
-    np.testing.assert_allclose(padded[0, :n], alone, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_logits_and_their_gradients_equal_torch(tmp_path, family):
-    model = build(tmp_path, f"{family}ForSequenceClassification")
-    encoder = load_encoder(str(tmp_path))
-    assert encoder.pooling == "cls"
-    assert set(encoder.params) == {"encoder", "head"}
-    ids, length, _ = batch(model.config.pad_token_id, 1)
-    logits = theirs(model, ids, length).logits
-
-    norms = []
-    for row in logits:
-        model.zero_grad()
-        row[1].backward(retain_graph=True)
-        norms.append(sum(float((p.grad**2).sum()) for p in model.parameters() if p.grad is not None))
-
-    def logit(params, x):
-        found = encoder.predict(params, x)
-        return found[1], found
-
-    norm = jax.vmap(isouq.value_and_grad_sq_norm(logit, has_aux=True), (None, 0))
-    (_, found), got = jax.jit(norm)(encoder.params, {"ids": ids, "length": length})
-    np.testing.assert_allclose(found, logits.detach(), atol=1e-4)
-    np.testing.assert_allclose(got, norms, rtol=1e-4)
-
-
-@pytest.mark.parametrize("change", [{"hidden_act": "gelu_new"}, {"hidden_act": "relu"}, {"pad_token_id": 3}])
-def test_variants_of_the_configuration(tmp_path, change):
-    name = "RobertaModel" if "pad_token_id" in change else "BertModel"
-    model = build(tmp_path, name, **change)
-    encoder = load_encoder(str(tmp_path))
-    ids, length, _ = batch(model.config.pad_token_id, 1)
-    wanted = theirs(model, ids, length).last_hidden_state.detach().numpy()
-    np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "DistilBertForMaskedLM", "RobertaForMaskedLM"])
-def test_masked_language_models_serve_as_encoders(tmp_path, name):
-    model = build(tmp_path, name)
-    encoder = load_encoder(str(tmp_path))
-    ids, length, _ = batch(model.config.pad_token_id, 1)
-    wanted = theirs(model, ids, length, output_hidden_states=True).hidden_states[-1].detach().numpy()
-    np.testing.assert_allclose(jax.jit(encoder.hidden)(encoder.params, ids[1]), wanted[1], atol=1e-4)
 
 
 @pytest.mark.slow
@@ -455,7 +318,11 @@ def drop(folder, *beginnings):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (partial(rewrite, architectures=["GPT2Model"]), "architecture 'GPT2Model' is not one of BertModel, "),
+        (partial(rewrite, architectures=["CpmModel"]), "architecture 'CpmModel' is not one of BertModel, .*ation$"),
+        (
+            partial(rewrite, architectures=["BertForTokenClassification"]),
+            "; the nearest is BertForSequenceClassification: take a checkpoint of that architecture$",
+        ),
         (
             partial(rewrite, architectures=["LlamaForCausalLM"]),
             r"ForSequenceClassification; load it with isouq.text.load$",

@@ -21,7 +21,12 @@ CONFIGS = {
     "Bert": SIZES | SHAPES | dict(type_vocab_size=2),
     "DistilBert": SIZES | DISTIL,
     "Roberta": SIZES | SHAPES | dict(type_vocab_size=1),
+    "Electra": SIZES | SHAPES | dict(type_vocab_size=2, embedding_size=24),
+    "DebertaV2": SIZES | SHAPES | dict(relative_attention=True, pos_att_type="p2c|c2p", position_buckets=8),
+    "ModernBert": SIZES | SHAPES | dict(local_attention=6, classifier_pooling="mean"),
+    "Camembert": SIZES | SHAPES | dict(type_vocab_size=1),
 }
+MODEL_TYPES = {"DebertaV2": "deberta-v2"}  # where it is not the family's name in small letters
 TEXTS = ["abc", "the moon", "abc", "x", "a rather long text that is cut", "moon"]
 
 
@@ -29,7 +34,7 @@ def write(folder, family="Bert", seed=0, **changes):
     """The folder of a random classifier with a tokenizer of letters; transformers can load it too."""
     config = CONFIGS[family] | {
         "architectures": [f"{family}ForSequenceClassification"],
-        "model_type": family.lower(),
+        "model_type": MODEL_TYPES.get(family, family.lower()),
         "id2label": LABELS,
         "label2id": {label: int(i) for i, label in LABELS.items()},
     }
@@ -40,11 +45,11 @@ def write(folder, family="Bert", seed=0, **changes):
     table |= {f"head.{k}": v for k, v in module.head_table(module.PREFIX).items()}
     rng, tensors = np.random.default_rng(seed), {}
     for path, leaf in encoder_module.parameters.flatten(encoder_module.abstract(read)):
-        name, transpose, _ = table[path]
-        shape = leaf.shape[1:] if "{}" in name else leaf.shape
-        for i in range(leaf.shape[0] if "{}" in name else 1):
-            value = 0.25 * rng.normal(size=shape[::-1] if transpose else shape) + path.endswith("scale")
-            tensors[name.format(i)] = value.astype(np.float32)
+        at = table[path]
+        shape = leaf.shape[1:] if "{}" in at.name else leaf.shape
+        for name in encoder_module.parameters._names(at, leaf.shape):
+            value = 0.25 * rng.normal(size=shape[::-1] if at.transpose else shape) + path.endswith("scale")
+            tensors[name] = value.astype(np.float32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *string.ascii_lowercase, " "]
     vocabulary = {token: i for i, token in enumerate(names)}

@@ -320,6 +320,11 @@ def test_a_model_type_without_architectures(family, names):
         ("bert", {"id2label": {"0": "no", "1": "yes"}}, "bert", "tanh"),
         ("xlm-roberta", {}, "roberta", ""),
         ("roberta", {"num_labels": 3}, "roberta", "tanh"),
+        ("camembert", {}, "roberta", ""),
+        ("electra", {"num_labels": 3}, "electra", "gelu"),
+        ("deberta-v2", {"id2label": {"0": "no", "1": "yes"}}, "deberta", "gelu"),
+        ("modernbert", {"num_labels": 2}, "modernbert", "gelu"),
+        ("mpnet", {"num_labels": 2}, "mpnet", "tanh"),
     ],
 )
 def test_an_encoders_model_type_without_architectures(kind, more, family, head):

@@ -10,7 +10,7 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from isouq.text import language_model
-from isouq.text.models import decoder, decoder_config, parameters
+from isouq.text.models import decoder_config, decoder_tensors, parameters
 
 VOCAB = 48
 SMALL = dict(
@@ -37,6 +37,15 @@ LLAMA3 = dict(
 SHORT, LONG = [1.0, 1.1, 1.3, 1.6], [1.0, 2.0, 4.0, 9.0]
 LONGROPE = dict(rope_type="longrope", rope_theta=10000.0, short_factor=SHORT, long_factor=LONG)
 PARTIAL = LONGROPE | dict(partial_rotary_factor=0.75, short_factor=SHORT[:3], long_factor=LONG[:3])
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+TWO = dict(
+    full_attention=dict(rope_type="linear", rope_theta=5000.0, factor=4.0),
+    sliding_attention=dict(rope_type="default", rope_theta=300.0),
+)
+GEMMA = dict(head_dim=16, sliding_window=5, query_pre_attn_scalar=20, tie_word_embeddings=True)
+GPT2 = dict(n_embd=32, n_layer=3, n_head=4, n_inner=40, n_positions=64, tie_word_embeddings=True)
+MOE = dict(head_dim=16, moe_intermediate_size=24, num_experts=5, num_experts_per_tok=2)
+PYTHIA = dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)
 FAMILIES = {
     "llama2": ("Llama", dict(num_key_value_heads=4)),
     "llama3": (  # with SmolLM2's nine heads in three groups
@@ -55,6 +64,30 @@ FAMILIES = {
     "qwen3": ("Qwen3", dict(head_dim=16, attention_bias=True)),
     "olmo2": ("Olmo2", dict(num_key_value_heads=4)),
     "phi3": ("Phi3", dict(rope_parameters=LONGROPE, original_max_position_embeddings=16, sliding_window=7)),
+    "ministral": ("Ministral", dict(head_dim=8, sliding_window=5, layer_types=KINDS)),
+    "olmo3": ("Olmo3", dict(num_key_value_heads=4, sliding_window=5, layer_types=KINDS)),
+    "olmo3, longer": ("Olmo3", dict(num_key_value_heads=4, sliding_window=5, layer_types=KINDS, rope_parameters=TWO)),
+    "smollm3": ("SmolLM3", dict(no_rope_layer_interval=2, tie_word_embeddings=True)),
+    "smollm3, windows": (
+        "SmolLM3",
+        dict(no_rope_layers=[1, 0, 0], use_sliding_window=True, sliding_window=5, mlp_bias=True, attention_bias=True),
+    ),
+    "granite": (
+        "Granite",
+        dict(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=2.0),
+    ),
+    "gemma2": ("Gemma2", GEMMA | dict(attn_logit_softcapping=2.0, final_logit_softcapping=1.5)),
+    "gemma3": ("Gemma3", GEMMA | dict(layer_types=KINDS)),
+    "gemma3, longer": ("Gemma3", GEMMA | dict(layer_types=KINDS, rope_parameters=TWO)),
+    "mixtral": ("Mixtral", dict(num_local_experts=4, num_experts_per_tok=2)),
+    "qwen3 moe": ("Qwen3Moe", MOE),
+    "qwen3 moe, normalised": ("Qwen3Moe", MOE | dict(norm_topk_prob=True)),
+    "gpt2": ("GPT2", GPT2),
+    "pythia": (
+        "GPTNeoX",
+        dict(rope_parameters=dict(rope_type="default", rope_theta=5000.0, partial_rotary_factor=0.5)),
+    ),
+    "neox in sequence": ("GPTNeoX", dict(use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new")),
     "phi4 mini": ("Phi3", dict(rope_parameters=PARTIAL, original_max_position_embeddings=24, tie_word_embeddings=True)),
 }
 SPECIAL = ["<unk>", "<s>", "</s>", "<u>", "<a>"]
@@ -72,11 +105,13 @@ def build(folder, name, seed=0, scale=0.25, saved=(), **changes):
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
     family, own = FAMILIES.get(name, (name, {}))
-    config = getattr(transformers, f"{family}Config")(**(SMALL | own | changes))
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    of_config = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, of_config)(**(SMALL | own | changes))
+    of_model = f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
+    model = getattr(transformers, of_model)._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            is_scale = key.endswith("weight") and parameter.ndim == 1
+            is_scale = key.endswith("weight") and parameter.ndim == 1 and not family.startswith("Gemma")
             parameter.copy_(scale * torch.randn(parameter.shape) + (1.0 if is_scale else 0.0))
     model.save_pretrained(folder, **dict(saved))
     write_tokenizer(folder)
@@ -90,7 +125,7 @@ def write_model(folder, seed=0, scale=0.25, bos=False, name="LlamaForCausalLM", 
     found = decoder_config.from_config(config)
     rng, tensors = np.random.default_rng(seed), {}
     for path, leaf in parameters.flatten(language_model.abstract(found)):
-        at = decoder.table(found)[path]
+        at = decoder_tensors.table(found)[path]
         shape = leaf.shape[1:] if "{}" in at.name else leaf.shape
         for i in range(leaf.shape[0] if "{}" in at.name else 1):
             value = scale * rng.normal(size=shape[::-1] if at.transpose else shape) + path.endswith("scale")

@@ -15,9 +15,9 @@ from experiments.run.job import Result
 from experiments.run.partial import Partial
 from isouq._memory import temporary_bytes
 from isouq.text import LanguageModel, generate, score
-from isouq.text.baselines import p_true
 from isouq.text.continuations import read
 from isouq.text.prompts import encode_pair
+from isouq.text.scores.truth import p_true
 from isouq.text.scoring import lower
 
 QUESTIONS = 4  # as many as are scored at a time

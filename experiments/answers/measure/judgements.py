@@ -13,7 +13,7 @@ from experiments.answers.questions import Question
 from experiments.run.job import Result
 from experiments.run.partial import Partial
 from isouq.text import TextEncoder
-from isouq.text.baselines import (
+from isouq.text.scores.meanings import (
     clusters_by_entailment,
     clusters_by_similarity,
     naive_entropy,

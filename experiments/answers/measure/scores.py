@@ -17,9 +17,9 @@ from experiments.answers.questions import Question
 from experiments.run.job import Result
 from experiments.run.partial import Partial
 from isouq.text import LanguageModel, Scores, score
-from isouq.text.baselines import p_true, p_true_prompt
 from isouq.text.continuations import read
 from isouq.text.prompts import encode_prompt
+from isouq.text.scores.truth import p_true, p_true_prompt
 
 HEAD = r"head\.kernel"
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from isouq.covariance import StructuredCovariance, laplace
 from isouq.gradnorm import Form
-from isouq.text.encoder import Predict, pool
+from isouq.text.encoder import FAMILIES, Predict, pool
 from isouq.text.models import bert
 from isouq.text.models.encoder_config import EncoderConfig
 
@@ -40,6 +40,8 @@ class PredictByLayer:
     def __call__(self, params: Any, x: dict[str, Any]) -> Float[Array, " classes"]:
         """Return the logits `[classes]` of ONE text."""
         config, encoder = self.predict.config, params["encoder"]
+        if FAMILIES[config.family].Encoder is not bert.Encoder:
+            raise ValueError(f"the encoder is of the family {config.family}; expected one whose layers are BERT's")
         ids, length = jnp.asarray(x["ids"]), jnp.asarray(x["length"])
         hidden = nnx.merge(_graph(bert.Embeddings, config), encoder["embeddings"])(ids, None)
         for layer in encoder["layers"]:

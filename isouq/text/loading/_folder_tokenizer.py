@@ -8,6 +8,9 @@ from isouq.text.loading._extras import require
 from isouq.text.loading._reading import one_line, read_json
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_OTHER_FILES = (
+    "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
+)  # fmt: skip
 
 
 def read(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -46,9 +49,9 @@ def _backend(folder: Path, config: Mapping[str, Any]) -> Any:
                 f"{path} cannot be read ({one_line(error)}); expected a tokenizer of the tokenizers library"
             ) from None
     vocabulary = folder / "vocab.txt"
-    if vocabulary.is_file():
+    if vocabulary.is_file() and "MPNet" not in str(config.get("tokenizer_class")):  # it frames pairs in its own way
         return _word_piece(vocabulary, config)
-    others = [name for name in ("tokenizer.model", "spiece.model", "vocab.json") if (folder / name).is_file()]
+    others = [name for name in _OTHER_FILES if (folder / name).is_file()]
     if others:
         raise ValueError(
             f"{folder} has {others[0]} but no tokenizer.json; save the fast tokenizer there with transformers: "

@@ -81,6 +81,9 @@ class SafetensorsCheckpoint:
             self._files[name] = opened
 
 
+_BARE = {"wte.weight": "transformer.", "embed_in.weight": "gpt_neox."}  # a tensor of a bare body: its usual prefix
+
+
 def usual_names(names: Iterable[str]) -> dict[str, str]:
     """Map the names of a decoder's tensors, as a `...ForCausalLM` saves them, to the names in the file.
 
@@ -88,6 +91,9 @@ def usual_names(names: Iterable[str]) -> dict[str, str]:
     `embed_tokens.weight` becomes `model.`, and what stands before `lm_head.weight` goes. Others keep their names.
     """
     names = list(names)
+    for first, prefix in _BARE.items():
+        if first in names:
+            return {f"{prefix}{name}": name for name in names}
     embedding, head = "embed_tokens.weight", "lm_head.weight"
     bodies = [name.removesuffix(embedding) for name in names if f".{name}".endswith(f".{embedding}")]
     if len(bodies) != 1:

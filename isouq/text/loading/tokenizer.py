@@ -45,7 +45,8 @@ class Tokenizer:
 
         One difference: for a SentencePiece vocabulary of the class LlamaTokenizer, transformers 5 replaces
         what tokenizer.json says about spaces. There a text that begins with a space, or that follows a
-        special token, gets one "▁" less. We keep the file, which agrees with SentencePiece and llama.cpp.
+        special token, gets one "▁" less. We keep the file, which agrees with SentencePiece and llama.cpp. So we do
+        for DebertaV2Tokenizer and CamembertTokenizer, whose normaliser transformers 5 replaces by one of its own.
         """
         backend, found = _folder_tokenizer.read(Path(path))
         return cls._of(backend, **found)

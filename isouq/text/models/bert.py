@@ -29,24 +29,29 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class Embeddings(nnx.Module):
-    """The sum of a token's, its position's and its segment's vectors, normalised."""
+    """The sum of a token's, its position's and its segment's vectors, normalised, and projected to the hidden size."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
         c = config
-        self.token = Embed(c.vocab_size, c.hidden_size, rngs)
-        self.position = Embed(c.num_positions, c.hidden_size, rngs)
+        self.token = Embed(c.vocab_size, c.embedding_size, rngs)
+        if c.has_position_table:
+            self.position = Embed(c.num_positions, c.embedding_size, rngs)
         if c.type_vocab_size:
-            self.segment = Embed(c.type_vocab_size, c.hidden_size, rngs)
-        self.norm = _norm(c, rngs)
+            self.segment = Embed(c.type_vocab_size, c.embedding_size, rngs)
+        self.norm = layer_norm(c.embedding_size, c, rngs)
+        if c.embedding_size != c.hidden_size:
+            self.project = nnx.Linear(c.embedding_size, c.hidden_size, rngs=rngs)
         self.config = c
 
     def __call__(self, ids: Int[Array, " T"], token_types: Int[Array, " T"] | None) -> Float[Array, "T D"]:
         """token_types: the segment of each token, 0 by default."""
-        positions = self.config.position_offset + jnp.arange(ids.shape[0])
-        x = self.token(ids) + self.position(positions)
+        x = self.token(ids)
+        if self.config.has_position_table:
+            x = x + self.position(self.config.position_offset + jnp.arange(ids.shape[0]))
         if self.config.type_vocab_size:
             x = x + self.segment(jnp.zeros_like(ids) if token_types is None else token_types)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if self.config.embedding_size == self.config.hidden_size else self.project(x)
 
 
 class Attention(nnx.Module):
@@ -60,10 +65,13 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(size, size, rngs=rngs)
         self.num_heads = config.num_heads
 
-    def __call__(self, x: Float[Array, "T D"], real: Bool[Array, " T"]) -> Float[Array, "T D"]:
-        """real: False at the padding."""
+    def __call__(
+        self, x: Float[Array, "T D"], real: Bool[Array, " T"], bias: Float[Array, "H T T"] | None = None
+    ) -> Float[Array, "T D"]:
+        """real: False at the padding. bias: what is added to the scores of every head, query and key."""
         q, k, v = (layer(x).reshape(x.shape[0], self.num_heads, -1) for layer in (self.q, self.k, self.v))
         scores = jnp.einsum("thk,shk->hts", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+        scores = scores if bias is None else scores + bias
         scores = jnp.where(real[None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         return self.out(jnp.einsum("hts,shk->thk", weights, v).reshape(x.shape))
@@ -72,32 +80,31 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Attention and two dense layers, each added to its input and then normalised."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
-        self.attention = Attention(config, rngs)
-        self.attention_norm = _norm(config, rngs)
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, attention: Callable = Attention) -> None:
+        self.attention = attention(config, rngs)
+        self.attention_norm = layer_norm(config.hidden_size, config, rngs)
         self.up = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
         self.down = nnx.Linear(config.intermediate_size, config.hidden_size, rngs=rngs)
-        self.norm = _norm(config, rngs)
+        self.norm = layer_norm(config.hidden_size, config, rngs)
         self.activation = config.activation
 
-    def __call__(self, x: Float[Array, "T D"], real: Bool[Array, " T"]) -> Float[Array, "T D"]:
-        """real: False at the padding."""
-        x = self.attention_norm(x + self.attention(x, real))
+    def __call__(self, x: Float[Array, "T D"], real: Bool[Array, " T"], *relative: Array) -> Float[Array, "T D"]:
+        """real: False at the padding. relative: what the attention reads of relative positions."""
+        x = self.attention_norm(x + self.attention(x, real, *relative))
         return self.norm(x + self.down(ACTIVATIONS[self.activation](self.up(x))))
 
 
 class Encoder(nnx.Module):
     """Token ids `[T]` to hidden states `[T, D]`."""
 
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap
-        def stacked(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs)
-
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, attention: Callable = Attention) -> None:
         self.embeddings = Embeddings(config, rngs)
-        self.layers = stacked(rngs)
+        self.layers = stack(lambda rngs: Block(config, rngs, attention), config.num_layers, rngs)
         self.config = config
+
+    def relative(self, count: int) -> tuple[Array, ...]:
+        """Return what every layer's attention reads of the relative positions of `count` tokens: nothing in BERT."""
+        return ()
 
     def __call__(
         self,
@@ -111,14 +118,12 @@ class Encoder(nnx.Module):
         length: number of real tokens, which come first; T by default. token_types: segment of each token, 0 by
         default. remat: recompute a layer's activations in the backward pass rather than keep them.
         """
-        count, context = ids.shape[0], self.config.context_length
-        if count > context:
-            raise ValueError(f"the text has {count} tokens; expected at most {context}, the context of this model")
-        real = jnp.arange(count) < (count if length is None else length)
+        real = real_tokens(ids, length, self.config)
+        relative = self.relative(ids.shape[0])
         graph, params = nnx.split(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, None]:
-            return nnx.merge(graph, layer)(x, real), None
+            return nnx.merge(graph, layer)(x, real, *relative), None
 
         x = self.embeddings(ids, token_types)
         return jax.lax.scan(jax.checkpoint(step) if remat else step, x, params)[0]
@@ -129,7 +134,8 @@ class Head(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
         if config.head != "linear":
-            self.dense = nnx.Linear(config.hidden_size, config.hidden_size, rngs=rngs)
+            size = config.hidden_size
+            self.dense = nnx.Linear(size, size, use_bias="head" in config.biases, rngs=rngs)
         self.out = nnx.Linear(config.hidden_size, config.num_classes, rngs=rngs)
         self.kind = config.head
 
@@ -138,9 +144,24 @@ class Head(nnx.Module):
         return self.out(x if self.kind == "linear" else ACTIVATIONS[self.kind](self.dense(x)))
 
 
-def _norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def stack(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Return the module `build(rngs)` with parameters `[count, ...]`, those of `count` layers."""
+    return nnx.split_rngs(splits=count)(nnx.vmap(build))(rngs)
+
+
+def real_tokens(ids: Int[Array, " T"], length: Int[Array, ""] | int | None, config: EncoderConfig) -> Bool[Array, " T"]:
+    """Return which tokens are no padding; raise a ValueError where there are more than the context."""
+    count, context = ids.shape[0], config.context_length
+    if count > context:
+        raise ValueError(f"the text has {count} tokens; expected at most {context}, the context of this model")
+    return jnp.arange(count) < (count if length is None else length)
+
+
+def layer_norm(size: int, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Return a norm of vectors of `size` entries."""
     # The fast variance E x² − (E x)² loses digits where a mean is far from 0.
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.norm_eps, use_fast_variance=False, rngs=rngs)
+    use_bias = "norm" in config.biases
+    return nnx.LayerNorm(size, epsilon=config.norm_eps, use_bias=use_bias, use_fast_variance=False, rngs=rngs)
 
 
 # Names in Hugging Face's checkpoints

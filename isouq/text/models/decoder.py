@@ -1,4 +1,4 @@
-"""The causal language models: Llama 2/3, SmolLM2, Mistral, Qwen 2/2.5/3, OLMo 2, Phi-3/4 by one configurable decoder.
+"""The causal language models by one configurable decoder; `architectures.DECODERS` lists the families.
 
 Modules see ONE sequence. Shapes: T tokens, D hidden, H heads of size K, G groups of keys and values, L layers, V
 vocabulary, S places in a cache. All layers have one shape, so their parameters are stacked `[L, ...]` and one
@@ -8,6 +8,7 @@ one layer's activations and L hidden states.
 Causality makes padding on the right exact: no position looks at a later one.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from isouq.text.models import rope
+from isouq.text.models.activations import ACTIVATIONS
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.models.embed import Embed
-from isouq.text.models.parameters import Table, Tensor
+from isouq.text.models.norms import norm
 
 
 class Cache(NamedTuple):
@@ -39,8 +41,8 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(c.num_heads * k, c.hidden_size, use_bias=c.out_bias, rngs=rngs)
         if c.qk_norm:
             wide = c.qk_norm == "all"
-            self.q_norm = nnx.RMSNorm(c.num_heads * k if wide else k, epsilon=c.norm_eps, rngs=rngs)
-            self.k_norm = nnx.RMSNorm(c.num_kv_heads * k if wide else k, epsilon=c.norm_eps, rngs=rngs)
+            self.q_norm = norm(c.norm, c.num_heads * k if wide else k, c.norm_eps, rngs)
+            self.k_norm = norm(c.norm, c.num_kv_heads * k if wide else k, c.norm_eps, rngs)
         self.config = config
 
     def __call__(
@@ -70,45 +72,95 @@ class Attention(nnx.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), start, axis=0)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), start, axis=0)
         grouped = q.reshape(-1, c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
-        scores = jnp.einsum("tgnk,sgk->gnts", grouped, k).astype(jnp.float32) * c.head_dim**-0.5
+        scores = _cap(jnp.einsum("tgnk,sgk->gnts", grouped, k).astype(jnp.float32) * c.attention_scale, c.attention_cap)
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(v.dtype)
+        self.weights = nnx.Intermediate(weights)  # for `collect` of `Decoder.run`
         mixed = jnp.einsum("gnts,sgk->tgnk", weights, v)
         return self.out(mixed.reshape(-1, c.num_heads * c.head_dim)), (k, v)
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate x) · up x). Shazeer 2020, arXiv 2002.05202."""
+class MLP(nnx.Module):
+    """down(a(gate x) · up x) (Shazeer 2020, arXiv 2002.05202), or down(a(up x)) where it is not gated."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
         sizes = config.hidden_size, config.intermediate_size
-        self.gate = nnx.Linear(*sizes, use_bias=config.mlp_bias, rngs=rngs)
+        if config.gated:
+            self.gate = nnx.Linear(*sizes, use_bias=config.mlp_bias, rngs=rngs)
         self.up = nnx.Linear(*sizes, use_bias=config.mlp_bias, rngs=rngs)
         self.down = nnx.Linear(*sizes[::-1], use_bias=config.mlp_bias, rngs=rngs)
+        self.activation = config.activation
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         """Map `[T, D]` to `[T, D]`."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        activation = ACTIVATIONS[self.activation]
+        return self.down(activation(self.gate(x)) * self.up(x) if hasattr(self, "gate") else activation(self.up(x)))
+
+
+class Experts(nnx.Module):
+    """A gated MLP for each expert; a token takes the mean of a few of them, weighted by a router's probabilities.
+
+    All experts see all tokens, one expert after the other, and those that a token did not choose count 0. That is E / k
+    times the work of the chosen k of E, and it can be mapped over a batch and differentiated.
+
+    Fedus et al. 2021, arXiv 2101.03961; Jiang et al. 2024, arXiv 2401.04088.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+        @nnx.split_rngs(splits=config.num_experts)
+        @nnx.vmap
+        def stacked(rngs: nnx.Rngs) -> MLP:
+            return MLP(config, rngs)
+
+        self.router = nnx.Linear(config.hidden_size, config.num_experts, use_bias=False, rngs=rngs)
+        self.experts = stacked(rngs)
+        self.config = config
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        """Map `[T, D]` to `[T, D]`."""
+        c = self.config
+        chosen_p, chosen = jax.lax.top_k(jax.nn.softmax(self.router(x).astype(jnp.float32)), c.experts_per_token)
+        if c.normalise_experts:
+            chosen_p = chosen_p / jnp.sum(chosen_p, axis=-1, keepdims=True)
+        weights = jnp.sum(jax.nn.one_hot(chosen, c.num_experts) * chosen_p[..., None], axis=1).astype(x.dtype)
+        graph, params = nnx.split(self.experts)
+
+        def add(total: Array, expert: tuple[Any, Array]) -> tuple[Array, None]:
+            own, weight = expert
+            return total + weight[:, None] * nnx.merge(graph, own)(x), None
+
+        return jax.lax.scan(add, jnp.zeros_like(x), (params, weights.T))[0]
 
 
 class Block(nnx.Module):
-    """Attention and MLP with residuals; RMS norms stand before each, or after each with `post_norm`."""
+    """Attention and MLP, each added to its input; `DecoderConfig.norms` says where the norms stand."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+        def new_norm() -> nnx.Module:
+            return norm(config.norm, config.hidden_size, config.norm_eps, rngs)
+
         self.attention = Attention(config, rngs)
-        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
-        self.mlp = SwiGLU(config, rngs)
-        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
-        self.post_norm = config.post_norm
+        self.attention_norm = new_norm()
+        self.mlp = Experts(config, rngs) if config.num_experts else MLP(config, rngs)
+        self.mlp_norm = new_norm()
+        if config.norms == "both":
+            self.attention_out_norm, self.mlp_out_norm = new_norm(), new_norm()
+        self.config = config
 
     def __call__(self, x: Float[Array, "T D"], *attention: Any) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
         """Map `[T, D]` to `[T, D]`; arguments and results are those of `Attention`."""
-        if self.post_norm:
+        norms, scale = self.config.norms, self.config.residual_scale
+        if norms == "after":
             mixed, cache = self.attention(x, *attention)
             x = x + self.attention_norm(mixed)
             return x + self.mlp_norm(self.mlp(x)), cache
         mixed, cache = self.attention(self.attention_norm(x), *attention)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        if norms == "parallel":
+            return x + mixed + self.mlp(self.mlp_norm(x)), cache
+        if norms == "both":
+            x = x + self.attention_out_norm(mixed)
+            return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x))), cache
+        x = x + _times(mixed, scale)
+        return x + _times(self.mlp(self.mlp_norm(x)), scale), cache
 
 
 class Decoder(nnx.Module):
@@ -121,8 +173,10 @@ class Decoder(nnx.Module):
             return Block(config, rngs)
 
         self.embed = Embed(config.vocab_size, config.hidden_size, rngs)
+        if config.learned_positions:
+            self.position = Embed(config.context_length, config.hidden_size, rngs)
         self.layers = stacked(rngs)
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.norm_eps, rngs=rngs)
+        self.norm = norm(config.norm, config.hidden_size, config.norm_eps, rngs)
         if not config.tied:
             self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
         self.config = config
@@ -140,7 +194,12 @@ class Decoder(nnx.Module):
         ask for it. remat: recompute a layer's activations in the backward pass rather than keep them.
         """
         layers = slice(0, self.config.num_layers), nnx.split(self.layers)[1]
-        return self.norm(self.run(self.embed(ids), *layers, length, remat))
+        return self.norm(self.run(self.embed_tokens(ids), *layers, length, remat))
+
+    def embed_tokens(self, ids: Int[Array, " T"], start: Int[Array, ""] | int = 0) -> Float[Array, "T D"]:
+        """Return what enters the first layer, for tokens at positions start, start + 1, …"""
+        x = _times(self.embed(ids), self.config.embed_scale)
+        return x + self.position(start + jnp.arange(ids.shape[0])) if self.config.learned_positions else x
 
     def run(
         self,
@@ -149,25 +208,45 @@ class Decoder(nnx.Module):
         params: Any,
         length: Int[Array, ""] | int | None = None,
         remat: bool = True,
-    ) -> Float[Array, "T D"]:
-        """X after some of the layers, whose stacked parameters are given; `length` and `remat` as in `hidden`."""
+        collect: Callable[[Block, Array], Any] | None = None,
+    ) -> Any:
+        """Return x after some of the layers, whose stacked parameters are given; `length` and `remat` as in `hidden`.
+
+        collect: a function of a layer's block and output. With it the result is (x, its values stacked); the weights
+        of the block's attention are `block.attention.weights[...]`, `[G, H / G, T, T]`.
+        """
         graph = nnx.split(self.layers)[0]
         count = x.shape[0]
         positions = jnp.arange(count)
-        angles = self.config.rope.tables(positions, jnp.asarray(count if length is None else length))
+        angles = self._angles(positions, jnp.asarray(count if length is None else length))
 
-        def step(x: Array, layer: tuple[Any, Array]) -> tuple[Array, None]:
-            block, window = nnx.merge(graph, layer[0]), layer[1]
-            return block(x, angles, _causal(positions, positions, window))[0], None
+        def step(x: Array, layer: tuple[Any, Array, Array]) -> tuple[Array, Any]:
+            weights, window, turn = layer
+            block = nnx.merge(graph, weights)
+            x = block(x, angles(turn), _causal(positions, positions, window))[0]
+            return x, collect(block, x) if collect else None
 
-        windows = jnp.asarray(self.config.windows[layers])
-        return jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows))[0]
+        windows, turns = (jnp.asarray(each[layers]) for each in (self.config.windows, self.config.turns))
+        x, collected = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows, turns))
+        return (x, collected) if collect else x
+
+    def _angles(self, positions: Int[Array, " T"], length: Int[Array, ""]) -> Callable[[Array], tuple[Array, Array]]:
+        """Return the function from a layer's entry in `turns` to (cos, sin) of its rotations."""
+        c = self.config
+        cos, sin = c.rope.tables(positions, length)
+        if not any(c.turns):
+            return lambda turn: (cos, sin)
+        other_cos, other_sin = jnp.ones_like(cos), jnp.zeros_like(sin)
+        if c.other_rope is not None:
+            other_cos, other_sin = c.other_rope.tables(positions, length)
+        return lambda turn: (jnp.where(turn, other_cos, cos), jnp.where(turn, other_sin, sin))
 
     def logits(self, hidden: Float[Array, "*T D"], kernel: Float[Array, "D V"] | None = None) -> Float[Array, "*T V"]:
         """Apply the output layer, or another `kernel`, in float32 whatever the dtype of the parameters."""
         if kernel is None:
             kernel = self.embed.embedding[...].T if self.config.tied else self.head.kernel[...]
-        return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+        logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+        return _cap(_times(logits, self.config.logits_scale), self.config.logits_cap)
 
     def extend(
         self, ids: Int[Array, " T"], cache: Cache, start: Int[Array, ""] | int, length: Int[Array, ""] | int
@@ -179,22 +258,23 @@ class Decoder(nnx.Module):
         graph, params = nnx.split(self.layers)
         count = ids.shape[0]
         positions = start + jnp.arange(count)
-        angles = self.config.rope.tables(positions, jnp.asarray(length))
+        angles = self._angles(positions, jnp.asarray(length))
         places = jnp.arange(cache.keys.shape[1])
 
         # The cache is carried, and only the new places are written: as an input and output of `scan` it would be
         # copied for every token.
-        def step(carry: tuple[Array, Cache], layer: tuple[Any, Array, Array]) -> tuple[tuple[Array, Cache], None]:
-            (x, cache), (weights, window, i) = carry, layer
-            block = nnx.merge(graph, weights)
-            x, filled = block(x, angles, _causal(positions, places, window), (cache.keys[i], cache.values[i]), start)
+        def step(carry: tuple[Array, Cache], layer: tuple[Any, ...]) -> tuple[tuple[Array, Cache], None]:
+            (x, cache), (weights, window, turn, i) = carry, layer
+            mask, kept = _causal(positions, places, window), (cache.keys[i], cache.values[i])
+            x, filled = nnx.merge(graph, weights)(x, angles(turn), mask, kept, start)
             new = (jax.lax.dynamic_slice_in_dim(leaf, start, count)[None] for leaf in filled)
             at = (i, start, 0, 0)
             written = (jax.lax.dynamic_update_slice(leaf, one, at) for leaf, one in zip(cache, new, strict=True))
             return (x, Cache(*written)), None
 
-        layers = params, jnp.asarray(self.config.windows), jnp.arange(len(self.config.windows))
-        (x, cache), _ = jax.lax.scan(step, (self.embed(ids), cache), layers)
+        c = self.config
+        layers = params, jnp.asarray(c.windows), jnp.asarray(c.turns), jnp.arange(c.num_layers)
+        (x, cache), _ = jax.lax.scan(step, (self.embed_tokens(ids, start), cache), layers)
         return self.norm(x), cache
 
 
@@ -204,35 +284,14 @@ def empty_cache(config: DecoderConfig, places: int, dtype: Any) -> Cache:
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def table(config: DecoderConfig) -> Table:
-    """Where each parameter stands in a checkpoint with Hugging Face's names."""
-    tensors = {
-        "embed.embedding": Tensor("model.embed_tokens.weight"),
-        "norm.scale": Tensor("model.norm.weight"),
-        "head.kernel": Tensor("lm_head.weight", transpose=True),
-    }
-    before, after = "input_layernorm", "post_attention_layernorm"
-    if config.post_norm:
-        before, after = "post_attention_layernorm", "post_feedforward_layernorm"
-    layer = "model.layers.{}."
-    tensors["layers.attention_norm.scale"] = Tensor(f"{layer}{before}.weight")
-    tensors["layers.mlp_norm.scale"] = Tensor(f"{layer}{after}.weight")
-    for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "o_proj")):
-        tensors[f"layers.attention.{ours}.kernel"] = Tensor(f"{layer}self_attn.{theirs}.weight", transpose=True)
-        tensors[f"layers.attention.{ours}.bias"] = Tensor(f"{layer}self_attn.{theirs}.bias")
-        tensors[f"layers.attention.{ours}_norm.scale"] = Tensor(f"{layer}self_attn.{ours}_norm.weight")
-    for name in ("gate", "up", "down"):
-        tensors[f"layers.mlp.{name}.kernel"] = Tensor(f"{layer}mlp.{name}_proj.weight", transpose=True)
-        tensors[f"layers.mlp.{name}.bias"] = Tensor(f"{layer}mlp.{name}_proj.bias")
-    if config.fused:
-        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        wide = config.intermediate_size
-        parts = (("q", slice(0, q)), ("k", slice(q, q + kv)), ("v", slice(q + kv, q + 2 * kv)))
-        for name, rows in parts:
-            tensors[f"layers.attention.{name}.kernel"] = Tensor(f"{layer}self_attn.qkv_proj.weight", True, rows)
-        for name, rows in (("gate", slice(0, wide)), ("up", slice(wide, 2 * wide))):
-            tensors[f"layers.mlp.{name}.kernel"] = Tensor(f"{layer}mlp.gate_up_proj.weight", True, rows)
-    return tensors
+def _times(x: Array, factor: float) -> Array:
+    """Return x · factor."""
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)
+
+
+def _cap(scores: Array, cap: float) -> Array:
+    """Return cap · tanh(scores / cap), which lies within ± cap; the scores themselves for a cap of 0."""
+    return cap * jnp.tanh(scores / cap) if cap else scores
 
 
 def _causal(queries: Int[Array, " T"], keys: Int[Array, " S"], window: Int[Array, ""]) -> Array:

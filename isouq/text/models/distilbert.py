@@ -1,7 +1,10 @@
 """DistilBERT: BERT's blocks without segments, other names, and ReLU in the head. Sanh et al. 2019, arXiv 1910.01108."""
 
 from isouq.text.models import bert
+from isouq.text.models.bert import Encoder, Head
 from isouq.text.models.parameters import Table
+
+__all__ = ["LEFT_OVER", "PREFIX", "Encoder", "Head", "head_table", "table"]
 
 PREFIX = "distilbert."
 LEFT_OVER = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.")

@@ -20,17 +20,35 @@ Sharding = jax.sharding.Sharding
 Place = Sharding | Callable[[str, tuple[int, ...]], Sharding]
 
 
+class Interleaved(NamedTuple):
+    """Every `parts`-th block of `size` rows, from block `first` on: part of a tensor of size · parts · blocks rows."""
+
+    first: int
+    parts: int
+    size: int
+    blocks: int
+
+    @property
+    def stop(self) -> int:
+        """The number of rows of the whole tensor."""
+        return self.parts * self.size * self.blocks
+
+
 class Tensor(NamedTuple):
     """Where a parameter stands in a checkpoint.
 
-    name: the tensor; "{}" in it stands for the layer, and makes the parameter a stack over layers.
+    name: the tensor; "{}" in it stands for the layer, and makes the parameter a stack over layers; a second "{}" for
+        the expert of a layer.
     transpose: True for a matrix, which checkpoints hold as [out, in] and Flax as [in, out].
-    rows: the part of a fused tensor, as a slice of its first axis.
+    rows: the part of a fused tensor, as a slice of its first axis or of another `axis`.
+    last: the tensor of a stack's last row; the rows before it are then the layers from the second on.
     """
 
     name: str
     transpose: bool = False
-    rows: slice | None = None
+    rows: slice | Interleaved | None = None
+    axis: int = 0
+    last: str = ""
 
 
 Table = Mapping[str, Tensor]
@@ -104,15 +122,16 @@ def _check(paths: Mapping[str, Any], table: Table, checkpoint: Checkpoint, ignor
             fused[tensor.name] = max(fused.get(tensor.name, 0), tensor.rows.stop)
     for path, leaf in paths.items():
         tensor = table[path]
-        stacked = "{}" in tensor.name
-        expected = leaf.shape[1:] if stacked else leaf.shape
+        expected = leaf.shape[tensor.name.count("{}") :]
         expected = expected[::-1] if tensor.transpose else expected
         for name in _names(tensor, leaf.shape):
             used.add(name)
             if name not in shapes:
                 missing.append(name)
                 continue
-            shape = (fused[tensor.name], *expected[1:]) if tensor.rows is not None else expected
+            shape = tuple(expected)
+            if tensor.rows is not None:
+                shape = (*shape[: tensor.axis], fused[tensor.name], *shape[tensor.axis + 1 :])
             if tuple(shapes[name]) != shape:
                 wrong.append(f"{name} is {list(shapes[name])}, expected {list(shape)}")
     unused = sorted(name for name in shapes if name not in used and not name.endswith(ignore))
@@ -132,18 +151,30 @@ def _some(names: list[str]) -> str:
 
 
 def _names(tensor: Tensor, shape: tuple[int, ...]) -> list[str]:
-    return [tensor.name.format(i) for i in range(shape[0])] if "{}" in tensor.name else [tensor.name]
+    names = [tensor.name.format(*at) for at in np.ndindex(*shape[: tensor.name.count("{}")])]
+    return [*names[1:], tensor.last] if tensor.last else names
 
 
 def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: np.dtype) -> np.ndarray:
     names = _names(tensor, shape)
     out = np.empty(shape, dtype)
-    rows = out if "{}" in tensor.name else out[None]
+    rows = out.reshape(len(names), *shape[tensor.name.count("{}") :])
     for name, row in zip(names, rows, strict=True):
         array = checkpoint.read(name)
-        array = array if tensor.rows is None else array[tensor.rows]
+        array = _part_of(array, tensor)
         with np.errstate(over="ignore"):  # the next line says it
             row[...] = array.T if tensor.transpose else array
         if not np.all(np.isfinite(row.astype(np.float32, copy=False))):
             raise ValueError(f"{checkpoint.path}: {name} holds NaN or infinity as {dtype}; the file is damaged")
     return out
+
+
+def _part_of(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """Return the rows of a stored array that a parameter takes."""
+    if tensor.rows is None:
+        return array
+    if isinstance(tensor.rows, Interleaved):
+        first, parts, size, _ = tensor.rows
+        blocks = array.reshape(-1, parts, size, *array.shape[1:])
+        return blocks[:, first].reshape(-1, *array.shape[1:])
+    return array[tensor.rows] if tensor.axis == 0 else array[:, tensor.rows]

@@ -1,13 +1,14 @@
-"""RoBERTa and XLM-R: BERT, positions counted from the padding token's id on, and a head of its own.
+"""RoBERTa, XLM-R and CamemBERT: BERT, positions counted from the padding token's id on, and a head of its own.
 
-Liu et al. 2019, arXiv 1907.11692; Conneau et al. 2019, arXiv 1911.02116.
+Liu et al. 2019, arXiv 1907.11692; Conneau et al. 2019, arXiv 1911.02116;
+Martin et al. 2019, arXiv 1911.03894.
 """
 
 from isouq.text.models import bert
-from isouq.text.models.bert import table
+from isouq.text.models.bert import Encoder, Head, table
 from isouq.text.models.parameters import Table
 
-__all__ = ["LEFT_OVER", "PREFIX", "head_table", "table"]
+__all__ = ["LEFT_OVER", "PREFIX", "Encoder", "Head", "head_table", "table"]
 
 PREFIX = "roberta."
 LEFT_OVER = ("lm_head.", "pooler.")

@@ -17,7 +17,10 @@ from jaxtyping import Array, Float, Int
 from isouq.text.models._numbers import number, numbers, whole
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "frequencies")
-CONTEXTS = {"mistral": 131072, "qwen2": 32768, "qwen3": 32768, "phi3": 4096}  # where a config.json leaves it out
+CONTEXTS = {  # where a config.json leaves it out
+    "mistral": 131072, "ministral": 131072, "qwen2": 32768, "qwen3": 32768, "phi3": 4096, "smollm3": 32768,
+    "mixtral": 131072, "qwen3_moe": 32768, "gemma2": 8192, "gemma3_text": 131072,
+}  # fmt: skip
 ORIGINAL = "original_max_position_embeddings"
 
 

@@ -1,0 +1,1 @@
+"""Published scores of answers: one function a score, and one table of the passes that each needs."""

@@ -1,0 +1,323 @@
+"""The passes that measure what scores are computed from; each runs once, for all scores and all answers.
+
+A pass is a function of the inputs and of what earlier passes measured. It returns its quantities, each a list with one
+value for every answer (None where an answer has no such value), and what it cost.
+"""
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from isouq.text.continuations import read
+from isouq.text.entailment import Entailment
+from isouq.text.generation import Answer, generate
+from isouq.text.language_model import LanguageModel
+from isouq.text.prompts import Row, encode_pairs, encode_prompt
+from isouq.text.scores import _inside
+from isouq.text.scores.likelihood import joint_relation, middle_layers
+from isouq.text.scores.meanings import clusters_by_entailment
+from isouq.text.scores.similarity import Similarity, measure
+from isouq.text.scores.truth import p_true, p_true_prompt
+from isouq.text.scoring import score
+
+NUM_ALTERNATIVES = 10
+Values = dict[str, list[Any]]
+
+
+class Cost(NamedTuple):
+    """What a pass cost.
+
+    forward, backward: sequences that the model read that way. tokens: that it generated one by one. encoder: distinct
+    pairs of texts that another encoder compared. seconds: with the compilation of programs.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    tokens: int = 0
+    encoder: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What all passes may read: n answers to n prompts, with the settings of `isouq.text.baselines`.
+
+    rows: tokens of prompt and answer. texts: the answers as text. samples: n lists of answers, or how many to draw.
+    """
+
+    model: LanguageModel
+    prompts: Sequence[Any]
+    rows: Sequence[Row]
+    texts: Sequence[str]
+    questions: Sequence[str]
+    samples: Sequence[Any] | int | None
+    entailment: Entailment | None
+    similarity: Similarity | None
+    position: int
+    batch_size: int
+    chat_template_kwargs: dict[str, Any]
+    sampling: dict[str, Any]
+
+    @property
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """Return (prompt, token ids of the answer) of every answer."""
+        return [(prompt, row.ids[row.first :]) for prompt, row in zip(self.prompts, self.rows, strict=True)]
+
+    @property
+    def contradiction(self) -> int | None:
+        """Return the number of the class "contradiction" of the classifier of entailment; None where it has none."""
+        labels = self.entailment.encoder.config.labels if self.entailment else ()
+        numbers = [i for i, label in enumerate(labels) if label.strip().casefold() == "contradiction"]
+        return numbers[0] if numbers else None
+
+    @property
+    def upper_layers(self) -> bool | None:
+        """Return True where the model has layers for SemGrad, else None."""
+        return True if self.model.config.num_layers >= 3 else None
+
+
+def reading(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return log p and entropy of the tokens of every answer, by one forward pass."""
+    readings = read(inputs.model, inputs.pairs, inputs.batch_size, inputs.chat_template_kwargs)
+    values: Values = {"log_p": [one.log_p for one in readings], "entropy": [one.entropy for one in readings]}
+    return values, Cost(forward=len(readings))
+
+
+def attention(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return the attention to the token before, in the middle layers."""
+    layers = middle_layers(inputs.model.config.num_layers)
+    weights = _inside.attention_to_previous(inputs.model, inputs.rows, layers, inputs.batch_size)
+    return {"attention": weights}, Cost(forward=len(weights))
+
+
+def gradient(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return log ‖∇ log p_r‖² over all parameters, where p_r is the geometric mean of the tokens' probabilities."""
+    scores = score(
+        inputs.model, inputs.pairs, batch_size=inputs.batch_size, chat_template_kwargs=inputs.chat_template_kwargs
+    )
+    count = len(inputs.rows)
+    return {"log_grad_sq_norm": scores.log_grad_sq_norm.tolist()}, Cost(forward=count, backward=count)
+
+
+def head_gradient(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return the mean absolute gradients by the output layer, which need no backward pass through a layer."""
+    plain, weighted = zip(*_inside.head_gradients(inputs.model, inputs.rows, inputs.batch_size), strict=True)
+    return {"head_gradient": list(plain), "weighted_head_gradient": list(weighted)}, Cost(forward=len(plain))
+
+
+def state_gradient(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return the mean absolute gradients by hidden states, with a backward pass through the upper layers."""
+    values = _inside.state_gradients(inputs.model, inputs.rows, inputs.position, inputs.batch_size)
+    return {"state_gradient": values}, Cost(forward=len(values), backward=len(values))
+
+
+def samples(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return what the samples of every question say, drawn here unless they are given; empty ones are left out."""
+    drawn, cost = inputs.samples, Cost()
+    if isinstance(drawn, int):
+        prompts = [prompt for prompt in inputs.prompts for _ in range(drawn)]
+        each = generate(
+            inputs.model,
+            prompts,
+            batch_size=inputs.batch_size,
+            chat_template_kwargs=inputs.chat_template_kwargs,
+            **inputs.sampling,
+        )
+        cost = Cost(forward=len(inputs.prompts), tokens=sum(len(one.ids) for one in each))
+        drawn = [each[i : i + drawn] for i in range(0, len(each), drawn)]
+    groups = [[one for one in group if len(one.ids)] or None for group in drawn or [[]] * len(inputs.rows)]
+
+    def of_each(function: Callable[[Answer], Any]) -> list[Any]:
+        return [group and [function(one) for one in group] for group in groups]
+
+    values: Values = {
+        "samples": groups,
+        "sample_texts": of_each(lambda one: one.text.strip()),
+        "sample_token_log_p": of_each(lambda one: one.log_p),
+        "sample_log_p": of_each(lambda one: float(np.sum(one.log_p))),
+        "sample_mean_log_p": of_each(lambda one: float(np.mean(one.log_p))),
+        "sample_lengths": of_each(lambda one: len(one.ids)),
+    }
+    return values, cost
+
+
+def truth(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
+    """Return P(True) of every answer; None where its prompt does not fit the context."""
+    chat = [not isinstance(prompt, str) for prompt in inputs.prompts]
+    ideas = [texts or [] for texts in values["sample_texts"]]
+    found: list[Any] = [None] * len(inputs.rows)
+    for is_chat in set(chat):
+        asked = [i for i, kind in enumerate(chat) if kind == is_chat and _fits(inputs, i, ideas[i], is_chat)]
+        if asked:
+            results = p_true(
+                inputs.model,
+                [inputs.questions[i] for i in asked],
+                [inputs.texts[i] for i in asked],
+                [ideas[i] for i in asked],
+                inputs.batch_size,
+                is_chat,
+                inputs.chat_template_kwargs,
+            )
+            for i, value in zip(asked, results, strict=True):
+                found[i] = float(value)
+    return {"p_true": found}, Cost(forward=sum(value is not None for value in found))
+
+
+def _fits(inputs: Inputs, i: int, ideas: Sequence[str], chat: bool) -> bool:
+    prompt = p_true_prompt(inputs.questions[i], inputs.texts[i], ideas, chat)
+    try:
+        encode_prompt(inputs.model, prompt, inputs.chat_template_kwargs)
+    except ValueError:
+        return False
+    return True
+
+
+def sample_states(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
+    """Return the hidden states of the samples' last tokens after the middle layer."""
+    groups = [
+        [(prompt, one.ids) for one in group or []]
+        for prompt, group in zip(inputs.prompts, values["samples"], strict=True)
+    ]
+    pairs = [pair for group in groups for pair in group]
+    if not pairs:
+        return {"sample_states": [None] * len(groups)}, Cost()
+    ids = [row.ids for row in encode_pairs(inputs.model, pairs, inputs.chat_template_kwargs)]
+    layer = max(1, inputs.model.config.num_layers // 2)
+    states = iter(_inside.last_states(inputs.model, ids, layer, inputs.batch_size))
+    each = [[next(states) for _ in group] or None for group in groups]
+    return {"sample_states": each}, Cost(forward=len(ids))
+
+
+def entailment(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
+    """Return the probability that sample i of a question entails sample j, and the meanings of the samples.
+
+    A sample is read after its question, and entails an equal one for certain.
+    """
+    assert inputs.entailment is not None
+    statements = [
+        [f"{question} {text}" for text in texts or []]
+        for question, texts in zip(inputs.questions, values["sample_texts"], strict=True)
+    ]
+    label = inputs.entailment.label
+    logits = _classify(inputs.entailment, [(a, b) for group in statements for a in group for b in group if a != b])
+    probability = {pair: float(np.exp(row[label] - np.logaddexp.reduce(row))) for pair, row in logits.items()}
+    entailed = {pair for pair, row in logits.items() if row.argmax() == label}
+    matrices = [[[probability.get((a, b), 1.0) for b in group] for a in group] or None for group in statements]
+    clusters = [
+        clusters_by_entailment([[a == b or (a, b) in entailed for b in group] for a in group]) if group else None
+        for group in statements
+    ]
+    return {"entailment": matrices, "clusters": clusters}, Cost(encoder=len(logits))
+
+
+def _classify(entailment: Entailment, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray]:
+    """Return the logits of every distinct pair."""
+    distinct = list(dict.fromkeys(pairs))
+    return dict(zip(distinct, entailment.logits(distinct).astype(np.float64), strict=True)) if distinct else {}
+
+
+def alternatives(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return the likeliest words at every token, and how each of them is related to the token itself."""
+    assert inputs.entailment is not None
+    tokens = _inside.alternatives(inputs.model, inputs.rows, NUM_ALTERNATIVES, inputs.batch_size)
+    words = [[[_word(inputs.model, i) for i in ids] for ids, _ in answer] for answer in tokens]
+    sides = [(group[0], word) for answer in words for group in answer for word in group[1:]]
+    logits = _classify(inputs.entailment, [pair for one, other in sides for pair in ((one, other), (other, one))])
+    names = {inputs.entailment.label: "entailment", inputs.contradiction: "contradiction"}
+    relation = {pair: names.get(int(row.argmax()), "neutral") for pair, row in logits.items()}
+    values = [
+        [
+            (log_p, ["", *(joint_relation(relation[group[0], w], relation[w, group[0]]) for w in group[1:])])
+            for (_, log_p), group in zip(answer, groups, strict=True)
+        ]
+        for answer, groups in zip(tokens, words, strict=True)
+    ]
+    return {"alternatives": values}, Cost(forward=len(tokens), encoder=len(logits))
+
+
+def _word(model: LanguageModel, token: int) -> str:
+    return model.tokenizer.decode([token]).strip(string.punctuation + string.whitespace)
+
+
+def token_similarity(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
+    """Return how alike question and answer stay without each token of the answer."""
+    pairs = [
+        _without_each(inputs, question, row.ids[row.first :].tolist())
+        for question, row in zip(inputs.questions, inputs.rows, strict=True)
+    ]
+    values, cost = _measure(inputs, pairs)
+    return {"token_similarity": values}, cost
+
+
+def sample_token_similarity(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
+    """Return the same for each sample."""
+    groups = list(zip(inputs.questions, values["samples"], strict=True))
+    pairs = [_without_each(inputs, question, one.ids) for question, group in groups for one in group or []]
+    each, cost = _measure(inputs, pairs)
+    left = iter(each)
+    return {"sample_token_similarity": [group and [next(left) for _ in group] for _, group in groups]}, cost
+
+
+def sample_similarity(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
+    """Return how alike sample i is to sample j."""
+    groups = [texts or [] for texts in values["sample_texts"]]
+    each, cost = _measure(inputs, [[(a, b) for a in group for b in group] for group in groups])
+    matrices = [np.reshape(one, (len(group), -1)) if group else None for one, group in zip(each, groups, strict=True)]
+    return {"sample_similarity": matrices}, cost
+
+
+def answer_similarity(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
+    """Return how alike the answer is to each sample, as the mean of both orders."""
+    groups = [
+        [pair for text in texts or [] for pair in ((answer, text), (text, answer))]
+        for answer, texts in zip(inputs.texts, values["sample_texts"], strict=True)
+    ]
+    each, cost = _measure(inputs, groups)
+    return {"answer_similarity": [np.reshape(one, (-1, 2)).mean(axis=1) if one else None for one in each]}, cost
+
+
+def _without_each(inputs: Inputs, question: str, ids: Sequence[int]) -> list[tuple[str, str]]:
+    decode = inputs.model.tokenizer.decode
+    whole = f"{question} {decode(ids)}"
+    return [(whole, f"{question} {decode([*ids[:t], *ids[t + 1 :]])}") for t in range(len(ids))]
+
+
+def _measure(inputs: Inputs, groups: Sequence[Sequence[tuple[str, str]]]) -> tuple[list[list[float]], Cost]:
+    """Return the similarity of every pair, group by group."""
+    assert inputs.similarity is not None
+    pairs = [pair for group in groups for pair in group]
+    values = iter(measure(inputs.similarity, pairs))
+    return [[next(values) for _ in group] for group in groups], Cost(encoder=len(set(pairs)))
+
+
+class Pass(NamedTuple):
+    """A pass: its function, the quantities that it gives, the passes that run before it, and the inputs it needs."""
+
+    function: Callable[[Inputs, Values], tuple[Values, Cost]]
+    gives: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+
+
+SAMPLED = ("sample_texts", "sample_token_log_p", "sample_log_p", "sample_mean_log_p", "sample_lengths")
+PASSES = {
+    "reading": Pass(reading, ("log_p", "entropy")),
+    "attention": Pass(attention, ("attention",)),
+    "gradient": Pass(gradient, ("log_grad_sq_norm",)),
+    "head_gradient": Pass(head_gradient, ("head_gradient", "weighted_head_gradient")),
+    "state_gradient": Pass(state_gradient, ("state_gradient",), (), ("upper_layers",)),
+    "samples": Pass(samples, SAMPLED, (), ("samples",)),
+    "truth": Pass(truth, ("p_true",), ("samples",)),
+    "sample_states": Pass(sample_states, ("sample_states",), ("samples",), ("samples",)),
+    "entailment": Pass(entailment, ("entailment", "clusters"), ("samples",), ("samples", "entailment")),
+    "alternatives": Pass(alternatives, ("alternatives",), (), ("entailment", "contradiction")),
+    "token_similarity": Pass(token_similarity, ("token_similarity",), (), ("similarity",)),
+    "sample_token_similarity": Pass(
+        sample_token_similarity, ("sample_token_similarity",), ("samples",), ("samples", "similarity")
+    ),
+    "sample_similarity": Pass(sample_similarity, ("sample_similarity",), ("samples",), ("samples", "similarity")),
+    "answer_similarity": Pass(answer_similarity, ("answer_similarity",), ("samples",), ("samples", "similarity")),
+}
