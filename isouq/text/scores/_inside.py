@@ -141,21 +141,22 @@ def _head_gradients(
     targets: Int[Array, "B A"],
 ) -> Float[Array, "B 2"]:
     decoder, _ = _parts(config, params)
-    kernel = params["embed"]["embedding"].T if config.tied else params["head"]["kernel"]
+    weights = params["embed"]["embedding"] if config.tied else params["head"]["kernel"]
 
     def hidden(ids: Array, length: Array, at: Array) -> Array:
         return decoder.hidden(ids, length)[jnp.maximum(at, 0)]
 
     def sizes(row: tuple[Array, Array, Array]) -> Array:
         states, at, targets = row
+        # By the matrix as it is stored: the gradient of its transpose would be copied, which takes longest.
+        logits, pull = jax.vjp(lambda weights: decoder.logits(states, weights.T if config.tied else weights), weights)
 
-        def total(kernel: Array, weigh: bool) -> Array:
-            log_p, entropy = _token_log_p(decoder.logits(states, kernel), targets, at)
+        def total(logits: Array, weigh: bool) -> Array:
+            log_p, entropy = _token_log_p(logits, targets, at)
             return jnp.sum(log_p * jax.lax.stop_gradient(entropy)) if weigh else jnp.sum(log_p)
 
-        return jnp.stack(
-            [jnp.mean(jnp.abs(jax.grad(total)(kernel, weigh)), dtype=jnp.float32) for weigh in (False, True)]
-        )
+        gradients = (pull(jax.grad(total)(logits, weigh))[0] for weigh in (False, True))
+        return jnp.stack([jnp.mean(jnp.abs(one), dtype=jnp.float32) for one in gradients])
 
     return jax.lax.map(sizes, (jax.vmap(hidden)(ids, length, at), at, targets))
 
