@@ -60,23 +60,25 @@ def map_batches(
             rows_read += size
             if number == 0 or number >= skipped:
                 added = jax.tree.map(np.asarray, score(batch))
-                if _checks.count_rows(added, "score(batch)") != size:
+                scored = _checks.count_rows(added, "score(batch)")
+                if scored != size:
                     raise ValueError(
-                        f"score returned {_count_rows(added)} rows for {size} inputs; expected one row for each input"
+                        f"score returned {scored} rows for {size} inputs; let it return one for each input"
                     )
         except ValueError as error:
             raise ValueError(f"batch {number}: {error}") from error
         if number == 0 and checkpoint is not None:
-            with np.errstate(invalid="ignore"):  # ∞ − ∞
-                sums = [f"{np.nansum(leaf, dtype=float):.4g}" for leaf in jax.tree.leaves(added)]  # digits that last
+            with np.errstate(invalid="ignore"):  # the sum of ∞ and −∞ is NaN
+                # four digits, because further ones may depend on the number of threads
+                sums = [f"{np.nansum(leaf, dtype=float):.4g}" for leaf in jax.tree.leaves(added)]
             mark = fingerprint({"result": type(added).__name__, "sums": sums}, batch)
             file = Checkpoint(Path(checkpoint), _SECONDS, mark)
             saved = file.load(added, None)
             if saved is not None:
-                skipped, parts, rows = saved.blocks, [saved.state], _count_rows(saved.state)
+                skipped, parts, rows = saved.blocks, [saved.state], _checks.count_rows(saved.state)
         if number >= skipped:
             parts.append(added)
-            rows += _count_rows(added)
+            rows += scored
             if file is not None and file.due():
                 parts = [_join(parts)]
                 file.save(Saved(number + 1, parts[0], None))
@@ -99,7 +101,3 @@ def map_batches(
 def _join(parts: list[Any]) -> Any:
     """Return the results of several batches as one."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def _count_rows(part: Any) -> int:
-    return int(jax.tree.leaves(part)[0].shape[0])

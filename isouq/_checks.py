@@ -199,10 +199,14 @@ def _numeric(name: str, leaf: Any) -> None:
 
 
 def as_arrays(tree: Any) -> Any:
-    """Return the tree with arrays of NumPy as leaves; lists of numbers, also nested, are one array."""
-    if any(isinstance(leaf, (bool, int, float)) for leaf in jax.tree.leaves(tree)):
-        return np.asarray(tree)
-    return jax.tree.map(np.asarray, tree)
+    """Return the tree with arrays of NumPy as leaves; a list of numbers, also nested, is one array."""
+    return jax.tree.map(np.asarray, tree, is_leaf=_is_list_of_numbers)
+
+
+def _is_list_of_numbers(node: Any) -> bool:
+    """Return whether a node is a list that holds nothing but numbers, at any depth of lists."""
+    numbers = (bool, int, float, np.number)
+    return isinstance(node, list) and all(isinstance(one, numbers) or _is_list_of_numbers(one) for one in node)
 
 
 def batches(value: Any, items: str) -> None:

@@ -12,7 +12,7 @@ import scipy.optimize
 from isouq import _checks
 from isouq._predictive import linear_moments, minimise_over_decades
 from isouq.covariance._laplace import CurvatureFit, check_log_density, fit_curvature, sum_log_likelihood
-from isouq.covariance._stream import on_other_data
+from isouq.covariance._stream import NOT_FINITE, on_other_data
 from isouq.covariance._structures import Curvature
 from isouq.density import LogDensity
 
@@ -42,6 +42,7 @@ def log_marginal_likelihood(
 
     Raises:
         ValueError, MemoryError: as `isouq.laplace`.
+        TypeError: an option that is not among those above.
 
     Cost: that of `isouq.laplace`, and one forward pass over the data.
 
@@ -99,9 +100,11 @@ def choose_prior(
     Raises:
         ValueError, MemoryError: as `isouq.laplace`; or per is unknown, or "layer" with validation data; or validation
             data that do not fit the model, or on which it is not finite.
+        TypeError: an option that is not among those above.
 
     Warns:
-        UserWarning: the best standard deviation of a prior is the smallest or the largest that is tried.
+        UserWarning: the best standard deviation of a prior is the smallest or the largest that is tried; for layers,
+            that of the one factor from which their search starts.
 
     Cost: that of `isouq.laplace` once. For the evidence each prior that is tried takes O(P) time and no pass over the
     data, for "dense" and "low_rank" with per="layer" a decomposition, of O(P³) and O(P · rank²) time. With validation
@@ -115,7 +118,7 @@ def choose_prior(
     if validation is not None and per != "model":
         raise ValueError("per is 'layer' and validation was given; layers are chosen by the evidence, so give one")
     if validation is not None:
-        _check_validation(validation, log_density, params)
+        held_out = _check_validation(validation, log_density, params)
     fit = fit_curvature(log_density, params, curvature, structure, **options)
     data_curvature, start = fit.curvature, np.asarray(fit.scales)
     evidence = Evidence.of(fit)
@@ -132,7 +135,7 @@ def choose_prior(
                 covariance = data_curvature.covariance(scales)
             except ValueError:  # the data outweigh so wide a prior too much for a low-rank form
                 return float("inf")
-            return _held_out_loss(log_density, params, validation, covariance, fit.batch_size)
+            return _held_out_loss(held_out, params, covariance, fit.batch_size)
 
         factor, border = minimise_over_decades(lambda factor: loss(factor * start), 1.0, _DECADES)
         scales = factor * start
@@ -189,8 +192,8 @@ def _check_options(function: str, options: dict[str, Any]) -> None:
             raise TypeError(f"{function} has no argument {name!r}; its options are {', '.join(_OPTIONS)}")
 
 
-def _check_validation(validation: Any, log_density: Any, params: Any) -> None:
-    """Raise unless validation is a pair (xs, ys) of held-out data that fit the model."""
+def _check_validation(validation: Any, log_density: Any, params: Any) -> LogDensity:
+    """Return the log density on the validation data; raise unless they are a pair (xs, ys) that fits the model."""
     check_log_density(log_density, params)
     if not (isinstance(validation, (tuple, list)) and len(validation) == 2):
         raise ValueError(f"validation is {_checks.shape_or_type(validation)}; expected a pair (xs, ys)")
@@ -199,17 +202,16 @@ def _check_validation(validation: Any, log_density: Any, params: Any) -> None:
     except ValueError as error:
         raise ValueError(f"validation: {error}") from error
     if not np.isfinite(sum_log_likelihood(held_out, params)):
-        raise ValueError("validation: predict is NaN or infinite on some row of xs; remove that row first")
+        raise ValueError(f"validation: {NOT_FINITE}")
+    return held_out
 
 
-def _held_out_loss(
-    log_density: LogDensity, params: Any, validation: tuple[Any, Any], covariance: Any, batch_size: int
-) -> float:
-    """Return the mean −log p(y) of held-out data under the predictive by "probit"."""
-    (xs, ys), kind = validation, log_density.kind
-    noise = float(log_density.noise) if kind == "regression" else None
+def _held_out_loss(held_out: LogDensity, params: Any, covariance: Any, batch_size: int) -> float:
+    """Return the mean −log p(y) of the data of a log density under the predictive by "probit"."""
+    ys, kind = held_out.ys, held_out.kind
+    noise = float(held_out.noise) if kind == "regression" else None
     moments = linear_moments(
-        log_density.predict, params, xs, kind, covariance, noise=noise, batch_size=min(batch_size, len(ys))
+        held_out.predict, params, held_out.xs, kind, covariance, noise=noise, batch_size=min(batch_size, len(ys))
     )
     return moments.log_loss(ys, kind, noise)
 

@@ -181,15 +181,12 @@ def fit_scale(
         return moments.log_loss(ys, kind, noise, scale)
 
     mean_variance = float(np.mean(moments.variances))
-    scale, is_largest = 0.0, False
-    if mean_variance:
-        scale, border = minimise_over_decades(loss, 1 / mean_variance)
-        is_largest = border > 0
+    scale, border = minimise_over_decades(loss, 1 / mean_variance) if mean_variance else (0.0, 0)
     scale = scale if loss(scale) < loss(0.0) else 0.0
-    if scale and is_largest:
+    if scale and border > 0:
         warnings.warn(
-            f"the scale is {scale:.2g}, the largest that is tried, and the loss still falls; are labels of one class "
-            "alone, or predictions that say nothing, the reason?",
+            f"the scale is {scale:.2g}, the largest that is tried; check that ys holds labels of more than one class "
+            "and that params are trained before you use it",
             stacklevel=2,
         )
     return ScaleFit(scale, covariance.scaled(scale), loss(scale), loss(0.0))

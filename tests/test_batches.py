@@ -98,7 +98,7 @@ def test_a_file_of_other_scores_is_put_aside(tmp_path):
         (1.0, r"batch 0: score\(batch\) is a scalar; expected a leading batch axis"),
         (None, r"batch 0: score\(batch\) is empty; expected an array"),
         (np.full(50, "a"), r"batch 0: score\(batch\) holds an array of <U1; expected JAX or NumPy arrays of numbers"),
-        (np.zeros(3), "batch 0: score returned 3 rows for 50 inputs; expected one row for each input"),
+        (np.zeros(3), "batch 0: score returned 3 rows for 50 inputs; let it return one for each input"),
     ],
 )
 def test_a_wrong_score_is_said_in_one_line(result, message):

@@ -295,7 +295,7 @@ def test_a_batch_on_which_predict_is_not_finite_is_named(tmp_path):
     broken = not_finite_far_away(log_density)
     batches = in_batches(broken, 4)
     batches[1] = (np.full((4, 2), 100.0), batches[1][1])
-    with pytest.raises(ValueError, match="batch 1: predict is NaN or infinite on some row of xs"):
+    with pytest.raises(ValueError, match="batch 1: the log likelihood is not finite; look for a row of xs"):
         laplace(broken, params, batches=batches, checkpoint=tmp_path / "sum.npz")
 
 
@@ -399,6 +399,7 @@ def test_a_prior_at_the_border_of_the_search_is_said():
         isouq.choose_prior(log_density, jax.tree.map(jnp.zeros_like, params))
 
 
+@pytest.mark.filterwarnings("ignore:the best factor of the prior")
 def test_a_wrong_choice_is_one_clear_line():
     log_density, params = case("multiclass")
     with pytest.raises(ValueError, match="per is 'leaf'; expected"):
@@ -414,10 +415,14 @@ def test_a_wrong_choice_is_one_clear_line():
         ((xs, ys[:1]), "validation: ys has shape"),
         ((xs, ys - 1), "validation: ys holds labels from -1"),
         ((xs[:, :1], ys), r"validation: a row of xs has shape \(1,\); expected \(2,\)"),
-        ((xs.at[1].set(100.0), ys), "validation: predict is NaN or infinite on some row of xs"),
+        ((xs.at[1].set(100.0), ys), "validation: the log likelihood is not finite; look for a row of xs"),
     ):
         with pytest.raises(ValueError, match=message):
             isouq.choose_prior(not_finite_far_away(log_density), params, validation=validation)
+    choice, of_lists = (
+        isouq.choose_prior(log_density, params, validation=pair) for pair in ((xs, ys), (xs.tolist(), ys.tolist()))
+    )
+    assert choice.log_loss == of_lists.log_loss
     for function in (isouq.choose_prior, isouq.log_marginal_likelihood):
         with pytest.raises(TypeError, match=f"{function.__name__} has no argument 'epochs'; its options are rank, key"):
             function(log_density, params, epochs=3)

@@ -318,7 +318,7 @@ def test_a_predict_without_parameters_has_no_variance(kind):
 def test_labels_of_one_class_that_is_never_predicted_give_the_largest_scale_and_a_warning():
     log_density, params = case("multiclass")
     outputs = jax.vmap(log_density.predict, (None, 0))(params, log_density.xs)
-    with pytest.warns(UserWarning, match="the largest that is tried, and the loss still falls"):
+    with pytest.warns(UserWarning, match="the largest that is tried; check that ys"):
         isouq.fit_scale(log_density.predict, params, log_density.xs, np.argmin(outputs, axis=1), "multiclass")
 
 

@@ -14,6 +14,10 @@ from isouq._checkpoint import Checkpoint, Saved, fingerprint, other_batches
 from isouq._frozen import first_row
 from isouq.density import LogDensity
 
+NOT_FINITE = (
+    "the log likelihood is not finite; look for a row of xs where predict is NaN or infinite, or for an enormous y, "
+    "and remove it"
+)
 _SECONDS = 60.0  # between two writes of a checkpoint
 
 
@@ -53,7 +57,7 @@ def sum_over_batches(
         if number == 0 or number >= skipped:
             total, rows = add(total, batch), rows + batch.ys.shape[0]
             if not np.isfinite(jax.tree.leaves(total)[-1]):
-                raise ValueError(f"batch {number}: predict is NaN or infinite on some row of xs; remove that row first")
+                raise ValueError(f"batch {number}: {NOT_FINITE}")
         if number == 0 and stream.checkpoint is not None:
             settings = {
                 "sum": name,

@@ -150,9 +150,9 @@ def test_what_a_configuration_leaves_out():
     assert [read(name).norm_eps for name in ("Llama", "Qwen3", "Olmo2", "Phi3")] == [1e-6, 1e-6, 1e-5, 1e-5]
     assert not read("Llama", tie_word_embeddings=None).tied
     assert read("SmolLM3", tie_word_embeddings=None).tied
-    assert read("SmolLM3", num_hidden_layers=5).turns == (0, 0, 0, 1, 0)
+    assert read("SmolLM3", num_hidden_layers=5).rope_index == (0, 0, 0, 1, 0)
     assert read("Olmo3", num_hidden_layers=5).windows == (4, 4, 4, 64, 4)
-    assert read("Olmo3", num_hidden_layers=5).turns == (1, 1, 1, 0, 1)
+    assert read("Olmo3", num_hidden_layers=5).rope_index == (1, 1, 1, 0, 1)
     assert read("Gemma2").windows == (4, 64, 4)
     assert (read("Gemma2").attention_cap, read("Gemma2").logits_cap) == (50.0, 30.0)
     assert read("Gemma2", head_dim=None).head_dim == 256
@@ -165,7 +165,7 @@ def test_configurations_as_older_files_write_them():
     new = {key: value for key, value in old.items() if not key.startswith("rope")} | {"rope_parameters": TWO}
     found = decoder_config.from_config(old)
     assert found == decoder_config.from_config(new)
-    assert found.turns == (1, 1, 1, 1, 1, 0, 1)
+    assert found.rope_index == (1, 1, 1, 1, 1, 0, 1)
     assert found.context_length == 64  # stretched already
     neox = SMALL | {"architectures": ["GPTNeoXForCausalLM"], "rotary_emb_base": 5000, "rotary_pct": 0.5}
     assert (
@@ -202,9 +202,13 @@ Q = "model/layers/1/self_attn/q_proj/weight"
         (partial(rewrite, architectures=["MambaForCausalLM"]), "architecture 'MambaForCausalLM' is not one of"),
         (
             partial(rewrite, architectures=["Gemma3ForConditionalGeneration"]),
-            "'Gemma3ForConditionalGeneration' is not one of .*; the nearest is Gemma3",
+            "'Gemma3ForConditionalGeneration' is not one of .*; the nearest name is Gemma3",
         ),
         (partial(rewrite, architectures=["Gemma2ForCausalLM"], use_bidirectional_attention=True), "is set; expected a"),
+        (
+            partial(rewrite, architectures=["Olmo3ForCausalLM"], layer_types=["chunked"] * 3),
+            "layer_types holds 'chunked'; expected sliding_attention or full_attention",
+        ),
         (
             partial(rewrite, architectures=["SmolLM3ForCausalLM"], no_rope_layers=[1]),
             r"no_rope_layers is \[1\]; expected 3 numbers",

@@ -11,7 +11,13 @@ from isouq.text.scores import _inside
 from isouq.text.scores.gradients import preservation_scores, upper_layers
 from isouq.text.scores.position import semantic_position
 
-FAMILIES = {"qwen2": dict(num_hidden_layers=6, max_window_layers=2), "llama3": dict(num_hidden_layers=5)}
+KINDS = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+FAMILIES = {
+    "qwen2": dict(num_hidden_layers=6, max_window_layers=2),
+    "llama3": dict(num_hidden_layers=5),
+    "gemma2": dict(num_hidden_layers=5, layer_types=KINDS),  # scaled embeddings, capped scores and logits
+    "gemma3": dict(num_hidden_layers=5, layer_types=KINDS),
+}
 ROWS = [Row(random_ids(length, seed), first) for seed, (length, first) in enumerate([(12, 7), (9, 8), (17, 4)])]
 
 
@@ -38,7 +44,9 @@ def test_gradients_of_the_output_layer(models):
     for row, values in zip(ROWS, found, strict=True):
         outputs, _, entropy = run(theirs, row)
         head = theirs.lm_head.weight.detach().clone().requires_grad_()
-        log_p = (outputs.hidden_states[-1][0, row.first - 1 : -1].detach() @ head.T).log_softmax(-1)
+        logits = outputs.hidden_states[-1][0, row.first - 1 : -1].detach() @ head.T
+        cap = ours.config.logits_cap
+        log_p = (cap * (logits / cap).tanh() if cap else logits).log_softmax(-1)
         own = log_p.gather(1, tensor(row.ids)[0, row.first :, None])[:, 0]
         for value, weights in zip(values, (torch.ones_like(entropy), entropy), strict=True):
             wanted = torch.autograd.grad((weights * own).sum(), head, retain_graph=True)[0].abs().mean()

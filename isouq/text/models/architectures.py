@@ -104,13 +104,12 @@ def _nearest(given: Any, known: Mapping[str, str]) -> str:
     """Return the end of a refusal: the known architecture whose name is nearest, or nothing where none is near."""
     if not isinstance(given, str):
         return ""
-    models = {_model(name): name for name in known}
-    near = get_close_matches(_model(given), models, n=1)
+    near = get_close_matches(_model(given), list(map(_model, known)), n=1)
     if not near:
         return ""
     names = [name for name in known if _model(name) == near[0]]
     name = get_close_matches(given, names, n=1, cutoff=0)[0]
-    return f"; the nearest is {name}: take a checkpoint of that architecture"
+    return f"; the nearest name is {name}, which is another model: take one of those that are built here"
 
 
 def _model(name: str) -> str:

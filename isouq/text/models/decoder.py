@@ -41,8 +41,8 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(c.num_heads * k, c.hidden_size, use_bias=c.out_bias, rngs=rngs)
         if c.qk_norm:
             wide = c.qk_norm == "all"
-            self.q_norm = norm(c.norm, c.num_heads * k if wide else k, c.norm_eps, rngs)
-            self.k_norm = norm(c.norm, c.num_kv_heads * k if wide else k, c.norm_eps, rngs)
+            self.q_norm = norm(c.norm_kind, c.num_heads * k if wide else k, c.norm_eps, rngs)
+            self.k_norm = norm(c.norm_kind, c.num_kv_heads * k if wide else k, c.norm_eps, rngs)
         self.config = config
 
     def __call__(
@@ -88,16 +88,16 @@ class MLP(nnx.Module):
             self.gate = nnx.Linear(*sizes, use_bias=config.mlp_bias, rngs=rngs)
         self.up = nnx.Linear(*sizes, use_bias=config.mlp_bias, rngs=rngs)
         self.down = nnx.Linear(*sizes[::-1], use_bias=config.mlp_bias, rngs=rngs)
-        self.activation = config.activation
+        self.activation, self.gated = config.activation, config.gated
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         """Map `[T, D]` to `[T, D]`."""
         activation = ACTIVATIONS[self.activation]
-        return self.down(activation(self.gate(x)) * self.up(x) if hasattr(self, "gate") else activation(self.up(x)))
+        return self.down(activation(self.gate(x)) * self.up(x) if self.gated else activation(self.up(x)))
 
 
 class Experts(nnx.Module):
-    """A gated MLP for each expert; a token takes the mean of a few of them, weighted by a router's probabilities.
+    """A gated MLP for each expert; a token takes the sum of a few of them, weighted by a router's probabilities.
 
     All experts see all tokens, one expert after the other, and those that a token did not choose count 0. That is E / k
     times the work of the chosen k of E, and it can be mapped over a batch and differentiated.
@@ -136,19 +136,19 @@ class Block(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
         def new_norm() -> nnx.Module:
-            return norm(config.norm, config.hidden_size, config.norm_eps, rngs)
+            return norm(config.norm_kind, config.hidden_size, config.norm_eps, rngs)
 
         self.attention = Attention(config, rngs)
         self.attention_norm = new_norm()
         self.mlp = Experts(config, rngs) if config.num_experts else MLP(config, rngs)
         self.mlp_norm = new_norm()
-        if config.norms == "both":
+        if config.norm_places == "both":
             self.attention_out_norm, self.mlp_out_norm = new_norm(), new_norm()
         self.config = config
 
     def __call__(self, x: Float[Array, "T D"], *attention: Any) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
         """Map `[T, D]` to `[T, D]`; arguments and results are those of `Attention`."""
-        norms, scale = self.config.norms, self.config.residual_scale
+        norms, scale = self.config.norm_places, self.config.residual_scale
         if norms == "after":
             mixed, cache = self.attention(x, *attention)
             x = x + self.attention_norm(mixed)
@@ -176,7 +176,7 @@ class Decoder(nnx.Module):
         if config.learned_positions:
             self.position = Embed(config.context_length, config.hidden_size, rngs)
         self.layers = stacked(rngs)
-        self.norm = norm(config.norm, config.hidden_size, config.norm_eps, rngs)
+        self.norm = norm(config.norm_kind, config.hidden_size, config.norm_eps, rngs)
         if not config.tied:
             self.head = nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, rngs=rngs)
         self.config = config
@@ -226,15 +226,15 @@ class Decoder(nnx.Module):
             x = block(x, angles(turn), _causal(positions, positions, window))[0]
             return x, collect(block, x) if collect else None
 
-        windows, turns = (jnp.asarray(each[layers]) for each in (self.config.windows, self.config.turns))
-        x, collected = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows, turns))
+        windows, rope_index = (jnp.asarray(each[layers]) for each in (self.config.windows, self.config.rope_index))
+        x, collected = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows, rope_index))
         return (x, collected) if collect else x
 
     def _angles(self, positions: Int[Array, " T"], length: Int[Array, ""]) -> Callable[[Array], tuple[Array, Array]]:
-        """Return the function from a layer's entry in `turns` to (cos, sin) of its rotations."""
+        """Return the function from a layer's entry in `rope_index` to (cos, sin) of its rotations."""
         c = self.config
         cos, sin = c.rope.tables(positions, length)
-        if not any(c.turns):
+        if not any(c.rope_index):
             return lambda turn: (cos, sin)
         other_cos, other_sin = jnp.ones_like(cos), jnp.zeros_like(sin)
         if c.other_rope is not None:
@@ -273,7 +273,7 @@ class Decoder(nnx.Module):
             return (x, Cache(*written)), None
 
         c = self.config
-        layers = params, jnp.asarray(c.windows), jnp.asarray(c.turns), jnp.arange(c.num_layers)
+        layers = params, jnp.asarray(c.windows), jnp.asarray(c.rope_index), jnp.arange(c.num_layers)
         (x, cache), _ = jax.lax.scan(step, (self.embed_tokens(ids, start), cache), layers)
         return self.norm(x), cache
 

@@ -17,18 +17,21 @@ class DecoderConfig:
     """Shapes and switches of a decoder; hashable.
 
     Layers. windows: how many positions back each looks, itself included; the context length where nothing bounds it.
-    turns: 0 for a layer whose positions are turned by `rope`, 1 for one with `other_rope`, or without any where that
-    is None. norms: where the norms stand: "before" attention and MLP, "after", "both", or "parallel", before both,
-    which then read one input. norm: the kind of norm. residual_scale: of what a layer adds.
+    rope_index: 0 for a layer whose positions are turned by `rope`, 1 for one with `other_rope`, or without any where
+    that is None. norm_places: where the norms stand: "before" attention and MLP, "after", "both", or "parallel", before
+    both, which then read one input. norm_kind: one of `norms.KINDS`. residual_scale: the factor of what attention and
+    MLP add, for norms "before" alone.
 
     Attention. qkv_bias, out_bias: biases of the projections. qk_norm: "" for none, "head" over each head, "all" over
-    all heads before they are split. attention_scale: of the scores. attention_cap: their bound by tanh, 0 for none.
+    all heads before they are split. attention_scale: the factor of the scores. attention_cap: their bound by tanh, 0
+    for none.
 
     MLP. gated: whether it is a product of two. mlp_bias: biases of its projections. num_experts: MLPs of a layer of
     which a token takes experts_per_token, 0 for one MLP. normalise_experts: whether their weights sum to 1.
 
-    Ends. embed_scale: of the embeddings. learned_positions: a vector is added for each position. tied: the output layer
-    is the transposed embedding. logits_scale, logits_cap: of the logits.
+    Ends. embed_scale, logits_scale: the factors of embeddings and of logits. learned_positions: a vector is added for
+    each position. tied: the output layer is the transposed embedding. logits_cap: the bound of the logits by tanh, 0
+    for none.
 
     fused: the checkpoint holds q, k, v and gate, up in one tensor each (Phi-3).
     """
@@ -44,7 +47,7 @@ class DecoderConfig:
     norm_eps: float
     rope: rope.Rope
     windows: tuple[int, ...]
-    turns: tuple[int, ...]
+    rope_index: tuple[int, ...]
     tied: bool
     attention_scale: float
     other_rope: rope.Rope | None = None
@@ -52,8 +55,8 @@ class DecoderConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: str = ""
-    norms: str = "before"
-    norm: str = "rms"
+    norm_places: str = "before"
+    norm_kind: str = "rms"
     activation: str = "silu"
     gated: bool = True
     num_experts: int = 0
@@ -129,7 +132,7 @@ def _llama(family: str, config: dict[str, Any]) -> DecoderConfig:
     hidden_size = whole(config, "hidden_size")
     head_dim = whole(config, "head_dim", hidden_size // num_heads, least=2)
     kinds = _layer_types(family, config, num_layers)
-    turned, other, turns = _positions(family, config, head_dim, kinds)
+    turned, other, rope_index = _positions(family, config, head_dim, kinds)
     gemma = family.startswith("gemma")
     bias = family not in ("mistral", "ministral", "mixtral", "phi3", "qwen2") and bool(
         config.get("attention_bias", False)
@@ -146,7 +149,7 @@ def _llama(family: str, config: dict[str, Any]) -> DecoderConfig:
         norm_eps=number(config, "rms_norm_eps", 1e-6),
         rope=turned,
         windows=tuple(_window(config, turned.context) if kind == SLIDING else turned.context for kind in kinds),
-        turns=turns,
+        rope_index=rope_index,
         tied=bool(config.get("tie_word_embeddings", False)),
         attention_scale=head_dim**-0.5,
         other_rope=other,
@@ -160,8 +163,8 @@ def _llama(family: str, config: dict[str, Any]) -> DecoderConfig:
         return replace(
             common,
             qk_norm="head" if family == "gemma3_text" else "",
-            norms="both",
-            norm="rms_one",
+            norm_places="both",
+            norm_kind="rms_one",
             attention_scale=number(config, "query_pre_attn_scalar") ** -0.5,
             embed_scale=hidden_size**0.5,
             attention_cap=_cap(config, "attn_logit_softcapping") if family == "gemma2" else 0.0,
@@ -187,7 +190,7 @@ def _llama(family: str, config: dict[str, Any]) -> DecoderConfig:
         common = replace(common, qk_norm="head", intermediate_size=wide, normalise_experts=normalise)
         return _mixture(common, config)
     if family in ("olmo2", "olmo3"):
-        return replace(common, qk_norm="all", norms="after")
+        return replace(common, qk_norm="all", norm_places="after")
     if family == "phi3":
         return replace(common, fused=True)
     return replace(common, mlp_bias=family in ("llama", "smollm3") and bool(config.get("mlp_bias", False)))
@@ -221,13 +224,13 @@ def _gpt2(config: dict[str, Any]) -> DecoderConfig:
         norm_eps=number(config, "layer_norm_epsilon", 1e-5),
         rope=rope.Rope(0, context=context, original=context),
         windows=(context,) * layers,
-        turns=(0,) * layers,
+        rope_index=(0,) * layers,
         tied=bool(config.get("tie_word_embeddings", True)),
         attention_scale=_head_dim(size, heads) ** -0.5,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
-        norm="layer",
+        norm_kind="layer",
         activation=activation(config, "activation_function", "gelu_new"),
         gated=False,
         learned_positions=True,
@@ -256,14 +259,14 @@ def _gpt_neox(config: dict[str, Any]) -> DecoderConfig:
         norm_eps=number(config, "layer_norm_eps", 1e-5),
         rope=turned,
         windows=(turned.context,) * layers,
-        turns=(0,) * layers,
+        rope_index=(0,) * layers,
         tied=bool(config.get("tie_word_embeddings", False)),
         attention_scale=head_dim**-0.5,
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=True,
-        norms="parallel" if config.get("use_parallel_residual", True) else "before",
-        norm="layer",
+        norm_places="parallel" if config.get("use_parallel_residual", True) else "before",
+        norm_kind="layer",
         activation=activation(config, "hidden_act", "gelu"),
         gated=False,
     )
@@ -299,6 +302,9 @@ def _layer_types(family: str, config: dict[str, Any], num_layers: int) -> list[s
         return [SLIDING if slides else FULL for slides in _slides(family, config, num_layers)]
     if not isinstance(kinds, list) or len(kinds) != num_layers:
         raise ValueError(f"layer_types is {kinds!r:.60}; expected a list of {num_layers}, one for each layer")
+    for kind in kinds:
+        if kind not in (SLIDING, FULL):
+            raise ValueError(f"layer_types holds {kind!r:.60}; expected {SLIDING} or {FULL}, which are built here")
     return kinds
 
 
@@ -309,15 +315,15 @@ def _slides(family: str, config: dict[str, Any], num_layers: int) -> list[bool]:
         first = whole(config, "max_window_layers", 28, least=0)
         return [i >= first for i in layers]
     if family == "smollm3":
-        return [not turned for turned in _turned(config, num_layers)]
+        return [not turned for turned in _layers_with_rope(config, num_layers)]
     if family in ("gemma2", "gemma3_text", "olmo3"):
         usual = {"gemma2": 2, "gemma3_text": whole(config, "sliding_window_pattern", 6), "olmo3": 4}
         return [(i + 1) % usual[family] != 0 for i in layers]
     return [True for _ in layers]
 
 
-def _turned(config: dict[str, Any], num_layers: int) -> list[bool]:
-    """Return whether each layer of a SmolLM3 turns its positions."""
+def _layers_with_rope(config: dict[str, Any], num_layers: int) -> list[bool]:
+    """Return whether each layer of a SmolLM3 rope_index its positions."""
     interval = whole(config, "no_rope_layer_interval", 4)
     turned = config.get("no_rope_layers")
     turned = [int((i + 1) % interval != 0) for i in range(num_layers)] if turned is None else turned
@@ -332,10 +338,10 @@ _TWO_ROPES = ("gemma3_text", "olmo3")  # families that turn the positions of the
 def _positions(
     family: str, config: dict[str, Any], head_dim: int, kinds: list[str]
 ) -> tuple[rope.Rope, rope.Rope | None, tuple[int, ...]]:
-    """Return `rope`, `other_rope` and `turns` of a DecoderConfig."""
+    """Return `rope`, `other_rope` and `rope_index` of a DecoderConfig."""
     if family == "smollm3":
-        turns = tuple(int(not turned) for turned in _turned(config, len(kinds)))
-        return rope.from_config(config, head_dim, family), None, turns
+        rope_index = tuple(int(not turned) for turned in _layers_with_rope(config, len(kinds)))
+        return rope.from_config(config, head_dim, family), None, rope_index
     if family not in _TWO_ROPES:
         return rope.from_config(config, head_dim, family), None, (0,) * len(kinds)
     full, sliding = (rope.from_config(_of_kind(family, config, kind), head_dim, family) for kind in (FULL, SLIDING))
@@ -349,11 +355,12 @@ def _of_kind(family: str, config: dict[str, Any], kind: str) -> dict[str, Any]:
 
     A new file has a dictionary for each kind. In an older one `rope_scaling` is that of the layers with full attention.
     """
-    own = dict(config)
-    if kind == SLIDING:
-        local = number(config, "rope_local_base_freq", 10000.0) if family == "gemma3_text" else config.get("rope_theta")
-        own |= {"rope_theta": local, "rope_scaling": None}
     settings = config.get("rope_parameters")
-    if isinstance(settings, dict) and any(isinstance(value, dict) for value in settings.values()):
-        return own | {"rope_scaling": None, "rope_parameters": settings.get(kind)}
-    return own | ({"rope_parameters": None} if kind == SLIDING else {})
+    settings = settings if isinstance(settings, dict) else {}
+    of_kinds = any(isinstance(value, dict) for value in settings.values())
+    if kind == FULL:
+        return config | ({"rope_scaling": None, "rope_parameters": settings.get(kind)} if of_kinds else {})
+    theta = config.get("rope_theta") if of_kinds else settings.get("rope_theta", config.get("rope_theta"))
+    local = number(config, "rope_local_base_freq", 10000.0) if family == "gemma3_text" else theta
+    own = settings.get(kind) if of_kinds else None
+    return config | {"rope_theta": local, "rope_scaling": None, "rope_parameters": own}

@@ -36,7 +36,7 @@ def _llama(config: DecoderConfig) -> Table:
         "norm.scale": Tensor("model.norm.weight"),
         "head.kernel": Tensor("lm_head.weight", transpose=True),
     }
-    for ours, theirs in _NORMS[config.norms].items():
+    for ours, theirs in _NORMS[config.norm_places].items():
         tensors[f"layers.{ours}.scale"] = Tensor(f"{layer}{theirs}.weight")
     for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "o_proj")):
         _linear(tensors, f"layers.attention.{ours}", f"{layer}self_attn.{theirs}")

@@ -32,4 +32,6 @@ def norm(kind: str, size: int, epsilon: float, rngs: nnx.Rngs) -> nnx.Module:
         return RMSNormOne(size, epsilon, rngs)
     if kind == "layer":  # the fast variance E x² − (E x)² loses digits where a mean is far from 0
         return nnx.LayerNorm(size, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+    if kind != "rms":
+        raise ValueError(f"the kind of a norm is {kind!r}; expected one of {', '.join(KINDS)}")
     return nnx.RMSNorm(size, epsilon=epsilon, rngs=rngs)

@@ -41,7 +41,8 @@ class Tensor(NamedTuple):
         the expert of a layer.
     transpose: True for a matrix, which checkpoints hold as [out, in] and Flax as [in, out].
     rows: the part of a fused tensor, as a slice of its first axis or of another `axis`.
-    last: the tensor of a stack's last row; the rows before it are then the layers from the second on.
+    last: the name of the tensor of a stack's last row. Its rows 0, 1, … are then those of the layers 1, 2, …
+        (ModernBERT, whose norm before a layer is kept with the layer before it).
     """
 
     name: str
