@@ -321,7 +321,7 @@ def drop(folder, *beginnings):
         (partial(rewrite, architectures=["CpmModel"]), "architecture 'CpmModel' is not one of BertModel, .*ation$"),
         (
             partial(rewrite, architectures=["BertForTokenClassification"]),
-            "; the nearest name is BertForSequenceClassification, which is another model$",
+            "; the nearest name is BertForSequenceClassification, which is another model",
         ),
         (
             partial(rewrite, architectures=["LlamaForCausalLM"]),
