@@ -66,6 +66,7 @@ def test_a_newer_format_is_said(tmp_path, monkeypatch):
         load(tmp_path / "covariance.npz", {"w": jnp.ones(3)})
 
 
+@pytest.mark.filterwarnings("ignore:the scale is")  # of random labels
 def test_a_scale_comes_back(tmp_path):
     log_density, params = case("binary")
     fit = isouq.fit_scale(log_density.predict, params, log_density.xs, log_density.ys, "binary")

@@ -302,6 +302,7 @@ def test_a_model_type_without_architectures(family, names):
     config = dict(
         vocab_size=9, hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=None, head_dim=None, pad_token_id=None, model_type=family, architectures=names,
+        n_embd=32, n_head=4, n_layer=1,
     )  # fmt: skip
     name = next(name for name, known in DECODERS.items() if known == family)
     found = from_config(config)
