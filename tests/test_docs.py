@@ -16,6 +16,7 @@ from experiments.command import EXPERIMENTS, _parser
 from isouq.cli import options
 from isouq.text.loading._gguf import ARCHITECTURES
 from isouq.text.models import architectures
+from isouq.text.scores.registry import SCORES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -252,6 +253,11 @@ def test_a_tutorial_runs_and_its_page_shows_what_it_prints(name):
 
 def shape(page):
     return re.sub(r"[-+]?[\d.]+(?:e[-+]?\d+)?", "0", re.sub(r"[ \t]+", " ", page))
+
+
+def test_the_page_of_scores_is_complete():
+    rows = [line.split("|")[1] for line in (ROOT / "docs" / "scores.md").read_text().splitlines() if line[:3] == "| `"]
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(SCORES)
 
 
 def test_the_table_of_families_is_complete():
