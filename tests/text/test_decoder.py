@@ -228,7 +228,7 @@ Q = "model/layers/1/self_attn/q_proj/weight"
         (partial(rewrite, head_dim=7), "of a head of 7 is 7; expected an even number"),
         (partial(rewrite, rms_norm_eps="small"), "rms_norm_eps is 'small'; expected a finite number above 0"),
         (partial(rewrite, max_position_embeddings=0), "max_position_embeddings is 0; expected"),
-        (partial(rewrite, hidden_act="sine"), "hidden_act is 'sine'; expected one of silu, "),
+        (partial(rewrite, hidden_act="sine"), "hidden_act is 'sine'; expected one of gelu, "),
         (partial(rewrite, rope_scaling={"rope_type": "spiral"}), "rope_type is 'spiral'; expected one of"),
         (
             partial(rewrite, architectures=["MistralForCausalLM"], sliding_window="all"),

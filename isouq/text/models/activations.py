@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+_GELU = partial(jax.nn.gelu, approximate=False)
 _TANH = partial(jax.nn.gelu, approximate=True)
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": _GELU,
+    "gelu_python": _GELU,
     "gelu_new": _TANH,
     "gelu_pytorch_tanh": _TANH,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
 }

@@ -8,7 +8,6 @@ Devlin et al. 2018, arXiv 1810.04805. MiniLM is a small BERT.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,16 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from isouq.text.models.activations import ACTIVATIONS
 from isouq.text.models.embed import Embed
 from isouq.text.models.encoder_config import EncoderConfig
 from isouq.text.models.parameters import Table, Tensor
-
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-}
 
 
 class Embeddings(nnx.Module):

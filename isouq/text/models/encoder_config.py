@@ -4,15 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from isouq.text.models._numbers import number, whole
+from isouq.text.models.activations import activation
 from isouq.text.models.architectures import ENCODERS, architecture
 
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
 NORM_EPS = {"deberta": 1e-7, "modernbert": 1e-5}  # where it is not 1e-12 in a config.json without it
 KEYS = {  # a field here: its key in config.json, for DistilBERT where that differs
     "hidden_size": ("hidden_size", "dim"),
@@ -52,7 +46,7 @@ class EncoderConfig:
     embedding_size: width of the tables of embeddings, which ELECTRA projects to hidden_size where the two differ.
     num_positions: rows of the table of positions. position_offset: the row of the first token; RoBERTa leaves the
     rows up to its padding token's id unused. type_vocab_size: kinds of segment, 0 for none (DistilBERT).
-    activation: "gelu" (with erf), "gelu_tanh" or "relu". head: "" for none; "tanh", "relu" or "gelu", the activation
+    activation: a name of `activations.ACTIVATIONS`. head: "" for none; "tanh", "relu" or "gelu", the activation
     between the two layers of a checkpoint's classification head; "linear", one layer on the pooled vector.
     num_classes: outputs of the head, 0 without one. labels: their names, where the checkpoint has them.
     has_position_table: False where no table of positions is added. disentangled: for DeBERTa.
@@ -137,7 +131,7 @@ def _read(family: str, classifies: bool, config: dict[str, Any]) -> EncoderConfi
         num_positions=whole(config, "max_position_embeddings"),
         position_offset=_position_offset(family, config),
         type_vocab_size=_type_vocab_size(family, config),
-        activation=_one_of(config, key["activation"], ACTIVATIONS, "gelu"),
+        activation=activation(config, key["activation"], "gelu"),
         norm_eps=1e-12 if distil else number(config, key["norm_eps"], NORM_EPS.get(family, 1e-12)),
         head=_head(family, config) if classifies else "",
         num_classes=len(labels),
@@ -162,7 +156,7 @@ def _head(family: str, config: dict[str, Any]) -> str:
     """Return the activation between the two layers of a checkpoint's head."""
     key = {"deberta": "pooler_hidden_act", "modernbert": "classifier_activation"}.get(family)
     if key is not None:
-        return _one_of(config, key, ACTIVATIONS | {"tanh": "tanh"}, "gelu")
+        return activation(config, key, "gelu")
     return {"distilbert": "relu", "electra": "gelu"}.get(family, "tanh")
 
 
@@ -238,7 +232,7 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
     biased = {"attention_bias": "attention", "mlp_bias": "mlp", "norm_bias": "norm", "classifier_bias": "head"}
     return {
         "has_position_table": False,
-        "head_pooling": _one_of(config, "classifier_pooling", {"cls": "cls", "mean": "mean"}, "cls"),
+        "head_pooling": _pooling(config),
         "biases": tuple(part for key, part in biased.items() if config.get(key)),
         "reaches": tuple(reaches[kind] for kind in kinds),
         "thetas": tuple(thetas[kind] for kind in kinds),
@@ -262,12 +256,12 @@ def _above_0(config: dict[str, Any], key: str) -> int:
     return max(whole(config, key, -1, least=-1), 0)
 
 
-def _one_of(config: dict[str, Any], key: str, names: dict[str, str], default: str) -> str:
-    """Return what `names` has for the name under `key`; raise a ValueError where it has nothing."""
-    name = config.get(key, default)
-    if not isinstance(name, str) or name not in names:
-        raise ValueError(f"{key} is {name!r:.60}; expected one of {', '.join(names)}")
-    return names[name]
+def _pooling(config: dict[str, Any]) -> str:
+    """Return how a ModernBERT's classifier pools: "cls" or "mean"; raise a ValueError for another way."""
+    pooling = config.get("classifier_pooling", "cls")
+    if pooling not in ("cls", "mean"):
+        raise ValueError(f"classifier_pooling is {pooling!r:.60}; expected one of cls, mean")
+    return str(pooling)
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:

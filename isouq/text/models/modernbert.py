@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from isouq.text.models import bert
+from isouq.text.models.activations import ACTIVATIONS
 from isouq.text.models.encoder_config import EncoderConfig
 from isouq.text.models.parameters import Table, Tensor
 from isouq.text.models.rope import turn
@@ -52,7 +53,7 @@ class Block(nnx.Module):
         """
         x = x + self._attention(normed, seen, frequencies)
         value, gate = jnp.split(self.up(self.norm(x)), 2, axis=-1)
-        x = x + self.down(bert.ACTIVATIONS[self.activation](value) * gate)
+        x = x + self.down(ACTIVATIONS[self.activation](value) * gate)
         return x, self.next_norm(x)
 
     def _attention(self, x: Array, seen: Array, frequencies: Array) -> Float[Array, "T D"]:
@@ -108,7 +109,7 @@ class Head(bert.Head):
 
     def __call__(self, x: Float[Array, " D"]) -> Float[Array, " classes"]:
         """Map `[D]` to `[classes]`."""
-        return self.out(x if self.kind == "linear" else self.norm(bert.ACTIVATIONS[self.kind](self.dense(x))))
+        return self.out(x if self.kind == "linear" else self.norm(ACTIVATIONS[self.kind](self.dense(x))))
 
 
 def _frequencies(config: EncoderConfig) -> Float[Array, "L half"]:
