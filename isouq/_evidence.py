@@ -12,7 +12,7 @@ import scipy.optimize
 from isouq import _checks
 from isouq._predictive import linear_moments, minimise_over_decades
 from isouq.covariance._laplace import CurvatureFit, check_log_density, fit_curvature, sum_log_likelihood
-from isouq.covariance._stream import NOT_FINITE, on_other_data
+from isouq.covariance._stream import NOT_FINITE, count_outputs, on_other_data
 from isouq.covariance._structures import Curvature
 from isouq.density import LogDensity
 
@@ -198,7 +198,7 @@ def _check_validation(validation: Any, log_density: Any, params: Any) -> LogDens
     if not (isinstance(validation, (tuple, list)) and len(validation) == 2):
         raise ValueError(f"validation is {_checks.shape_or_type(validation)}; expected a pair (xs, ys)")
     try:
-        held_out = on_other_data(log_density, params, *validation)
+        held_out = on_other_data(log_density, count_outputs(log_density, params), *validation)
     except ValueError as error:
         raise ValueError(f"validation: {error}") from error
     if not np.isfinite(sum_log_likelihood(held_out, params)):

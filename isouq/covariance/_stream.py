@@ -87,21 +87,27 @@ def sum_over_batches(
 
 def _densities(batches: Iterable[Any], log_density: LogDensity, params: Any) -> Iterator[LogDensity]:
     """Yield the log density on the data of each batch; raise for a batch that does not fit."""
+    num_outputs = count_outputs(log_density, params)
     for number, batch in enumerate(batches):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise ValueError(f"batch {number} is a {type(batch).__name__}; expected pairs (xs, ys)")
         try:
-            part = on_other_data(log_density, params, *batch)
+            part = on_other_data(log_density, num_outputs, *batch)
         except ValueError as error:
             raise ValueError(f"batch {number}: {error}") from error
         yield part
 
 
-def on_other_data(log_density: LogDensity, params: Any, xs: Any, ys: Any) -> LogDensity:
+def count_outputs(log_density: LogDensity, params: Any) -> int | None:
+    """Return the number of outputs of the model for one input; None for a scalar."""
+    shape = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
+    return shape[0] if shape else None
+
+
+def on_other_data(log_density: LogDensity, num_outputs: int | None, xs: Any, ys: Any) -> LogDensity:
     """Return the log density on data (xs, ys) in place of its own; raise unless they fit the model."""
-    num_outputs = jax.eval_shape(log_density.predict, params, first_row(log_density.xs)).shape
     xs, ys = _checks.as_arrays(xs), np.asarray(ys)
-    _checks.labels(xs, ys, log_density.kind, num_outputs[0] if num_outputs else None)
+    _checks.labels(xs, ys, log_density.kind, num_outputs)
     _check_like(xs, log_density.xs)
     xs = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, jnp.result_type(like)), xs, log_density.xs)
     dtype = log_density.ys.dtype if log_density.kind != "regression" else jnp.result_type(jnp.float32, log_density.ys)

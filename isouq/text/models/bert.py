@@ -106,7 +106,7 @@ class Encoder(nnx.Module):
         token_types: Int[Array, " T"] | None = None,
         remat: bool = False,
     ) -> Float[Array, "T D"]:
-        """Hidden states after the last layer; those of padding mean nothing.
+        """Return the hidden states after the last layer; those of padding mean nothing.
 
         length: number of real tokens, which come first; T by default. token_types: segment of each token, 0 by
         default. remat: recompute a layer's activations in the backward pass rather than keep them.

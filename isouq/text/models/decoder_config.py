@@ -84,16 +84,16 @@ def from_config(config: dict[str, Any]) -> DecoderConfig:
             raise ValueError(f"{switch} is set; expected a decoder, in which a token sees those before it alone")
     try:
         if family == "gpt2":
-            found = _gpt2(config)
+            result = _gpt2(config)
         elif family == "gpt_neox":
-            found = _gpt_neox(config)
+            result = _gpt_neox(config)
         else:
-            found = _llama(family, {**_DEFAULTS.get(family, {}), **config})
+            result = _llama(family, {**_DEFAULTS.get(family, {}), **config})
     except KeyError as error:
         raise ValueError(f"config lacks {error}; expected the config.json of a {family} model") from None
-    if found.num_heads % found.num_kv_heads:
-        raise ValueError(f"{found.num_heads} heads do not divide into {found.num_kv_heads} groups of keys")
-    return found
+    if result.num_heads % result.num_kv_heads:
+        raise ValueError(f"{result.num_heads} heads do not divide into {result.num_kv_heads} groups of keys")
+    return result
 
 
 # What a config.json that lacks a key means, where the family differs from Llama.

@@ -7,6 +7,7 @@ and the generator.
 from isouq.text.models import bert
 from isouq.text.models.bert import Encoder, Head
 from isouq.text.models.parameters import Table
+from isouq.text.models.roberta import head_table
 
 __all__ = ["LEFT_OVER", "PREFIX", "Encoder", "Head", "head_table", "table"]
 
@@ -18,8 +19,3 @@ def table(prefix: str, norm: tuple[str, str]) -> Table:
     """Return where each parameter of the encoder stands; see `bert.table`."""
     names = {"project": f"{prefix}embeddings_project"}
     return {**bert.table(prefix, norm), **bert.dense_and_norms("embeddings.", names, "", norm)}
-
-
-def head_table(prefix: str) -> Table:
-    """Return the head of ElectraForSequenceClassification, on the first token."""
-    return bert.dense_and_norms("", {"dense": "classifier.dense", "out": "classifier.out_proj"}, "", ("", ""))

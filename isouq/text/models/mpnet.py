@@ -15,6 +15,7 @@ from isouq.text.models.bert import Head
 from isouq.text.models.embed import Embed
 from isouq.text.models.encoder_config import EncoderConfig
 from isouq.text.models.parameters import Table, Tensor
+from isouq.text.models.roberta import head_table
 
 __all__ = ["LEFT_OVER", "PREFIX", "Encoder", "Head", "head_table", "table"]
 
@@ -64,8 +65,3 @@ def table(prefix: str, norm: tuple[str, str]) -> Table:
         **bert.dense_and_norms("layers.", LAYER_NAMES, f"{prefix}encoder.layer.{{}}.", norm),
         "distance_bias.embedding": Tensor(f"{prefix}encoder.relative_attention_bias.weight"),
     }
-
-
-def head_table(prefix: str) -> Table:
-    """Return the head of MPNetForSequenceClassification, on the first token."""
-    return bert.dense_and_norms("", {"dense": "classifier.dense", "out": "classifier.out_proj"}, "", ("", ""))

@@ -15,5 +15,5 @@ LEFT_OVER = ("lm_head.", "pooler.")
 
 
 def head_table(prefix: str) -> Table:
-    """Return the head of RobertaForSequenceClassification, on the first token."""
+    """Return the head of RobertaForSequenceClassification, on the first token, which ELECTRA and MPNet have too."""
     return bert.dense_and_norms("", {"dense": "classifier.dense", "out": "classifier.out_proj"}, "", ("", ""))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from isouq.text import language_model
 from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.language_model import LanguageModel
-from isouq.text.models.decoder import Block, Decoder
+from isouq.text.models.decoder import Block
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Row
 from isouq.text.scores.gradients import upper_layers
@@ -25,7 +25,7 @@ def head_gradients(model: LanguageModel, rows: Sequence[Row], batch_size: int) -
     Where the output layer is the transposed embedding, that is its use as the output layer alone.
     Memory: one gradient of the output layer, `[D, V]`, beside the forward pass of a batch.
     """
-    return _by_batches(model, rows, batch_size, _head_gradients)
+    return _of_rows(model, rows, batch_size, _head_gradients)
 
 
 def state_gradients(model: LanguageModel, rows: Sequence[Row], position: int, batch_size: int) -> list[float]:
@@ -40,7 +40,7 @@ def state_gradients(model: LanguageModel, rows: Sequence[Row], position: int, ba
         raise ValueError(f"pair {short}: the prompt has {rows[short].first} tokens; position is {position}")
     upper_layers(model.config.num_layers)
     gradients = functools.partial(_state_gradients, position=position)
-    return [float(value) for value in _by_batches(model, rows, batch_size, gradients)]
+    return [float(value) for value in _of_rows(model, rows, batch_size, gradients)]
 
 
 def check_position(position: Any) -> None:
@@ -54,9 +54,8 @@ def alternatives(
 ) -> list[list[tuple[list[int], np.ndarray]]]:
     """Return for every token of every row (ids, log p) of that token and of the likeliest others, `count` together."""
     likeliest = functools.partial(_likeliest, count=min(count, model.config.vocab_size))
-    found = _by_batches(model, rows, batch_size, likeliest)
     words = []
-    for row, each in zip(rows, found, strict=True):
+    for row, each in zip(rows, _of_rows(model, rows, batch_size, likeliest), strict=True):
         own, ids, log_p = (values[: len(row.ids) - row.first] for values in each)
         tokens = row.ids[row.first :].tolist()
         words.append([_own_first(*one) for one in zip(tokens, own, ids, log_p.astype(float), strict=True)])
@@ -75,9 +74,9 @@ def attention_to_previous(
 
     That is the weight which the position of token t − 1, whose logits predict token t, gives to itself.
     """
-    found = _by_batches(model, rows, batch_size, _attention)
+    attention = _of_rows(model, rows, batch_size, _attention)
     first, stop = layers.start, layers.stop
-    return [weights[first:stop, :, 1 : len(row.ids) - row.first] for row, weights in zip(rows, found, strict=True)]
+    return [weights[first:stop, :, 1 : len(row.ids) - row.first] for row, weights in zip(rows, attention, strict=True)]
 
 
 def last_states(model: LanguageModel, ids: Sequence[Any], layer: int, batch_size: int) -> Float[np.ndarray, "n D"]:
@@ -93,30 +92,35 @@ def prompt_states(
     return _states(model, ids, positions, upper_layers(model.config.num_layers), batch_size)
 
 
-def _by_batches(model: LanguageModel, rows: Sequence[Row], batch_size: int, function: Callable[..., Any]) -> list[Any]:
-    """Return the value of the function for every row, computed batch by batch."""
+def _of_rows(model: LanguageModel, rows: Sequence[Row], batch_size: int, function: Callable[..., Any]) -> list[Any]:
+    """Return the value of a function of config, parameters and padded rows for every row."""
     lengths = [(len(row.ids), len(row.ids) - row.first) for row in rows]
+
+    def of_batch(numbers: Sequence[int]) -> Any:
+        return function(model.config, model.params, *pad_rows([rows[i] for i in numbers]))
+
+    return _by_batches(lengths, batch_size, of_batch)
+
+
+def _by_batches(lengths: Sequence[Any], batch_size: int, function: Callable[[Sequence[int]], Any]) -> list[Any]:
+    """Return the value of every sequence, by a function from the numbers of a batch to the values of the batch."""
     values: dict[int, Any] = {}
-    for indices, filled in batches_by_length(lengths, min(batch_size, len(rows))):
-        batch = jax.tree.map(np.asarray, function(model.config, model.params, *pad_rows([rows[i] for i in filled])))
-        values |= {i: jax.tree.map(lambda leaf, j=j: leaf[j], batch) for j, i in enumerate(indices)}
-    return [values[i] for i in range(len(rows))]
+    for numbers, filled in batches_by_length(lengths, min(batch_size, len(lengths))):
+        batch = jax.tree.map(np.asarray, function(filled))
+        values |= {i: jax.tree.map(lambda leaf, j=j: leaf[j], batch) for j, i in enumerate(numbers)}
+    return [values[i] for i in range(len(lengths))]
 
 
 def _states(model: LanguageModel, ids: Sequence[Any], positions: int, layers: range, batch_size: int) -> np.ndarray:
-    values: dict[int, np.ndarray] = {}
-    for indices, filled in batches_by_length([len(one) for one in ids], min(batch_size, len(ids))):
-        lengths = np.array([len(ids[i]) for i in filled], np.int32)
+    """Return the hidden states after some layers at the last positions of each sequence, float64."""
+
+    def of_batch(numbers: Sequence[int]) -> Array:
+        lengths = np.array([len(ids[i]) for i in numbers], np.int32)
         width = round_up(int(lengths.max()), 4, 16)
         at = lengths[:, None] - np.arange(positions, 0, -1)[None, :]
-        batch = _states_at(model.config, layers, model.params, pad([ids[i] for i in filled], width), lengths, at)
-        values |= zip(indices, np.asarray(batch, np.float64), strict=False)
-    return np.stack([values[i] for i in range(len(ids))])
+        return _states_at(model.config, layers, model.params, pad([ids[i] for i in numbers], width), lengths, at)
 
-
-def _parts(config: DecoderConfig, params: Any) -> tuple[Decoder, Any]:
-    """Return the module and the stacked parameters of its layers."""
-    return language_model.module(config, params), params["layers"]
+    return np.stack(_by_batches([len(one) for one in ids], batch_size, of_batch)).astype(np.float64)
 
 
 def _slice(layers: Any, start: int, stop: int) -> Any:
@@ -140,7 +144,7 @@ def _head_gradients(
     at: Int[Array, "B A"],
     targets: Int[Array, "B A"],
 ) -> Float[Array, "B 2"]:
-    decoder, _ = _parts(config, params)
+    decoder = language_model.module(config, params)
     weights = params["embed"]["embedding"] if config.tied else params["head"]["kernel"]
 
     def hidden(ids: Array, length: Array, at: Array) -> Array:
@@ -172,7 +176,7 @@ def _state_gradients(
     position: int,
 ) -> Float[Array, " B"]:
     """Return the mean absolute derivatives by a shift of each state, at a shift of 0."""
-    decoder, layers = _parts(config, params)
+    decoder, layers = language_model.module(config, params), params["layers"]
     numbers = upper_layers(config.num_layers)
 
     def size(ids: Array, length: Array, at: Array, targets: Array) -> Array:
@@ -204,7 +208,7 @@ def _likeliest(
     count: int,
 ) -> tuple[Float[Array, "B A"], Int[Array, "B A count"], Float[Array, "B A count"]]:
     """Return log p of the targets, and the likeliest tokens with their log p."""
-    decoder, _ = _parts(config, params)
+    decoder = language_model.module(config, params)
 
     def one(ids: Array, length: Array, at: Array, targets: Array) -> tuple[Array, Array, Array]:
         log_p = jax.nn.log_softmax(decoder.logits(decoder.hidden(ids, length)[jnp.maximum(at, 0)]))
@@ -224,7 +228,7 @@ def _attention(
     targets: Int[Array, "B A"],
 ) -> Float[Array, "B L H A"]:
     """Return the attention of the positions `at` to themselves in every layer and head."""
-    decoder, layers = _parts(config, params)
+    decoder, layers = language_model.module(config, params), params["layers"]
 
     def one(ids: Array, length: Array, at: Array) -> Array:
         where = jnp.maximum(at, 0)
@@ -248,12 +252,12 @@ def _states_at(
     at: Int[Array, "B P"],
 ) -> Float[Array, "B P layers D"]:
     """Return the hidden states after some of the layers, which are counted from 1, at some positions."""
-    decoder, weights = _parts(config, params)
+    decoder, layer_params = language_model.module(config, params), params["layers"]
     last = layers.stop - 1
 
     def one(ids: Array, length: Array, at: Array) -> Array:
         run = decoder.run(
-            decoder.embed_tokens(ids), slice(0, last), _slice(weights, 0, last), length, collect=lambda _, x: x[at]
+            decoder.embed_tokens(ids), slice(0, last), _slice(layer_params, 0, last), length, collect=lambda _, x: x[at]
         )
         return jnp.swapaxes(run[1][layers.start - 1 :], 0, 1)
 

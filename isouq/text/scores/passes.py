@@ -148,22 +148,22 @@ def truth(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     """Return P(True) of every answer; None where its prompt does not fit the context."""
     chat = [not isinstance(prompt, str) for prompt in inputs.prompts]
     ideas = [texts or [] for texts in values["sample_texts"]]
-    found: list[Any] = [None] * len(inputs.rows)
+    probabilities: list[Any] = [None] * len(inputs.rows)
     for is_chat in set(chat):
-        asked = [i for i, kind in enumerate(chat) if kind == is_chat and _fits(inputs, i, ideas[i], is_chat)]
-        if asked:
+        numbers = [i for i, kind in enumerate(chat) if kind == is_chat and _fits(inputs, i, ideas[i], is_chat)]
+        if numbers:
             results = p_true(
                 inputs.model,
-                [inputs.questions[i] for i in asked],
-                [inputs.texts[i] for i in asked],
-                [ideas[i] for i in asked],
+                [inputs.questions[i] for i in numbers],
+                [inputs.texts[i] for i in numbers],
+                [ideas[i] for i in numbers],
                 inputs.batch_size,
                 is_chat,
                 inputs.chat_template_kwargs,
             )
-            for i, value in zip(asked, results, strict=True):
-                found[i] = float(value)
-    return {"p_true": found}, Cost(forward=sum(value is not None for value in found))
+            for i, value in zip(numbers, results, strict=True):
+                probabilities[i] = float(value)
+    return {"p_true": probabilities}, Cost(forward=sum(value is not None for value in probabilities))
 
 
 def _fits(inputs: Inputs, i: int, ideas: Sequence[str], chat: bool) -> bool:
