@@ -113,6 +113,7 @@ def quantities(model, i, answer, drawn):
     reading, row = read(model, [pair])[0], encode_pairs(model, [pair])[0]
     statements = [f"{QUESTIONS[i]} {one.text.strip()}" for one in drawn]
     texts = [one.text.strip() for one in drawn]
+    lower = [text.lower() for text in texts]
     entails = [[a == b or classify([(a, b)])[0].argmax() == 1 for b in statements] for a in statements]
     firsts, clusters = [], []
     for j in range(len(drawn)):
@@ -136,6 +137,10 @@ def quantities(model, i, answer, drawn):
         "sample_mean_log_p": [sum(one.log_p) / len(one.ids) for one in drawn],
         "sample_lengths": [len(one.ids) for one in drawn],
         "sample_states": [_inside.last_states(model, [one.ids], 2, 1)[0] for one in sample_rows],
+        "sample_jaccard": [
+            [1 if a == b else len(set(a.split()) & set(b.split())) / len(set(a.split()) | set(b.split())) for b in lower]
+            for a in lower
+        ],
         "clusters": clusters,
         "entailment": [[1 if a == b else softmax(classify([(a, b)])[0])[1] for b in statements] for a in statements],
         "alternatives": relations(model, row),

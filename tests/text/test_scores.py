@@ -10,6 +10,7 @@ import pytest
 
 from isouq.text import SCORES
 from isouq.text.scores import graphs, likelihood, meanings
+from isouq.text.scores.similarity import jaccard
 
 PEER = json.loads((Path(__file__).parents[1] / "lm_polygraph.json").read_text(encoding="utf-8"))
 CASES = [case["statistics"] for case in PEER["cases"]]
@@ -46,6 +47,9 @@ OURS = {
     "degmat": lambda one: graphs.degmat(one["similarity"]),
     "eigv": lambda one: graphs.eigv(one["similarity"]),
     "eccentricity": lambda one: graphs.eccentricity(one["similarity"]),
+    "degmat_jaccard": lambda one: graphs.degmat(jaccard(one["texts"])),
+    "eigv_jaccard": lambda one: graphs.eigv(jaccard(one["texts"])),
+    "eccentricity_jaccard": lambda one: graphs.eccentricity(jaccard(one["texts"])),
     "cocoa_sum": lambda one: graphs.cocoa_sum(one["log_p"], one["answer_similarity"]),
     "cocoa_mean": lambda one: graphs.cocoa_mean(one["log_p"], one["answer_similarity"]),
     "cocoa_entropy": lambda one: graphs.cocoa_entropy(one["entropy"], one["answer_similarity"]),

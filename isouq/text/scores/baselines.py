@@ -42,7 +42,7 @@ class Baselines:
     def cost(self, name: str) -> Cost:
         """Return what the score would have cost alone: the sum over the passes that it needs."""
         _checks.one_of("name", name, self.scores)
-        forward, backward, tokens, encoder, seconds = zip(*(self.costs[each] for each in _passes([name])), strict=True)
+        forward, backward, tokens, encoder, seconds = zip(*(self.costs[each] for each in passes_of([name])), strict=True)
         return Cost(sum(forward), sum(backward), sum(tokens), sum(encoder), sum(seconds))
 
 
@@ -117,7 +117,7 @@ def baselines(
     names = [name for name in SCORES if not _missing(inputs, name)] if scores is None else _check_names(inputs, scores)
     values: Values = {}
     costs = {}
-    for name in _passes(names):
+    for name in passes_of(names):
         start = time.perf_counter()
         measured, cost = PASSES[name].function(inputs, values)
         values |= measured
@@ -161,7 +161,7 @@ def _missing(inputs: Inputs, name: str) -> list[str]:
     return [required for each in needs for required in each.requires if getattr(inputs, required) is None]
 
 
-def _passes(names: Iterable[str]) -> list[str]:
+def passes_of(names: Iterable[str]) -> list[str]:
     """Return the names of the passes that the scores need, in the order in which they run."""
     quantities = {quantity for name in names for quantity in SCORES[name].needs}
     direct = {name for name, each in PASSES.items() if quantities & set(each.gives)}

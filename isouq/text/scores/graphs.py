@@ -1,7 +1,8 @@
 """Scores from how alike the samples of one question are to each other and to the answer.
 
 All are higher where the model is less certain. `similarity[i, j]` is how alike sample i is to sample j, from 0 to 1:
-the probability that a classifier gives to i entailing j, or the value of an encoder of similarity.
+the probability that a classifier gives to i entailing j, the value of an encoder of similarity, or the share of words
+that both have (the names that end in `_jaccard`).
 """
 
 from collections.abc import Sequence

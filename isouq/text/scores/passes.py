@@ -19,7 +19,7 @@ from isouq.text.prompts import Row, encode_pairs, encode_prompt
 from isouq.text.scores import _inside
 from isouq.text.scores.likelihood import joint_relation, middle_layers
 from isouq.text.scores.meanings import clusters_by_entailment
-from isouq.text.scores.similarity import Similarity, measure
+from isouq.text.scores.similarity import Similarity, jaccard, measure
 from isouq.text.scores.truth import p_true, p_true_prompt
 from isouq.text.scoring import score
 
@@ -191,6 +191,11 @@ def sample_states(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     return {"sample_states": each}, Cost(forward=len(ids))
 
 
+def shared_words(_: Inputs, values: Values) -> tuple[Values, Cost]:
+    """Return the share of words that every two samples of a question have in common."""
+    return {"sample_jaccard": [texts and jaccard(texts) for texts in values["sample_texts"]]}, Cost()
+
+
 def entailment(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     """Return the probability that sample i of a question entails sample j, and the meanings of the samples.
 
@@ -312,6 +317,7 @@ PASSES = {
     "samples": Pass(samples, SAMPLED, (), ("samples",)),
     "truth": Pass(truth, ("p_true",), ("samples",)),
     "sample_states": Pass(sample_states, ("sample_states",), ("samples",), ("samples",)),
+    "shared_words": Pass(shared_words, ("sample_jaccard",), ("samples",), ("samples",)),
     "entailment": Pass(entailment, ("entailment", "clusters"), ("samples",), ("samples", "entailment")),
     "alternatives": Pass(alternatives, ("alternatives",), (), ("entailment", "contradiction")),
     "token_similarity": Pass(token_similarity, ("token_similarity",), (), ("similarity",)),

@@ -52,6 +52,16 @@ def measure(similarity: Similarity, pairs: Sequence[tuple[str, str]]) -> list[fl
     return [value_of[pair] for pair in pairs]
 
 
+def jaccard(texts: Sequence[str]) -> Float[np.ndarray, "n n"]:
+    """Return |A ∩ B| / |A ∪ B| for the sets A and B of words of every two texts, which no other model is needed for.
+
+    Words are what stands between spaces, in lower case. Equal texts have 1, those without words among them.
+    Source: one of the three similarities of Lin et al. 2024, arXiv 2305.19187.
+    """
+    words = [set(text.lower().split()) for text in texts]
+    return np.array([[len(a & b) / len(a | b) if a | b else 1.0 for b in words] for a in words])
+
+
 def _cosines(encoder: TextEncoder, pairs: Sequence[tuple[str, str]], batch_size: int) -> np.ndarray:
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     number = {text: i for i, text in enumerate(texts)}
