@@ -289,3 +289,15 @@ def test_the_table_says_which_families_take_an_adapter_apart():
     experts = {name for name, row in table_of_families().items() if "without experts" in row["LoRA"]}
     assert experts == {"MixtralForCausalLM", "Qwen3MoeForCausalLM"}
     assert all(row["LoRA"].startswith("merged, apart") for row in table_of_families().values())
+
+
+def test_the_page_of_references_is_complete():
+    page, _, not_built = (ROOT / "docs" / "references.md").read_text().partition("## Related, and not built here")
+    files = [path for room in ("isouq", "experiments") for path in (ROOT / room).rglob("*.py")]
+    cited = set().union(*(re.findall(r"\b\d{4}\.\d{5}\b", path.read_text()) for path in files))
+    listed = set(re.findall(r"\[(\d{4}\.\d{5})\]", page))
+    assert listed == cited
+    assert "2603.29466" in listed
+    assert not cited & set(re.findall(r"\[(\d{4}\.\d{5})\]", not_built))
+    for number, link in re.findall(r"\[(\d{4}\.\d{5})\]\((.+?)\)", page + not_built):
+        assert link == f"https://arxiv.org/abs/{number}"
