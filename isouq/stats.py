@@ -253,7 +253,7 @@ def calibration_error(probabilities: Any, labels: Any, bins: int = 10) -> float:
     """Return the expected calibration error: Σ over bins of (share of inputs) · |accuracy − mean confidence|.
 
     Confidence is the largest probability of an input, and the bins are of equal width. Few inputs a bin make it too
-    large. Source: Guo et al. (2017).
+    large. Source: Guo et al. (2017), arXiv 1706.04599.
     """
     if not (isinstance(bins, int) and bins > 0):
         raise ValueError(f"bins is {bins!r}; expected a whole number above 0")

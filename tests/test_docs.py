@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import tomllib
+from inspect import signature
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,8 @@ from benchmarks.__main__ import arguments
 from docs._site import cards, gallery, house, links, mathematics, places, tutorials
 from experiments.command import EXPERIMENTS, _parser
 from isouq.cli import options
-from isouq.text.loading._gguf import ARCHITECTURES
+from isouq.text import load
+from isouq.text.loading import _gguf_families
 from isouq.text.models import architectures
 from isouq.text.scores.registry import SCORES
 
@@ -260,8 +262,42 @@ def test_the_page_of_scores_is_complete():
     assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(SCORES)
 
 
+def table_of_families():
+    """{architecture: {column: cell}} of the page about language models."""
+    lines = (ROOT / "docs" / "how-to" / "language-model.md").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("| family |"))
+    columns, _, *rows = ([cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines[first:] if "|" in line)
+    table = (dict(zip(columns, row, strict=True)) for row in rows)
+    return {row["architecture"]: row for row in table}
+
+
 def test_the_table_of_families_is_complete():
-    page = (ROOT / "docs" / "how-to" / "language-model.md").read_text()
-    rows = dict(re.findall(r"\| `(\w+)` \| (\w+)", page))
-    assert rows.keys() == {name for name in architectures.TYPES.values() if name in architectures.DECODERS}
-    assert {name for name, gguf in rows.items() if gguf == "yes"} == {name for _, name in ARCHITECTURES.values()}
+    table = table_of_families()
+    assert table.keys() == {name for name in architectures.TYPES.values() if name in architectures.DECODERS}
+    files = {family.name: arch for arch, families in _gguf_families.FAMILIES.items() for family in families}
+    files |= {"MistralForCausalLM": "llama"}  # whose files say so
+    assert {name: row["GGUF"] for name, row in table.items()} == {name: files.get(name, "no") for name in table}
+    assert {row[column] for row in table.values() for column in ("score", "generate")} == {"yes"}
+    twins = (ROOT / "tests" / "text" / "twins_text.py").read_text().partition("FAMILIES = {")[2]
+    assert {row["tested against"] for row in table.values()} == {"transformers"}
+    for name in table:
+        assert re.search(rf'^    "[^"]+": \(\s*"{re.split("ForCausalLM|LMHead", name)[0]}",', twins, re.MULTILINE), name
+
+
+@pytest.mark.skipif("adapter" not in signature(load).parameters, reason="this load takes no adapter")
+def test_the_table_says_which_families_take_an_adapter_apart():
+    experts = {name for name, row in table_of_families().items() if "without experts" in row["LoRA"]}
+    assert experts == {"MixtralForCausalLM", "Qwen3MoeForCausalLM"}
+    assert all(row["LoRA"].startswith("merged, apart") for row in table_of_families().values())
+
+
+def test_the_page_of_references_is_complete():
+    page, _, not_built = (ROOT / "docs" / "references.md").read_text().partition("## Related, and not built here")
+    files = [path for room in ("isouq", "experiments") for path in (ROOT / room).rglob("*.py")]
+    cited = set().union(*(re.findall(r"\b\d{4}\.\d{5}\b", path.read_text()) for path in files))
+    listed = set(re.findall(r"\[(\d{4}\.\d{5})\]", page))
+    assert listed == cited
+    assert "2603.29466" in listed
+    assert not cited & set(re.findall(r"\[(\d{4}\.\d{5})\]", not_built))
+    for number, link in re.findall(r"\[(\d{4}\.\d{5})\]\((.+?)\)", page + not_built):
+        assert link == f"https://arxiv.org/abs/{number}"

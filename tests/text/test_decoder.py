@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from twins_gguf import write_gguf
 from twins_text import (
     CHAT,
     FAMILIES,
@@ -25,7 +26,6 @@ from twins_text import (
     torch_log_p,
     torch_logits,
     torch_sq_norm,
-    write_gguf,
     write_model,
 )
 

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 from damage import one_line, opens_or_says_why
-from twins_text import permute
+from twins_gguf import permute
 
 from isouq.text.loading.checkpoint import open_checkpoint
 
@@ -138,42 +138,6 @@ def test_quantised_rows_are_the_files_own_values(tmp_path, kind):
         np.testing.assert_array_equal(checkpoint.read(ours), expected)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "olmo2", "phi3"])
-def test_other_architectures(tmp_path, architecture):
-    rng = np.random.default_rng(4)
-    own = {
-        "qwen2": {"blk.0.attn_q.bias": "self_attn.q_proj.bias"},
-        "qwen3": {
-            "blk.0.attn_q_norm.weight": "self_attn.q_norm.weight",
-            "blk.0.attn_k_norm.weight": "self_attn.k_norm.weight",
-        },
-        "olmo2": {
-            "blk.0.post_attention_norm.weight": "post_attention_layernorm.weight",
-            "blk.0.post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-        },
-        "phi3": {
-            "blk.0.attn_qkv.weight": "self_attn.qkv_proj.weight",
-            "blk.0.ffn_up.weight": "mlp.gate_up_proj.weight",
-        },
-    }[architecture]
-    stored = {"token_embd.weight": rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32)}
-    stored |= {"output.weight": stored["token_embd.weight"] * 2, "blk.0.ffn_down.weight": np.eye(4, dtype=np.float32)}
-    stored |= {
-        name: rng.normal(size=(8, HIDDEN)[name.endswith(("bias", "norm.weight")) :]).astype(np.float32) for name in own
-    }
-    if architecture != "phi3":
-        stored["blk.0.attn_q.weight"] = rng.normal(size=(HIDDEN, HIDDEN)).astype(np.float32)
-        own["blk.0.attn_q.weight"] = "self_attn.q_proj.weight"  # not permuted: only llama files are
-    write_gguf(tmp_path / "m.gguf", stored, architecture)
-    checkpoint = open_checkpoint(tmp_path / "m.gguf")
-    assert checkpoint.config["model_type"] == architecture
-    assert checkpoint.config["tie_word_embeddings"] is False
-    assert checkpoint.config["attention_bias"] is (architecture == "qwen2")
-    for theirs, ours in own.items():
-        np.testing.assert_array_equal(checkpoint.read(f"model.layers.0.{ours}"), stored[theirs])
-    np.testing.assert_array_equal(checkpoint.read("lm_head.weight"), stored["output.weight"])
-
-
 def scaled(kind):
     def change(writer):
         writer.add_rope_scaling_type(kind)
@@ -229,10 +193,19 @@ def without(tensors, name):
 @pytest.mark.parametrize(
     ("architecture", "edit", "change", "said"),
     [
-        ("gemma3", None, None, "architecture 'gemma3'; expected one of llama"),
-        ("llama", {"blk.0.ffn_gate_exps.weight": np.eye(2, dtype=np.float32)}, None, "no mixture of experts"),
-        ("llama", {"blk.0.post_attention_norm.weight": np.ones(2, np.float32)}, None, "two tensors for"),
-        ("llama", {"blk.0.ffn_up.scale": np.ones(2, np.float32)}, None, "unknown for the architecture"),
+        ("mistral3", None, None, "architecture 'mistral3'; expected one of llama"),
+        (
+            "qwen2",
+            None,
+            lambda w: w.add_clamp_kqv(8.0),
+            "qwen2.attention.clamp_kqv = 8.0, which isouq does",
+        ),
+        ("llama", None, lambda w: w.add_logit_scale(0.5), "not build into a LlamaForCausalLM; load the model's folder"),
+        ("granite", None, lambda w: w.add_attention_scale(0.5), "lacks granite.logit_scale, without which a Granite"),
+        ("gemma3", None, None, "lacks gemma3.attention.sliding_window, without which a Gemma3ForCausalLM"),
+        ("llama", {"blk.0.ffn_gate_exps.weight": np.eye(2, dtype=np.float32)}, None, "unknown for a LlamaForCausalLM"),
+        ("llama", {"blk.0.post_attention_norm.weight": np.ones(2, np.float32)}, None, "unknown for a LlamaForCausalLM"),
+        ("llama", {"blk.0.ffn_up.scale": np.ones(2, np.float32)}, None, "expected a decoder alone"),
         ("llama", "token_embd.weight", None, "no token_embd.weight"),
         ("llama", None, lambda w: w.add_array("llama.attention.key_length", [8, 8]), "the same in every layer"),
         ("llama", None, lambda w: w.add_uint16("split.count", 3), "one of 3 parts"),

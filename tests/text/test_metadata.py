@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
-from twins_text import build, copy, edit, random_ids, rewrite, torch_logits, write_gguf, write_model, write_tokenizer
+from twins_gguf import write_gguf
+from twins_text import build, copy, edit, random_ids, rewrite, torch_logits, write_model, write_tokenizer
 
 from isouq.text import generate, language_model, load, prompts, read, score, trace
 from isouq.text.loading.checkpoint import open_checkpoint

@@ -3,7 +3,6 @@
 import json
 import string
 
-import gguf
 import numpy as np
 import pytest
 import tokenizers
@@ -150,44 +149,6 @@ def write_tokenizer(folder, bos=False, template=CHAT):
     backend.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "bos_token": "<s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
-
-
-def write_gguf(folder, path, change, kind="F32"):
-    """The Llama of a folder as a GGUF file, its matrices quantised; change(writer) adds the tokenizer.
-
-    Returns the folder's tensors as the file rounds them.
-    """
-    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    kind = gguf.GGMLQuantizationType[kind]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    change(writer)
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    for name, value in tensors.items():
-        part = name.split(".")[-2]
-        stored = permute(value, heads[part]) if part in heads else value
-        whole = value.ndim == 2 and value.shape[1] % 32 == 0  # 40 columns do not make whole blocks of 32
-        own = kind if whole else gguf.GGMLQuantizationType.F32
-        new = names.get_name(name, try_suffixes=(".weight",))
-        writer.add_tensor(new, gguf.quants.quantize(stored, own), raw_dtype=own)
-        tensors[name] = gguf.quants.dequantize(gguf.quants.quantize(value, own), own)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return tensors
-
-
-def permute(value, heads):
-    """llama.cpp's order of the rows of q and k, as its converter writes it."""
-    return value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:]).swapaxes(1, 2).reshape(value.shape)
 
 
 def rewrite(folder, **changes):

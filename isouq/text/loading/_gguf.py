@@ -9,32 +9,9 @@ from typing import Any
 import numpy as np
 
 from isouq.text.loading import _extras
+from isouq.text.loading._gguf_families import FAMILIES, NEUTRAL, Family
 from isouq.text.loading._gguf_header import Header, Tensor
 
-ARCHITECTURES = {  # the file's name: (Hugging Face's model_type, its class)
-    "llama": ("llama", "LlamaForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-    "olmo2": ("olmo2", "Olmo2ForCausalLM"),
-    "phi3": ("phi3", "Phi3ForCausalLM"),
-}
-OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 SIZES = {  # config key: metadata key after the architecture's name
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -52,36 +29,40 @@ class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._header = Header(path)
-        architecture = self._header.value("general.architecture")
-        if architecture not in ARCHITECTURES:
+        self._architecture: str = self._header.value("general.architecture")
+        if not isinstance(self._architecture, str) or self._architecture not in FAMILIES:
             raise ValueError(
-                f"{path} holds a model of the architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}"
+                f"{path} holds a model of the architecture {self._architecture!r:.60}; expected one of "
+                f"{', '.join(FAMILIES)}; of another, load the folder with safetensors if isouq has its family"
             )
-        self._architecture: str = architecture
         parts = self._header.value("split.count", 1)
         if parts != 1:
             raise ValueError(f"{path} is one of {parts} parts; join them with `llama-gguf-split --merge` first")
+        self._family = self._which_family()
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in self._header.tensors.items():
             if name not in ROPE_TENSORS:
-                ours = self._translate(name)
-                if ours in self._tensors:
-                    raise ValueError(f"{path} holds two tensors for {ours!r}; expected one, as the {architecture} has")
-                self._tensors[ours] = tensor
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: tensor.shape for name, tensor in self._tensors.items()}
+                self._tensors |= self._translate(name, tensor)
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: tensor.shape[::-1] if self._is_transposed(name) else tensor.shape
+            for name, tensor in self._tensors.items()
+        }
         self.config: dict[str, Any] = self._read_config()
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor as float32, whatever its quantisation."""
-        weights = self._dequantise(name, self._tensors[name])
-        if self._architecture != "llama" or not (".q_proj." in name or ".k_proj." in name):
-            return weights
-        heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
-        if weights.shape[0] % (2 * heads):
-            raise ValueError(
-                f"{self.path} has {weights.shape[0]} rows in {name!r}; expected {heads} heads of even size"
-            )
-        return _unpermute(weights, heads)
+        weights, family = self._dequantise(name, self._tensors[name]), self._family
+        if family.paired and (".q_proj." in name or ".k_proj." in name):
+            heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
+            self._check_rows(name, weights, heads, 2)
+            return _unpermute(weights, heads)
+        if family.grouped and ".query_key_value." in name:
+            heads = self.config["num_attention_heads"]
+            self._check_rows(name, weights, heads, 3)
+            return weights.reshape(3, heads, -1).swapaxes(0, 1).reshape(weights.shape)
+        if family.norm_offset and name.endswith("norm.weight"):
+            return weights - np.float32(family.norm_offset)
+        return weights.T if self._is_transposed(name) else weights
 
     def tokenizer_parts(self) -> dict[str, Any]:
         """Return the metadata about the tokenizer and the model's name, as Python values."""
@@ -100,53 +81,87 @@ class GGUFCheckpoint:
                 "take another quantisation of the model, such as Q8_0"
             ) from error
 
-    def _translate(self, name: str) -> str:
-        """Return Hugging Face's name of a tensor of this file."""
+    def _which_family(self) -> Family:
+        """Return the family of the file's architecture; raise for metadata that change its numbers and go unread."""
+        family = next(one for one in FAMILIES[self._architecture] if not one.marked_by or self._metadata(one.marked_by))
+        read = {family.marked_by, *(key for key, _ in family.optional.values())}
+        for key, neutral in NEUTRAL.items():
+            if key not in read and (value := self._metadata(key, neutral[0])) not in neutral:
+                raise ValueError(
+                    f"{self.path} has {self._architecture}.{key} = {value!r:.60}, which isouq does not build into "
+                    f"a {family.name}; load the model's folder with safetensors if isouq has its family"
+                )
+        return family
+
+    def _translate(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Return the tensor by Hugging Face's name; a stack of experts as one for each."""
         stem, _, suffix = name.rpartition(".")
         block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-        if block is None:
-            known = OUTER_NAMES.get(stem)
-        elif self._architecture == "phi3" and block[2] == "ffn_up":
-            known = f"model.layers.{block[1]}.mlp.gate_up_proj"  # gate and up in one, as in Hugging Face's
-        else:
-            inner = BLOCK_NAMES.get(block[2])
-            known = inner and f"model.layers.{block[1]}.{inner}"
+        known = self._family.outer.get(stem) if block is None else self._family.block.get(block[2])
         if known is None or suffix not in ("weight", "bias"):
             raise ValueError(
-                f"{self.path} holds the tensor {name!r}, unknown for the architecture {self._architecture}; "
-                "expected a dense decoder (no mixture of experts, no adapter)"
+                f"{self.path} holds the tensor {name!r:.60}, unknown for a {self._family.name}; expected a decoder "
+                "alone, with nothing added; load the model's folder with safetensors instead"
             )
-        return f"{known}.{suffix}"
+        if block is None:
+            return {f"{known}.{suffix}": tensor}
+        known = f"{self._family.layer.format(block[1])}{known}.{suffix}"
+        if "{}" not in known:
+            return {known: tensor}
+        if len(tensor.shape) < 2 or not tensor.size:
+            raise ValueError(f"{self.path} has {name!r} of shape {list(tensor.shape)}; expected a matrix an expert")
+        count, *shape = tensor.shape
+        size = tensor.size // count
+        return {
+            known.format(i): tensor._replace(shape=tuple(shape), start=tensor.start + i * size, size=size)
+            for i in range(count)
+        }
+
+    def _is_transposed(self, name: str) -> bool:
+        of_layers = name.startswith(self._family.layer.partition("{}")[0])
+        return self._family.transposed and of_layers and len(self._tensors[name].shape) == 2
+
+    def _check_rows(self, name: str, weights: np.ndarray, heads: int, parts: int) -> None:
+        if weights.shape[0] % (parts * heads):
+            raise ValueError(
+                f"{self.path} has {weights.shape[0]} rows in {name!r}; expected {heads} heads of {parts} equal parts"
+            )
 
     def _metadata(self, key: str, default: Any = None) -> Any:
         return self._header.value(f"{self._architecture}.{key}", default)
 
     def _read_config(self) -> dict[str, Any]:
-        model_type, name = ARCHITECTURES[self._architecture]
-        config: dict[str, Any] = {"architectures": [name], "model_type": model_type}
+        family = self._family
+        config: dict[str, Any] = {"architectures": [family.name], "model_type": family.model_type}
         for ours, theirs in SIZES.items():
             default = config.get("num_attention_heads") if ours == "num_key_value_heads" else None
             config[ours] = self._whole(theirs, self._metadata(theirs, default))
-        heads = config["num_attention_heads"]
-        config["head_dim"] = self._whole(
-            "attention.key_length", self._metadata("attention.key_length", config["hidden_size"] // heads)
-        )
-        epsilon = self._metadata("attention.layer_norm_rms_epsilon")
+        per_head = config["hidden_size"] // config["num_attention_heads"]
+        config["head_dim"] = self._whole("attention.key_length", self._metadata("attention.key_length", per_head))
+        epsilon = self._metadata(family.epsilon)
         if not isinstance(epsilon, float):
-            raise ValueError(f"{self.path} gives the epsilon of its norms as {epsilon!r}; expected a number")
-        embedding = self.shapes.get("model.embed_tokens.weight", ())
+            raise ValueError(f"{self.path} gives the epsilon of its norms as {epsilon!r:.60}; expected a number")
+        embedding = self.shapes.get(self._outer("token_embd"), ())
         if len(embedding) != 2:
             raise ValueError(f"{self.path} has no token_embd.weight of two axes; expected a language model")
         config |= {
             "rms_norm_eps": epsilon,
             "rope_theta": self._metadata("rope.freq_base", 10000.0),
             "vocab_size": embedding[0],
-            "hidden_act": "silu",
             "tie_word_embeddings": self._is_tied(),
-            "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self.shapes,
-            "mlp_bias": "model.layers.0.mlp.up_proj.bias" in self.shapes,
-            "sliding_window": self._metadata("attention.sliding_window") or None,
+            "attention_bias": bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & self._header.tensors.keys()),
+            "mlp_bias": "blk.0.ffn_up.bias" in self._header.tensors,
+            **family.fixed,
+            **self._optional(),
         }
+        if family.wide_attention:
+            wide = config["num_hidden_layers"] == family.wide_attention
+            config["query_pre_attn_scalar"] = per_head if wide else config["head_dim"]
+        pattern = self._metadata("attention.sliding_window_pattern")
+        if isinstance(pattern, int) and pattern > 0:
+            pattern = [(i + 1) % pattern != 0 for i in range(config["num_hidden_layers"])]
+        if isinstance(pattern, list):
+            config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
         rotated = self._whole("rope.dimension_count", self._metadata("rope.dimension_count", config["head_dim"]))
         if rotated != config["head_dim"]:
             config["partial_rotary_factor"] = rotated / config["head_dim"]
@@ -157,11 +172,28 @@ class GGUFCheckpoint:
         for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
             if (token := self._header.value(f"tokenizer.ggml.{theirs}_token_id")) is not None:
                 config[f"{ours}_token_id"] = token
-        return config
+        return {family.renamed.get(key, key): value for key, value in config.items()}
+
+    def _optional(self) -> dict[str, Any]:
+        """Return the entries of config.json that some families have, from the metadata that hold them."""
+        entries = {}
+        for ours, (theirs, default) in self._family.optional.items():
+            entries[ours] = self._metadata(theirs, default)
+            if default is None:
+                entries[ours] = entries[ours] or None  # 0 stands for none
+            if entries[ours] is ...:
+                raise ValueError(
+                    f"{self.path} lacks {self._architecture}.{theirs}, without which a {self._family.name} is not "
+                    "determined; load the model's folder with safetensors instead"
+                )
+        return entries
+
+    def _outer(self, name: str) -> str:
+        return f"{self._family.outer[name]}.weight"
 
     def _is_tied(self) -> bool:
         """Return whether the output layer is the embedding: the file has none, or one of the same bytes."""
-        embedding, head = (self._tensors.get(f"{name}.weight") for name in ("model.embed_tokens", "lm_head"))
+        embedding, head = (self._tensors.get(self._outer(name)) for name in ("token_embd", "output"))
         if embedding is None or head is None:
             return head is None
         same_form = (embedding.kind, embedding.shape) == (head.kind, head.shape)
@@ -214,6 +246,7 @@ class GGUFCheckpoint:
             scaling |= {ours: value for ours, value in values.items() if value is not None}
             if attention is not None:  # llama.cpp multiplies by it what YaRN itself prescribes
                 usual = 1 + 0.1 * math.log(max(scaling["factor"], 1.0))
+                usual = 1.0 if self._architecture == "olmo2" else usual  # whose files hold Hugging Face's whole factor
                 scaling["attention_factor"] = attention * scaling.get("attention_factor", usual)
         return scaling
 

@@ -124,6 +124,8 @@ def clusters_by_similarity(vectors: Any, threshold: float) -> Int[np.ndarray, " 
     it matches, with a cosine of at least `threshold`, or else begins a new one. A vector of zeros matches nothing.
 
     vectors: array-like `[n, D]`, finite.
+
+    Source: the greedy order of Kuhn et al., Algorithm 1; cosines in place of entailment are ours.
     """
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine, from -1 to 1")

@@ -47,7 +47,8 @@ def p_true(
     Raises:
         ValueError: lists of different lengths, or a prompt that fills the context; the message has its number.
 
-    Cost: one forward pass over each prompt (question, samples and answer), no backward pass.
+    Source: Kadavath et al. 2022, arXiv 2207.05221. Cost: one forward pass over each prompt (question, samples and
+    answer), no backward pass.
     """
     if isinstance(questions, str) or not len(questions) == len(answers) == len(samples) > 0:
         raise ValueError(
