@@ -14,6 +14,7 @@ from isouq.text.loading._safetensors import PICKLED, weight_files
 
 FILES = (  # what a folder needs; nothing else is fetched
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
