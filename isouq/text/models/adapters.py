@@ -65,7 +65,7 @@ class Overlay:
         shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         self.path, self.config, self.tokenizer_parts = base.path, base.config, base.tokenizer_parts
-        self.shapes = {**base.shapes, **shapes}
+        self.shapes: Mapping[str, tuple[int, ...]] = {**base.shapes, **shapes}
         self._base, self._readers = base, readers
 
     def read(self, name: str) -> np.ndarray:
@@ -243,7 +243,7 @@ def _shared_path(paths: list[str]) -> str:
 
 
 def _places(base: Checkpoint, config: DecoderConfig) -> dict[str, Place]:
-    """Return where every module of the base stands that an adapter may change; the output layer also where it is tied."""
+    """Return where every module stands that an adapter may change, an output layer that is tied among them."""
     table = decoder_tensors.table(config)
     leaves = {path: leaf.shape for path, leaf in parameters.flatten(parameters.structure(Decoder, config)[1])}
     leaves.setdefault("head.kernel", leaves["embed.embedding"][::-1])

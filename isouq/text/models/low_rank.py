@@ -5,6 +5,8 @@ stacked have one R and one s; a layer whose adapter has fewer ranks, another sca
 B at the ranks of the others, where the term and its gradient vanish.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -20,9 +22,9 @@ class LowRank(nnx.Module):
         self.lora_b = nnx.Param(jnp.zeros((len(scales), outputs)))
         self.scales = scales
 
-    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
+    def __call__(self, inputs: Float[Array, "T D"]) -> Float[Array, "T F"]:
         """Return (x A) diag(s) B."""
-        return (x @ self.lora_a[...] * jnp.asarray(self.scales, x.dtype)[None]) @ self.lora_b[...]
+        return (inputs @ self.lora_a[...] * jnp.asarray(self.scales, inputs.dtype)[None]) @ self.lora_b[...]
 
 
 class AdaptedLinear(nnx.Linear, LowRank):
@@ -32,9 +34,9 @@ class AdaptedLinear(nnx.Linear, LowRank):
         nnx.Linear.__init__(self, inputs, outputs, use_bias=use_bias, rngs=rngs)
         LowRank.__init__(self, inputs, outputs, scales, rngs)
 
-    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
+    def __call__(self, inputs: Float[Array, "T D"], out_sharding: Any = None) -> Float[Array, "T F"]:
         """Map `[T, D]` to `[T, F]`."""
-        return nnx.Linear.__call__(self, x) + LowRank.__call__(self, x)
+        return nnx.Linear.__call__(self, inputs, out_sharding) + LowRank.__call__(self, inputs)
 
 
 def linear(
