@@ -25,6 +25,9 @@ from isouq.text import generate, language_model, load, load_encoder, parameter_n
 from isouq.text.models import parameters
 
 LORA = ".*lora_"
+TIED = "ignore:Model has `tie_word_embeddings=True` and a tied layer is part of the adapter:UserWarning"
+SAVED = "ignore:Setting `save_embedding_layers` to `True`:UserWarning"
+says = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning", TIED, SAVED)
 Q, DOWN = "model.layers.1.self_attn.q_proj", "model.layers.2.mlp.down_proj"
 CASES = {
     "llama": ("llama2", dict(lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"])),
@@ -49,6 +52,7 @@ MERGED_ALONE = {
     "ends": ("llama2", dict(target_modules=["lm_head", "embed_tokens"])),
     "a tied output layer": ("gpt2", dict(target_modules=["lm_head"])),
     "a tied embedding": ("gpt2", dict(target_modules=["wte", "wpe"])),
+    "a tied embedding, saved too": ("llama3", dict(target_modules=["embed_tokens"])),
 }
 
 
@@ -77,12 +81,14 @@ def compare(theirs, ours):
     assert answer.ids + [2] * answer.ended == torch_greedy(theirs, row, 9)
 
 
+@says
 @pytest.mark.parametrize("case", CASES | MERGED_ALONE)
 def test_a_merged_adapter_equals_peft(tmp_path, case):
     theirs, base, adapter = adapt(tmp_path, *(CASES | MERGED_ALONE)[case])
     compare(theirs, load(str(base), adapter=str(adapter)))
 
 
+@says
 @pytest.mark.parametrize("case", CASES)
 def test_an_adapter_apart_equals_peft(tmp_path, case):
     theirs, base, adapter = adapt(tmp_path, *CASES[case])
@@ -96,6 +102,7 @@ def test_an_adapter_apart_equals_peft(tmp_path, case):
     np.testing.assert_allclose(np.exp(scores.log_grad_sq_norm[0]), wanted, rtol=1e-4)
 
 
+@says
 @pytest.mark.parametrize("case", MERGED_ALONE)
 def test_what_can_only_be_merged(tmp_path, case):
     _, base, adapter = adapt(tmp_path, *MERGED_ALONE[case])
@@ -348,8 +355,10 @@ def test_the_command_line_takes_an_adapter(base, adapter, apart, tmp_path, capsy
     row = json.loads(out.read_text())
     assert row["model"] == apart.name
     np.testing.assert_allclose(row["log_epistemic"], score(apart, [("abcd", "ef")], select=LORA).log_epistemic[0])
-    assert main([*run, "--select", "norm"]) == 2  # merged
-    assert main(["explain", str(adapter), "--adapter-apart", "--json"]) == 0
+    assert main([*run, "--select", LORA]) == 2
+    assert f"was written with the model {apart.name}, and this is {base} + {adapter};" in capsys.readouterr().err
+    short = ["--prompt-tokens", "9", "--answer-tokens", "7"]
+    assert main(["explain", str(adapter), "--adapter-apart", "--json", "--no-remat", *short]) == 0
     names = {row["name"]: row["shape"] for row in json.loads(capsys.readouterr().out)["parameters"]}
     assert names["layers.*.attention.q.lora_a"] == [32, 5]
     assert main(["explain", str(base), "--adapter-apart"]) == 2

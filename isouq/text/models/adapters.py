@@ -299,6 +299,10 @@ def _replaced(
 ) -> Overlay:
     """Return the checkpoint with the tensors that an adapter saves whole, and an output layer of its own if untied."""
     embedding, head = decoder_tensors.embedding_and_head(config)
+    if config.tied:  # PEFT saves what lies below an adapter of either; that is the tensor of both
+        for one, other in ((embedding, head), (head, embedding)):
+            if ".base_layer." in saved.get(one, ""):
+                saved = {other: saved[one], **saved}
     known = {**base.shapes}
     readers: dict[str, Callable[[], np.ndarray]] = {}
     if config.tied and (untied or head in saved):
