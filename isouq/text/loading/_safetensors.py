@@ -110,7 +110,7 @@ def open_tensors(file: Path, names: set[str] | None) -> dict[str, Any]:
                 f"{file} stores {name!r} as {view.get_dtype()}; expected one of {', '.join(READABLE)}: "
                 "take the unquantised model"
             )
-    return dict.fromkeys(names or stored, opened)
+    return dict.fromkeys(sorted(names or stored), opened)
 
 
 def weight_files(folder: Path) -> dict[Path, set[str] | None]:
