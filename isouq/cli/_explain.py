@@ -13,7 +13,7 @@ from isouq import _checks
 from isouq._memory import temporary_bytes
 from isouq.cli.options import Explain
 from isouq.text import encoder, language_model, prompts, scoring
-from isouq.text.loading import checkpoint, sources
+from isouq.text.loading import adapter, checkpoint, sources
 from isouq.text.models import architectures, parameters
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.models.encoder_config import EncoderConfig
@@ -26,19 +26,26 @@ def run(options: Explain) -> int:
     for name in ("prompt_tokens", "answer_tokens", "batch_size"):
         _checks.positive_int(f"--{name.replace('_', '-')}", getattr(options, name))
     source = sources.resolve(options.model)
-    opened = checkpoint.open_checkpoint(source.path)
-    known = architectures.DECODERS | architectures.ENCODERS
-    _, family = checkpoint.read_config(opened, lambda config: architectures.architecture(config, known))
-    facts: dict[str, Any] = {"model": source.name, "family": family, "dtype": options.dtype}
+    family = None if options.adapter or adapter.is_adapter(source.path) else _family(source)
+    facts: dict[str, Any]
     if family in encoder.FAMILIES:
-        shapes = encoder.read_config(opened)
+        shapes = encoder.read_config(checkpoint.open_checkpoint(source.path))
+        facts = {"model": source.name, "family": family, "dtype": options.dtype}
         facts |= _encoder(shapes) | _parameters(encoder.abstract(shapes), shapes.num_layers)
     else:
-        config = language_model.read_config(opened)
+        name, _, config, _ = language_model.open_model(source.name, None, options.adapter, not options.adapter_apart)
+        facts = {"model": name, "family": config.family, "dtype": options.dtype}
         facts |= _decoder(config) | _parameters(language_model.abstract(config), config.num_layers)
         facts["memory"] = _memory(config, options)
     print(json.dumps(facts) if options.json else _text(facts))
     return 0
+
+
+def _family(source: sources.Source) -> str:
+    """Return the family of a model, be it a decoder or an encoder."""
+    known = architectures.DECODERS | architectures.ENCODERS
+    opened = checkpoint.open_checkpoint(source.path)
+    return checkpoint.read_config(opened, lambda config: architectures.architecture(config, known))[1]
 
 
 def _decoder(config: DecoderConfig) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from isouq.cli._rows import BadRow, InputRow
 from isouq.cli.options import Score
 from isouq.text import generation, language_model, prompts, scoring, selection
 from isouq.text._batches import batches_by_length
-from isouq.text.language_model import LanguageModel
-from isouq.text.loading import checkpoint, sources
+from isouq.text.language_model import LanguageModel, Opened
+from isouq.text.loading import sources
 
 WINDOW = 64  # number of batches whose rows are sorted by length together
 GROUP = 4  # number of batches that are answered, scored and written together; a kill loses at most their rows
@@ -65,14 +65,14 @@ def run(options: Score) -> int:
             survey = _survey(options, source_path, output, screen)
             failed, before = survey.bad + survey.failed, len(output)
             todo = survey.total - survey.bad - before
-            source = _resolve(options, survey.models)
+            opened = _resolve(options, survey.models)
             done = ", nothing was left to do"
             if todo and survey.unknown:
                 screen.error(f"isouq: note: {_rows.unknown_fields(survey.unknown)}")
             if todo and options.chat_template_kwargs is not None and not survey.chats:
                 screen.error("isouq: note: --chat-template-kwargs has no effect: no prompt is a list of messages")
             if todo:
-                model = _load(options, source, screen)
+                model = _load(options, opened, screen)
                 with screen.rows(survey.total, before + survey.bad) as progress:
                     run = _Run(options, model, output, screen, progress, min(options.batch_size, todo))
                     for window in _rows.chunks(_missing(source_path, output), WINDOW * options.batch_size):
@@ -237,22 +237,24 @@ def _report(options: Score, screen: Screen, line: int, reason: str) -> None:
     screen.error(f"{options.input}:{line}: {text if len(text) <= 300 else text[:300] + '…'}")
 
 
-def _resolve(options: Score, before: set[str]) -> sources.Source:
-    """Return the model's files; raise if --select matches no parameter or the output has another model's scores."""
-    source = sources.resolve(options.model, progress=not options.quiet)
-    for name in before - {source.name}:
+def _resolve(options: Score, before: set[str]) -> Opened:
+    """Return the opened model; raise if --select matches no parameter or the output has another model's scores."""
+    opened = language_model.open_model(
+        options.model, adapter=options.adapter, merge=not options.adapter_apart, progress=not options.quiet
+    )
+    for name in before - {opened.name}:
         raise ValueError(
-            f"{options.output} was written with the model {name}, and this is {source.name}; "
+            f"{options.output} was written with the model {name}, and this is {opened.name}; "
             "choose another --output or delete it"
         )
-    selection.select(language_model.read_config(checkpoint.open_checkpoint(source.path)), options.select)
-    return source
+    selection.select(opened.config, options.select)
+    return opened
 
 
-def _load(options: Score, source: sources.Source, screen: Screen) -> LanguageModel:
+def _load(options: Score, opened: Opened, screen: Screen) -> LanguageModel:
     _keep_compiled_programs()
-    with screen.working(f"loading {source.name}"):
-        return language_model.load(source.name, dtype=jnp.dtype(options.dtype))
+    with screen.working(f"loading {opened.name}"):
+        return language_model.read(opened, jnp.dtype(options.dtype))
 
 
 def _keep_compiled_programs() -> None:

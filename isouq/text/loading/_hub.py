@@ -11,9 +11,11 @@ from typing import Any
 from isouq.text.loading import _extras
 from isouq.text.loading._reading import one_line
 from isouq.text.loading._safetensors import PICKLED, weight_files
+from isouq.text.loading.adapter import ADAPTER_WEIGHTS, is_adapter
 
 FILES = (  # what a folder needs; nothing else is fetched
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -120,6 +122,8 @@ def _cached(repo: str, file: str | None, revision: str) -> Path | None:
 
 def _is_whole(folder: Path) -> bool:
     """Return whether a cached folder has its configuration and weights: older caches keep no list of files."""
+    if is_adapter(folder):
+        return (folder / ADAPTER_WEIGHTS).is_file()
     try:
         files = weight_files(folder)
     except (ValueError, FileNotFoundError):

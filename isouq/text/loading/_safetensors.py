@@ -24,6 +24,11 @@ class SafetensorsCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         config_path = folder / "config.json"
+        if not config_path.is_file() and (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{folder} is an adapter of PEFT; expected a model: isouq.text.load(BASE, adapter=...) takes both, "
+                "and for an encoder merge it with PEFT's merge_and_unload and save the model"
+            )
         if not config_path.is_file():
             raise FileNotFoundError(f"{folder} has no config.json; expected a folder as Hugging Face saves a model")
         self.config = read_json(config_path)
@@ -36,7 +41,7 @@ class SafetensorsCheckpoint:
             )
         self._files: dict[str, Any] = {}  # tensor name in the file -> that file, open
         for file, names in weight_files(folder).items():
-            self._open(file, names)
+            self._files |= open_tensors(file, names)
         self._names = usual_names(self._files)
         if duplicates := self._files.keys() - self._names.values():
             raise ValueError(f"{folder} holds {min(duplicates)!r} twice, with and without a prefix; expected it once")
@@ -54,31 +59,6 @@ class SafetensorsCheckpoint:
     def tokenizer_parts(self) -> dict[str, Any]:
         """Return the folder of the tokenizer's files."""
         return {"folder": self.path}
-
-    def _open(self, file: Path, names: set[str] | None) -> None:
-        """Add the tensors `names` of one file, or all it has."""
-        safetensors = _extras.require("safetensors")
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, though {INDEX} lists it; fetch the model again")
-        try:
-            opened = safetensors.safe_open(str(file), framework="np")
-            stored = set(opened.keys())
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is damaged or cut short ({one_line(error)}); fetch it again") from error
-        missing = sorted((names or set()) - stored)
-        if missing:
-            raise ValueError(
-                f"{file} lacks {missing[0]!r} and {len(missing) - 1} other tensors "
-                f"that {INDEX} places there; fetch the model again"
-            )
-        for name in sorted(names or stored):
-            view = opened.get_slice(name)
-            if view.get_dtype() not in READABLE:
-                raise ValueError(
-                    f"{file} stores {name!r} as {view.get_dtype()}; expected one of {', '.join(READABLE)}: "
-                    "take the unquantised model"
-                )
-            self._files[name] = opened
 
 
 _BARE = {"wte.weight": "transformer.", "embed_in.weight": "gpt_neox."}  # a tensor of a bare body: its usual prefix
@@ -105,6 +85,32 @@ def usual_names(names: Iterable[str]) -> dict[str, str]:
     if len(heads) == 1:
         usual = {head if name == heads[0] else key: name for key, name in usual.items()}
     return usual
+
+
+def open_tensors(file: Path, names: set[str] | None) -> dict[str, Any]:
+    """Return the open file under each of the tensors `names` of it, or under all it has."""
+    safetensors = _extras.require("safetensors")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, though {INDEX} lists it; fetch the model again")
+    try:
+        opened = safetensors.safe_open(str(file), framework="np")
+        stored = set(opened.keys())
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut short ({one_line(error)}); fetch it again") from error
+    missing = sorted((names or set()) - stored)
+    if missing:
+        raise ValueError(
+            f"{file} lacks {missing[0]!r} and {len(missing) - 1} other tensors "
+            f"that {INDEX} places there; fetch the model again"
+        )
+    for name in sorted(names or stored):
+        view = opened.get_slice(name)
+        if view.get_dtype() not in READABLE:
+            raise ValueError(
+                f"{file} stores {name!r} as {view.get_dtype()}; expected one of {', '.join(READABLE)}: "
+                "take the unquantised model"
+            )
+    return dict.fromkeys(sorted(names or stored), opened)
 
 
 def weight_files(folder: Path) -> dict[Path, set[str] | None]:

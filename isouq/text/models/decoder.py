@@ -20,6 +20,7 @@ from isouq.text.models import rope
 from isouq.text.models.activations import ACTIVATIONS
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.models.embed import Embed
+from isouq.text.models.low_rank import LowRank, linear
 from isouq.text.models.norms import norm
 
 
@@ -35,10 +36,13 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
         c, k = config, config.head_dim
-        self.q = nnx.Linear(c.hidden_size, c.num_heads * k, use_bias=c.qkv_bias, rngs=rngs)
-        self.k = nnx.Linear(c.hidden_size, c.num_kv_heads * k, use_bias=c.qkv_bias, rngs=rngs)
-        self.v = nnx.Linear(c.hidden_size, c.num_kv_heads * k, use_bias=c.qkv_bias, rngs=rngs)
-        self.out = nnx.Linear(c.num_heads * k, c.hidden_size, use_bias=c.out_bias, rngs=rngs)
+        size, q, kv = c.hidden_size, c.num_heads * k, c.num_kv_heads * k
+        self.q = linear(c, "attention.q", size, q, use_bias=c.qkv_bias, rngs=rngs)
+        self.k = linear(c, "attention.k", size, kv, use_bias=c.qkv_bias, rngs=rngs)
+        self.v = linear(c, "attention.v", size, kv, use_bias=c.qkv_bias, rngs=rngs)
+        self.out = linear(c, "attention.out", q, size, use_bias=c.out_bias, rngs=rngs)
+        if scales := c.scales("attention.qkv"):
+            self.qkv = LowRank(size, q + 2 * kv, scales, rngs)
         if c.qk_norm:
             wide = c.qk_norm == "all"
             self.q_norm = norm(c.norm_kind, c.num_heads * k if wide else k, c.norm_eps, rngs)
@@ -60,6 +64,9 @@ class Attention(nnx.Module):
         """
         c = self.config
         q, k, v = self.q(x), self.k(x), self.v(x)
+        if c.scales("attention.qkv"):
+            borders = (q.shape[-1], q.shape[-1] + k.shape[-1])
+            q, k, v = (one + low for one, low in zip((q, k, v), jnp.split(self.qkv(x), borders, -1), strict=True))
         if c.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(-1, c.num_heads, c.head_dim)
@@ -83,17 +90,25 @@ class MLP(nnx.Module):
     """down(a(gate x) · up x) (Shazeer 2020, arXiv 2002.05202), or down(a(up x)) where it is not gated."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
-        sizes = config.hidden_size, config.intermediate_size
+        size, wide = config.hidden_size, config.intermediate_size
         if config.gated:
-            self.gate = nnx.Linear(*sizes, use_bias=config.mlp_bias, rngs=rngs)
-        self.up = nnx.Linear(*sizes, use_bias=config.mlp_bias, rngs=rngs)
-        self.down = nnx.Linear(*sizes[::-1], use_bias=config.mlp_bias, rngs=rngs)
-        self.activation, self.gated = config.activation, config.gated
+            self.gate = linear(config, "mlp.gate", size, wide, use_bias=config.mlp_bias, rngs=rngs)
+        self.up = linear(config, "mlp.up", size, wide, use_bias=config.mlp_bias, rngs=rngs)
+        self.down = linear(config, "mlp.down", wide, size, use_bias=config.mlp_bias, rngs=rngs)
+        if scales := config.scales("mlp.gate_up"):
+            self.gate_up = LowRank(size, 2 * wide, scales, rngs)
+        self.config = config
 
     def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
         """Map `[T, D]` to `[T, D]`."""
-        activation = ACTIVATIONS[self.activation]
-        return self.down(activation(self.gate(x)) * self.up(x) if self.gated else activation(self.up(x)))
+        c, activation, up = self.config, ACTIVATIONS[self.config.activation], self.up(x)
+        if not c.gated:
+            return self.down(activation(up))
+        gate = self.gate(x)
+        if c.scales("mlp.gate_up"):
+            low_gate, low_up = jnp.split(self.gate_up(x), 2, -1)
+            gate, up = gate + low_gate, up + low_up
+        return self.down(activation(gate) * up)
 
 
 class Experts(nnx.Module):
@@ -111,7 +126,7 @@ class Experts(nnx.Module):
         def stacked(rngs: nnx.Rngs) -> MLP:
             return MLP(config, rngs)
 
-        self.router = nnx.Linear(config.hidden_size, config.num_experts, use_bias=False, rngs=rngs)
+        self.router = linear(config, "mlp.router", config.hidden_size, config.num_experts, use_bias=False, rngs=rngs)
         self.experts = stacked(rngs)
         self.config = config
 

@@ -34,6 +34,8 @@ class DecoderConfig:
     for none.
 
     fused: the checkpoint holds q, k, v and gate, up in one tensor each (Phi-3).
+
+    adapters: (path in a layer, scale of every rank) of each low-rank term beside the weights; see `low_rank`.
     """
 
     family: str
@@ -69,6 +71,11 @@ class DecoderConfig:
     logits_scale: float = 1.0
     attention_cap: float = 0.0
     logits_cap: float = 0.0
+    adapters: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+    def scales(self, path: str) -> tuple[float, ...]:
+        """Return the scale of every rank of the low-rank term at a path; () where there is none."""
+        return dict(self.adapters).get(path, ())
 
     @property
     def context_length(self) -> int:

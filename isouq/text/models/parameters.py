@@ -162,7 +162,7 @@ def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype:
     rows = out.reshape(len(names), *shape[tensor.name.count("{}") :])
     for name, row in zip(names, rows, strict=True):
         array = checkpoint.read(name)
-        array = _part_of(array, tensor)
+        array = part_of(array, tensor)
         with np.errstate(over="ignore"):  # the next line says it
             row[...] = array.T if tensor.transpose else array
         if not np.all(np.isfinite(row.astype(np.float32, copy=False))):
@@ -170,7 +170,7 @@ def _read(tensor: Tensor, shape: tuple[int, ...], checkpoint: Checkpoint, dtype:
     return out
 
 
-def _part_of(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+def part_of(array: np.ndarray, tensor: Tensor) -> np.ndarray:
     """Return the rows of a stored array that a parameter takes."""
     if tensor.rows is None:
         return array
