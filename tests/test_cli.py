@@ -21,6 +21,7 @@ safetensors = pytest.importorskip("safetensors.numpy")
 
 from isouq import text  # noqa: E402
 from isouq.cli import _rows, _score, main  # noqa: E402
+from isouq.cli._closing import Tally  # noqa: E402
 from isouq.cli._output import Output  # noqa: E402
 from isouq.cli._progress import Screen  # noqa: E402
 
@@ -218,6 +219,55 @@ def test_broken_rows_are_named_and_the_rest_goes_on(llama, tmp_path, capsys):
         f"isouq: 1 of {len(broken) + 1} rows scored in {tmp_path / 'out.jsonl'}; {len(broken)} rows had errors; "
         "this run went through 4 rows in "  # the others were no rows
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"), [(["question"] * 3, '"question"'), (["text", "Prompt", "text"], '"Prompt" or "text"')]
+)
+def test_a_prompt_of_another_name_in_every_row_is_one_line(llama, tmp_path, capsys, monkeypatch, names, shown):
+    monkeypatch.setattr(_score, "_load", pytest.fail)
+    source = write(tmp_path / "in.jsonl", [{"id": 1, name: "das"} for name in names])
+    assert main(arguments(llama, source, tmp_path / "out.jsonl")) == 2
+    assert capsys.readouterr().err == (
+        f'isouq: no row of --input {source} has a field "prompt"; rename {shown} to "prompt"\n'
+    )
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_prompt_of_another_name_in_one_row_is_an_error_of_that_row(llama, tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", [{"question": "das"}, ROWS[0], {"Instruction": "das", "answer": "x"}])
+    assert main(arguments(llama, source, tmp_path / "out.jsonl")) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == f'{source}:1: the field "prompt" is missing; rename "question" to "prompt"'
+    assert err[1] == f'{source}:3: the field "prompt" is missing; rename "Instruction" to "prompt"'
+
+
+@pytest.mark.parametrize(
+    ("total", "kept", "refused", "failed", "scored", "timing", "interrupted", "expected"),
+    [
+        (3, 0, 0, (), (1, 2, 3), "in 6 s", False, "3 of 3 rows scored in out; in 6 s"),
+        (3, 1, 0, (), (1, 2, 3), "in 6 s", False, "3 of 3 rows scored in out, 1 of them before this run; in 6 s"),
+        (3, 3, 0, (), (1, 2, 3), None, False, "3 of 3 rows scored in out; nothing was left to do"),
+        (12, 0, 2, (3, 4), range(5, 13), "in 6 s", False, "8 of 12 rows scored in out; 4 rows had errors, 2 of them "
+         "kept in the file without scores; in 6 s"),
+        (2, 0, 2, (), (), None, False, "0 of 2 rows scored; 2 rows had errors; nothing was left to do"),
+        (2, 0, 0, (1, 2), (), "in 6 s", False, "0 of 2 rows scored in out; 2 rows had errors, kept in the file without "
+         "scores; in 6 s"),
+        (2, 1, 1, (), (2,), None, False, "1 of 2 rows scored in out; 1 row had an error; nothing was left to do"),
+        (9, 1, 1, (2,), (1, 3), None, True, "interrupted; 2 of 9 rows scored in out, 1 of them before this run; 2 rows "
+         "had errors, 1 of them kept in the file without scores; 5 left, and the same command goes on from there"),
+        (9, 0, 0, (4,), (), None, True, "interrupted; 0 of 9 rows scored; 9 left, and the same command goes on from "
+         "there"),  # killed before the row with the error was written
+    ],
+)  # fmt: skip
+def test_the_closing_line_counts_every_row_once(
+    tmp_path, total, kept, refused, failed, scored, timing, interrupted, expected
+):
+    with Output(tmp_path / "out", total) as output:
+        written = [*scored, *(() if expected.endswith("9 left, and the same command goes on from there") else failed)]
+        output.append([{"line": line} for line in written])
+        tally = Tally(total, kept, refused, set(failed))
+        assert tally.closing(output, "out", timing, interrupted) == expected
 
 
 def test_line_numbers_are_no_emoji_and_lines_added_during_the_run_are_left_out(tmp_path, capsys):

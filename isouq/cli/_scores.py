@@ -70,8 +70,8 @@ class Plan:
             given["contradiction"] = contradiction(labels)
         self.options, self.names = options, _choose(options, given)
         self.left_out = {name: missing(given, name)[0] for name in SCORES if missing(given, name)}
-        needs_samples = any("samples" in PASSES[name].requires for name in passes_of(self.names))
-        self.samples = options.samples or (NUM_SAMPLES if needs_samples else None)
+        needs_samples = any("samples" in missing(given | {"samples": None}, name) for name in self.names)
+        self.samples = given["samples"] if needs_samples or options.samples else None
         self.sources = {name: source.name for name, source in found.items()}
         self.settings = {
             "samples": self.samples,
