@@ -21,6 +21,7 @@ safetensors = pytest.importorskip("safetensors.numpy")
 
 from isouq import text  # noqa: E402
 from isouq.cli import _rows, _score, main  # noqa: E402
+from isouq.cli._closing import Tally  # noqa: E402
 from isouq.cli._output import Output  # noqa: E402
 from isouq.cli._progress import Screen  # noqa: E402
 
@@ -30,8 +31,8 @@ WORDS = "the capital of France is Paris and the capital of Norway is Oslo; das s
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 
 
-def make_llama(folder, seed=0, end_bias=False):
-    """Two layers of width 16. end_bias: the likeliest token is always the end."""
+def make_llama(folder, seed=0, end_bias=False, layers=2, context=64):
+    """Layers of width 16. end_bias: the likeliest token is always the end."""
     folder.mkdir()
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,19 +48,20 @@ def make_llama(folder, seed=0, end_bias=False):
     vocab, width, inner = backend.get_vocab_size(), 16, 24
     config = {
         "architectures": ["LlamaForCausalLM"], "vocab_size": vocab, "hidden_size": width, "intermediate_size": inner,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+        "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(seed)
     shapes = {"model.embed_tokens.weight": (vocab, width), "lm_head.weight": (vocab, width)}
-    for i in range(2):
+    for i in range(layers):
         layer = f"model.layers.{i}"
         shapes |= {f"{layer}.self_attn.{n}_proj.weight": (width if n in "qo" else 8, width) for n in "qkvo"}
         shapes |= {f"{layer}.mlp.{n}_proj.weight": (inner, width) for n in ("gate", "up")}
         shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
     tensors = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-    norms = [f"model.layers.{i}.{n}_layernorm.weight" for i in range(2) for n in ("input", "post_attention")]
+    norms = [f"model.layers.{i}.{n}_layernorm.weight" for i in range(layers) for n in ("input", "post_attention")]
     tensors |= {name: np.ones(width, np.float32) for name in [*norms, "model.norm.weight"]}
     tensors["lm_head.weight"] *= 2
     if end_bias:
@@ -213,7 +215,59 @@ def test_broken_rows_are_named_and_the_rest_goes_on(llama, tmp_path, capsys):
     for line, (_, reason) in enumerate(broken, 2):
         (told,) = [text for text in err if text.startswith(f"{source}:{line}: ")]
         assert reason in told
-    assert err[-1] == f"isouq: 1 of {len(broken) + 1} rows scored; {len(broken)} rows had errors"
+    assert err[-1].startswith(
+        f"isouq: 1 of {len(broken) + 1} rows scored in {tmp_path / 'out.jsonl'}; {len(broken)} rows had errors; "
+        "this run went through 4 rows in "  # the others were no rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"), [(["question"] * 3, '"question"'), (["text", "Prompt", "text"], '"Prompt" or "text"')]
+)
+def test_a_prompt_of_another_name_in_every_row_is_one_line(llama, tmp_path, capsys, monkeypatch, names, shown):
+    monkeypatch.setattr(_score, "_load", pytest.fail)
+    source = write(tmp_path / "in.jsonl", [{"id": 1, name: "das"} for name in names])
+    assert main(arguments(llama, source, tmp_path / "out.jsonl")) == 2
+    assert capsys.readouterr().err == (
+        f'isouq: no row of --input {source} has a field "prompt"; rename {shown} to "prompt"\n'
+    )
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_prompt_of_another_name_in_one_row_is_an_error_of_that_row(llama, tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", [{"question": "das"}, ROWS[0], {"Instruction": "das", "answer": "x"}])
+    assert main(arguments(llama, source, tmp_path / "out.jsonl")) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == f'{source}:1: the field "prompt" is missing; rename "question" to "prompt"'
+    assert err[1] == f'{source}:3: the field "prompt" is missing; rename "Instruction" to "prompt"'
+
+
+@pytest.mark.parametrize(
+    ("total", "kept", "refused", "failed", "scored", "timing", "interrupted", "expected"),
+    [
+        (3, 0, 0, (), (1, 2, 3), "in 6 s", False, "3 of 3 rows scored in out; in 6 s"),
+        (3, 1, 0, (), (1, 2, 3), "in 6 s", False, "3 of 3 rows scored in out, 1 of them before this run; in 6 s"),
+        (3, 3, 0, (), (1, 2, 3), None, False, "3 of 3 rows scored in out; nothing was left to do"),
+        (12, 0, 2, (3, 4), range(5, 13), "in 6 s", False, "8 of 12 rows scored in out; 4 rows had errors, 2 of them "
+         "kept in the file without scores; in 6 s"),
+        (2, 0, 2, (), (), None, False, "0 of 2 rows scored; 2 rows had errors; nothing was left to do"),
+        (2, 0, 0, (1, 2), (), "in 6 s", False, "0 of 2 rows scored in out; 2 rows had errors, kept in the file without "
+         "scores; in 6 s"),
+        (2, 1, 1, (), (2,), None, False, "1 of 2 rows scored in out; 1 row had an error; nothing was left to do"),
+        (9, 1, 1, (2,), (1, 3), None, True, "interrupted; 2 of 9 rows scored in out, 1 of them before this run; 2 rows "
+         "had errors, 1 of them kept in the file without scores; 5 left, and the same command goes on from there"),
+        (9, 0, 0, (4,), (), None, True, "interrupted; 0 of 9 rows scored; 9 left, and the same command goes on from "
+         "there"),  # killed before the row with the error was written
+    ],
+)  # fmt: skip
+def test_the_closing_line_counts_every_row_once(
+    tmp_path, total, kept, refused, failed, scored, timing, interrupted, expected
+):
+    with Output(tmp_path / "out", total) as output:
+        written = [*scored, *(() if expected.endswith("9 left, and the same command goes on from there") else failed)]
+        output.append([{"line": line} for line in written])
+        tally = Tally(total, kept, refused, set(failed))
+        assert tally.closing(output, "out", timing, interrupted) == expected
 
 
 def test_line_numbers_are_no_emoji_and_lines_added_during_the_run_are_left_out(tmp_path, capsys):
@@ -247,13 +301,24 @@ def test_an_empty_answer_is_an_error_and_not_asked_for_again(tmp_path, capsys, m
     run = arguments(ending, source, tmp_path / "out.jsonl")
     assert main(run) == 1
     (row,) = read(tmp_path / "out.jsonl")
-    assert row["error"] == "the model gave an empty answer"
+    assert row["error"] == (
+        'the model gave an empty answer to a prompt that is text; it is a chat model: write "prompt": '
+        '[{"role": "user", "content": "..."}], so that its chat template is used'
+    )
     assert all(row[name] is None for name in NUMBERS)
     before = (tmp_path / "out.jsonl").read_bytes()
     monkeypatch.setattr(_score, "_load", pytest.fail)
     assert main(run) == 1
     assert (tmp_path / "out.jsonl").read_bytes() == before
-    assert capsys.readouterr().err.splitlines()[-1] == "isouq: 0 of 1 rows scored; 1 rows had errors"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"isouq: 0 of 1 rows scored in {tmp_path / 'out.jsonl'}; 1 row had an error, kept in the file without scores; "
+        "nothing was left to do"
+    )
+    (ending / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    (tmp_path / "out.jsonl").unlink()
+    monkeypatch.undo()
+    assert main(run) == 1
+    assert read(tmp_path / "out.jsonl")[0]["error"] == "the model gave an empty answer"
 
 
 def test_a_finished_output_is_left_as_it_is_and_no_model_is_loaded(llama, scored, monkeypatch, capsys):
@@ -494,7 +559,10 @@ def test_killed_interrupted_and_run_at_once(llama, tmp_path, capsys):
     err = process.communicate(timeout=120)[1]
     kept = out.read_bytes().count(b"\n")
     assert process.returncode == 130, err
-    assert f"isouq: interrupted; the {kept} rows in {out} are kept, the same command goes on from there" in err
+    assert (
+        f"isouq: interrupted; {kept} of 1000 rows scored in {out}, {killed} of them before this run; "
+        f"{1000 - kept} left, and the same command goes on from there" in err
+    )
     assert "Traceback" not in err
     assert killed < kept < 1000
 

@@ -34,7 +34,7 @@ ARROWS = {
     "isouq._predictive": f"{_HELPERS} isouq._predict isouq._rows isouq._uncertainty isouq.covariance isouq.stats",
     "isouq._evidence": f"{_HELPERS} isouq._predictive isouq.covariance isouq.density",
     "isouq.posterior": f"{_HELPERS} isouq._checkpoint isouq._predict isouq.covariance isouq.density isouq.stats",
-    "isouq.text": f"{_HELPERS} isouq.gradnorm isouq.sharding isouq.text.*",
+    "isouq.text": f"{_HELPERS} isouq._checkpoint isouq.gradnorm isouq.sharding isouq.text.*",
     "isouq.text.models": "isouq.text.loading",
     "isouq.text.loading": "isouq._extras",
     "isouq.cli": f"{_HELPERS} isouq.text*",

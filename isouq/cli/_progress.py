@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
 
 INTERVAL = 60  # seconds between two lines where there is no terminal
 
@@ -26,6 +27,11 @@ class Screen:
         """Print a line unless --quiet is given."""
         if not self.quiet:
             self.error(text)
+
+    def show(self, table: Table) -> None:
+        """Print a table unless --quiet is given."""
+        if not self.quiet:
+            self.console.print(table, soft_wrap=False)
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
@@ -65,10 +71,11 @@ class Rows:
             self._told = now
             self._screen.note(f"isouq: {self._count()}, {self._speed(now)}")
 
-    def rate(self) -> str:
-        """Return the rows per second of this run, and how long it took."""
-        seconds = time.monotonic() - self._started
-        return f"{_clock(seconds)}, {_per_time((self.done - self._kept) / seconds)}"
+    def timing(self) -> str:
+        """Return how many rows this run went through, how long it took, and the rows per second."""
+        seconds, count = time.monotonic() - self._started, self.done - self._kept
+        rows = "1 row" if count == 1 else f"{count} rows"
+        return f"this run went through {rows} in {_clock(seconds)}, {_per_time(count / max(seconds, 1e-9))}"
 
     def _count(self) -> str:
         return f"{self.done}/{self._total} rows"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from isouq.text.prompts import Prompt
 
+MISNAMED = ("question", "input", "text", "instruction")  # what other programs call a prompt
 FIELDS = ("prompt", "answer", "chat_template_kwargs")  # what is read; all other fields are only copied
 
 
@@ -28,10 +29,11 @@ class InputRow(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A line that is no row, and why."""
+    """A line that is no row, and why. misnamed: the field that it has instead of "prompt", if that is why."""
 
     line: int
     reason: str
+    misnamed: str | None = None
 
 
 def count_lines(path: Path) -> int:
@@ -48,14 +50,37 @@ def read(path: Path, lines: int) -> Iterator[InputRow | BadRow]:
             if raw.strip():
                 try:
                     yield _parse(number, raw)
+                except _Misnamed as error:
+                    yield BadRow(number, str(error), error.field)
                 except ValueError as error:
                     yield BadRow(number, str(error))
+
+
+def misnamed(path: Path, lines: int) -> set[str]:
+    """Return the fields that all rows have instead of "prompt"; none where one row has no such field."""
+    names: set[str] = set()
+    for row in read(path, lines):
+        if not isinstance(row, BadRow) or row.misnamed is None:
+            return set()
+        names.add(row.misnamed)
+    return names
+
+
+class _Misnamed(ValueError):
+    """A row has another field instead of "prompt"."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f'the field "prompt" is missing; rename "{field}" to "prompt"')
+        self.field = field
 
 
 def _parse(line: int, raw: bytes) -> InputRow:
     """Return the row in the bytes of one line; raise a ValueError that says what is wrong."""
     fields = strict_object(raw)
     if "prompt" not in fields:
+        for name in fields:
+            if name.lower() in ("prompt", *MISNAMED):
+                raise _Misnamed(name)
         raise ValueError('the field "prompt" is missing')
     prompt, answer = fields["prompt"], fields.get("answer")
     _check_prompt(prompt)
@@ -112,10 +137,15 @@ def strict_object(raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Yield lists of `size` rows; the last may be shorter."""
-    while chunk := list(itertools.islice(rows, size)):
+def chunks(rows: Iterator[Any], size: int, least: int) -> Iterator[list[Any]]:
+    """Yield lists of `size` rows; the last may be shorter, and takes up a rest of fewer than `least`."""
+    chunk = list(itertools.islice(rows, size))
+    while chunk:
+        following = list(itertools.islice(rows, size))
+        if len(following) < least:
+            chunk, following = chunk + following, []
         yield chunk
+        chunk = following
 
 
 def number(value: float) -> float | None:

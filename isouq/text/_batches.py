@@ -20,6 +20,18 @@ def batches_by_length(lengths: Sequence[Any], size: int) -> Iterator[tuple[list[
         yield indices, indices + indices[-1:] * (size - len(indices))
 
 
+def groups_by_length(lengths: Sequence[Any], size: int) -> list[list[int]]:
+    """Return the numbers of the sequences in groups of `size`, the shortest first; a smaller rest joins the last group.
+
+    So no group has fewer than `size`, unless all together have, and each runs through programs for batches of `size`.
+    """
+    groups = [indices for indices, _ in batches_by_length(lengths, size)]
+    if len(groups) > 1 and len(groups[-1]) < size:
+        rest = groups.pop()
+        groups[-1] += rest
+    return groups
+
+
 def round_up(length: int, per_octave: int, least: int) -> int:
     """Return the next of `per_octave` lengths between each power of two and the one above it, at least `least`."""
     if length <= least:

@@ -73,17 +73,25 @@ def read(
     _checks.positive_int("batch_size", batch_size)
     rows = encode_pairs(model, pairs, chat_template_kwargs)
     prompts = [encode_prompt(model, prompt, chat_template_kwargs) for prompt, _ in pairs]
+    return read_rows(model, prompts, rows, batch_size)
+
+
+def read_rows(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], rows: Sequence[Row], batch_size: int
+) -> list[Reading]:
+    """Return the Reading of every row, by the tokens of its prompt; rows of equal prompts share what comes before."""
     groups = _group_by_prompt(model, prompts, rows)
     readings: dict[int, Reading] = {}
     lengths = [len(group.prefix) for group in groups]
-    for indices, filled in batches_by_length(lengths, min(batch_size, len(groups))):
+    size = min(batch_size, round_up(len(groups), 1, 1))  # a power of two, so that few programs are compiled
+    for indices, filled in batches_by_length(lengths, size):
         prefixes, totals = [groups[i].prefix for i in filled], [groups[i].total for i in filled]
         cache = read_prompts(model, prefixes, round_up(max(map(len, prefixes)), 4, 16), totals).cache
         readings |= _read_answers(model, rows, [groups[i] for i in indices], cache, min(batch_size, len(rows)))
     return [readings[i] for i in range(len(rows))]
 
 
-def _group_by_prompt(model: LanguageModel, prompts: Sequence[list[int]], rows: Sequence[Row]) -> list[_Group]:
+def _group_by_prompt(model: LanguageModel, prompts: Sequence[Sequence[int]], rows: Sequence[Row]) -> list[_Group]:
     """Return the rows grouped by the tokens of their prompts.
 
     A prefix ends before the token whose logits predict the first answer token, so it may be empty.

@@ -169,7 +169,7 @@ class TextEncoder:
         encodings = self._tokenize(texts, max_length)
         lengths = [len(encoding.ids) for encoding in encodings]
         results: dict[int, np.ndarray] = {}
-        for indices, filled in batches_by_length(lengths, min(batch_size, len(lengths))):
+        for indices, filled in batches_by_length(lengths, min(batch_size, round_up(len(lengths), 1, 1))):
             width = min(round_up(lengths[indices[-1]], 2, 16), self.config.context_length)
             batch = function(self.predict, self.params, self._pad([encodings[i] for i in filled], width))
             results |= zip(indices, np.asarray(batch), strict=False)

@@ -22,6 +22,7 @@ from isouq.text import (
 )
 from isouq.text.prompts import encode_pairs
 from isouq.text.scores import _inside, graphs, likelihood
+from isouq.text.scores import baselines as module
 from isouq.text.scores.likelihood import joint_relation, middle_layers
 from isouq.text.scores.passes import PASSES
 
@@ -268,6 +269,56 @@ def test_a_real_classifier_and_encoder(model, answers, samples, tmp_path):
     log_p = read(model, [(PROMPTS[0], answers[0].ids)])[0].log_p
     np.testing.assert_allclose(found.scores["cocoa_mean"][0], 0.75 * likelihood.nll_mean(log_p), rtol=1e-5)
     assert np.all((found.scores["ccp"] >= -1) & (found.scores["ccp"] < 0))
+
+
+def test_it_goes_on_after_an_interruption_from_its_checkpoint(model, answers, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS", 0.0)
+    names = ["nll", "epistemic", "naive_entropy", "p_true"]
+    file = tmp_path / "scores.npz"
+
+    def call(prompts=PROMPTS, **more):
+        return baselines(model, prompts, answers, 2, names, key=KEY, max_new_tokens=4, batch_size=1, **more)
+
+    whole, told, batches = call(), [], []
+
+    def interrupt(count):
+        told.append(count)
+        if count == 2:
+            raise KeyboardInterrupt
+
+    score_batch = module.score_batch
+    monkeypatch.setattr(module, "score_batch", lambda *given: batches.append(1) or score_batch(*given))
+    with pytest.raises(KeyboardInterrupt):
+        call(on_batch=interrupt, checkpoint=file)
+    assert told == [1, 2]
+    assert len(batches) == 2
+    resumed = call(on_batch=told.append, checkpoint=file)
+    assert told == [1, 2, 1, 2, 3]
+    assert len(batches) == 3
+    assert list(resumed.scores) == names
+    for name in names:
+        np.testing.assert_array_equal(resumed.scores[name], whole.scores[name])
+    assert {name: cost[:4] for name, cost in resumed.costs.items()} == {n: c[:4] for n, c in whole.costs.items()}
+    call(checkpoint=file)
+    assert len(batches) == 3
+    with pytest.warns(UserWarning, match="belongs to another run"):
+        other = call(["who is b", *PROMPTS[1:]], checkpoint=file)
+    assert len(batches) == 6
+    assert other.scores["nll"][0] != whole.scores["nll"][0]
+
+
+def test_a_position_before_the_prompt_is_said_before_anything_runs(model, answers, monkeypatch):
+    monkeypatch.setattr(module, "score_batch", pytest.fail)
+    with pytest.raises(ValueError, match="pair 0: the prompt has 8 tokens; position is -9"):
+        baselines(model, PROMPTS, answers, scores=["semgrad"], position=-9)
+
+
+def test_what_a_prompt_asks():
+    parts = [{"type": "text", "text": "who"}, {"type": "image"}, {"type": "text", "text": "is"}]
+    assert module.question_of("who is") == "who is"
+    assert module.question_of([{"role": "user", "content": "who"}]) == "who"
+    assert module.question_of([{"role": "user", "content": parts}]) == "who is"
+    assert module.question_of([{"role": "assistant", "content": None, "tool_calls": [{}]}]) == ""
 
 
 BAD = {

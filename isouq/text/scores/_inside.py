@@ -34,10 +34,7 @@ def state_gradients(model: LanguageModel, rows: Sequence[Row], position: int, ba
     ω are entropies; position: −1 for the last token of the prompt, −2 for the one before it; the states are those
     after `upper_layers`. Raises ValueError with the row's number where a prompt is too short.
     """
-    check_position(position)
-    short = next((i for i, row in enumerate(rows) if row.first + position < 0), None)
-    if short is not None:
-        raise ValueError(f"pair {short}: the prompt has {rows[short].first} tokens; position is {position}")
+    check_prompts(rows, position)
     upper_layers(model.config.num_layers)
     gradients = functools.partial(_state_gradients, position=position)
     return [float(value) for value in _of_rows(model, rows, batch_size, gradients)]
@@ -47,6 +44,14 @@ def check_position(position: Any) -> None:
     """Raise unless the position is a whole number below 0."""
     if isinstance(position, bool) or not isinstance(position, (int, np.integer)) or position >= 0:
         raise ValueError(f"position is {position!r}; expected -1 for the prompt's last token, -2 for the one before, …")
+
+
+def check_prompts(rows: Sequence[Row], position: int) -> None:
+    """Raise, with the row's number, unless every prompt has a token at the position."""
+    check_position(position)
+    short = next((i for i, row in enumerate(rows) if row.first + position < 0), None)
+    if short is not None:
+        raise ValueError(f"pair {short}: the prompt has {rows[short].first} tokens; position is {position}")
 
 
 def alternatives(

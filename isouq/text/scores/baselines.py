@@ -1,23 +1,29 @@
 """All scores of a list of answers from one set of passes."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from isouq import _checks
+from isouq._checkpoint import Checkpoint, Saved, fingerprint
+from isouq.text._batches import groups_by_length
 from isouq.text.encoder import TextEncoder
 from isouq.text.entailment import Entailment
 from isouq.text.generation import Answer
 from isouq.text.language_model import LanguageModel
 from isouq.text.prompts import encode_pairs
-from isouq.text.scores._inside import check_position
-from isouq.text.scores.passes import PASSES, Cost, Inputs, Values
+from isouq.text.scores._inside import check_position, check_prompts
+from isouq.text.scores.passes import PASSES, Cost, Inputs, Values, add, contradiction
 from isouq.text.scores.registry import SCORES
 from isouq.text.scores.similarity import Similarity, similarity_by_encoder
 
+_SECONDS = 5.0  # between two writes of a checkpoint
 HINTS = {
     "samples": "samples=, n lists of answers from generate or how many to draw",
     "entailment": "entailment=, from load_entailment",
@@ -42,10 +48,7 @@ class Baselines:
     def cost(self, name: str) -> Cost:
         """Return what the score would have cost alone: the sum over the passes that it needs."""
         _checks.one_of("name", name, self.scores)
-        forward, backward, tokens, encoder, seconds = zip(
-            *(self.costs[each] for each in passes_of([name])), strict=True
-        )
-        return Cost(sum(forward), sum(backward), sum(tokens), sum(encoder), sum(seconds))
+        return add([self.costs[each] for each in passes_of([name])])
 
 
 def baselines(
@@ -64,10 +67,13 @@ def baselines(
     stop: Sequence[str] = (),
     batch_size: int = 4,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    checkpoint: Path | str | None = None,
 ) -> Baselines:
     """Return the published scores of every answer, and our own, with what each pass cost.
 
-    A score declares the quantities that it needs (`SCORES[name].needs`), and each pass that measures them runs once.
+    A score declares the quantities that it needs (`SCORES[name].needs`), and each pass that measures them runs once on
+    every batch of answers.
     Formula, source and cost of a score stand in the docstring of `SCORES[name].function`.
 
     Args:
@@ -87,8 +93,13 @@ def baselines(
         key: of `jax.random`, where samples are drawn.
         max_new_tokens: of drawn samples, as in `generate`.
         stop: of drawn samples, as in `generate`.
-        batch_size: sequences at a time; changes no number beyond rounding.
+        batch_size: sequences at a time, and four times as many where samples are drawn; changes no number beyond
+            rounding.
         chat_template_kwargs: as in `score`.
+        on_batch: called with the number of answers scored so far, after each batch.
+        checkpoint: a file of the scores so far, written at the end and at most every 5 seconds. If the call is
+            interrupted, the same call goes on from there. A file of another call is put aside with a warning; a
+            function given as `similarity` is known by its name alone.
 
     Raises:
         ValueError: lists of different lengths, an unknown score, one whose input is missing, and as `score`.
@@ -106,25 +117,95 @@ def baselines(
         model,
         prompts,
         rows,
-        [model.tokenizer.decode(row.ids[row.first :].tolist()).strip() for row in rows],
-        [_question(prompt) for prompt in prompts] if questions is None else questions,
+        [question_of(prompt) for prompt in prompts] if questions is None else questions,
         samples,
+        _keys(key, len(rows), samples) if isinstance(samples, int) else None,
         entailment,
         similarity_by_encoder(similarity) if isinstance(similarity, TextEncoder) else similarity,
         position,
-        batch_size,
+        min(batch_size, len(rows)),
         dict(chat_template_kwargs or {}),
-        {"key": key, "max_new_tokens": max_new_tokens, "stop": stop, "temperature": 1.0},
+        max_new_tokens,
+        stop,
     )
-    names = [name for name in SCORES if not _missing(inputs, name)] if scores is None else _check_names(inputs, scores)
-    values: Values = {}
+    names = _names(inputs, scores)
+    if "state_gradient" in passes_of(names):
+        check_prompts(rows, position)
+    file = None if checkpoint is None else Checkpoint(Path(checkpoint), _SECONDS, _mark(inputs, names, similarity))
+    return _run(inputs, names, file, on_batch)
+
+
+def _run(
+    inputs: Inputs, names: Sequence[str], file: Checkpoint | None, on_batch: Callable[[int], None] | None
+) -> Baselines:
+    """Return the scores of all answers, batch by batch, but for the batches that the checkpoint has."""
+    passes = passes_of(names)
+    table = np.full((len(names), len(inputs.rows)), np.nan)
+    costs = np.zeros((len(passes), len(Cost._fields)))
+    saved = None if file is None else file.load((table, costs), None)
+    finished = 0
+    if saved is not None:
+        finished, (table, costs) = saved.blocks, saved.state
+    groups = groups_by_length([(len(row.ids), len(row.ids) - row.first) for row in inputs.rows], inputs.batch_size)
+    for number, group in enumerate(groups):
+        if number >= finished:
+            scores, spent = score_batch(inputs.of(group), names)
+            table[:, group] = list(scores.values())
+            costs += [spent[name] for name in passes]
+            if file is not None and (file.due() or number + 1 == len(groups)):
+                file.save(Saved(number + 1, (table, costs), None))
+        if on_batch is not None:
+            on_batch(sum(map(len, groups[: number + 1])))
+    spent = {}
+    for name, (*counts, seconds) in zip(passes, costs.tolist(), strict=True):
+        forward, backward, tokens, pairs = map(int, counts)
+        spent[name] = Cost(forward, backward, tokens, pairs, seconds)
+    return Baselines(dict(zip(names, table, strict=True)), spent)
+
+
+def score_batch(
+    inputs: Inputs, names: Sequence[str], known: Values | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Cost]]:
+    """Return the scores of a batch of answers, and the cost of every pass that ran.
+
+    known: quantities that were measured before; a pass that gives nothing else does not run.
+    """
+    values = dict(known or {})
     costs = {}
     for name in passes_of(names):
+        if values.keys() >= set(PASSES[name].gives):
+            continue
         start = time.perf_counter()
         measured, cost = PASSES[name].function(inputs, values)
         values |= measured
         costs[name] = cost._replace(seconds=time.perf_counter() - start)
-    return Baselines({name: _column(name, values, len(inputs.rows)) for name in names}, costs)
+    return {name: _column(name, values, len(inputs.rows)) for name in names}, costs
+
+
+def _keys(key: Any, count: int, samples: int) -> Any:
+    """Return the keys that `generate` would draw the samples of every prompt with, `[count, samples]`."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count * samples)).reshape(count, samples)
+
+
+def _mark(inputs: Inputs, names: Sequence[str], similarity: Any) -> str:
+    """Return the fingerprint of a call: of all that its scores depend on, the weights by a sum of each array."""
+    drawn = isinstance(inputs.samples, int)
+    given = () if inputs.samples is None or isinstance(inputs.samples, int) else inputs.samples
+    settings = {
+        "scores": list(names),
+        "model": [inputs.model.name, repr(inputs.model.config)],
+        "prompts": repr(list(inputs.prompts)),
+        "questions": list(inputs.questions),
+        "samples": inputs.samples if drawn else repr([[one.ids for one in group] for group in given]),
+        "entailment": inputs.entailment and inputs.entailment.encoder.name,
+        "similarity": getattr(similarity, "name", getattr(similarity, "__qualname__", type(similarity).__name__)),
+        "position": int(inputs.position),
+        "batch_size": inputs.batch_size,
+        "chat_template_kwargs": repr(inputs.chat_template_kwargs),
+        "drawing": [inputs.max_new_tokens, list(inputs.stop)] if drawn else None,
+        "weights": [f"{float(jnp.sum(leaf, dtype=jnp.float32)):.4g}" for leaf in jax.tree.leaves(inputs.model.params)],
+    }
+    return fingerprint(settings, [inputs.keys, *(row.ids for row in inputs.rows), [row.first for row in inputs.rows]])
 
 
 def _check_lists(lists: Mapping[str, Any]) -> None:
@@ -142,25 +223,47 @@ def _check_lists(lists: Mapping[str, Any]) -> None:
             raise ValueError(f"the samples of prompt {i} are not all answers from generate")
 
 
-def _question(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+def question_of(prompt: Any) -> str:
+    """Return the text of a prompt, or of its last message; "" where that only calls tools."""
+    content = prompt if isinstance(prompt, str) else prompt[-1].get("content")
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content or () if isinstance(part.get("text"), str))
 
 
-def _check_names(inputs: Inputs, scores: Iterable[str]) -> list[str]:
-    """Return the names without repetition; raise for one that is unknown or lacks an input."""
+def _names(inputs: Inputs, scores: Iterable[str] | None) -> list[str]:
+    """Return the names without repetition, by default all; raise for one that is unknown or lacks an input."""
+    labels = inputs.entailment.encoder.config.labels if inputs.entailment else ()
+    given = {
+        "samples": inputs.samples,
+        "entailment": inputs.entailment,
+        "contradiction": contradiction(labels),
+        "similarity": inputs.similarity,
+        "upper_layers": True if inputs.model.config.num_layers >= 3 else None,
+    }
+    return choose(scores, given, HINTS)
+
+
+def choose(scores: Iterable[str] | None, given: Mapping[str, Any], hints: Mapping[str, str]) -> list[str]:
+    """Return names of scores without repetition; None means all whose inputs are given.
+
+    given: from an input that passes require to its value, None where there is none. hints: what to give for each.
+    Raises ValueError for a name that is unknown or lacks an input.
+    """
+    if scores is None:
+        return [name for name in SCORES if not missing(given, name)]
     names = list(dict.fromkeys([scores] if isinstance(scores, str) else scores))
     for name in names:
         _checks.one_of("scores", name, SCORES)
-        missing = _missing(inputs, name)
-        if missing:
-            raise ValueError(f"the score {name} needs {HINTS[missing[0]]}")
+        if lacking := missing(given, name):
+            raise ValueError(f"the score {name} needs {hints[lacking[0]]}")
     return names
 
 
-def _missing(inputs: Inputs, name: str) -> list[str]:
+def missing(given: Mapping[str, Any], name: str) -> list[str]:
     """Return the inputs that the score needs and that are not given."""
     needs = [each for each in PASSES.values() if set(each.gives) & set(SCORES[name].needs)]
-    return [required for each in needs for required in each.requires if getattr(inputs, required) is None]
+    return [required for each in needs for required in each.requires if given[required] is None]
 
 
 def passes_of(names: Iterable[str]) -> list[str]:
@@ -171,7 +274,16 @@ def passes_of(names: Iterable[str]) -> list[str]:
 
 
 def _column(name: str, values: Values, count: int) -> np.ndarray:
-    """Return the score of every answer; NaN where a quantity that it needs is None."""
+    """Return the score of every answer; NaN where a quantity that it needs is None or holds NaN."""
     function, needs = SCORES[name]
     rows = [[values[quantity][i] for quantity in needs] for i in range(count)]
-    return np.array([np.nan if any(one is None for one in row) else function(*row) for row in rows], np.float64)
+    return np.array([np.nan if _undefined(row) else function(*row) for row in rows], np.float64)
+
+
+def _undefined(value: Any) -> bool:
+    """Return whether a quantity, or anything in it, is None or NaN."""
+    if value is None or isinstance(value, str):
+        return value is None
+    if isinstance(value, (list, tuple)):
+        return any(map(_undefined, value))
+    return bool(np.isnan(value).any())

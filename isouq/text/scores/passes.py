@@ -5,15 +5,17 @@ value for every answer (None where an answer has no such value), and what it cos
 """
 
 import string
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Array
 
-from isouq.text.continuations import read
+from isouq.text._batches import batches_by_length
+from isouq.text.continuations import read_rows
 from isouq.text.entailment import Entailment
-from isouq.text.generation import Answer, generate
+from isouq.text.generation import Answer, generate_rows
 from isouq.text.language_model import LanguageModel
 from isouq.text.prompts import Row, encode_pairs, encode_prompt
 from isouq.text.scores import _inside
@@ -21,9 +23,10 @@ from isouq.text.scores.likelihood import joint_relation, middle_layers
 from isouq.text.scores.meanings import clusters_by_entailment
 from isouq.text.scores.similarity import Similarity, jaccard, measure
 from isouq.text.scores.truth import p_true, p_true_prompt
-from isouq.text.scoring import score
+from isouq.text.scoring import score_rows
 
 NUM_ALTERNATIVES = 10
+SAMPLE_BATCHES = 4  # so many times batch_size samples are drawn together at most: they need no backward pass
 Values = dict[str, list[Any]]
 
 
@@ -45,43 +48,57 @@ class Cost(NamedTuple):
 class Inputs:
     """What all passes may read: n answers to n prompts, with the settings of `isouq.text.baselines`.
 
-    rows: tokens of prompt and answer. texts: the answers as text. samples: n lists of answers, or how many to draw.
+    rows: tokens of prompt and answer. samples: n lists of answers, or how many to draw. keys: of `jax.random`, one a
+    drawn sample, `[n, samples]`.
     """
 
     model: LanguageModel
     prompts: Sequence[Any]
     rows: Sequence[Row]
-    texts: Sequence[str]
     questions: Sequence[str]
-    samples: Sequence[Any] | int | None
-    entailment: Entailment | None
-    similarity: Similarity | None
-    position: int
-    batch_size: int
-    chat_template_kwargs: dict[str, Any]
-    sampling: dict[str, Any]
+    samples: Sequence[Any] | int | None = None
+    keys: Array | None = None
+    entailment: Entailment | None = None
+    similarity: Similarity | None = None
+    position: int = -1
+    batch_size: int = 4
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = 40
+    stop: Sequence[str] = ()
 
     @property
-    def pairs(self) -> list[tuple[Any, Any]]:
-        """Return (prompt, token ids of the answer) of every answer."""
-        return [(prompt, row.ids[row.first :]) for prompt, row in zip(self.prompts, self.rows, strict=True)]
+    def texts(self) -> list[str]:
+        """Return the answers as text."""
+        return [self.model.tokenizer.decode(row.ids[row.first :].tolist()).strip() for row in self.rows]
 
-    @property
-    def contradiction(self) -> int | None:
-        """Return the number of the class "contradiction" of the classifier of entailment; None where it has none."""
-        labels = self.entailment.encoder.config.labels if self.entailment else ()
-        numbers = [i for i, label in enumerate(labels) if label.strip().casefold() == "contradiction"]
-        return numbers[0] if numbers else None
+    def of(self, numbers: Sequence[int]) -> "Inputs":
+        """Return the inputs of the answers of these numbers."""
+        return replace(
+            self,
+            prompts=[self.prompts[i] for i in numbers],
+            rows=[self.rows[i] for i in numbers],
+            questions=[self.questions[i] for i in numbers],
+            samples=[self.samples[i] for i in numbers] if isinstance(self.samples, Sequence) else self.samples,
+            keys=None if self.keys is None else self.keys[np.asarray(numbers)],
+        )
 
-    @property
-    def upper_layers(self) -> bool | None:
-        """Return True where the model has layers for SemGrad, else None."""
-        return True if self.model.config.num_layers >= 3 else None
+
+def contradiction(labels: Sequence[str]) -> int | None:
+    """Return the number of the class "contradiction" among a classifier's labels; None where it has none."""
+    numbers = [i for i, label in enumerate(labels) if label.strip().casefold() == "contradiction"]
+    return numbers[0] if numbers else None
+
+
+def add(costs: Sequence[Cost]) -> Cost:
+    """Return the sum of costs."""
+    forward, backward, tokens, pairs, seconds = zip(*costs, strict=True)
+    return Cost(sum(forward), sum(backward), sum(tokens), sum(pairs), sum(seconds))
 
 
 def reading(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
     """Return log p and entropy of the tokens of every answer, by one forward pass."""
-    readings = read(inputs.model, inputs.pairs, inputs.batch_size, inputs.chat_template_kwargs)
+    prompts = [row.ids[: row.first].tolist() for row in inputs.rows]
+    readings = read_rows(inputs.model, prompts, inputs.rows, inputs.batch_size)
     values: Values = {"log_p": [one.log_p for one in readings], "entropy": [one.entropy for one in readings]}
     return values, Cost(forward=len(readings))
 
@@ -95,11 +112,10 @@ def attention(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
 
 def gradient(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
     """Return log ‖∇ log p_r‖² over all parameters, where p_r is the geometric mean of the tokens' probabilities."""
-    scores = score(
-        inputs.model, inputs.pairs, batch_size=inputs.batch_size, chat_template_kwargs=inputs.chat_template_kwargs
-    )
-    count = len(inputs.rows)
-    return {"log_grad_sq_norm": scores.log_grad_sq_norm.tolist()}, Cost(forward=count, backward=count)
+    count, values = len(inputs.rows), dict[int, float]()
+    for indices, batch in score_rows(inputs.model, inputs.rows, "mean", min(inputs.batch_size, count)):
+        values |= dict(zip(indices, batch.log_grad_sq_norm.tolist(), strict=True))
+    return {"log_grad_sq_norm": [values[i] for i in range(count)]}, Cost(forward=count, backward=count)
 
 
 def head_gradient(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
@@ -118,16 +134,8 @@ def samples(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
     """Return what the samples of every question say, drawn here unless they are given; empty ones are left out."""
     drawn, cost = inputs.samples, Cost()
     if isinstance(drawn, int):
-        prompts = [prompt for prompt in inputs.prompts for _ in range(drawn)]
-        each = generate(
-            inputs.model,
-            prompts,
-            batch_size=inputs.batch_size,
-            chat_template_kwargs=inputs.chat_template_kwargs,
-            **inputs.sampling,
-        )
-        cost = Cost(forward=len(inputs.prompts), tokens=sum(len(one.ids) for one in each))
-        drawn = [each[i : i + drawn] for i in range(0, len(each), drawn)]
+        drawn = _draw(inputs, drawn)
+        cost = Cost(forward=len(inputs.prompts), tokens=sum(len(one.ids) for group in drawn for one in group))
     groups = [[one for one in group if len(one.ids)] or None for group in drawn or [[]] * len(inputs.rows)]
 
     def of_each(function: Callable[[Answer], Any]) -> list[Any]:
@@ -144,18 +152,36 @@ def samples(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
     return values, cost
 
 
+def _draw(inputs: Inputs, count: int) -> list[list[Answer]]:
+    """Return `count` sampled answers to each prompt; samples of one prompt share a batch, so that it is read once."""
+    assert inputs.keys is not None
+    prompts = [encode_prompt(inputs.model, prompt, inputs.chat_template_kwargs) for prompt in inputs.prompts]
+    rows = [row for row in prompts for _ in range(count)]
+    keys = inputs.keys.reshape(-1)
+    parts = -(-count // (SAMPLE_BATCHES * inputs.batch_size))
+    size = min(max(inputs.batch_size, -(-count // parts)), len(rows))
+    answers: dict[int, Answer] = {}
+    for indices, filled in batches_by_length([(len(row), row) for row in rows], size):
+        ids, chosen = [rows[i] for i in filled], keys[np.asarray(filled)]
+        batch = generate_rows(inputs.model, ids, chosen, inputs.max_new_tokens, (1.0, 1.0), inputs.stop)
+        answers.update(zip(indices, batch, strict=False))
+    return [[answers[i] for i in range(start, start + count)] for start in range(0, len(rows), count)]
+
+
 def truth(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     """Return P(True) of every answer; None where its prompt does not fit the context."""
     chat = [not isinstance(prompt, str) for prompt in inputs.prompts]
-    ideas = [texts or [] for texts in values["sample_texts"]]
+    ideas, texts = [one or [] for one in values["sample_texts"]], inputs.texts
     probabilities: list[Any] = [None] * len(inputs.rows)
     for is_chat in set(chat):
-        numbers = [i for i, kind in enumerate(chat) if kind == is_chat and _fits(inputs, i, ideas[i], is_chat)]
+        numbers = [
+            i for i, kind in enumerate(chat) if kind == is_chat and _fits(inputs, i, texts[i], ideas[i], is_chat)
+        ]
         if numbers:
             results = p_true(
                 inputs.model,
                 [inputs.questions[i] for i in numbers],
-                [inputs.texts[i] for i in numbers],
+                [texts[i] for i in numbers],
                 [ideas[i] for i in numbers],
                 inputs.batch_size,
                 is_chat,
@@ -166,10 +192,10 @@ def truth(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     return {"p_true": probabilities}, Cost(forward=sum(value is not None for value in probabilities))
 
 
-def _fits(inputs: Inputs, i: int, ideas: Sequence[str], chat: bool) -> bool:
-    prompt = p_true_prompt(inputs.questions[i], inputs.texts[i], ideas, chat)
+def _fits(inputs: Inputs, i: int, text: str, ideas: Sequence[str], chat: bool) -> bool:
+    prompt = p_true_prompt(inputs.questions[i], text, ideas, chat)
     try:
-        encode_prompt(inputs.model, prompt, inputs.chat_template_kwargs)
+        encode_pairs(inputs.model, [(prompt, " A"), (prompt, " B")], inputs.chat_template_kwargs)
     except ValueError:
         return False
     return True
@@ -231,7 +257,8 @@ def alternatives(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
     words = [[[_word(inputs.model, i) for i in ids] for ids, _ in answer] for answer in tokens]
     sides = [(group[0], word) for answer in words for group in answer for word in group[1:]]
     logits = _classify(inputs.entailment, [pair for one, other in sides for pair in ((one, other), (other, one))])
-    names = {inputs.entailment.label: "entailment", inputs.contradiction: "contradiction"}
+    labels = inputs.entailment.encoder.config.labels
+    names = {inputs.entailment.label: "entailment", contradiction(labels): "contradiction"}
     relation = {pair: names.get(int(row.argmax()), "neutral") for pair, row in logits.items()}
     values = [
         [
