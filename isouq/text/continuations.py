@@ -141,12 +141,12 @@ def _extend(
 ) -> tuple[Float[Array, "B A"], Float[Array, "B A"]]:
     """Return log p of every target after the tokens before it, and the entropy of the distribution that it comes from.
 
-    cache: keys and values of the prefixes, each leaf `[B, L, S, G, K]`. starts: the number of tokens in each prefix.
+    cache: keys and values of the prefixes, each leaf `[B, L, G, S, K]`. starts: the number of tokens in each prefix.
     """
     model = language_model.module(config, params)
 
     def one(cache: decoder.Cache, start: Array, ids: Array, targets: Array, total: Array) -> tuple[Array, Array]:
-        room = ((0, 0), (0, ids.shape[0]), (0, 0), (0, 0))
+        room = ((0, 0), (0, 0), (0, ids.shape[0]), (0, 0))
         hidden, _ = model.extend(ids, decoder.Cache(*(jnp.pad(leaf, room) for leaf in cache)), start, total)
         log_p = jax.nn.log_softmax(model.logits(hidden))
         return log_p[jnp.arange(ids.shape[0]), targets], -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

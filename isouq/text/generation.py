@@ -6,7 +6,7 @@ Equal prompts in a batch are read once: ten samples of a question cost one readi
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from isouq import _checks
-from isouq.text import language_model
+from isouq.text import _by_layer, language_model
 from isouq.text._batches import batches_by_length, pad, round_up
 from isouq.text.language_model import LanguageModel
 from isouq.text.models import decoder
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import encode_prompt
 
-CHUNK = 8  # tokens between two looks at whether every row has ended
+CHUNK = 8  # tokens between two looks at whether every row has ended, where a token costs a fraction of a look
+LEAST_PLACES = 128  # of a cache that grows with the answers, which keeps the programs few
+FEWER = 4  # once so many times fewer rows are unfinished, they go on in a batch of their own
 
 
 class Answer(NamedTuple):
@@ -136,26 +138,86 @@ def generate_rows(
     context = model.config.context_length
     places = min(round_up(int(lengths.max()) + max_new_tokens + CHUNK, 4, 16), context + CHUNK)
     room = np.minimum(max_new_tokens, context - lengths)
+    grown, log_p = [list(row) for row in rows], [np.zeros(0) for _ in rows]
+    answers: list[Answer | None] = [None] * len(rows)
+    batch = np.arange(len(rows))  # the numbers of the rows that are decoded, the last one repeated to fill up
+    steps = _steps(model, rows, keys, sampling, places)
+    kept = None
+    while any(answer is None for answer in answers):
+        more, more_log_p = steps.send(kept)
+        kept, read_again = None, False
+        for i, at in dict(zip(batch[::-1], range(len(batch))[::-1], strict=True)).items():
+            if answers[i] is None:
+                valid = _tokens_until_rotation(model.config, len(grown[i]), more.shape[1])
+                grown[i] += more[at, :valid].tolist()
+                log_p[i] = np.concatenate([log_p[i], more_log_p[at, :valid]])
+                answers[i] = _end_answer(model, np.array(grown[i][lengths[i] :]), log_p[i], int(room[i]), stop)
+                read_again |= valid is not None and answers[i] is None
+        size = len(batch) // FEWER
+        unfinished = [at for at, i in enumerate(batch) if answers[i] is None]
+        if 0 < len(unfinished) <= size:
+            kept = np.array(unfinished + unfinished[-1:] * (size - len(unfinished)))
+            batch = batch[kept]
+        if read_again:
+            kept, steps = None, _steps(model, [grown[i] for i in batch], keys[batch], sampling, places)
+    return [answer for answer in answers if answer is not None]
+
+
+Steps = Generator[tuple[np.ndarray, np.ndarray], np.ndarray | None, None]
+
+
+def _steps(
+    model: LanguageModel, rows: Sequence[list[int]], keys: Array, sampling: tuple[float, float], places: int
+) -> Steps:
+    """Yield (tokens, log p), both `[B, n]`, of the next tokens of every row; go on with the rows that are sent, if any.
+
+    On one CPU a token at a time, by `_by_layer`; elsewhere CHUNK tokens at a time, in one program.
+    """
     temperature, top_p = sampling
     greedy = temperature < np.finfo(np.float32).tiny  # float32 would make it 0, and divide by it
     how = "greedy" if greedy else "all" if top_p == 1 else "likeliest"
+    layers = _by_layer.layer_views(model.config, model.params)
+    if layers is not None:
+        return _steps_by_layer(model, layers, how, rows, keys, sampling, places)
+    return _steps_by_chunk(model, how, rows, keys, sampling, places)
+
+
+def _steps_by_chunk(
+    model: LanguageModel, how: str, rows: Sequence[list[int]], keys: Array, sampling: tuple[float, float], places: int
+) -> Steps:
     state = read_prompts(model, rows, places)
-    grown, log_p = [list(row) for row in rows], [np.zeros(0) for _ in rows]
-    answers: list[Answer | None] = [None] * len(rows)
-    while any(answer is None for answer in answers):
-        state, more, more_log_p = _decode(model.config, how, model.params, state, keys, *map(jnp.float32, sampling))
-        more, more_log_p = np.asarray(more), np.asarray(more_log_p, np.float64)
-        read_again = False
-        for i, answer in enumerate(answers):
-            if answer is None:
-                valid = _tokens_until_rotation(model.config, len(grown[i]))
-                grown[i] += more[i, :valid].tolist()
-                log_p[i] = np.concatenate([log_p[i], more_log_p[i, :valid]])
-                answers[i] = _end_answer(model, np.array(grown[i][lengths[i] :]), log_p[i], int(room[i]), stop)
-                read_again |= valid is not None and answers[i] is None
-        if read_again:
-            state = read_prompts(model, grown, places)
-    return [answer for answer in answers if answer is not None]
+    while True:
+        state, tokens, log_p = _decode(model.config, how, model.params, state, keys, *map(jnp.float32, sampling))
+        kept = yield np.asarray(tokens), np.asarray(log_p, np.float64)
+        if kept is not None:
+            state, keys = gather((state, keys), kept)
+
+
+def _steps_by_layer(
+    model: LanguageModel,
+    layers: Sequence[_by_layer.Layer],
+    how: str,
+    rows: Sequence[list[int]],
+    keys: Array,
+    sampling: tuple[float, float],
+    places: int,
+) -> Steps:
+    """The next token is computed when it is asked for, so none is computed in vain. The cache grows with the rows."""
+    length = max(map(len, rows))
+    room = min(places, round_up(length + LEAST_PLACES // 2, 1, LEAST_PLACES))
+    state = read_prompts(model, rows, room)
+    caches, position, logits = _by_layer.unstack(state.cache), state.position, state.logits
+    while True:
+        token, log_p, x = _choose(model.config, how, model.params, keys, position, logits, *map(jnp.float32, sampling))
+        kept = yield np.asarray(token)[:, None], np.asarray(log_p, np.float64)[:, None]
+        if kept is not None:
+            caches, position, x, keys = gather((caches, position, x, keys), kept)
+        if length == room < places:
+            room = min(places, 2 * room)
+            caches = _by_layer.widen(caches, room)
+        x = _by_layer.next_hidden(model.config, layers, x, caches, position)
+        position, length = position + 1, length + 1
+        logits = _logits(model.config, model.params, x)
 
 
 def read_prompts(
@@ -179,20 +241,20 @@ def read_prompts(
     return gather(state, [distinct[key] for key in keys])
 
 
-def gather(tree: Any, rows: Sequence[int]) -> Any:
+def gather(tree: Any, rows: Sequence[int] | np.ndarray) -> Any:
     """Return the tree with the rows of these numbers in every leaf."""
     at = np.asarray(rows)
     return jax.tree.map(lambda leaf: jnp.take(leaf, at, axis=0), tree)
 
 
-def _tokens_until_rotation(config: DecoderConfig, length: int) -> int | None:
-    """Return how many of the next CHUNK tokens are valid if a longrope model changes its factors there, else None.
+def _tokens_until_rotation(config: DecoderConfig, length: int, count: int) -> int | None:
+    """Return how many of the next `count` tokens are valid if a longrope model changes its factors there, else None.
 
     One token beyond the original context all positions are rotated by other factors, and the cache must be computed
     again.
     """
     tokens = config.rope.original + 1 - length
-    return tokens if config.rope.kind == "longrope" and 1 <= tokens <= CHUNK else None
+    return tokens if config.rope.kind == "longrope" and 1 <= tokens <= count else None
 
 
 def _end_answer(
@@ -245,12 +307,7 @@ def _decode(
     model = language_model.module(config, params)
 
     def one(key: Array, cache: decoder.Cache, position: Array, logits: Array) -> tuple[Any, ...]:
-        if how == "greedy":
-            token = jnp.argmax(logits)
-        else:
-            nucleus = top_p if how == "likeliest" else None
-            token = _draw(jax.random.fold_in(key, position), logits, temperature, nucleus)
-        log_p = jax.nn.log_softmax(logits)[token]
+        token, log_p = _next_token(how, key, position, logits, temperature, top_p)
         hidden, cache = model.extend(token[None], cache, position, position + 1)
         return cache, position + 1, model.logits(hidden[0]), token, log_p
 
@@ -260,6 +317,46 @@ def _decode(
 
     state, (tokens, log_p) = jax.lax.scan(step, state, length=CHUNK)
     return state, tokens.T, log_p.T
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _choose(
+    config: DecoderConfig,
+    how: str,
+    params: Any,
+    keys: Array,
+    position: Int[Array, " B"],
+    logits: Float[Array, "B V"],
+    temperature: Array,
+    top_p: Array,
+) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, "B D"]]:
+    """Return the next token of every row, its log p and what enters the first layer for it."""
+    model = language_model.module(config, params)
+
+    def one(key: Array, position: Array, logits: Array) -> tuple[Array, Array, Array]:
+        token, log_p = _next_token(how, key, position, logits, temperature, top_p)
+        return token, log_p, model.embed_tokens(token[None], position)[0]
+
+    return jax.vmap(one)(keys, position, logits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config: DecoderConfig, params: Any, x: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    """Return the logits of the next token from the output of the last layer."""
+    model = language_model.module(config, params)
+    return jax.vmap(lambda row: model.logits(model.norm(row[None])[0]))(x)
+
+
+def _next_token(
+    how: str, key: Array, position: Array, logits: Float[Array, " V"], temperature: Array, top_p: Array
+) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Return the token of one row at this position, and its log p. how: as in `_decode`."""
+    if how == "greedy":
+        token = jnp.argmax(logits)
+    else:
+        nucleus = top_p if how == "likeliest" else None
+        token = _draw(jax.random.fold_in(key, position), logits, temperature, nucleus)
+    return token, jax.nn.log_softmax(logits)[token]
 
 
 def _draw(key: Array, logits: Float[Array, " V"], temperature: Array, top_p: Array | None) -> Int[Array, ""]:

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from isouq import _checks
 from isouq.gradnorm import value_and_grad_sq_norm
@@ -173,7 +173,7 @@ def score_rows(
     lengths = [(len(row.ids), len(row.ids) - row.first) for row in rows]
     for indices, filled in batches_by_length(lengths, batch_size):
         arrays = pad_rows([rows[i] for i in filled])
-        results = _score(model.config, chosen, reduction, remat, model.params, *arrays)
+        results = _score(model.config, chosen, remat, model.params, *arrays, np.bool_(reduction == "first"))
         yield indices, _to_scores(reduction, [rows[i] for i in indices], *map(np.asarray, results))
 
 
@@ -186,7 +186,8 @@ def lower(
     select: str | None = None,
 ) -> jax.stages.Lowered:
     """Return the program that scores the rows as one batch. params: arrays, or their shapes alone."""
-    return _score.lower(config, selection.select(config, select), reduction, remat, params, *pad_rows(rows))
+    first = np.bool_(reduction == "first")
+    return _score.lower(config, selection.select(config, select), remat, params, *pad_rows(rows), first)
 
 
 def pad_rows(rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
@@ -199,31 +200,32 @@ def pad_rows(rows: Sequence[Row]) -> tuple[np.ndarray, ...]:
     return pad(ids, width), lengths, pad(at, answers, -1), pad(targets, answers)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _score(
     config: DecoderConfig,
     chosen: Selection,
-    reduction: str,
     remat: bool,
     params: Any,
     ids: Int[Array, "B T"],
     length: Int[Array, " B"],
     at: Int[Array, "B A"],
     targets: Int[Array, "B A"],
+    first: Bool[Array, ""],
 ) -> tuple[Float[Array, "B A"], Float[Array, " B"]]:
     """Return the log-odds m_t of every answer token and ‖Σ w_t ∇m_t‖²; log-odds beyond the answer mean nothing.
 
     The sum is over the tokens of the answer, or its first token alone. ∇ log p_t is (1 − p_t) ∇m_t. Since 1 − p_t is
     too small for float32 where the log-odds exceed 88, the weight w_t is 1 − p_t divided by the largest of them.
 
-    at: the position whose logits predict each target, −1 beyond the answer.
+    at: the position whose logits predict each target, −1 beyond the answer. first: whether the sum has the first token
+    alone; it is no constant of the program, so that one program serves all reductions.
     """
 
     def one(selected: Any, frozen: Any, ids: Array, length: Array, at: Array, targets: Array) -> tuple[Array, Array]:
         def weighted(selected: Any) -> tuple[Array, Array]:
             logits = selection.logits(selected, frozen, config, chosen, ids, length, jnp.maximum(at, 0), remat)
             log_odds = _log_odds(logits, targets)
-            counted = (at >= 0) & ((jnp.arange(at.size) == 0) | (reduction != "first"))
+            counted = (at >= 0) & ((jnp.arange(at.size) == 0) | ~first)
             log_rest = jnp.where(counted, jax.nn.log_sigmoid(-log_odds), -jnp.inf)
             weights = jax.lax.stop_gradient(jnp.exp(log_rest - jnp.max(log_rest)))
             return jnp.sum(weights * log_odds), log_odds

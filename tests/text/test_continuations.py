@@ -47,8 +47,8 @@ def plain(model, pair, padding=32):
 def test_a_reading_is_what_a_plain_forward_pass_gives(model, batch_size):
     for pair, reading in zip(PAIRS, read(model, PAIRS, batch_size), strict=True):
         log_p, entropy = plain(model, pair)
-        np.testing.assert_allclose(reading.log_p, log_p, atol=1e-5)
-        np.testing.assert_allclose(reading.entropy, entropy, atol=1e-5)
+        np.testing.assert_allclose(reading.log_p, log_p, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(reading.entropy, entropy, rtol=1e-6, atol=1e-5)
         assert reading.num_tokens == len(log_p) == len(reading.entropy)
         assert reading.log_p.dtype == reading.entropy.dtype == np.float64
 

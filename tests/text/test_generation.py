@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from twins_text import write_model
 
-from isouq.text import generate, generation, load, score
+from isouq.text import _by_layer, generate, generation, load, score
 
 PROMPTS = ["abcd", "z", "the quick ab cab", "mmmm", "ab"]
 
@@ -51,22 +51,77 @@ def test_log_p_is_that_of_scoring_however_the_answer_was_drawn(model, greedy):
             np.testing.assert_allclose(answer.log_p, log_p, atol=1e-5)
 
 
+def programs():
+    """Return how many programs reading, each layer, choosing and the output layer have."""
+    compiled = (generation._prefill, _by_layer._run_layer, generation._choose, generation._logits)
+    return np.array([program._cache_size() for program in compiled])
+
+
 def test_batches_change_nothing_and_programs_are_few(model, greedy):
-    before = generation._prefill._cache_size(), generation._decode._cache_size()
+    before = programs()
     seen = []
     alone = generate(model, PROMPTS, max_new_tokens=11, batch_size=1, on_batch=seen.append)
     assert seen == [1, 2, 3, 4, 5]
-    after = generation._prefill._cache_size(), generation._decode._cache_size()
-    assert np.all(np.subtract(after, before) <= 3)  # for prompts of 16 and of 20, caches of 24 to 40 places
+    assert np.all(programs() - before <= 3)  # for prompts of 16 and of 20, caches of 24 to 40 places
     threes = generate(model, PROMPTS, max_new_tokens=11, batch_size=3)
     for answers in (alone, threes):
         assert [answer.ids for answer in answers] == [answer.ids for answer in greedy]
         for one, other in zip(answers, greedy, strict=True):
             np.testing.assert_allclose(one.log_p, other.log_p, atol=1e-5)
 
-    before = generation._prefill._cache_size(), generation._decode._cache_size()
+    before = programs()
     generate(replace(model, name="again"), PROMPTS[::-1], max_new_tokens=11, stop=["zzz"], batch_size=3)
-    assert (generation._prefill._cache_size(), generation._decode._cache_size()) == before
+    np.testing.assert_array_equal(programs(), before)
+
+
+SAMPLINGS = [
+    dict(),
+    dict(temperature=1.0, key=jax.random.key(2)),
+    dict(temperature=1.5, top_p=0.8, key=jax.random.key(2)),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_decoding_by_layer_gives_what_one_program_gives(model, monkeypatch, sampling):
+    """The slow twin is `_decode`: a scan over the stacked layers, CHUNK tokens at a time, in a cache of full size."""
+    monkeypatch.setattr(generation, "LEAST_PLACES", 16)  # so that the cache grows on the way
+    model = ending(model, *generate(model, PROMPTS[:1], 5, **sampling)[0].ids[3:])  # rows end at different tokens
+    prompts = PROMPTS * 2
+    fast = generate(model, prompts, 30, batch_size=10, **sampling)
+    assert len({len(answer.ids) for answer in fast}) > 2
+    monkeypatch.setattr(_by_layer, "layer_views", lambda *_: None)
+    before = generation._decode._cache_size()
+    slow = generate(model, prompts, 30, batch_size=10, **sampling)
+    assert generation._decode._cache_size() > before
+    for one, other in zip(fast, slow, strict=True):
+        assert (one.ids, one.ended) == (other.ids, other.ended)
+        np.testing.assert_allclose(one.log_p, other.log_p, atol=1e-5)
+
+
+def test_views_of_layers_take_no_memory_and_are_taken_on_one_cpu_alone(model):
+    stack = {"kernel": jnp.arange(3 * 16 * 4.0).reshape(3, 16, 4)}
+    layers = _by_layer.layer_views(model.config, {"layers": stack})
+    for i, layer in enumerate(layers):
+        np.testing.assert_array_equal(layer.params["kernel"], stack["kernel"][i])
+        offset = layer.params["kernel"].unsafe_buffer_pointer() - stack["kernel"].unsafe_buffer_pointer()
+        assert offset == i * 16 * 4 * 4
+    assert len(layers) == model.config.num_layers == 3
+    assert _by_layer.layer_views(model.config, {"layers": {"kernel": np.zeros((3, 16, 4))}}) is None
+
+
+def test_rows_that_go_on_alone_are_decoded_in_a_smaller_batch(model, monkeypatch):
+    sizes = []
+    run_layer = _by_layer._run_layer
+
+    def spy(config, layer, x, *rest):
+        sizes.append(len(x))
+        return run_layer(config, layer, x, *rest)
+
+    monkeypatch.setattr(_by_layer, "_run_layer", spy)
+    prompts = ["z" * 60] * 3 + ["abcd"] + ["z" * 60] * 4  # the context has room for four tokens of all but one
+    answer = generate(model, prompts, 11)[3]
+    assert sorted(set(sizes)) == [2, 8]
+    assert answer.ids == generate(model, ["abcd"], 11)[0].ids
 
 
 def test_a_sample_depends_on_its_key_number_and_prompt_alone(model):

@@ -11,6 +11,7 @@ import pytest
 from twins_text import VOCAB, random_ids, write_model, write_tokenizer
 
 import isouq
+from experiments.run.compilations import count_compilations
 from isouq.text import language_model, load, parameter_names, score, scoring, shard_over
 from isouq.text._batches import round_up
 from isouq.text.prompts import encode_pair
@@ -219,6 +220,17 @@ def test_neighbours_and_padding_change_nothing_and_programs_are_few(model):
     score_ids(model, ROWS[::-1] * 3, batch_size=7)
     score_ids(replace(model, name="the same again"), ROWS, batch_size=7)
     assert scoring._score._cache_size() - before <= 1
+
+
+def test_one_program_serves_all_reductions(model):
+    """A batch of six: no other test compiles for its shape. Values against a twin: see the tests of scores."""
+    counts = []
+    for reduction in scoring.REDUCTIONS:
+        with count_compilations() as count:
+            score(model, PAIRS * 2, reduction, batch_size=6)
+        counts.append(count.programs)
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
 
 
 def test_sizes_are_few_and_hold_what_they_must():

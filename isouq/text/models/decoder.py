@@ -27,8 +27,8 @@ from isouq.text.models.norms import norm
 class Cache(NamedTuple):
     """Keys and values already computed, and how many of the S places are filled is the caller's to know."""
 
-    keys: Float[Array, "L S G K"]
-    values: Float[Array, "L S G K"]
+    keys: Float[Array, "L G S K"]
+    values: Float[Array, "L G S K"]
 
 
 class Attention(nnx.Module):
@@ -57,7 +57,7 @@ class Attention(nnx.Module):
         cache: tuple[Array, Array] | None = None,
         start: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
-        """Return the output and the keys and values `[S, G, K]` it was computed from.
+        """Return the output and the keys and values `[G, S, K]` it was computed from.
 
         angles: (cos, sin) `[T, K / 2]`. mask: `[T, S]`, True where a query sees a key. cache: this layer's keys and
         values, into which those of x are written from place `start` on; without one S is T.
@@ -75,14 +75,15 @@ class Attention(nnx.Module):
         if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.turn(q, *angles), rope.turn(k, *angles)
+        k, v = k.swapaxes(0, 1), v.swapaxes(0, 1)
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), start, axis=0)
-            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), start, axis=0)
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), start, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), start, axis=1)
         grouped = q.reshape(-1, c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
-        scores = _cap(jnp.einsum("tgnk,sgk->gnts", grouped, k).astype(jnp.float32) * c.attention_scale, c.attention_cap)
+        scores = _cap(jnp.einsum("tgnk,gsk->gnts", grouped, k).astype(jnp.float32) * c.attention_scale, c.attention_cap)
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(v.dtype)
         self.weights = nnx.Intermediate(weights)  # for `collect` of `Decoder.run`
-        mixed = jnp.einsum("gnts,sgk->tgnk", weights, v)
+        mixed = jnp.einsum("gnts,gsk->tgnk", weights, v)
         return self.out(mixed.reshape(-1, c.num_heads * c.head_dim)), (k, v)
 
 
@@ -233,28 +234,17 @@ class Decoder(nnx.Module):
         graph = nnx.split(self.layers)[0]
         count = x.shape[0]
         positions = jnp.arange(count)
-        angles = self._angles(positions, jnp.asarray(count if length is None else length))
+        angles = layer_angles(self.config, positions, jnp.asarray(count if length is None else length))
 
         def step(x: Array, layer: tuple[Any, Array, Array]) -> tuple[Array, Any]:
             weights, window, turn = layer
             block = nnx.merge(graph, weights)
-            x = block(x, angles(turn), _causal(positions, positions, window))[0]
+            x = block(x, angles(turn), causal(positions, positions, window))[0]
             return x, collect(block, x) if collect else None
 
         windows, rope_index = (jnp.asarray(each[layers]) for each in (self.config.windows, self.config.rope_index))
         x, collected = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (params, windows, rope_index))
         return (x, collected) if collect else x
-
-    def _angles(self, positions: Int[Array, " T"], length: Int[Array, ""]) -> Callable[[Array], tuple[Array, Array]]:
-        """Return the function from a layer's entry in `rope_index` to (cos, sin) of its rotations."""
-        c = self.config
-        cos, sin = c.rope.tables(positions, length)
-        if not any(c.rope_index):
-            return lambda turn: (cos, sin)
-        other_cos, other_sin = jnp.ones_like(cos), jnp.zeros_like(sin)
-        if c.other_rope is not None:
-            other_cos, other_sin = c.other_rope.tables(positions, length)
-        return lambda turn: (jnp.where(turn, other_cos, cos), jnp.where(turn, other_sin, sin))
 
     def logits(self, hidden: Float[Array, "*T D"], kernel: Float[Array, "D V"] | None = None) -> Float[Array, "*T V"]:
         """Apply the output layer, or another `kernel`, in float32 whatever the dtype of the parameters."""
@@ -273,17 +263,17 @@ class Decoder(nnx.Module):
         graph, params = nnx.split(self.layers)
         count = ids.shape[0]
         positions = start + jnp.arange(count)
-        angles = self._angles(positions, jnp.asarray(length))
-        places = jnp.arange(cache.keys.shape[1])
+        angles = layer_angles(self.config, positions, jnp.asarray(length))
+        places = jnp.arange(cache.keys.shape[2])
 
         # The cache is carried, and only the new places are written: as an input and output of `scan` it would be
         # copied for every token.
         def step(carry: tuple[Array, Cache], layer: tuple[Any, ...]) -> tuple[tuple[Array, Cache], None]:
             (x, cache), (weights, window, turn, i) = carry, layer
-            mask, kept = _causal(positions, places, window), (cache.keys[i], cache.values[i])
+            mask, kept = causal(positions, places, window), (cache.keys[i], cache.values[i])
             x, filled = nnx.merge(graph, weights)(x, angles(turn), mask, kept, start)
-            new = (jax.lax.dynamic_slice_in_dim(leaf, start, count)[None] for leaf in filled)
-            at = (i, start, 0, 0)
+            new = (jax.lax.dynamic_slice_in_dim(leaf, start, count, axis=1)[None] for leaf in filled)
+            at = (i, 0, start, 0)
             written = (jax.lax.dynamic_update_slice(leaf, one, at) for leaf, one in zip(cache, new, strict=True))
             return (x, Cache(*written)), None
 
@@ -295,8 +285,21 @@ class Decoder(nnx.Module):
 
 def empty_cache(config: DecoderConfig, places: int, dtype: Any) -> Cache:
     """Return a cache of one sequence with room for so many tokens; 2 · L · S · G · K numbers."""
-    shape = (config.num_layers, places, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, config.num_kv_heads, places, config.head_dim)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def layer_angles(
+    config: DecoderConfig, positions: Int[Array, " T"], length: Int[Array, ""]
+) -> Callable[[Array], tuple[Array, Array]]:
+    """Return the function from a layer's entry in `rope_index` to (cos, sin) of its rotations."""
+    cos, sin = config.rope.tables(positions, length)
+    if not any(config.rope_index):
+        return lambda turn: (cos, sin)
+    other_cos, other_sin = jnp.ones_like(cos), jnp.zeros_like(sin)
+    if config.other_rope is not None:
+        other_cos, other_sin = config.other_rope.tables(positions, length)
+    return lambda turn: (jnp.where(turn, other_cos, cos), jnp.where(turn, other_sin, sin))
 
 
 def _times(x: Array, factor: float) -> Array:
@@ -309,7 +312,7 @@ def _cap(scores: Array, cap: float) -> Array:
     return cap * jnp.tanh(scores / cap) if cap else scores
 
 
-def _causal(queries: Int[Array, " T"], keys: Int[Array, " S"], window: Int[Array, ""]) -> Array:
+def causal(queries: Int[Array, " T"], keys: Int[Array, " S"], window: Int[Array, ""]) -> Array:
     """Return a mask `[T, S]` in which a query sees itself and up to window − 1 positions before it."""
     back = queries[:, None] - keys[None, :]
     return (back >= 0) & (back < window)
