@@ -138,7 +138,10 @@ def quantities(model, i, answer, drawn):
         "sample_lengths": [len(one.ids) for one in drawn],
         "sample_states": [_inside.last_states(model, [one.ids], 2, 1)[0] for one in sample_rows],
         "sample_jaccard": [
-            [1 if a == b else len(set(a.split()) & set(b.split())) / len(set(a.split()) | set(b.split())) for b in lower]
+            [
+                1 if a == b else len(set(a.split()) & set(b.split())) / len(set(a.split()) | set(b.split()))
+                for b in lower
+            ]
             for a in lower
         ],
         "clusters": clusters,
