@@ -42,7 +42,9 @@ class Baselines:
     def cost(self, name: str) -> Cost:
         """Return what the score would have cost alone: the sum over the passes that it needs."""
         _checks.one_of("name", name, self.scores)
-        forward, backward, tokens, encoder, seconds = zip(*(self.costs[each] for each in passes_of([name])), strict=True)
+        forward, backward, tokens, encoder, seconds = zip(
+            *(self.costs[each] for each in passes_of([name])), strict=True
+        )
         return Cost(sum(forward), sum(backward), sum(tokens), sum(encoder), sum(seconds))
 
 
