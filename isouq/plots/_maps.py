@@ -33,15 +33,8 @@ def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure
     rows = len(problems)
     figure, axes = plt.subplots(rows, 4, figsize=(10.6, 2.45 * rows + 0.55), squeeze=False, layout="constrained")
     for index, (row, (title, arrays)) in enumerate(zip(axes, problems, strict=True)):
-        grid = arrays["grid"]
-        side = round(len(grid) ** 0.5)
-        (left, bottom), (right, top) = grid.min(axis=0), grid.max(axis=0)
         for axis, (name, heading) in zip(row, _PANELS, strict=True):
-            image = axis.imshow(
-                unit_range(arrays[name]).reshape(side, side),
-                origin="lower", extent=(left, right, bottom, top), cmap="viridis", vmin=0, vmax=1, aspect="auto",
-            )  # fmt: skip
-            _draw_points(axis, arrays)
+            image = draw_map(axis, arrays, name)
             axis.tick_params(labelsize=7)
             if index == 0:
                 axis.set_title(heading, fontsize=9)
@@ -52,6 +45,19 @@ def map_grid(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure
     bar.set_label("each map scaled to its own [min, max]", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
+
+
+def draw_map(axis: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
+    """Draw the map `name`, scaled to [0, 1], with the data; return the image. arrays: as `map_grid` takes them."""
+    grid = arrays["grid"]
+    side = round(len(grid) ** 0.5)
+    (left, bottom), (right, top) = grid.min(axis=0), grid.max(axis=0)
+    image = axis.imshow(
+        unit_range(arrays[name]).reshape(side, side),
+        origin="lower", extent=(left, right, bottom, top), cmap="viridis", vmin=0, vmax=1, aspect="auto",
+    )  # fmt: skip
+    _draw_points(axis, arrays)
+    return image
 
 
 def _draw_points(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
@@ -70,21 +76,32 @@ def curves(problems: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
     """
     figure, axes = plt.subplots(len(problems), 2, figsize=(9, 3.2 * len(problems)), squeeze=False, layout="constrained")
     for (left, right), (title, arrays) in zip(axes, problems, strict=True):
-        x = arrays["grid"][:, 0]
-        sd = np.sqrt(arrays["reference"])
-        left.scatter(arrays["xs"][:, 0], arrays["ys"], s=6, color=GREY, label="data", zorder=1)
-        left.fill_between(
-            x, arrays["mean"] - 2 * sd, arrays["mean"] + 2 * sd, color=BLUE, alpha=0.25, label="HMC mean ± 2 sd"
-        )
-        left.plot(x, arrays["mean"], color=BLUE, lw=1.2)
-        left.plot(x, arrays["probability"], color=ORANGE, ls="--", lw=1.2, label="prediction at θ*")
+        draw_prediction(left, arrays)
         left.set(xlabel="x", ylabel=f"{title}\ny")
-        right.plot(x, unit_range(arrays["reference"]), color=BLUE, label="HMC, Var[f(x)]")
-        right.plot(x, unit_range(arrays["epistemic"]), color=ORANGE, ls="--", label="one gradient, ‖g‖²")
-        if "laplace" in arrays:
-            right.plot(x, unit_range(arrays["laplace"]), color=GREEN, ls=":", label="Laplace, gᵀH⁻¹g")
-        right.plot(arrays["xs"][:, 0], np.full(len(arrays["xs"]), -0.04), "|", color=GREY, ms=5)
-        right.set(xlabel="x", ylabel="epistemic, scaled to [0, 1]", ylim=(-0.09, 1.05))
+        draw_curves(right, arrays)
         for axis in (left, right):
             axis.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
+
+
+def draw_prediction(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Draw the data, the mean under HMC with its band, and the prediction. arrays: as `curves` takes them."""
+    x = arrays["grid"][:, 0]
+    sd = np.sqrt(arrays["reference"])
+    axis.scatter(arrays["xs"][:, 0], arrays["ys"], s=6, color=GREY, label="data", zorder=1)
+    axis.fill_between(
+        x, arrays["mean"] - 2 * sd, arrays["mean"] + 2 * sd, color=BLUE, alpha=0.25, label="HMC mean ± 2 sd"
+    )
+    axis.plot(x, arrays["mean"], color=BLUE, lw=1.2)
+    axis.plot(x, arrays["probability"], color=ORANGE, ls="--", lw=1.2, label="prediction at θ*")
+
+
+def draw_curves(axis: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Draw the epistemic curves, each scaled to [0, 1], above a mark for every point of the data."""
+    x = arrays["grid"][:, 0]
+    axis.plot(x, unit_range(arrays["reference"]), color=BLUE, label="HMC, Var[f(x)]")
+    axis.plot(x, unit_range(arrays["epistemic"]), color=ORANGE, ls="--", label="one gradient, ‖g‖²")
+    if "laplace" in arrays:
+        axis.plot(x, unit_range(arrays["laplace"]), color=GREEN, ls=":", label="Laplace, gᵀH⁻¹g")
+    axis.plot(arrays["xs"][:, 0], np.full(len(arrays["xs"]), -0.04), "|", color=GREY, ms=5)
+    axis.set(xlabel="x", ylabel="epistemic, scaled to [0, 1]", ylim=(-0.09, 1.05))
