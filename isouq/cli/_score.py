@@ -25,6 +25,7 @@ from isouq.cli.options import Score
 from isouq.text import generation, language_model, prompts, scoring, selection
 from isouq.text._batches import batches_by_length, groups_by_length
 from isouq.text.language_model import LanguageModel, Opened
+from isouq.text.loading import sources
 
 WINDOW = 64  # number of batches whose rows are sorted by length together
 GROUP = 4  # number of batches that are answered, scored and written together; a kill loses at most their rows
