@@ -18,7 +18,7 @@ from isouq.text.language_model import LanguageModel
 from isouq.text.loading import checkpoint, sources
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Prompt, Row
-from isouq.text.scores.baselines import Baselines, choose, missing, passes_of, question_of, score_batch
+from isouq.text.scores.baselines import choose, cost_alone, missing, passes_of, question_of, score_batch
 from isouq.text.scores.passes import PASSES, Cost, Inputs, add, contradiction
 from isouq.text.scores.registry import SCORES
 from isouq.text.scores.similarity import Similarity, similarity_by_encoder
@@ -151,9 +151,8 @@ class Plan:
         table.add_column("score", no_wrap=True, min_width=max(map(len, SCORES)))
         for name in ("forward passes", "backward passes", "generated tokens", "pairs for another encoder", "seconds"):
             table.add_column(name, justify="right", max_width=9)
-        costs = Baselines(dict.fromkeys(self.names, np.zeros(0)), self.costs)
         for name in self.names:
-            *counts, seconds = (value / self.count for value in costs.cost(name))
+            *counts, seconds = (value / self.count for value in cost_alone(self.costs, name))
             table.add_row(name, *(f"{count:.1f}".removesuffix(".0") for count in counts), f"{seconds:.3g}")
         return table
 

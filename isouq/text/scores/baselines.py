@@ -48,7 +48,7 @@ class Baselines:
     def cost(self, name: str) -> Cost:
         """Return what the score would have cost alone: the sum over the passes that it needs."""
         _checks.one_of("name", name, self.scores)
-        return add([self.costs[each] for each in passes_of([name])])
+        return cost_alone(self.costs, name)
 
 
 def baselines(
@@ -263,6 +263,11 @@ def missing(given: Mapping[str, Any], name: str) -> list[str]:
     """Return the inputs that the score needs and that are not given."""
     needs = [each for each in PASSES.values() if set(each.gives) & set(SCORES[name].needs)]
     return [required for each in needs for required in each.requires if given[required] is None]
+
+
+def cost_alone(costs: Mapping[str, Cost], name: str) -> Cost:
+    """Return what a score would cost alone, of the costs of passes by name: the sum over those that it needs."""
+    return add([costs[each] for each in passes_of([name])])
 
 
 def passes_of(names: Iterable[str]) -> list[str]:
