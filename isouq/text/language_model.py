@@ -123,7 +123,7 @@ def open_model(
     config = read_config(opened)
     if adapter_source is None:
         if not merge:
-            raise ValueError(f"merge is False and {source.name} has no adapter; give one as adapter=")
+            raise ValueError(f"{source.name} has no adapter to keep apart; give one as adapter= (--adapter)")
         return Opened(source.name, opened, config, decoder_tensors.table(config))
     files = AdapterFiles(adapter_source.path)
     adapted = (adapters.merge if merge else adapters.beside)(opened, config, files)

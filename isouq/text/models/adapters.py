@@ -190,8 +190,8 @@ def beside(base: Checkpoint, config: DecoderConfig, files: AdapterFiles) -> Adap
     Raises ValueError of one line where the adapter does not fit the base, and where it adapts an embedding, the output
     layer or experts, which have no low-rank term here.
 
-    Cost: headers alone are read here. A layer without an adapter, or with fewer ranks than another, has zeros in A and
-    B, so the memory is that of the largest rank in every layer.
+    Cost: headers alone are read here. In every layer A and B have, for each scale, the largest rank that a layer has
+    with it; a layer that has fewer holds zeros there.
     """
     updates, saved = read_updates(files)
     places = _places(base, config)
@@ -200,7 +200,9 @@ def beside(base: Checkpoint, config: DecoderConfig, files: AdapterFiles) -> Adap
     for module, update in updates.items():
         place = _place(base.path, places, files, module, update)
         if len(place.layer) != 1:  # none: embedding and output layer; two: an expert of a layer
-            raise ValueError(f"{files.path}: {module} cannot be kept apart from its weights; merge it (merge=True)")
+            raise ValueError(
+                f"{files.path}: {module} cannot be kept apart from its weights; leave out merge=False (--adapter-apart)"
+            )
         groups.setdefault(_shared_path(list(place.parts)), {})[place.layer[0]] = place, update
     adapters, readers, shapes, table = [], {}, {}, {}
     for path, layers in groups.items():
