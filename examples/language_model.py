@@ -2,7 +2,7 @@
 
 A small model (SmolLM2-135M-Instruct, 98 MB from the package index) answers questions of which it knows some. Every
 answer is scored by what a user has for nothing (−log p, entropies) and by the squared gradient norms of this library.
-Ten answers show how it is done and prove nothing; `python -m experiments qa` has 1,592 questions and intervals.
+Ten answers show how it is done and prove nothing; docs/question-answering.md has 1,500 questions and intervals.
 
 Run: python examples/language_model.py   (a minute on two CPU cores; writes language_model.png)
 Needs the extra text: pip install -e '.[text]'

@@ -5,7 +5,7 @@ layer grows under two priors: "unit", where every parameter is N(0, 1), and "fan
 σ² over the inputs of its layer. One seed, so no intervals: `python -m experiments scaling --preset paper` has widths to
 1024, five priors and five seeds, and finds that the agreement falls again beyond width 64 or 128 under most priors.
 
-Run: python examples/scaling.py   (five minutes on two CPU cores; writes scaling.png)
+Run: python examples/scaling.py   (three minutes on two CPU cores; writes scaling.png)
 """
 
 import jax

@@ -4,7 +4,7 @@ For each of nine problems: draw data, train a network to the mode of its posteri
 sample the posterior by Hamiltonian Monte Carlo from four trained networks, and correlate. One seed, so no intervals;
 `python -m experiments validation --preset paper` has five seeds, stricter chains and the paper's numbers beside them.
 
-Run: python examples/table1.py   (five minutes on two CPU cores; writes table1.png)
+Run: python examples/table1.py   (three minutes on two CPU cores; writes table1.png)
 """
 
 import jax

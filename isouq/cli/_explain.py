@@ -29,6 +29,8 @@ def run(options: Explain) -> int:
     family = None if options.adapter or adapter.is_adapter(source.path) else _family(source)
     facts: dict[str, Any]
     if family in encoder.FAMILIES:
+        if options.adapter_apart:
+            raise ValueError(f"--adapter-apart is given and {source.name} is an encoder, without adapter; leave it out")
         shapes = encoder.read_config(checkpoint.open_checkpoint(source.path))
         facts = {"model": source.name, "family": family, "dtype": options.dtype}
         facts |= _encoder(shapes) | _parameters(encoder.abstract(shapes), shapes.num_layers)

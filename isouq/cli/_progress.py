@@ -62,7 +62,7 @@ class Rows:
         self._task = bar.add_task(self._count(), total=total, completed=kept, speed="compiling") if bar else None
 
     def advance(self, count: int) -> None:
-        """So many rows more."""
+        """Add so many rows to those that are done."""
         self.done += count
         now = time.monotonic()
         if self._bar is not None and self._task is not None:

@@ -62,10 +62,8 @@ def run(options: Score) -> int:
                 timing = progress.timing()
             output.finish()
         except KeyboardInterrupt:
-            kept = (
-                tally.closing(output, options.output, None, True) if tally else "interrupted before anything was scored"
-            )
-            screen.error(f"isouq: {kept}")
+            closing = tally.closing(output, options.output, None, True) if tally else "interrupted before the first row"
+            screen.error(f"isouq: {closing}")
             return 130
         if plan is not None and plan.count:
             screen.show(plan.table())
@@ -187,7 +185,7 @@ class _Run:
             self._group(group)
 
     def _groups(self, ready: list[Ready]) -> list[list[Ready]]:
-        """Return the rows in groups of similar lengths; with --scores of the same template's variables, and smaller."""
+        """Return the rows in groups of similar lengths; with --scores smaller ones, of equal chat variables."""
         if self.plan is None:
             groups = batches_by_length([len(one.ids) for one in ready], GROUP * self.options.batch_size)
             return [[ready[i] for i in indices] for indices, _ in groups]
@@ -243,7 +241,7 @@ class _Run:
             self.fill,
             _survey.chat_variables(self.options, ready[0].row),
         )
-        return [(one, mine | {"scores": each}) for one, mine, each in zip(ready, numbers, scores, strict=True)]
+        return [(row, fields | {"scores": values}) for row, fields, values in zip(ready, numbers, scores, strict=True)]
 
     def _answered(self, group: list[Ready]) -> list[Ready]:
         """Return the rows with their answers, generated where they have none; a row whose answer is empty fails."""

@@ -18,7 +18,7 @@ from isouq.text.language_model import LanguageModel
 from isouq.text.loading import checkpoint, sources
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Prompt, Row
-from isouq.text.scores.baselines import Baselines, choose, missing, passes_of, question_of, score_batch
+from isouq.text.scores.baselines import choose, cost_alone, missing, passes_of, question_of, score_batch
 from isouq.text.scores.passes import PASSES, Cost, Inputs, add, contradiction
 from isouq.text.scores.registry import SCORES
 from isouq.text.scores.similarity import Similarity, similarity_by_encoder
@@ -52,27 +52,29 @@ def check(options: Score) -> None:
 
 
 class Plan:
-    """Scores to compute and what they take. costs: of every pass, over the answers of this run, which `count` counts.
+    """Which scores to compute, and what has come of them in this run.
 
-    names: of the scores. settings: what a row of the output records of how they came about.
+    names: of the scores. settings: what a row of the output records beside them, so that another run can tell whether
+    its own would be the same. costs: of every pass, summed over `count` answers.
     """
 
     def __init__(self, options: Score, config: DecoderConfig, progress: bool) -> None:
         """Find the models that are needed and choose the scores; no weights are read."""
-        found = {
+        model_sources = {
             name: sources.resolve(getattr(options, name), progress=progress)
             for name in ("entailment", "similarity")
             if getattr(options, name) is not None
         }
         given = _given(options) | {"upper_layers": True if config.num_layers >= 3 else None}
-        if "entailment" in found:
-            labels = encoder.read_config(checkpoint.open_checkpoint(found["entailment"].path)).labels
+        if "entailment" in model_sources:
+            opened = checkpoint.open_checkpoint(model_sources["entailment"].path)
+            labels = encoder.read_config(opened).labels
             given["contradiction"] = contradiction(labels)
         self.options, self.names = options, _choose(options, given)
         self.left_out = {name: missing(given, name)[0] for name in SCORES if missing(given, name)}
         needs_samples = any("samples" in missing(given | {"samples": None}, name) for name in self.names)
         self.samples = given["samples"] if needs_samples or options.samples else None
-        self.sources = {name: source.name for name, source in found.items()}
+        self.sources = {name: source.name for name, source in model_sources.items()}
         self.settings = {
             "samples": self.samples,
             "seed": options.seed if self.samples else None,
@@ -112,8 +114,8 @@ class Plan:
     ) -> list[dict[str, float | None]]:
         """Return the scores of every answer of a batch, and add what they cost.
 
-        log_grad_sq_norm: of the geometric mean of the tokens' probabilities, where it was measured already, in so many
-        seconds.
+        log_grad_sq_norm: of the geometric mean of the tokens' probabilities, where it was measured already. seconds:
+        that this took.
         """
         inputs = Inputs(
             model,
@@ -149,9 +151,8 @@ class Plan:
         table.add_column("score", no_wrap=True, min_width=max(map(len, SCORES)))
         for name in ("forward passes", "backward passes", "generated tokens", "pairs for another encoder", "seconds"):
             table.add_column(name, justify="right", max_width=9)
-        costs = Baselines(dict.fromkeys(self.names, np.zeros(0)), self.costs)
         for name in self.names:
-            *counts, seconds = (value / self.count for value in costs.cost(name))
+            *counts, seconds = (value / self.count for value in cost_alone(self.costs, name))
             table.add_row(name, *(f"{count:.1f}".removesuffix(".0") for count in counts), f"{seconds:.3g}")
         return table
 
@@ -161,7 +162,7 @@ class Plan:
             return None
         needs = dict.fromkeys(self.left_out.values())
         parts = [
-            f"{', '.join(name for name, lacks in self.left_out.items() if lacks == need)} (needs {OPTIONS[need]})"
+            f"{', '.join(name for name, lacking in self.left_out.items() if lacking == need)} (needs {OPTIONS[need]})"
             for need in needs
         ]
         return f"scores left out: {'; '.join(parts)}"

@@ -38,7 +38,8 @@ def layer_views(config: DecoderConfig, params: Any) -> list[Layer] | None:
     devices = {device for leaf in leaves for device in leaf.devices()}
     if len(devices) != 1 or (device := devices.pop()).platform != "cpu":
         return None
-    place = device if any(leaf.committed for leaf in leaves) else None  # views that differ would be compiled for anew
+    # The views are committed to the device where the parameters are: else `_run_layer` would be compiled a second time.
+    place = device if any(leaf.committed for leaf in leaves) else None
     stacks = [np.asarray(leaf) for leaf in leaves]
     windows, turns = np.asarray(config.windows, np.int32), np.asarray(config.rope_index, np.int32)
     layers = []

@@ -146,7 +146,7 @@ def generate_rows(
     while any(answer is None for answer in answers):
         more, more_log_p = steps.send(kept)
         kept, read_again = None, False
-        for i, at in dict(zip(batch[::-1], range(len(batch))[::-1], strict=True)).items():
+        for i, at in zip(*np.unique(batch, return_index=True), strict=True):
             if answers[i] is None:
                 valid = _tokens_until_rotation(model.config, len(grown[i]), more.shape[1])
                 grown[i] += more[at, :valid].tolist()
@@ -202,7 +202,10 @@ def _steps_by_layer(
     sampling: tuple[float, float],
     places: int,
 ) -> Steps:
-    """The next token is computed when it is asked for, so none is computed in vain. The cache grows with the rows."""
+    """Yield one token of every row at a time, and compute the next once it is asked for, so that none is in vain.
+
+    The cache begins with room for the prompts and LEAST_PLACES / 2 tokens, and doubles whenever it is full.
+    """
     length = max(map(len, rows))
     room = min(places, round_up(length + LEAST_PLACES // 2, 1, LEAST_PLACES))
     state = read_prompts(model, rows, room)

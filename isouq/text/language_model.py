@@ -64,7 +64,7 @@ class LanguageModel:
 
 
 class Opened(NamedTuple):
-    """A model of which no weight has been read. name: canonical. table: where its parameters stand."""
+    """A model of which no weight has been read. name: canonical. table: which tensor each parameter is read from."""
 
     name: str
     checkpoint: checkpoint.Checkpoint
@@ -114,25 +114,28 @@ def read(opened: Opened, dtype: Any = jnp.float32, place: parameters.Place | Non
 def open_model(
     name: str, revision: str | None = None, adapter: str | None = None, merge: bool = True, progress: bool = True
 ) -> Opened:
-    """Return a model's files, configuration and table; arguments and errors as of `load`, `progress` of `resolve`."""
-    source, update = _resolve(name, revision, adapter, progress)
+    """Return a model of which no weight is read; arguments and errors as of `load`.
+
+    progress: whether a download shows a bar.
+    """
+    source, adapter_source = _resolve(name, revision, adapter, progress)
     opened = checkpoint.open_checkpoint(source.path)
     config = read_config(opened)
-    if update is None:
+    if adapter_source is None:
         if not merge:
-            raise ValueError(f"merge is False and {source.name} has no adapter; give one as adapter=")
+            raise ValueError(f"{source.name} has no adapter to keep apart; give one as adapter= (--adapter)")
         return Opened(source.name, opened, config, decoder_tensors.table(config))
-    files = AdapterFiles(update.path)
+    files = AdapterFiles(adapter_source.path)
     adapted = (adapters.merge if merge else adapters.beside)(opened, config, files)
     config = replace(read_config(adapted.checkpoint), adapters=adapted.adapters)  # it may untie the embeddings
-    together = f"{source.name} + {update.name}" + ("" if merge else " (apart)")
-    return Opened(together, adapted.checkpoint, config, {**decoder_tensors.table(config), **adapted.table})
+    full_name = f"{source.name} + {adapter_source.name}" + ("" if merge else " (apart)")
+    return Opened(full_name, adapted.checkpoint, config, {**decoder_tensors.table(config), **adapted.table})
 
 
 def _resolve(
     name: str, revision: str | None, adapter: str | None, progress: bool
 ) -> tuple[sources.Source, sources.Source | None]:
-    """Return the files of a model and of its adapter, the model's by what the adapter says if `name` is one."""
+    """Return the files of a model and of its adapter, if any; if `name` is an adapter, of its base and of itself."""
     source = sources.resolve(name, revision=revision, progress=progress)
     if adapter is not None:
         return source, sources.resolve(adapter, progress=progress)

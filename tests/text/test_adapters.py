@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_entailment
 from safetensors.numpy import load_file, save_file
 from twins_text import (
     build,
@@ -106,7 +107,7 @@ def test_an_adapter_apart_equals_peft(tmp_path, case):
 @pytest.mark.parametrize("case", MERGED_ALONE)
 def test_what_can_only_be_merged(tmp_path, case):
     _, base, adapter = adapt(tmp_path, *MERGED_ALONE[case])
-    with pytest.raises(ValueError, match=r"cannot be kept apart from its weights; merge it \(merge=True\)"):
+    with pytest.raises(ValueError, match="cannot be kept apart from its weights; leave out merge=False"):
         load(str(base), adapter=str(adapter), merge=False)
 
 
@@ -214,7 +215,7 @@ def test_experts_are_merged_and_not_kept_apart(tmp_path):
     change = np.asarray(after["gate"]["kernel"] - before["gate"]["kernel"])
     np.testing.assert_allclose(change[1, 2], 8.0, atol=1e-5)  # s B A = 4 · 2
     assert np.count_nonzero(change) == width * out
-    with pytest.raises(ValueError, match=r"experts\.2\.w1 cannot be kept apart from its weights; merge it"):
+    with pytest.raises(ValueError, match=r"experts\.2\.w1 cannot be kept apart from its weights; leave out"):
         load(str(base), adapter=str(adapter), merge=False)
 
 
@@ -328,7 +329,7 @@ def test_what_is_no_base(base, adapter):
         load(str(adapter), adapter=str(adapter))
     with pytest.raises(ValueError, match=r"is an adapter of PEFT; expected a model.* for an encoder merge it"):
         load_encoder(str(adapter))
-    with pytest.raises(ValueError, match=r"merge is False and .* has no adapter; give one as adapter="):
+    with pytest.raises(ValueError, match="has no adapter to keep apart; give one as adapter="):
         load(str(base), merge=False)
 
 
@@ -363,3 +364,10 @@ def test_the_command_line_takes_an_adapter(base, adapter, apart, tmp_path, capsy
     assert names["layers.*.attention.q.lora_a"] == [32, 5]
     assert main(["explain", str(base), "--adapter-apart"]) == 2
     assert "has no adapter" in capsys.readouterr().err
+
+
+def test_an_encoder_has_no_adapter_to_explain_apart(tmp_path, capsys):
+    test_entailment.write(tmp_path)
+    assert main(["explain", str(tmp_path), "--adapter-apart"]) == 2
+    assert f"--adapter-apart is given and {tmp_path} is an encoder" in capsys.readouterr().err
+    assert main(["explain", str(tmp_path)]) == 0

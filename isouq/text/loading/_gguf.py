@@ -83,7 +83,8 @@ class GGUFCheckpoint:
 
     def _which_family(self) -> Family:
         """Return the family of the file's architecture; raise for metadata that change its numbers and go unread."""
-        family = next(one for one in FAMILIES[self._architecture] if not one.marked_by or self._metadata(one.marked_by))
+        candidates = FAMILIES[self._architecture]
+        family = next(each for each in candidates if not each.marked_by or self._metadata(each.marked_by))
         read = {family.marked_by, *(key for key, _ in family.optional.values())}
         for key, neutral in NEUTRAL.items():
             if key not in read and (value := self._metadata(key, neutral[0])) not in neutral:

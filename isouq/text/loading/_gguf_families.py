@@ -74,11 +74,12 @@ _WINDOW = {"sliding_window": ("attention.sliding_window", None)}
 
 
 class Family(NamedTuple):
-    """A family of Hugging Face's that a GGUF file may hold.
+    """One of Hugging Face's families that a GGUF file may hold.
 
     model_type, name: of its config.json, the latter in `architectures`.
-    outer, block, layer: a tensor's name in the file to Hugging Face's, outside the layers and within one; what stands
-        before the latter, with "{}" for the layer. A "{}" in `block` stands for the expert: the file stacks them.
+    outer: a tensor's name in the file to Hugging Face's, for those outside the layers.
+    block: the same for those within a layer. A "{}" stands for the expert: the file stacks them.
+    layer: what stands before a name of `block`, with "{}" for the number of the layer.
     marked_by: the metadata that a file of this family has and others of its architecture lack; "" for none.
     paired: rows of q and k lie with the two of a rotary pair side by side, and not in halves.
     grouped: rows of q, k and v lie one after the other, and not head by head.
@@ -86,8 +87,9 @@ class Family(NamedTuple):
     norm_offset: what the file adds to the weights of norms.
     epsilon: the metadata with the epsilon of the norms.
     optional: config key to (metadata key, default), beyond those that all files have.
-    fixed: config keys that the file does not say.
-    wide_attention: so many layers mark the size whose attention scales by the hidden size per head, not by the head.
+    fixed: config keys whose values are in no file.
+    wide_attention: the number of layers of the one size whose attention is scaled by 1 / √(hidden size / heads), where
+        all others have 1 / √(size of a head); 0 for none.
     renamed: Llama's config keys to the family's own.
     """
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from isouq.text.loading import _extras
 from isouq.text.loading._reading import one_line
-from isouq.text.loading._safetensors import PICKLED, weight_files
+from isouq.text.loading._safetensors import ADAPTER_CONFIG, PICKLED, weight_files
 from isouq.text.loading.adapter import ADAPTER_WEIGHTS, is_adapter
 
 FILES = (  # what a folder needs; nothing else is fetched
     "config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -13,6 +13,7 @@ from isouq.text.loading._reading import one_line, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 READABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -24,7 +25,7 @@ class SafetensorsCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         config_path = folder / "config.json"
-        if not config_path.is_file() and (folder / "adapter_config.json").is_file():
+        if not config_path.is_file() and (folder / ADAPTER_CONFIG).is_file():
             raise ValueError(
                 f"{folder} is an adapter of PEFT; expected a model: isouq.text.load(BASE, adapter=...) takes both, "
                 "and for an encoder merge it with PEFT's merge_and_unload and save the model"

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from isouq.text.loading._reading import read_json
-from isouq.text.loading._safetensors import INDEX, WEIGHTS, open_tensors
+from isouq.text.loading._safetensors import ADAPTER_CONFIG, INDEX, WEIGHTS, open_tensors
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before the names of the base's modules
 
 

@@ -42,7 +42,7 @@ class Update(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a module of the base stands here.
+    """Where a module that an adapter may change stands in the base and among the parameters.
 
     tensor: the name of its weight. layer: its indices in the stack. parts: the parameters that its weight holds, with
     the rows of each. shape: `[out, in]` as B A has it. transpose: whether the weight is stored so, or `[in, out]`.
@@ -74,7 +74,10 @@ class Overlay:
 
 
 class Adapted(NamedTuple):
-    """A base with its adapter. adapters: of the `DecoderConfig`. table: of the parameters that a base has not."""
+    """A base with its adapter.
+
+    adapters: what `DecoderConfig.adapters` becomes. table: where the parameters A and B stand; empty if merged.
+    """
 
     checkpoint: Checkpoint
     adapters: tuple[tuple[str, tuple[float, ...]], ...]
@@ -156,12 +159,15 @@ def _matching(config: Mapping[str, Any], key: str, module: str) -> dict[str, Any
 def merge(base: Checkpoint, config: DecoderConfig, files: AdapterFiles) -> Adapted:
     """Return the checkpoint whose weights are W + s B A, computed in float32, or what the adapter saves whole.
 
-    An adapter of one of two tied embeddings unties them, as the base with its adapter has them.
+    Where the base ties its output layer to its embedding and the adapter changes one of them, they are tied no longer.
+
     Raises ValueError of one line where the adapter does not fit the base.
+
+    Cost: headers alone are read here; reading an adapted weight takes the product B A.
     """
     updates, saved = read_updates(files)
     places = _places(base, config)
-    base = _replaced(base, config, files, saved, untied=bool(updates.keys() & _ends(config)))
+    base = _replaced(base, config, files, saved, untied=bool(updates.keys() & _tied_modules(config)))
     readers = {}
     for module, update in updates.items():
         place = _place(base.path, places, files, module, update)
@@ -170,6 +176,7 @@ def merge(base: Checkpoint, config: DecoderConfig, files: AdapterFiles) -> Adapt
 
 
 def _merged(base: Checkpoint, files: AdapterFiles, update: Update, place: Place) -> np.ndarray:
+    """Return W + s B A of one module."""
     term = np.float32(update.scale) * (files.read(update.b) @ files.read(update.a))
     return base.read(place.tensor).astype(np.float32) + (term if place.transpose else term.T)
 
@@ -182,6 +189,9 @@ def beside(base: Checkpoint, config: DecoderConfig, files: AdapterFiles) -> Adap
 
     Raises ValueError of one line where the adapter does not fit the base, and where it adapts an embedding, the output
     layer or experts, which have no low-rank term here.
+
+    Cost: headers alone are read here. In every layer A and B have, for each scale, the largest rank that a layer has
+    with it; a layer that has fewer holds zeros there.
     """
     updates, saved = read_updates(files)
     places = _places(base, config)
@@ -189,10 +199,11 @@ def beside(base: Checkpoint, config: DecoderConfig, files: AdapterFiles) -> Adap
     groups: dict[str, dict[int, tuple[Place, Update]]] = {}
     for module, update in updates.items():
         place = _place(base.path, places, files, module, update)
-        path = _shared_path(list(place.parts))
-        if len(place.layer) != 1 or ".experts." in path:
-            raise ValueError(f"{files.path}: {module} cannot be kept apart from its weights; merge it (merge=True)")
-        groups.setdefault(path, {})[place.layer[0]] = place, update
+        if len(place.layer) != 1:  # none: embedding and output layer; two: an expert of a layer
+            raise ValueError(
+                f"{files.path}: {module} cannot be kept apart from its weights; leave out merge=False (--adapter-apart)"
+            )
+        groups.setdefault(_shared_path(list(place.parts)), {})[place.layer[0]] = place, update
     adapters, readers, shapes, table = [], {}, {}, {}
     for path, layers in groups.items():
         ranks: dict[float, int] = {}  # scale: the largest rank that has it
@@ -279,17 +290,21 @@ def _place(base: Path, places: Mapping[str, Place], files: AdapterFiles, module:
         raise ValueError(f"{files.path} adapts {module}, which the base {base} does not have; give its own base model")
     place = places[module]
     (rows, columns), rank = place.shape, update.rank
-    for name, expected in ((update.a, (rank, columns)), (update.b, (rows, rank))):
-        if files.shapes[name] != expected:
-            raise ValueError(
-                f"{files.path}: {name} is {list(files.shapes[name])}, expected {list(expected)} for the base {base}; "
-                "give its own base model"
-            )
+    _check_shape(base, files, update.a, (rank, columns))
+    _check_shape(base, files, update.b, (rows, rank))
     return place
 
 
-def _ends(config: DecoderConfig) -> set[str]:
-    """Return the modules of embedding and output layer where the two are tied."""
+def _check_shape(base: Path, files: AdapterFiles, name: str, expected: tuple[int, ...]) -> None:
+    if files.shapes[name] != expected:
+        raise ValueError(
+            f"{files.path}: {name} is {list(files.shapes[name])}, expected {list(expected)} for the base {base}; "
+            "give its own base model"
+        )
+
+
+def _tied_modules(config: DecoderConfig) -> set[str]:
+    """Return the names of embedding and output layer where the two are tied; none where they are not."""
     pair = decoder_tensors.embedding_and_head(config)
     return {name.removesuffix(".weight") for name in pair} if config.tied else set()
 
@@ -303,7 +318,7 @@ def _replaced(
         for one, other in ((embedding, head), (head, embedding)):
             if ".base_layer." in saved.get(one, ""):
                 saved = {other: saved[one], **saved}
-    known = {**base.shapes}
+    known = dict(base.shapes)
     readers: dict[str, Callable[[], np.ndarray]] = {}
     if config.tied and (untied or head in saved):
         known.setdefault(head, known[embedding])
@@ -313,11 +328,7 @@ def _replaced(
             raise ValueError(
                 f"{files.path} replaces {name}, which the base {base.path} does not have; give its own base model"
             )
-        if files.shapes[stored] != known[name]:
-            raise ValueError(
-                f"{files.path}: {stored} is {list(files.shapes[stored])}, expected {list(known[name])} for the base "
-                f"{base.path}; give its own base model"
-            )
+        _check_shape(base.path, files, stored, known[name])
         if config.tied and name == embedding and head not in saved:
             raise ValueError(
                 f"{files.path} replaces {name}, to which the base {base.path} ties its output layer; merge it with "

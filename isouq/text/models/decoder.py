@@ -66,7 +66,7 @@ class Attention(nnx.Module):
         q, k, v = self.q(x), self.k(x), self.v(x)
         if c.scales("attention.qkv"):
             borders = (q.shape[-1], q.shape[-1] + k.shape[-1])
-            q, k, v = (one + low for one, low in zip((q, k, v), jnp.split(self.qkv(x), borders, -1), strict=True))
+            q, k, v = (dense + term for dense, term in zip((q, k, v), jnp.split(self.qkv(x), borders, -1), strict=True))
         if c.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.reshape(-1, c.num_heads, c.head_dim)

@@ -48,7 +48,7 @@ class Baselines:
     def cost(self, name: str) -> Cost:
         """Return what the score would have cost alone: the sum over the passes that it needs."""
         _checks.one_of("name", name, self.scores)
-        return add([self.costs[each] for each in passes_of([name])])
+        return cost_alone(self.costs, name)
 
 
 def baselines(
@@ -73,8 +73,7 @@ def baselines(
     """Return the published scores of every answer, and our own, with what each pass cost.
 
     A score declares the quantities that it needs (`SCORES[name].needs`), and each pass that measures them runs once on
-    every batch of answers.
-    Formula, source and cost of a score stand in the docstring of `SCORES[name].function`.
+    every batch of answers. Formula, source and cost of a score stand in the docstring of `SCORES[name].function`.
 
     Args:
         model: from `load`.
@@ -138,7 +137,7 @@ def baselines(
 def _run(
     inputs: Inputs, names: Sequence[str], file: Checkpoint | None, on_batch: Callable[[int], None] | None
 ) -> Baselines:
-    """Return the scores of all answers, batch by batch, but for the batches that the checkpoint has."""
+    """Return the scores of all answers, computed batch by batch; batches that the checkpoint has are not run again."""
     passes = passes_of(names)
     table = np.full((len(names), len(inputs.rows)), np.nan)
     costs = np.zeros((len(passes), len(Cost._fields)))
@@ -188,7 +187,7 @@ def _keys(key: Any, count: int, samples: int) -> Any:
 
 
 def _mark(inputs: Inputs, names: Sequence[str], similarity: Any) -> str:
-    """Return the fingerprint of a call: of all that its scores depend on, the weights by a sum of each array."""
+    """Return the fingerprint of all that a call's scores depend on; the sum of each array stands for its weights."""
     drawn = isinstance(inputs.samples, int)
     given = () if inputs.samples is None or isinstance(inputs.samples, int) else inputs.samples
     settings = {
@@ -264,6 +263,11 @@ def missing(given: Mapping[str, Any], name: str) -> list[str]:
     """Return the inputs that the score needs and that are not given."""
     needs = [each for each in PASSES.values() if set(each.gives) & set(SCORES[name].needs)]
     return [required for each in needs for required in each.requires if given[required] is None]
+
+
+def cost_alone(costs: Mapping[str, Cost], name: str) -> Cost:
+    """Return what a score would cost alone, of the costs of passes by name: the sum over those that it needs."""
+    return add([costs[each] for each in passes_of([name])])
 
 
 def passes_of(names: Iterable[str]) -> list[str]:

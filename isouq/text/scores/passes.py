@@ -1,4 +1,4 @@
-"""The passes that measure what scores are computed from; each runs once, for all scores and all answers.
+"""The passes that measure what scores are computed from; each runs once on a batch of answers, for all scores.
 
 A pass is a function of the inputs and of what earlier passes measured. It returns its quantities, each a list with one
 value for every answer (None where an answer has no such value), and what it cost.
@@ -213,8 +213,7 @@ def sample_states(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     ids = [row.ids for row in encode_pairs(inputs.model, pairs, inputs.chat_template_kwargs)]
     layer = max(1, inputs.model.config.num_layers // 2)
     states = iter(_inside.last_states(inputs.model, ids, layer, inputs.batch_size))
-    each = [[next(states) for _ in group] or None for group in groups]
-    return {"sample_states": each}, Cost(forward=len(ids))
+    return {"sample_states": [[next(states) for _ in group] or None for group in groups]}, Cost(forward=len(ids))
 
 
 def shared_words(_: Inputs, values: Values) -> tuple[Values, Cost]:
@@ -225,7 +224,7 @@ def shared_words(_: Inputs, values: Values) -> tuple[Values, Cost]:
 def entailment(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     """Return the probability that sample i of a question entails sample j, and the meanings of the samples.
 
-    A sample is read after its question, and entails an equal one for certain.
+    A sample is read after its question, and entails an equal one with probability 1.
     """
     assert inputs.entailment is not None
     statements = [
@@ -285,19 +284,19 @@ def token_similarity(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
 
 
 def sample_token_similarity(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
-    """Return the same for each sample."""
+    """Return how alike question and sample stay without each token of the sample."""
     groups = list(zip(inputs.questions, values["samples"], strict=True))
     pairs = [_without_each(inputs, question, one.ids) for question, group in groups for one in group or []]
-    each, cost = _measure(inputs, pairs)
-    left = iter(each)
-    return {"sample_token_similarity": [group and [next(left) for _ in group] for _, group in groups]}, cost
+    measured, cost = _measure(inputs, pairs)
+    similarities = iter(measured)  # of one sample after the other
+    return {"sample_token_similarity": [group and [next(similarities) for _ in group] for _, group in groups]}, cost
 
 
 def sample_similarity(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
     """Return how alike sample i is to sample j."""
     groups = [texts or [] for texts in values["sample_texts"]]
-    each, cost = _measure(inputs, [[(a, b) for a in group for b in group] for group in groups])
-    matrices = [np.reshape(one, (len(group), -1)) if group else None for one, group in zip(each, groups, strict=True)]
+    flat, cost = _measure(inputs, [[(a, b) for a in group for b in group] for group in groups])
+    matrices = [np.reshape(row, (len(group), -1)) if group else None for row, group in zip(flat, groups, strict=True)]
     return {"sample_similarity": matrices}, cost
 
 
@@ -307,8 +306,9 @@ def answer_similarity(inputs: Inputs, values: Values) -> tuple[Values, Cost]:
         [pair for text in texts or [] for pair in ((answer, text), (text, answer))]
         for answer, texts in zip(inputs.texts, values["sample_texts"], strict=True)
     ]
-    each, cost = _measure(inputs, groups)
-    return {"answer_similarity": [np.reshape(one, (-1, 2)).mean(axis=1) if one else None for one in each]}, cost
+    measured, cost = _measure(inputs, groups)
+    means = [np.reshape(values, (-1, 2)).mean(axis=1) if values else None for values in measured]
+    return {"answer_similarity": means}, cost
 
 
 def _without_each(inputs: Inputs, question: str, ids: Sequence[int]) -> list[tuple[str, str]]:

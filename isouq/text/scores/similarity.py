@@ -53,9 +53,9 @@ def measure(similarity: Similarity, pairs: Sequence[tuple[str, str]]) -> list[fl
 
 
 def jaccard(texts: Sequence[str]) -> Float[np.ndarray, "n n"]:
-    """Return |A ∩ B| / |A ∪ B| for the sets A and B of words of every two texts, which no other model is needed for.
+    """Return |A ∩ B| / |A ∪ B| for every two texts, where A and B are their sets of words.
 
-    Words are what stands between spaces, in lower case. Equal texts have 1, those without words among them.
+    Words are what stands between spaces, in lower case. Two texts without any word have 1. Cost: no model is run.
     Source: one of the three similarities of Lin et al. 2024, arXiv 2305.19187.
     """
     words = [set(text.lower().split()) for text in texts]
