@@ -51,3 +51,41 @@ def test_the_method_on_one_page_gives_the_numbers_of_the_library(tmp_path, monke
     for name, drawn in {"epistemic": p.var(axis=0), "aleatoric": (p * (1 - p)).mean(axis=0)}.items():
         assert np.corrcoef(maps[name][0], drawn)[0, 1] > 0.98
         assert maps[name][0].mean() == pytest.approx(drawn.mean(), rel=0.1)
+
+
+@pytest.mark.slow
+def test_table_1_on_a_linear_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = load("table1").main(("binary/linear",))
+    accepted, r, rho, aleatoric = rows["binary/linear"]
+    assert accepted
+    assert min(r, rho, aleatoric) > 0.95
+    assert (tmp_path / "table1.png").exists()
+
+
+@pytest.mark.slow
+def test_the_scaling_curve_at_one_width(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = load("scaling").main((16,), {"unit, σ = 1": ("unit", 1.0)})
+    (((rho, _),),) = rows.values()
+    assert 0.2 < rho < 1
+    assert (tmp_path / "scaling.png").exists()
+
+
+@pytest.mark.slow
+def test_your_model_finds_errors_and_a_scale(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    areas, losses = load("your_model").main()
+    assert max(areas.values()) < 0.03  # a twentieth of the images are wrong
+    assert list(losses.values())[1] < losses["the network alone"]
+    assert (tmp_path / "your_model.png").exists()
+
+
+@pytest.mark.slow
+def test_the_language_model_has_all_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = load("language_model")
+    scores = module.main()
+    assert list(scores) == list(module.SCORES)
+    assert all(len(values) == len(module.QUESTIONS) and np.isfinite(values).all() for values in scores.values())
+    assert (tmp_path / "language_model.png").exists()
