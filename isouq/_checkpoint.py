@@ -47,6 +47,8 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, seconds: float, mark: str) -> None:
+        if not path.name:
+            raise ValueError(f"the checkpoint is {str(path)!r}; expected the name of a file")
         self.path, self.seconds, self.mark = path, seconds, mark
         self.last = time.monotonic()
         self.warned = False

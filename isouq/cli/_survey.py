@@ -156,15 +156,19 @@ def _results(options: Score) -> tuple[str, ...]:
 
 
 def _recorded(done: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the names of the scores of a row of the output, with their settings; None where it has none."""
-    if "score_settings" not in done:
+    """Return the names of the scores of a row of the output, with their settings; None where it has none.
+
+    The run writes them last. Fields of the same names that stand elsewhere were copied from the input.
+    """
+    scores, settings = done.get("scores"), done.get("score_settings")
+    if next(reversed(done)) != "score_settings" or not isinstance(scores, dict) or not isinstance(settings, dict):
         return None
-    return {"scores": list(done["scores"]), **done["score_settings"]}
+    return {"scores": list(scores), **settings}
 
 
 def _compare(options: Score, row: InputRow, done: dict[str, Any]) -> None:
     """Raise unless a row of the output came from this row of the input, by these options."""
-    if not options.scores and "score_settings" in done.keys() - row.fields.keys():
+    if not options.scores and _recorded(done) is not None:
         raise _other_options(options, "--scores", "given", "not")
     if row.answer is None:
         same = done.get("generated") is True

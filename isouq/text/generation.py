@@ -105,14 +105,21 @@ def generate(
 def _check(prompts: Any, max_new_tokens: Any, temperature: float, top_p: float, key: Any, stop: Any, size: Any) -> None:
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError("prompts is a single text or empty; expected a list with at least one prompt")
-    _checks.positive_int("max_new_tokens", max_new_tokens)
+    check_drawing(max_new_tokens, stop, key)
     _checks.positive_int("batch_size", size)
-    if not isinstance(temperature, (int, float)) or not 0 <= temperature < float("inf"):
+    if not isinstance(temperature, (int, float, np.floating)) or not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature!r}; expected 0 (greedy) or a finite number above 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; expected a number above 0 and up to 1")
     if temperature > 0 and key is None:
         raise ValueError("temperature is above 0 and key is missing; give key=jax.random.key(seed)")
+
+
+def check_drawing(max_new_tokens: Any, stop: Any, key: Any) -> None:
+    """Raise unless there may be so many new tokens, `stop` is a list of texts, and `key` is one random key or None."""
+    _checks.positive_int("max_new_tokens", max_new_tokens)
+    if key is not None:
+        _checks.key("key", key)
     if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
         raise ValueError(f"stop is {stop!r}; expected a list of non-empty strings")
 
@@ -136,6 +143,7 @@ def generate_rows(
     """Return an answer to each row of token ids, all in one batch. keys: one a row. sampling: (temperature, top_p)."""
     lengths = np.array([len(row) for row in rows], np.int32)
     context = model.config.context_length
+    max_new_tokens = min(max_new_tokens, context)
     places = min(round_up(int(lengths.max()) + max_new_tokens + CHUNK, 4, 16), context + CHUNK)
     room = np.minimum(max_new_tokens, context - lengths)
     grown, log_p = [list(row) for row in rows], [np.zeros(0) for _ in rows]

@@ -257,6 +257,12 @@ ZEROS = partial(np.zeros, dtype=np.float32)
         (partial(configure, r=None), "adapter_config.json lacks 'r'; expected one as PEFT saves it"),
         (partial(configure, r="two"), "r is 'two'; expected a whole number of at least 1"),
         (partial(configure, lora_alpha=-1), "lora_alpha is -1; expected a finite number above 0"),
+        (partial(configure, lora_alpha=10**400), "lora_alpha is 1000.*; expected a finite number above 0"),
+        (
+            partial(configure, lora_alpha=1e39),
+            r"the scale of model.* is 5e\+38; expected one that float32 holds",
+        ),
+        (partial(configure, lora_alpha=1e-60), "is 5e-61; expected one that float32 holds; mend lora_alpha"),
         (partial(configure, r=4), r"q_proj.lora_A.weight is \[2, 32\]; expected \[4, in\] for rank 4"),
         (partial(configure, rank_pattern={"(": 2}), r"rank_pattern holds '\(', which is not a regular expression"),
         (partial(configure, rank_pattern=[2]), r"rank_pattern is \[2\]; expected an object of patterns"),
@@ -295,6 +301,15 @@ def test_adapters_that_cannot_be_applied(base, adapter, tmp_path, break_it, mess
         load(str(base), adapter=str(tmp_path), merge=merge)
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+def test_an_update_beyond_float32_is_the_adapters_fault(base, adapter, tmp_path):
+    copy(adapter, tmp_path)
+    configure(tmp_path, lora_alpha=3e38)
+    change(tmp_path, **{f"{SLASHED}/lora_B/weight": np.full((32, 2), 1e30, np.float32)})
+    with pytest.raises(ValueError, match=r"s B A of .*q_proj.weight is beyond float32; the adapter") as error:
+        load(str(base), adapter=str(tmp_path))
+    assert str(error.value).startswith(str(tmp_path))
 
 
 def test_an_adapter_without_tensors_or_files(base, adapter, tmp_path):

@@ -1,5 +1,7 @@
 """All scores in one call: against quantities measured one by one, with the passes and what they cost."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 import pytest
@@ -307,6 +309,44 @@ def test_it_goes_on_after_an_interruption_from_its_checkpoint(model, answers, tm
     assert other.scores["nll"][0] != whole.scores["nll"][0]
 
 
+def test_a_checkpoint_of_samples_with_other_log_p_is_another(model, answers, samples, tmp_path):
+    file, names = tmp_path / "scores.npz", ["naive_entropy"]
+    baselines(model, PROMPTS, answers, samples, names, checkpoint=file)
+    other = [[one._replace(log_p=2 * one.log_p) for one in group] for group in samples]
+    with pytest.warns(UserWarning, match="belongs to another run"):
+        found = baselines(model, PROMPTS, answers, other, names, checkpoint=file)
+    wanted = baselines(model, PROMPTS, answers, other, names)
+    np.testing.assert_array_equal(found.scores["naive_entropy"], wanted.scores["naive_entropy"])
+
+
+class Column(Sequence):
+    """Values with an index of their own, as a column of a table has them: [i] is by that index, not by the place."""
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, i):
+        return self.values[-1 - i]
+
+
+def test_lists_may_be_columns_and_numbers_may_be_of_numpy(model, answers, samples, tmp_path):
+    names = ["nll", "naive_entropy"]
+    wanted = baselines(model, PROMPTS, answers, samples, names, batch_size=1).scores
+    found = baselines(model, *map(Column, (PROMPTS, answers, samples)), names, batch_size=1).scores
+    for name in names:
+        np.testing.assert_array_equal(found[name], wanted[name])
+    old, file = jax.random.PRNGKey(0), tmp_path / "scores.npz"
+    three = baselines(model, PROMPTS, answers, np.int64(3), names, key=old, max_new_tokens=5, checkpoint=file)
+    drawn = baselines(model, PROMPTS, answers, 3, names, key=KEY, max_new_tokens=5).scores
+    np.testing.assert_array_equal(three.scores["naive_entropy"], drawn["naive_entropy"])
+
+
 def test_a_position_before_the_prompt_is_said_before_anything_runs(model, answers, monkeypatch):
     monkeypatch.setattr(module, "score_batch", pytest.fail)
     with pytest.raises(ValueError, match="pair 0: the prompt has 8 tokens; position is -9"):
@@ -335,6 +375,12 @@ BAD = {
     "no key": (dict(samples=2), "samples are to be drawn and key is missing; give key="),
     "no samples at all": (dict(samples=0), "samples is 0; expected a whole number of at least 1"),
     "an empty answer": (dict(answers=["a", "", "b"]), "pair 1: the answer is empty"),
+    "no samples of a prompt": (dict(samples=[[], None, []]), "the samples of prompt 1 are not all answers from"),
+    "no score": (dict(scores=[]), "scores is empty; expected names of isouq.text.SCORES, or None for all"),
+    "a number as key": (dict(samples=2, key=3), "key is of type int; expected one random key, such as"),
+    "no new token": (dict(samples=2, key=KEY, max_new_tokens=0), "max_new_tokens is 0; expected a whole number of"),
+    "a text as stop": (dict(samples=2, key=KEY, stop="ab"), "stop is 'ab'; expected a list of non-empty strings"),
+    "no checkpoint": (dict(checkpoint=""), "the checkpoint is '.'; expected the name of a file"),
     "a position of 0": (dict(position=0), "position is 0; expected -1 for the prompt's last token"),
     "a similarity of 2": (
         dict(scores=["token_sar"], similarity=lambda pairs: [2.0] * len(pairs)),

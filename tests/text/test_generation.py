@@ -98,6 +98,18 @@ def test_decoding_by_layer_gives_what_one_program_gives(model, monkeypatch, samp
         np.testing.assert_allclose(one.log_p, other.log_p, atol=1e-5)
 
 
+def test_both_ways_of_decoding_where_jax_counts_in_64_bits(model, greedy, monkeypatch):
+    with jax.enable_x64(True):
+        assert [one.ids for one in generate(model, PROMPTS, 11)] == [one.ids for one in greedy]
+        monkeypatch.setattr(_by_layer, "layer_views", lambda config, params: None)
+        assert [one.ids for one in generate(model, PROMPTS, 11)] == [one.ids for one in greedy]
+
+
+def test_answers_as_long_as_the_context_allows(model):
+    longest = generate(model, PROMPTS, 2**40)
+    assert [one.ids for one in longest] == [one.ids for one in generate(model, PROMPTS, 64)]
+
+
 def test_views_of_layers_take_no_memory_and_are_taken_on_one_cpu_alone(model):
     stack = {"kernel": jnp.arange(3 * 16 * 4.0).reshape(3, 16, 4)}
     layers = _by_layer.layer_views(model.config, {"layers": stack})

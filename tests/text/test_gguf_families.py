@@ -172,3 +172,17 @@ def test_rows_that_do_not_make_heads(tmp_path):
     with pytest.raises(ValueError, match=r"has 95 rows .* expected 4 heads of 3 equal parts") as error:
         open_checkpoint(path).read("gpt_neox.layers.1.attention.query_key_value.weight")
     one_line(error)
+
+
+@pytest.mark.parametrize("name", ["rope_factors_long.weight", "rope_factors_short.weight"])
+def test_one_list_of_factors_without_the_other_is_said(tmp_path, monkeypatch, name):
+    converted(tmp_path, "phi3")
+    add_tensor = gguf.GGUFWriter.add_tensor
+    monkeypatch.setattr(
+        gguf.GGUFWriter,
+        "add_tensor",
+        lambda self, own, *more, **named: own == name or add_tensor(self, own, *more, **named),
+    )
+    write_gguf(tmp_path, tmp_path / "half.gguf", lambda writer: add_tokenizer(writer, tmp_path))
+    with pytest.raises(ValueError, match=f"lacks '{name}' beside the other of the two; fetch it again"):
+        load(str(tmp_path / "half.gguf"))

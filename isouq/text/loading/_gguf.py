@@ -221,7 +221,11 @@ class GGUFCheckpoint:
         if "rope_freqs.weight" in self._header.tensors:
             return {"rope_type": "frequencies", "factors": self._factors("rope_freqs.weight")}
         attention = self._metadata("rope.scaling.attn_factor")
-        if "rope_factors_long.weight" in self._header.tensors:
+        factors = {"rope_factors_long.weight", "rope_factors_short.weight"}
+        if lacking := factors - self._header.tensors.keys():
+            if len(lacking) == 1:
+                raise ValueError(f"{self.path} lacks {lacking.pop()!r} beside the other of the two; fetch it again")
+        else:
             scaling: dict[str, Any] = {
                 "rope_type": "longrope",
                 "long_factor": self._factors("rope_factors_long.weight"),

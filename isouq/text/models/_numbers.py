@@ -1,6 +1,6 @@
 """Numbers of a config.json, checked as they are read."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +39,6 @@ def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def _number(name: str, value: Any, above: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > above):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= sys.float_info.max:
         raise ValueError(f"{name} is {value!r:.60}; expected a finite number above {above:g}")
     return float(value)

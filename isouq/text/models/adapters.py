@@ -29,6 +29,7 @@ _REFUSED = (
     "ensure_weight_tying",
 )  # fmt: skip
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others change the base's weights as well
+_FLOAT32 = np.finfo(np.float32)
 _SHARED = {("q", "k", "v"): "qkv", ("gate", "up"): "gate_up"}  # projections that one tensor holds
 
 
@@ -139,7 +140,10 @@ def _update(files: AdapterFiles, module: str, pair: Mapping[str, str]) -> Update
         if len(shape) != 2 or shape[axis] != rank:
             expected = [rank, "in"] if axis == 0 else ["out", rank]
             raise ValueError(f"{name} is {list(shape)}; expected [{expected[0]}, {expected[1]}] for rank {rank}")
-    return Update(pair["A"], pair["B"], rank, alpha / (math.sqrt(rank) if files.config.get("use_rslora") else rank))
+    scale = alpha / (math.sqrt(rank) if files.config.get("use_rslora") else rank)
+    if not float(_FLOAT32.tiny) <= scale <= float(_FLOAT32.max):
+        raise ValueError(f"the scale of {module} is {scale:.3g}; expected one that float32 holds; mend lora_alpha")
+    return Update(pair["A"], pair["B"], rank, scale)
 
 
 def _matching(config: Mapping[str, Any], key: str, module: str) -> dict[str, Any]:
@@ -177,7 +181,10 @@ def merge(base: Checkpoint, config: DecoderConfig, files: AdapterFiles) -> Adapt
 
 def _merged(base: Checkpoint, files: AdapterFiles, update: Update, place: Place) -> np.ndarray:
     """Return W + s B A of one module."""
-    term = np.float32(update.scale) * (files.read(update.b) @ files.read(update.a))
+    with np.errstate(over="ignore", invalid="ignore"):
+        term = np.float32(update.scale) * (files.read(update.b) @ files.read(update.a))
+    if not np.all(np.isfinite(term)):
+        raise ValueError(f"{files.path}: s B A of {place.tensor} is beyond float32; the adapter is damaged")
     return base.read(place.tensor).astype(np.float32) + (term if place.transpose else term.T)
 
 

@@ -273,7 +273,7 @@ class Decoder(nnx.Module):
             mask, kept = causal(positions, places, window), (cache.keys[i], cache.values[i])
             x, filled = nnx.merge(graph, weights)(x, angles(turn), mask, kept, start)
             new = (jax.lax.dynamic_slice_in_dim(leaf, start, count, axis=1)[None] for leaf in filled)
-            at = (i, 0, start, 0)
+            at = tuple(map(jnp.int32, (i, 0, start, 0)))  # of one type, also where JAX counts in int64
             written = (jax.lax.dynamic_update_slice(leaf, one, at) for leaf, one in zip(cache, new, strict=True))
             return (x, Cache(*written)), None
 

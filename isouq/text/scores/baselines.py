@@ -15,7 +15,7 @@ from isouq._checkpoint import Checkpoint, Saved, fingerprint
 from isouq.text._batches import groups_by_length
 from isouq.text.encoder import TextEncoder
 from isouq.text.entailment import Entailment
-from isouq.text.generation import Answer
+from isouq.text.generation import Answer, check_drawing
 from isouq.text.language_model import LanguageModel
 from isouq.text.prompts import encode_pairs
 from isouq.text.scores._inside import check_position, check_prompts
@@ -55,7 +55,7 @@ def baselines(
     model: LanguageModel,
     prompts: Sequence[Any],
     answers: Sequence[Any],
-    samples: Sequence[Any] | int | None = None,
+    samples: Sequence[Any] | int | np.integer | None = None,
     scores: Iterable[str] | None = None,
     *,
     questions: Sequence[str] | None = None,
@@ -107,8 +107,11 @@ def baselines(
     """
     _checks.positive_int("batch_size", batch_size)
     check_position(position)
-    _check_lists({"prompts": prompts, "answers": answers, "questions": questions, "samples": samples})
-    if isinstance(samples, int) and key is None:
+    check_drawing(max_new_tokens, stop, key)
+    prompts, answers, questions, sampled = _lists(
+        {"prompts": prompts, "answers": answers, "questions": questions, "samples": samples}
+    )
+    if isinstance(sampled, int) and key is None:
         raise ValueError("samples are to be drawn and key is missing; give key=jax.random.key(seed)")
     ids = [answer.ids if isinstance(answer, Answer) else answer for answer in answers]
     rows = encode_pairs(model, list(zip(prompts, ids, strict=True)), chat_template_kwargs)
@@ -117,8 +120,8 @@ def baselines(
         prompts,
         rows,
         [question_of(prompt) for prompt in prompts] if questions is None else questions,
-        samples,
-        _keys(key, len(rows), samples) if isinstance(samples, int) else None,
+        sampled,
+        _keys(key, len(rows), sampled) if isinstance(sampled, int) else None,
         entailment,
         similarity_by_encoder(similarity) if isinstance(similarity, TextEncoder) else similarity,
         position,
@@ -128,6 +131,8 @@ def baselines(
         stop,
     )
     names = _names(inputs, scores)
+    if not names:
+        raise ValueError("scores is empty; expected names of isouq.text.SCORES, or None for all")
     if "state_gradient" in passes_of(names):
         check_prompts(rows, position)
     file = None if checkpoint is None else Checkpoint(Path(checkpoint), _SECONDS, _mark(inputs, names, similarity))
@@ -183,43 +188,56 @@ def score_batch(
 
 def _keys(key: Any, count: int, samples: int) -> Any:
     """Return the keys that `generate` would draw the samples of every prompt with, `[count, samples]`."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count * samples)).reshape(count, samples)
+    typed = key if key.shape == () else jax.random.wrap_key_data(key)  # one of jax.random.PRNGKey
+    return jax.vmap(jax.random.fold_in, (None, 0))(typed, jnp.arange(count * samples)).reshape(count, samples)
 
 
 def _mark(inputs: Inputs, names: Sequence[str], similarity: Any) -> str:
     """Return the fingerprint of all that a call's scores depend on; the sum of each array stands for its weights."""
     drawn = isinstance(inputs.samples, int)
     given = () if inputs.samples is None or isinstance(inputs.samples, int) else inputs.samples
+    answers = [[(one.ids, one.text, np.asarray(one.log_p).tolist()) for one in group] for group in given]
     settings = {
         "scores": list(names),
         "model": [inputs.model.name, repr(inputs.model.config)],
         "prompts": repr(list(inputs.prompts)),
         "questions": list(inputs.questions),
-        "samples": inputs.samples if drawn else repr([[one.ids for one in group] for group in given]),
+        "samples": inputs.samples if drawn else repr(answers),
         "entailment": inputs.entailment and inputs.entailment.encoder.name,
         "similarity": getattr(similarity, "name", getattr(similarity, "__qualname__", type(similarity).__name__)),
         "position": int(inputs.position),
-        "batch_size": inputs.batch_size,
+        "batch_size": int(inputs.batch_size),
         "chat_template_kwargs": repr(inputs.chat_template_kwargs),
-        "drawing": [inputs.max_new_tokens, list(inputs.stop)] if drawn else None,
+        "drawing": [int(inputs.max_new_tokens), list(inputs.stop)] if drawn else None,
         "weights": [f"{float(jnp.sum(leaf, dtype=jnp.float32)):.4g}" for leaf in jax.tree.leaves(inputs.model.params)],
     }
     return fingerprint(settings, [inputs.keys, *(row.ids for row in inputs.rows), [row.first for row in inputs.rows]])
 
 
-def _check_lists(lists: Mapping[str, Any]) -> None:
-    """Raise unless the lists have one entry for each prompt; samples may also be a number of them."""
-    count = len(lists["prompts"])
-    for name, given in lists.items():
-        if name == "samples" and isinstance(given, int):
-            _checks.positive_int("samples", given)
-        elif isinstance(given, str):
+def _lists(given: Mapping[str, Any]) -> list[Any]:
+    """Return what is given as lists with one entry for each prompt; samples may also be a number of them, or None.
+
+    Lists, because the numbers of rows are their indices: a column of a table may have other ones.
+    """
+    lists: dict[str, Any] = {}
+    for name, values in given.items():
+        if name == "samples" and isinstance(values, (int, np.integer)):
+            _checks.positive_int("samples", values)
+            lists[name] = int(values)
+        elif isinstance(values, str):
             raise ValueError(f"{name} is a single text; expected a list")
-        elif given is not None and len(given) != count:
-            raise ValueError(f"{name} has {len(given)} entries; expected one for each of {count} prompts")
-    for i, group in enumerate(lists["samples"] if isinstance(lists["samples"], Sequence) else []):
-        if not all(isinstance(one, Answer) for one in group):
-            raise ValueError(f"the samples of prompt {i} are not all answers from generate")
+        else:
+            lists[name] = None if values is None else list(values)
+    count = len(lists["prompts"])
+    for name, values in lists.items():
+        if isinstance(values, list) and len(values) != count:
+            raise ValueError(f"{name} has {len(values)} entries; expected one for each of {count} prompts")
+    if isinstance(lists["samples"], list):
+        for i, group in enumerate(lists["samples"]):
+            if group is None or not all(isinstance(one, Answer) for one in group):
+                raise ValueError(f"the samples of prompt {i} are not all answers from generate")
+        lists["samples"] = list(map(list, lists["samples"]))
+    return list(lists.values())
 
 
 def question_of(prompt: Any) -> str:

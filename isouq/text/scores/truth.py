@@ -65,7 +65,8 @@ def p_true(
         pairs += [(prompt, "A" if chat else " A"), (prompt, "B" if chat else " B")]
     readings = read(model, pairs, batch_size, chat_template_kwargs)
     log_p = np.array([reading.log_p.sum() for reading in readings]).reshape(-1, 2)
-    return np.exp(log_p[:, 0] - np.logaddexp(*log_p.T))
+    with np.errstate(invalid="ignore"):  # a broken model's are NaN, and so is its P(True)
+        return np.exp(log_p[:, 0] - np.logaddexp(*log_p.T))
 
 
 def p_true_prompt(question: str, answer: str, samples: Sequence[str], chat: bool = False) -> Prompt:
