@@ -76,4 +76,4 @@ print(f"in the gap ± {bar[gap].mean():.2f}, near the data ± {bar[data_side].me
 # - For a large model, use "kronecker"; it costs about one epoch.
 # - Do not use the Hessian of data from another domain.
 #
-# [When can I trust it?](../when-to-trust.md#which-covariance-of-the-training-data) has the numbers behind these choices.
+# [When can I trust it?](../when-to-trust.md#which-covariance-of-the-training-data) has the numbers of these choices.
