@@ -42,7 +42,9 @@ _HEAD = """# Results
 
 This page contains the main tables of every experiment. `python -m experiments.publish OUT` copies them from
 [results/](../results). [When can I trust ‖g‖²?](when-to-trust.md) draws the practical conclusions.
-[The lab book](../experiments/README.md) lists the commands and times, and [the gallery](../figures) shows the figures.
+[How to read the tables](reading-the-tables.md) explains their words and limits.
+[The lab book](../experiments/README.md) has the question, command and time of each experiment, and
+[the gallery](../figures) shows the figures.
 """
 
 

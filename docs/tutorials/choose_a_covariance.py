@@ -74,4 +74,6 @@ print(f"in the gap ± {bar[gap].mean():.2f}, near the data ± {bar[data_side].me
 # - Without training data, use the identity, and only for a ranking.
 # - For a small model, use "dense".
 # - For a large model, use "kronecker"; it costs about one epoch.
-# - Do not use the Hessian of data from another domain; see [When can I trust it?](../when-to-trust.md).
+# - Do not use the Hessian of data from another domain.
+#
+# [When can I trust it?](../when-to-trust.md#which-covariance-of-the-training-data) has the numbers of these choices.

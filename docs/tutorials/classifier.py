@@ -57,7 +57,8 @@ for axis, name in zip(axes, ("epistemic", "aleatoric"), strict=True):
 # %% [markdown]
 # ## Which inputs to label next
 #
-# The labels of the inputs with the largest epistemic uncertainty would teach the model most.
+# The inputs with the largest epistemic uncertainty are candidates for the next labels. Whether this choice teaches the
+# model more than another was not measured here.
 
 # %%
 order = np.argsort(-np.asarray(u.epistemic))

@@ -2,8 +2,8 @@
 # # Read a trace
 #
 # Where in an answer is the model uncertain? A trace has three values for every token: ‖∇p‖² of the chosen token, its
-# p(1 − p), and the entropy of the next-token distribution. The model is SmolLM2-135M. The tutorial takes half a minute
-# on two CPU cores.
+# p(1 − p) (`committal`), and the entropy of the next-token distribution. The model is SmolLM2-135M. The tutorial takes
+# half a minute on two CPU cores.
 
 # %%
 import jax
@@ -40,7 +40,8 @@ axes[-1].set_xticks(positions, [piece.strip() for piece in series.pieces], rotat
 # %% [markdown]
 # ## Features for a classifier
 #
-# The follow-up paper summarises a trace by the means of its three thirds, its slope, and the R² of a linear fit.
+# The follow-up paper (arXiv 2605.07776) summarises a trace by the means of its three thirds, its slope, and the R² of a
+# linear fit.
 
 # %%
 for name, value in features(series).items():

@@ -3,7 +3,7 @@
 #
 # Which answers of a language model should you doubt? The model is SmolLM2-135M, in Flax and without torch; its 98 MB
 # are downloaded once. The tutorial takes half a minute on two CPU cores, most of it for compilation. It needs `pip
-# install 'isouq[text]'`.
+# install -e '.[text]'` in a checkout.
 
 # %%
 import numpy as np
