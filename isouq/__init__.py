@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # what is imported when a name is first used
     from isouq.density import LogDensity
     from isouq.gradnorm import explain, grad_sq_norm, grad_sq_norm_probes, value_and_grad_sq_norm
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = (
     "alignment", "covariance", "gradnorm", "models", "plots", "posterior", "problems", "sharding", "stats", "text",
