@@ -227,7 +227,7 @@ def test_scores_are_those_of_the_library_and_of_the_full_gradient(model, answere
         assert row["aleatoric_mean"] == pytest.approx(float(value) + np.log(-np.expm1(float(value))), abs=1e-2)
         first = score(model, [(prompt, ids)], reduction="first")
         assert row["epistemic_first"] == pytest.approx(first.log_epistemic[0], abs=1e-3)
-        assert row["exgrad_log_mean"] < row["grad_log_mean"]
+        assert row["head_grad_log_mean"] < row["grad_log_mean"]
         assert 0 <= row["p_true"] <= 1
         assert row["num_params"] == sum(leaf.size for leaf in jax.tree.leaves(model.params))
 

@@ -30,6 +30,13 @@ class Judges(NamedTuple):
     entailment: Entailment | None
 
 
+class Readers(NamedTuple):
+    """All models of a block: the language model that answers, and those that judge."""
+
+    model: LanguageModel
+    judges: Judges
+
+
 def read_questions(block: Block) -> questions.Questions:
     """Return the whole set of questions that the block belongs to.
 
@@ -52,6 +59,11 @@ def read_judges(block: Block) -> Judges:
         raise ValueError(f"{block.encoder} has changed since the run began; give the same command again")
     entailment = _read(open_entailment, block.entailment) if block.entailment else None
     return Judges(_read(open_encoder, block.encoder), entailment)
+
+
+def read_all(block: Block) -> Readers:
+    """Return the language model of the block and the models that judge it."""
+    return Readers(read_model(block), read_judges(block))
 
 
 def _read(open_named: Callable[[str], Any], name: str) -> Any:

