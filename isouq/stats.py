@@ -282,3 +282,14 @@ def aurc(errors: Any, score: Any) -> float:
     Source: Geifman, Uziel and El-Yaniv (2018), arXiv 1805.08206.
     """
     return float(rejection_curve(errors, score).mean())
+
+
+def prediction_rejection_ratio(errors: Any, score: Any) -> float:
+    """Return how much of the gain of a perfect order the score's order has: 1 for a perfect one, 0 for a random one.
+
+    (ē − AURC(score)) / (ē − AURC(errors)), where ē is the mean error; negative where the order is worse than random,
+    NaN where all errors are equal. Source: Malinin et al. (2020), arXiv 2002.07650.
+    """
+    errors, score = _pairs(errors, score)
+    gain = errors.mean() - aurc(errors, errors)
+    return float((errors.mean() - aurc(errors, score)) / gain) if gain > 0 else float("nan")

@@ -47,9 +47,9 @@ def empty(row):
 
 def costs(model="org/one", benchmark="triviaqa"):
     """What passes take."""
-    seconds = dict(zip(PASSES, (0.4, 1.5, 0.3, 0.6, 0.5, 0.4, 0.7), strict=True))
+    seconds = dict.fromkeys(PASSES, 0.2) | dict(zip(PASSES, (0.4, 1.5, 0.3, 0.6, 0.5, 0.4, 0.7), strict=False))
     return [
         {"model": model, "benchmark": benchmark, "questions": 4, "pass": name, "seconds": value}
-        | ({"mib": 700.0} if "gradient" in name else {})
+        | ({"mib": 700.0} if name.startswith("gradient") else {})
         for name, value in seconds.items()
     ]

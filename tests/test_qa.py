@@ -16,9 +16,10 @@ import pytest
 
 from experiments import command
 from experiments.answers import correctness
-from experiments.answers.inputs import Judges, load_questions, open_encoder
+from experiments.answers.inputs import Judges, Readers, load_questions, open_encoder
 from experiments.answers.measure.choices import score_choices
 from experiments.answers.measure.judgements import judge
+from experiments.answers.measure.published import score_published
 from experiments.answers.measure.scores import score_answers
 from experiments.answers.measure.traces import trace_answers
 from experiments.answers.numbers import trace as trace_numbers
@@ -29,7 +30,7 @@ from experiments.answers.study import STUDIES, QaCell
 from experiments.answers.tiny_model import CONFIG, TINY, tiny_model
 from experiments.domains.inputs import digest_of
 from experiments.run.errors import RunError
-from isouq.text import LanguageModel, generate, language_model, score
+from isouq.text import Answer, LanguageModel, baselines, generate, language_model, score
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = QaCell("tiny", "sample_trivia", "alias", None, "abc", 0, 3, samples=2, max_new_tokens=4)
@@ -232,13 +233,35 @@ def test_scores_are_those_of_the_library_and_of_the_full_gradient(model, answere
         assert row["num_params"] == sum(leaf.size for leaf in jax.tree.leaves(model.params))
 
 
+def test_published_scores_are_those_of_the_library_for_each_answer_alone(model, answered):
+    cell, items, questions = answered
+    encoder = open_encoder("tiny")
+    readers = Readers(model, Judges(encoder, None))
+    rows = score_published(cell, readers, items, questions, lambda share: None).numbers["questions"]
+    assert {"rauq", "exgrad", "paragrad", "eigenscore", "sar", "cocoa_sum"} <= rows[0].keys()
+    assert not {"degmat", "semgrad"} & rows[0].keys()  # no classifier of entailment, and two layers alone
+    for item, one, row in zip(items, questions, rows, strict=True):
+        samples = [Answer(each["text"], each["ids"], np.array(each["log_p"]), True) for each in one["samples"]]
+        prompt = answer_prompt(item.question, "alias", "few_shot")
+        names = [name for name in row if name != "index"]
+        alone = baselines(
+            model, [prompt], [one["greedy"]["ids"]], [samples], names, questions=[item.question], similarity=encoder
+        )
+        for name in names:
+            assert row[name] == pytest.approx(alone.scores[name][0], rel=1e-3, abs=1e-4), name
+
+
 def test_an_empty_answer_has_no_score_and_no_label(model, answered):
     cell, items, questions = answered
     empty = [one | {"greedy": {"text": " .", "ids": [], "log_p": [], "ended": True}} for one in questions]
     nothing = lambda share: None  # noqa: E731
     rows = score_answers(cell, model, items, empty, nothing).numbers["questions"]
     assert all("epistemic_mean" not in row for row in rows)
-    judged = judge(cell, Judges(open_encoder("tiny"), None), items, empty, nothing).numbers["questions"]
+    readers = Readers(model, Judges(open_encoder("tiny"), None))
+    assert score_published(cell, readers, items, empty, nothing).numbers["questions"] == [
+        {"index": one["index"]} for one in empty
+    ]
+    judged = judge(cell, readers.judges, items, empty, nothing).numbers["questions"]
     assert {row["state"] for row in judged} == {"empty"}
     assert all("right" not in row for row in judged)
 

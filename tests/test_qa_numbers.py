@@ -191,13 +191,14 @@ def test_paired_tests_tell_a_better_score_from_an_equal_one(monkeypatch):
     group = one_group(n=800, right=0.5)
     rng = np.random.default_rng(0)
     group.scores["epistemic_mean"] = rng.normal(size=800) + 2.0 * group.wrong
-    group.scores["exgrad_mean"] = np.exp(group.scores["epistemic_mean"])  # orders alike
+    group.scores["exgrad"] = np.exp(group.scores["epistemic_mean"])  # orders alike
     group.scores["nll_mean"][:10] = np.nan
     group, learned = combination.add_combinations(group)
     tests = auroc.adjust(combination.paired_tests(group, learned))
     by = {(test["score"], test["baseline"]): test for test in tests}
-    assert len(by) == 3 * len(BASELINES)
-    better, equal = by["epistemic_mean", "naive_entropy"], by["epistemic_mean", "exgrad_mean"]
+    assert len(by) == 3 * len(BASELINES) + len(SCORES) - 4
+    assert by["combined_first", "nll_answer"]["p"] > 0
+    better, equal = by["epistemic_mean", "naive_entropy"], by["epistemic_mean", "exgrad"]
     assert better["difference"] == pytest.approx(0.42, abs=0.05)
     assert 0 < better["low"] < better["difference"] < better["high"]
     assert better["p"] == 1 / 200

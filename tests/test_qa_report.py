@@ -15,6 +15,7 @@ from experiments.answers.figures.qa import draw_correlations, draw_rejection, fi
 from experiments.answers.numbers import analysis, auroc
 from experiments.answers.numbers.analysis import Curve
 from experiments.answers.numbers.qa import numbers_of_rows
+from experiments.answers.numbers.scores import BASELINES, SCORES
 from experiments.answers.report.qa import report
 from isouq.stats import Interval
 
@@ -57,14 +58,15 @@ def test_two_benchmarks_of_one_model_beside_the_paper():
     assert set(found.figures) == FIGURES
     summary = found.summary
     for title in (
-        "Answers", "AUROC of every score", "Against the baselines", "If only the surest", "Is it the length",
-        "Under another view", "Multiple choice", "What a score costs", "Left out of the files: 1",
+        "Answers", "AUROC and PRR of every score", "Against the baselines", "Against −log p",
+        "If only the surest", "Is it the length", "Under another view", "Multiple choice", "What a score costs",
+        "Left out of the files: 1",
     ):  # fmt: skip
         assert f"## {title}" in summary
     assert "Does the combination carry over" not in summary  # one model
     assert "| one | 135,000,000 | triviaqa | 300 |" in summary
     assert "| 1 | 1 |" in summary  # refused, empty
-    line = next(line for line in summary.splitlines() if line.startswith("| 1 − P(True) | 0."))
+    line = next(line for line in summary.splitlines() if line.startswith("| 1 − P(True) | published | 0."))
     assert line.endswith("| 0.69 ± 0.06 |")
     assert "- a.jsonl line 3: no question" in summary
     assert "| 1 − P(True) | 1 | 0 | yes | – | 2.20 | – |" in summary  # the samples and its own pass
@@ -79,7 +81,7 @@ def test_two_benchmarks_of_one_model_beside_the_paper():
     assert (line.mean, line.low, line.high) == pytest.approx(ends, abs=1e-6)
     assert (line.n, line.accepted) == (298, 298)
     tests = table(found.numbers.files["tests.csv"])
-    assert len(tests) == 2 * 3 * 12
+    assert len(tests) == 2 * (3 * len(BASELINES) + len(SCORES) - 4)
     assert f"over all {len(tests)} tests" in summary
     assert all(float(test["adjusted"]) >= float(test["p"]) - 1e-6 for test in tests)
 
@@ -91,9 +93,9 @@ def test_models_are_columns_and_the_combination_is_carried_over():
         for row in qa_rows.rows(model, n=120, right=0.3, seed=seed, norm_of_all=10.0**seed)
     ]
     found = made(rows)
-    assert "| score | a: 36 right, 84 wrong | b: 36 right, 84 wrong | c: 36 right, 84 wrong | mean of the models |" in (
-        found.summary
-    )
+    header = next(line for line in found.summary.splitlines() if line.startswith("| score | whose"))
+    models = [f"{name}: 36 right, 84 wrong | PRR" for name in "abc"]
+    assert header == f"| score | whose | {' | '.join(models)} | mean of the models | paper |"
     part = found.summary.split("## Does the combination carry over")[1].split("##")[0]
     assert len([line for line in part.splitlines() if line.startswith(("| a |", "| b |", "| c |"))]) == 3
     assert "## Multiple choice" not in found.summary

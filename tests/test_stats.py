@@ -319,6 +319,18 @@ def test_the_area_under_the_rejection_curve_by_counting():
     assert stats.aurc([4.0, 1.0], [2.0, 1.0]) == pytest.approx((1 + 2.5) / 2)  # any loss
 
 
+def test_the_prediction_rejection_ratio_of_a_perfect_a_random_and_a_reversed_order():
+    errors = np.array([0, 1, 0, 1, 1])
+    assert stats.prediction_rejection_ratio(errors, errors) == pytest.approx(1)
+    assert stats.prediction_rejection_ratio(errors, np.ones(5)) == pytest.approx(0)
+    # mean error 3/5; of this order 0, 1/2, 1/3, 2/4, 3/5 are rejected one by one, of a perfect one 0, 0, 1/3, 2/4, 3/5
+    mean, perfect, order = 3 / 5, np.mean([0, 0, 1 / 3, 2 / 4, 3 / 5]), np.mean([0, 1 / 2, 1 / 3, 2 / 4, 3 / 5])
+    ratio = stats.prediction_rejection_ratio(errors, [1, 2, 3, 4, 5])
+    assert ratio == pytest.approx((mean - order) / (mean - perfect))
+    assert stats.prediction_rejection_ratio(errors, -errors) < 0
+    assert np.isnan(stats.prediction_rejection_ratio(np.ones(3), [1, 2, 3]))
+
+
 @pytest.mark.parametrize(
     ("probabilities", "labels", "message"),
     [

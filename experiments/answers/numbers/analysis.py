@@ -69,16 +69,18 @@ class Rank(NamedTuple):
 class Analysis(NamedTuple):
     """A model on a benchmark. Where not both classes are there, combinations, auroc, curves, parts, ranks are empty.
 
-    combinations: those that could be fitted; their held-out log odds are among the group's scores. auroc, curves: by
-    score. parts: the answers by length. ranks: by the pairs `PAIRS`; matrix: Spearman's ρ between the scores `MAIN`.
-    views: by definition of right. choices: mc1 and mc2, means over the questions. transfer: AUROC of the combination of
-    the other models on this one, as it is and with ‖∇p‖² divided by ‖θ‖². below_half: the share of the judged answers
-    with p by length below ½; NaN where p is unknown. constant: the scores that are the same for every question.
+    combinations: those that could be fitted; their held-out log odds are among the group's scores. auroc, ratios,
+    curves: by score; ratios: prediction rejection ratios. parts: the answers by length. ranks: by the pairs `PAIRS`;
+    matrix: Spearman's ρ between the scores `MAIN`. views: by definition of right. choices: mc1 and mc2, means over the
+    questions. transfer: AUROC of the combination of the other models on this one, as it is and with ‖∇p‖² divided by
+    ‖θ‖². below_half: the share of the judged answers with p by length below ½; NaN where p is unknown. constant: the
+    scores that are the same for every question.
     """
 
     group: Group
     combinations: dict[str, Combination]
     auroc: Areas
+    ratios: Areas
     curves: dict[str, Curve]
     parts: list[Part]
     ranks: dict[tuple[str, str], Rank]
@@ -105,6 +107,7 @@ def analyse(group: Group, combinations: dict[str, Combination], groups: Sequence
         group,
         combinations,
         auroc=auroc_by_score(group, combinations) if both else {},
+        ratios={name: rejection_ratio(group, group.scores[name]) for name in group.scores} if both else {},
         curves={name: reject(group, group.scores[name]) for name in CURVES if name in group.scores} if both else {},
         parts=divide_by_length(group) if both else [],
         ranks={pair: rank(group, *pair) for pair in PAIRS} if both else {},
@@ -205,6 +208,21 @@ def reject(group: Group, score: Float[np.ndarray, " n"]) -> Curve:
     low, high = stats.bootstrap_interval(curve, questions, resamples=CURVE_RUNS)
     surest = np.interp(SUREST, COVERAGES, value[:-1])
     return Curve(value[:-1], low[:-1], high[:-1], surest, np.array([value[-1], low[-1], high[-1]]))
+
+
+def rejection_ratio(group: Group, score: Float[np.ndarray, " n"]) -> stats.Interval:
+    """Return the prediction rejection ratio over the questions that have the score, with its sd and 95 % interval.
+
+    A resample of one class alone is left out.
+    """
+    known = np.isfinite(score)
+    questions = np.column_stack([group.wrong[known], score[known]])
+
+    def ratio(rows: Float[np.ndarray, "n 2"]) -> float:
+        return stats.prediction_rejection_ratio(rows[:, 0], rows[:, 1])
+
+    drawn = np.random.default_rng(0).integers(len(questions), size=(CURVE_RUNS, len(questions)))
+    return auroc.with_spread(len(questions), ratio(questions), np.array([ratio(questions[rows]) for rows in drawn]))
 
 
 def rank_matrix(group: Group) -> Float[np.ndarray, "scores scores"]:

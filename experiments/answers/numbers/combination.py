@@ -9,7 +9,7 @@ from experiments.answers.numbers import auroc
 from experiments.answers.numbers.auroc import resampled_auroc
 from experiments.answers.numbers.groups import Group
 from experiments.answers.numbers.logistic import fit_logistic, log_odds
-from experiments.answers.numbers.scores import BASELINES, FEATURES, SCORES
+from experiments.answers.numbers.scores import BASELINES, FEATURES, FREE, SCORES
 from isouq import stats
 
 OURS = ("combined_mean", "epistemic_mean", "aleatoric_mean")  # tested against every baseline
@@ -93,8 +93,7 @@ def _half(wrong: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def add_combinations(group: Group) -> tuple[Group, dict[str, Combination]]:
     """Return the group with the held-out log odds of each combination among its scores, and the combinations."""
-    runs = {name: max(auroc.RUNS, auroc.TESTS) if name in OURS else auroc.RUNS for name in FEATURES}
-    fitted = {name: fit_combination(group, name, count) for name, count in runs.items()}
+    fitted = {name: fit_combination(group, name, max(auroc.RUNS, auroc.TESTS)) for name in FEATURES}
     combinations = {name: one for name, one in fitted.items() if one is not None}
     scores = {name: one.held_out for name, one in combinations.items()} | group.scores
     return group._replace(scores={name: scores[name] for name in SCORES if name in scores}), combinations
@@ -110,28 +109,31 @@ def auroc_by_score(group: Group, combinations: Mapping[str, Combination]) -> dic
 
 
 def paired_tests(group: Group, combinations: Mapping[str, Combination]) -> list[dict[str, Any]]:
-    """Return the AUROC of each of `OURS` less that of each baseline, on the questions that have both scores.
+    """Return the AUROC of each of `OURS` less that of each baseline, and of each other score less that of −log p.
 
-    A combination and a baseline are compared on the same draws from the half that the combination was not fitted on,
-    any other two on the same draws of all questions. A pair with fewer than `auroc.FEW` right or wrong answers is left
-    out.
+    Each pair is compared on the questions that have both scores. A combination and a baseline are compared on the same
+    draws from the half that the combination was not fitted on, any other two on the same draws of all questions. A pair
+    with fewer than `auroc.FEW` right or wrong answers is left out.
     """
     rows = []
     counts = auroc.resample_counts(max(1, len(group.wrong)), auroc.TESTS)
-    for ours, baseline in ((a, b) for a in OURS for b in BASELINES if a in group.scores and b in group.scores):
-        one, other = group.scores[ours], group.scores[baseline]
+    pairs = [(a, b) for a in OURS for b in BASELINES] + [(a, FREE) for a in SCORES if a not in (*OURS, FREE)]
+    for score, baseline in ((a, b) for a, b in pairs if a in group.scores and b in group.scores):
+        one, other = group.scores[score], group.scores[baseline]
         known = np.isfinite(one) & np.isfinite(other)
         wrong = group.wrong[known]
         if not auroc.can_test(wrong):
             continue
-        if ours in combinations:
-            drawn = combinations[ours].counts[:, known]
-            resampled = combinations[ours].auroc_among(group.wrong, known) - resampled_auroc(wrong, other[known], drawn)
+        if score in combinations:
+            drawn = combinations[score].counts[:, known]
+            resampled = combinations[score].auroc_among(group.wrong, known) - resampled_auroc(
+                wrong, other[known], drawn
+            )
             difference = np.nanmean(resampled)
         else:
             drawn = counts[:, known]
             resampled = resampled_auroc(wrong, one[known], drawn) - resampled_auroc(wrong, other[known], drawn)
             difference = stats.auroc(wrong, one[known]) - stats.auroc(wrong, other[known])
-        row = {"model": group.model, "benchmark": group.benchmark, "score": ours, "baseline": baseline}
+        row = {"model": group.model, "benchmark": group.benchmark, "score": score, "baseline": baseline}
         rows.append(row | auroc.difference_row(difference, resampled))
     return rows

@@ -165,6 +165,8 @@ def _auroc_rows(one: Analysis) -> list[Row]:
         row = {"model": one.group.model, "benchmark": one.group.benchmark, "score": name, "right": right}
         row |= {"wrong": wrong, "questions": area.count}
         row |= _round({"auroc": area.mean, "sd": area.sd, "low": area.low, "high": area.high})
+        ratio = one.ratios[name]
+        row |= _round({"prr": ratio.mean, "prr_low": ratio.low, "prr_high": ratio.high})
         rows.append(row | {"paper": mean, "paper_sd": sd})
     return rows
 
@@ -222,6 +224,7 @@ def _score_lines(one: Analysis) -> list[Number]:
     """Return the lines about the scores of a model on a benchmark."""
     title, judged = one.group.title, len(one.group.wrong)
     lines = [Number.of(title, f"auroc_{name}", area, judged) for name, area in one.auroc.items()]
+    lines += [Number.of(title, f"prr_{name}", ratio, judged) for name, ratio in one.ratios.items()]
     for name, curve in one.curves.items():
         value, low, high = map(float, curve.aurc)
         lines.append(Number(title, f"aurc_{name}", value, low, high, judged, judged))

@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.answers.numbers.analysis import PAIRS, Analysis
+from experiments.answers.numbers.analysis import CURVE_RUNS, PAIRS, Analysis
 from experiments.answers.numbers.auroc import FEW, RUNS, TESTS
 from experiments.answers.numbers.combination import OURS
 from experiments.answers.numbers.qa import Benchmark, QaNumbers
-from experiments.answers.numbers.scores import BASELINES, MAIN, SCORES, VIEWS, paper
+from experiments.answers.numbers.scores import BASELINES, FREE, MAIN, SCORES, VIEWS, paper
 from experiments.answers.report.parts import answers_section, explain_missing_auroc
 from experiments.answers.tiny_model import TINY
 from experiments.report import tables
 from experiments.report.outputs import Numbers
 from isouq.stats import Interval
 
+WHOSE = {"ours": "ours", "variant": "ours, variant", "baseline": "published", "control": "control"}
 LISTED = 20  # lines that were left out, shown at most
 Row = dict[str, Any]
 
@@ -30,7 +31,8 @@ def report(numbers: Numbers, preset: str) -> str:
     else:
         parts += [_reading(numbers.rows), _answers(analyses)]
     if scored:
-        parts += [_auroc(details.benchmarks), _tests(scored, details.tests), _rejection(scored), _p_true(scored)]
+        parts += [_auroc(details.benchmarks), _tests(scored, details.tests)]
+        parts += [_against_free(scored, details.tests), _rejection(scored), _p_true(scored)]
         parts += [_ranks(scored), _lengths(scored)]
     if analyses:
         parts += [_views(analyses), _choices(analyses), _transfer(analyses), _costs(details)]
@@ -50,6 +52,9 @@ def _reading(rows: Sequence[Row]) -> str:
         "p(1 − p) falls again below p = ½, and the column p < ½ has the share of such answers. Refused and empty "
         "answers are neither right nor wrong: they are counted, and are in no AUROC. A logarithm of 0 counts as the "
         "smallest finite one.\n\n"
+        "PRR, the prediction rejection ratio: how much of the gain of a perfect order the score has when the least "
+        "certain questions are left unanswered; 1 is perfect, 0 is a random order, and its spread is over "
+        f"{CURVE_RUNS} resamples.\n\n"
         "A table gives the AUROC of all questions, with its sd and 95 % interval "
         f"over {RUNS} resamples of the questions. There is one greedy answer a question, so there are no seeds to "
         "average over; a resample with one class alone is left out. The learned combinations are logistic regressions "
@@ -95,19 +100,20 @@ def _notes(one: Analysis) -> list[str]:
 
 
 def _auroc(benchmarks: dict[str, Benchmark]) -> str:
-    """Return a table a benchmark, with a column a model."""
-    text = "## AUROC of every score\n"
+    """Return a table a benchmark, the largest AUROC first, with two columns a model."""
+    text = "## AUROC and PRR of every score\n"
     for name, benchmark in benchmarks.items():
         known, several = paper(name), len(benchmark.analyses) > 1
-        header = ["score"]
+        header = ["score", "whose"]
         for one in benchmark.analyses:
             right, wrong = one.group.counts
-            header.append(f"{one.group.name}: {right} right, {wrong} wrong")
+            header += [f"{one.group.name}: {right} right, {wrong} wrong", "PRR"]
         header += ["mean of the models"] * several + ["paper"] * bool(known)
         body = []
-        for score, mean in benchmark.mean.items():
-            line = [SCORES[score].label]
-            line += [_area(one.auroc.get(score), len(one.group.wrong)) for one in benchmark.analyses]
+        for score, mean in sorted(benchmark.mean.items(), key=lambda item: -item[1].mean):
+            line = [SCORES[score].label, WHOSE[SCORES[score].role]]
+            for one in benchmark.analyses:
+                line += [_area(areas.get(score), len(one.group.wrong)) for areas in (one.auroc, one.ratios)]
             if several:
                 line.append(tables.mean_sd(mean))
             if known:
@@ -130,14 +136,16 @@ def _area(area: Interval | None, judged: int) -> str:
 def _tests(scored: Sequence[Analysis], tests: Sequence[Row]) -> str:
     if not tests:
         return ""
-    clear = [test for test in tests if test["adjusted"] < 0.05]
+    own = [test for test in tests if test["score"] in OURS]
+    clear = [test for test in own if test["adjusted"] < 0.05]
     better = sum(test["difference"] > 0 for test in clear)
     text = (
         "## Against the baselines\n\nThe AUROC of our score less that of the baseline on the same questions, its 95 % "
         f"interval, and the two-sided p of the paired bootstrap ({TESTS} resamples) after Benjamini and Hochberg over "
-        f"all {len(tests)} tests. The learned combination is compared on the halves that it was not fitted on. Of the "
-        f"{len(tests)} tests {len(clear)} have p < 0.05: {better} for our score, {len(clear) - better} for the "
-        "baseline. The paper: on TruthfulQA the combination beats P(True) and both entropies, p < 0.01.\n"
+        f"all {len(tests)} tests of this section and the next. A learned combination is compared on the halves that it "
+        f"was not fitted on. Of the {len(own)} tests of our scores {len(clear)} have p < 0.05: {better} for our score, "
+        f"{len(clear) - better} for the baseline. The paper: on TruthfulQA the combination beats P(True) and both "
+        "entropies, p < 0.01.\n"
     )
     for one in scored:
         by_pair = {(test["score"], test["baseline"]): test for test in tests
@@ -151,6 +159,24 @@ def _tests(scored: Sequence[Analysis], tests: Sequence[Row]) -> str:
             header = ["less the baseline", *(SCORES[ours].label for ours in OURS)]
             text += f"\n### {one.group.title}\n\n{tables.table(header, body)}"
     return text
+
+
+def _against_free(scored: Sequence[Analysis], tests: Sequence[Row]) -> str:
+    """Return how every score compares with −log p."""
+    by_key = {(test["model"], test["benchmark"], test["score"]): test for test in tests if test["baseline"] == FREE}
+    names = [name for name in SCORES if any(key[2] == name for key in by_key)]
+    body = [
+        [SCORES[name].label, WHOSE[SCORES[name].role],
+         *(_difference(by_key.get((one.group.model, one.group.benchmark, name))) for one in scored)]
+        for name in names
+    ]  # fmt: skip
+    if not body:
+        return ""
+    header = ["less −log p", "whose", *(one.group.title for one in scored)]
+    return (
+        "## Against −log p\n\nEvery decoder gives −log p of its answer without a further pass. The AUROC of each score "
+        "less that of −log p, with the interval and the p of the section before.\n\n" + tables.table(header, body)
+    )
 
 
 def _difference(test: Row | None) -> str:
