@@ -84,7 +84,7 @@ def model(llama):
 def without_cache():
     """JAX's own belongs to the process; a subprocess tests it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_score, "_keep_compiled_programs", lambda: None)
+        patch.setattr(_score, "keep_compiled_programs", lambda: None)
         patch.delenv("ISOUQ_TRACEBACK", raising=False)
         yield
 

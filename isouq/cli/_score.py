@@ -24,8 +24,8 @@ from isouq.cli._survey import Survey
 from isouq.cli.options import Score
 from isouq.text import generation, language_model, prompts, scoring, selection
 from isouq.text._batches import batches_by_length, groups_by_length
+from isouq.text._programs import keep_compiled_programs
 from isouq.text.language_model import LanguageModel, Opened
-from isouq.text.loading import sources
 
 WINDOW = 64  # number of batches whose rows are sorted by length together
 GROUP = 4  # number of batches that are answered, scored and written together; a kill loses at most their rows
@@ -131,22 +131,11 @@ def _resolve(options: Score, survey: Survey) -> tuple[Opened, Plan | None]:
 
 
 def _load(options: Score, opened: Opened, plan: Plan | None, screen: Screen) -> LanguageModel:
-    _keep_compiled_programs()
+    keep_compiled_programs()
     with screen.working(f"loading {opened.name}"):
         if plan is not None:
             plan.load()
         return language_model.read(opened, jnp.dtype(options.dtype))
-
-
-def _keep_compiled_programs() -> None:
-    """Set JAX's persistent cache of compiled programs unless the user has: then the next run compiles nothing."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        folder = sources.cache_folder() / "xla"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _missing(path: Path, output: Output) -> Iterator[InputRow]:

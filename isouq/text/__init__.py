@@ -11,6 +11,7 @@ from isouq._extras import extra
 from isouq.sharding import shard_over
 
 with extra("text"):
+    from isouq.text._programs import keep_compiled_programs
     from isouq.text._trace import Trace, features, trace
     from isouq.text.continuations import Reading, read
     from isouq.text.encoder import TextEncoder, load_encoder
@@ -53,6 +54,7 @@ __all__ = [
     "features",
     "fetch",
     "generate",
+    "keep_compiled_programs",
     "load",
     "load_encoder",
     "load_entailment",

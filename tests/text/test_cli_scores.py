@@ -46,7 +46,7 @@ def folders(tmp_path_factory):
 def without_cache():
     """JAX's own belongs to the process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_score, "_keep_compiled_programs", lambda: None)
+        patch.setattr(_score, "keep_compiled_programs", lambda: None)
         yield
 
 

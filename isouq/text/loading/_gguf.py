@@ -20,6 +20,7 @@ SIZES = {  # config key: metadata key after the architecture's name
     "num_key_value_heads": "attention.head_count_kv",
     "max_position_embeddings": "context_length",
 }
+ROWS_TOGETHER = 64
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -71,10 +72,12 @@ class GGUFCheckpoint:
 
     def _dequantise(self, name: str, tensor: Tensor) -> np.ndarray:
         quants = _extras.require("gguf.quants")
-        rows = self._header.bytes_of(tensor).reshape((*tensor.shape[:-1], -1))
+        # gguf converts 16 rows at a time, so that longer rows take fewer steps. No quantised block crosses a row's end.
+        together = math.gcd(math.prod(tensor.shape[:-1]), ROWS_TOGETHER)
+        rows = self._header.bytes_of(tensor).reshape((math.prod(tensor.shape[:-1]) // together, -1))
         try:
             with np.errstate(over="ignore", invalid="ignore"):
-                return quants.dequantize(rows, tensor.kind)
+                return quants.dequantize(rows, tensor.kind).reshape(tensor.shape)
         except NotImplementedError as error:
             raise ValueError(
                 f"{self.path} stores {name!r} as {tensor.kind.name}, which gguf cannot read; "
