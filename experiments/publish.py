@@ -35,7 +35,7 @@ _SECTIONS = {
     "lineage": ("The nearest", "What each factor does", "Rows of the paper's table"),
     "text-calibration": ("What each predictor changes", "The losses"),
     "domains": ("Held-out", "Do the domains overlap", "Does a proxy bend", "What a user would do", "Memory of one"),
-    "qa": ("Answers", "AUROC of every score", "If only the surest", "What a score costs"),
+    "qa": ("Answers", "AUROC and PRR of every score", "Against −log p", "If only the surest", "What a score costs"),
     "trace": ("AUROC", "The course of a trace"),
 }
 _HEAD = """# Results
