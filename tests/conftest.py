@@ -6,12 +6,15 @@ All this is set in environment variables, which the processes that tests start i
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 # In a small program that runs once, compiling takes longer than running. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as
 # users do.
-if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Releases of jaxlib after 0.11.0 have no other emitters, and end the process where they do not know a flag.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0" and tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # threads that wait for a core of another worker's slow small matrices tenfold
 os.environ["MPLBACKEND"] = "Agg"

@@ -26,6 +26,7 @@ from isouq.text import generation, language_model, prompts, scoring, selection
 from isouq.text._batches import batches_by_length, groups_by_length
 from isouq.text._programs import keep_compiled_programs
 from isouq.text.language_model import LanguageModel, Opened
+from isouq.text.scores.passes import PASSES
 
 WINDOW = 64  # number of batches whose rows are sorted by length together
 GROUP = 4  # number of batches that are answered, scored and written together; a kill loses at most their rows
@@ -202,15 +203,22 @@ class _Run:
         o = self.options
         rows = [prompts.Row(np.asarray(r.ids, np.int32), int(r.first or 0)) for r in answered]
         start = time.perf_counter()
-        scored: list[tuple[Ready, prompts.Row, dict[str, Any], float]] = []
+        scored: list[tuple[Ready, prompts.Row, dict[str, Any], tuple[np.ndarray, float]]] = []
         for indices, scores in scoring.score_rows(self.model, rows, o.reduction, self.fill, o.select, not o.no_remat):
             # the published scores are those of the mean over tokens, and "first" has another gradient
-            log_grad = (scores if o.reduction == "first" else scores.under("mean")).log_grad_sq_norm
+            whole = scores if o.reduction == "first" else scores.under("mean")
             for i, at in enumerate(indices):
                 if np.isnan(scores.log_epistemic[i]):
                     self._fail(answered[at], "the score is not a number")
                 else:
-                    scored.append((answered[at], rows[at], _numbers(scores, i), float(log_grad[i])))
+                    scored.append(
+                        (
+                            answered[at],
+                            rows[at],
+                            _numbers(scores, i),
+                            (whole.token_log_p[i], float(whole.log_grad_sq_norm[i])),
+                        )
+                    )
             if self.plan is None:
                 self._write([(ready, numbers) for ready, _, numbers, _ in scored])
                 scored = []
@@ -219,13 +227,14 @@ class _Run:
 
     def _with_scores(self, plan: Plan, scored: list[Any], seconds: float) -> list[tuple[Ready, dict[str, Any]]]:
         """Return the rows of a group and their numbers with the published scores. seconds: that their gradient took."""
-        ready, rows, numbers, log_grad = zip(*scored, strict=True)
+        ready, rows, numbers, measured = zip(*scored, strict=True)
+        known = dict(zip(PASSES["gradient"].gives, map(list, zip(*measured, strict=True)), strict=True))
         scores = plan.measure(
             self.model,
             [one.row.prompt for one in ready],
             rows,
             [one.row.line for one in ready],
-            np.array(log_grad) if plan.shares_gradient() else None,
+            known if plan.shares_gradient() else None,
             seconds,
             self.fill,
             _survey.chat_variables(self.options, ready[0].row),

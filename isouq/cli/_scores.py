@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.table import Table
 
 from isouq import _checks
@@ -19,7 +18,7 @@ from isouq.text.loading import checkpoint, sources
 from isouq.text.models.decoder_config import DecoderConfig
 from isouq.text.prompts import Prompt, Row
 from isouq.text.scores.baselines import choose, cost_alone, missing, passes_of, question_of, score_batch
-from isouq.text.scores.passes import PASSES, Cost, Inputs, add, contradiction
+from isouq.text.scores.passes import PASSES, Cost, Inputs, Values, add, contradiction
 from isouq.text.scores.registry import SCORES
 from isouq.text.scores.similarity import Similarity, similarity_by_encoder
 
@@ -72,7 +71,7 @@ class Plan:
             given["contradiction"] = contradiction(labels)
         self.options, self.names = options, _choose(options, given)
         self.left_out = {name: missing(given, name)[0] for name in SCORES if missing(given, name)}
-        needs_samples = any("samples" in missing(given | {"samples": None}, name) for name in self.names)
+        needs_samples = "samples" in passes_of(self.names)
         self.samples = given["samples"] if needs_samples or options.samples else None
         self.sources = {name: source.name for name, source in model_sources.items()}
         self.settings = {
@@ -107,15 +106,14 @@ class Plan:
         prompts: Sequence[Prompt],
         rows: Sequence[Row],
         lines: Sequence[int],
-        log_grad_sq_norm: np.ndarray | None,
+        gradient: Values | None,
         seconds: float,
         batch_size: int,
         variables: Mapping[str, Any],
     ) -> list[dict[str, float | None]]:
         """Return the scores of every answer of a batch, and add what they cost.
 
-        log_grad_sq_norm: of the geometric mean of the tokens' probabilities, where it was measured already. seconds:
-        that this took.
+        gradient: what the pass of this name gives, where it was measured already. seconds: that this took.
         """
         inputs = Inputs(
             model,
@@ -131,9 +129,8 @@ class Plan:
             max_new_tokens=self.options.max_new_tokens,
             stop=self.options.stop,
         )
-        known = {} if log_grad_sq_norm is None else {"log_grad_sq_norm": log_grad_sq_norm.tolist()}
-        scores, costs = score_batch(inputs, self.names, known)
-        if known:
+        scores, costs = score_batch(inputs, self.names, gradient)
+        if gradient:
             costs["gradient"] = Cost(len(rows), len(rows), seconds=seconds)
         for name, cost in costs.items():
             self.costs[name] = add([self.costs.get(name, Cost()), cost])

@@ -129,6 +129,7 @@ def quantities(model, i, answer, drawn):
         "log_p": reading.log_p,
         "entropy": reading.entropy,
         "attention": _inside.attention_to_previous(model, [row], middle_layers(4), 1)[0],
+        "gradient_log_p": reading.log_p,
         "log_grad_sq_norm": score(model, [pair]).log_grad_sq_norm[0],
         "head_gradient": head[0],
         "weighted_head_gradient": head[1],

@@ -326,6 +326,19 @@ def test_all_means_what_inputs_are_given_for_and_names_the_rest(folders, tmp_pat
     assert row["score_settings"] == dict.fromkeys(row["score_settings"])
 
 
+def test_p_true_is_the_same_alone_and_beside_scores_that_draw_samples(folders, scored, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert main(arguments(folders, scored[0], out, "--samples", "3", "--quiet", scores="p_true")) == 0
+    alone, beside = ([row["scores"]["p_true"] for row in read(path)] for path in (out, scored[1]))
+    assert alone == pytest.approx(beside, abs=1e-5)
+    none = tmp_path / "none.jsonl"
+    assert main(arguments(folders, scored[0], none, "--samples", "0", "--quiet", scores="p_true")) == 0
+    assert [row["scores"]["p_true"] for row in read(none)] != pytest.approx(beside, abs=1e-5)
+    default = tmp_path / "default.jsonl"
+    assert main(arguments(folders, scored[0], default, "--quiet", scores="p_true")) == 0
+    assert {row["score_settings"]["samples"] for row in read(default)} == {10}
+
+
 def test_a_template_variable_of_one_row_reaches_its_samples(folders, tmp_path):
     folder = folders / "switched"
     shutil.copytree(folders / "llama", folder)

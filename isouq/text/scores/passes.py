@@ -111,11 +111,16 @@ def attention(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
 
 
 def gradient(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
-    """Return log ‖∇ log p_r‖² over all parameters, where p_r is the geometric mean of the tokens' probabilities."""
-    count, values = len(inputs.rows), dict[int, float]()
+    """Return log p of the tokens, and log ‖∇ log p_r‖² over all parameters.
+
+    p_r is the geometric mean of the tokens' probabilities. One backward pass gives both: ‖∇p_r‖² needs no other.
+    """
+    count, values = len(inputs.rows), dict[int, tuple[np.ndarray, float]]()
     for indices, batch in score_rows(inputs.model, inputs.rows, "mean", min(inputs.batch_size, count)):
-        values |= dict(zip(indices, batch.log_grad_sq_norm.tolist(), strict=True))
-    return {"log_grad_sq_norm": [values[i] for i in range(count)]}, Cost(forward=count, backward=count)
+        values |= dict(zip(indices, zip(batch.token_log_p, batch.log_grad_sq_norm.tolist(), strict=True), strict=True))
+    log_p, norms = zip(*(values[i] for i in range(count)), strict=True)
+    quantities: Values = {"gradient_log_p": list(log_p), "log_grad_sq_norm": list(norms)}
+    return quantities, Cost(forward=count, backward=count)
 
 
 def head_gradient(inputs: Inputs, _: Values) -> tuple[Values, Cost]:
@@ -338,7 +343,7 @@ SAMPLED = ("sample_texts", "sample_token_log_p", "sample_log_p", "sample_mean_lo
 PASSES = {
     "reading": Pass(reading, ("log_p", "entropy")),
     "attention": Pass(attention, ("attention",)),
-    "gradient": Pass(gradient, ("log_grad_sq_norm",)),
+    "gradient": Pass(gradient, ("gradient_log_p", "log_grad_sq_norm")),
     "head_gradient": Pass(head_gradient, ("head_gradient", "weighted_head_gradient")),
     "state_gradient": Pass(state_gradient, ("state_gradient",), (), ("upper_layers",)),
     "samples": Pass(samples, SAMPLED, (), ("samples",)),

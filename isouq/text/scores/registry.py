@@ -25,7 +25,7 @@ SCORES = {
     "mean_token_entropy": Score(likelihood.mean_token_entropy, ("entropy",)),
     "max_token_entropy": Score(likelihood.max_token_entropy, ("entropy",)),
     "rauq": Score(likelihood.rauq, ("log_p", "attention")),
-    "epistemic": Score(gradients.epistemic, ("log_p", "log_grad_sq_norm")),
+    "epistemic": Score(gradients.epistemic, ("gradient_log_p", "log_grad_sq_norm")),
     "grad_log_p": Score(gradients.grad_log_p, ("log_grad_sq_norm",)),
     "exgrad": Score(gradients.exgrad, ("head_gradient",)),
     "exgrad_mean": Score(gradients.exgrad_mean, ("head_gradient", "log_p")),
