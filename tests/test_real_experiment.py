@@ -106,12 +106,14 @@ def test_a_probability_of_zero_has_a_finite_likelihood():
 def test_rejection_keeps_one_point_at_least():
     errors = np.array([0.0, 1.0, 1.0])
     np.testing.assert_allclose(
-        held_out.rejection_curve(errors, np.array([1.0, 2.0, 3.0]), "binary", [0, 0.3, 0.99]), [2 / 3, 1 / 2, 0]
+        held_out.errors_after_rejection(errors, np.array([1.0, 2.0, 3.0]), "binary", [0, 0.3, 0.99]), [2 / 3, 1 / 2, 0]
     )
     # of equal values the first stay
-    np.testing.assert_allclose(held_out.rejection_curve(errors, np.ones(3), "binary", [0.5]), [0.5])
+    np.testing.assert_allclose(held_out.errors_after_rejection(errors, np.ones(3), "binary", [0.5]), [0.5])
     squares = np.array([1.0, 9.0])
-    np.testing.assert_allclose(held_out.rejection_curve(squares, np.arange(2.0), "regression", [0, 0.5]), [5**0.5, 1])
+    np.testing.assert_allclose(
+        held_out.errors_after_rejection(squares, np.arange(2.0), "regression", [0, 0.5]), [5**0.5, 1]
+    )
 
 
 # --- numbers, report, figure

@@ -136,6 +136,8 @@ def _resolve(
     name: str, revision: str | None, adapter: str | None, progress: bool
 ) -> tuple[sources.Source, sources.Source | None]:
     """Return the files of a model and of its adapter, if any; if `name` is an adapter, of its base and of itself."""
+    if adapter is not None and not adapter.strip():
+        raise ValueError(f"adapter (--adapter) is {adapter!r}; expected a folder or hf:org/name of a LoRA adapter")
     source = sources.resolve(name, revision=revision, progress=progress)
     if adapter is not None:
         return source, sources.resolve(adapter, progress=progress)

@@ -340,6 +340,8 @@ def test_a_base_that_is_not_there(adapter, tmp_path, named, message):
 
 
 def test_what_is_no_base(base, adapter):
+    with pytest.raises(ValueError, match=r"adapter \(--adapter\) is ''; expected a folder"):
+        load(str(base), adapter="")
     with pytest.raises(ValueError, match="is an adapter of PEFT; expected a model"):
         load(str(adapter), adapter=str(adapter))
     with pytest.raises(ValueError, match=r"is an adapter of PEFT; expected a model.* for an encoder merge it"):

@@ -38,8 +38,8 @@ def measure_held_out(
             wrong = errors > 0
             is_defined = 0 < wrong.sum() < len(wrong) and np.isfinite(values).all()
             numbers[f"{name}_auroc"] = round(stats.auroc(wrong, values), 6) if is_defined else float("nan")
-        curve = rejection_curve(errors, values, lab.kind, SHARES)
-        numbers[f"{name}_kept"] = round(float(rejection_curve(errors, values, lab.kind, [REJECTED])[0]), 6)
+        curve = errors_after_rejection(errors, values, lab.kind, SHARES)
+        numbers[f"{name}_kept"] = round(float(errors_after_rejection(errors, values, lab.kind, [REJECTED])[0]), 6)
         curves[f"rejection_{name}"] = curve.astype(np.float32)
     noise = lab.setting.problem.noise
     for name, moments in zip(PREDICTORS, (theta, networks, posterior), strict=True):
@@ -62,7 +62,7 @@ def _summary(errors: np.ndarray, kind: str) -> float:
     return float(np.sqrt(mean)) if kind == "regression" else mean
 
 
-def rejection_curve(errors: np.ndarray, values: np.ndarray, kind: str, shares: object) -> np.ndarray:
+def errors_after_rejection(errors: np.ndarray, values: np.ndarray, kind: str, shares: object) -> np.ndarray:
     """Return, for each share, the error without that share of the points, which are those of the largest values."""
     ascending = errors[np.argsort(values, kind="stable")]
     counts = [max(1, round((1 - share) * len(errors))) for share in np.asarray(shares)]
