@@ -45,9 +45,18 @@ def test_the_wheel_holds_the_library_and_its_types_and_nothing_else(built):
 def test_the_sdist_holds_what_builds_tests_and_reproduces(built):
     with tarfile.open(built[1]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    wanted = {"pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "Makefile", "constraints.txt", "mkdocs.yml"}
+    wanted = {
+        "pyproject.toml",
+        "README.md",
+        "README.md.in",
+        "LICENSE",
+        "CITATION.cff",
+        "Makefile",
+        "constraints.txt",
+        "mkdocs.yml",
+    }
     assert wanted <= names
-    for room in ("isouq", "experiments", "benchmarks", "tests", "docs", "results", "figures"):
+    for room in ("isouq", "experiments", "benchmarks", "tests", "docs", "results", "figures", "examples"):
         assert any(name.startswith(f"{room}/") for name in names), room
     assert not any("__pycache__" in name or name.startswith((".venv", "out/")) for name in names)
 
