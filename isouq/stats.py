@@ -271,7 +271,7 @@ def rejection_curve(errors: Any, score: Any) -> Float[np.ndarray, " n"]:
     """
     errors, score = _pairs(errors, score)
     order = np.argsort(score, kind="stable")
-    ranks = scipy.stats.rankdata(score, method="dense")[order] - 1
+    ranks = scipy.stats.rankdata(score, method="dense").astype(int)[order] - 1
     mean = np.bincount(ranks, weights=errors[order]) / np.bincount(ranks)
     return np.cumsum(mean[ranks]) / np.arange(1, len(score) + 1)
 
