@@ -124,7 +124,11 @@ def control_flow(equation: Equation) -> Call | Cond | Scan | None:
     if name == "cond" and params.get("branches_platforms") is None:
         return Cond([_body(branch) for branch in params["branches"]])
     if name == "scan":
-        body, num_consts, num_carries = _body(params["jaxpr"]), params["num_consts"], params["num_carry"]
+        if "ft_in" in params:  # JAX 0.11 and later: a tree of (constants, carries, arrays)
+            num_consts, num_carries = (len(part) for part in params["ft_in"].unpack()[:2])
+        else:
+            num_consts, num_carries = params["num_consts"], params["num_carry"]
+        body = _body(params["jaxpr"])
         outs, ins = body.jaxpr.outvars, body.jaxpr.invars[num_consts:]
         constant = [outs[i] is ins[i] for i in range(num_carries)]
         return Scan(body, num_consts, num_carries, constant, params["length"], params["reverse"], params["unroll"])
