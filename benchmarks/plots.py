@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks.runner import Row
+from isouq.plots import style
 
 # Okabe and Ito's colours
 VERMILION, BLUE, SKY, GREY, BLACK = "#D55E00", "#0072B2", "#56B4E9", "#999999", "#000000"
-STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+SPINES: Any = {"axes.spines.top": False, "axes.spines.right": False}
 
 
 def bars(rows: Sequence[Row], path: Path) -> None:
@@ -22,7 +23,7 @@ def bars(rows: Sequence[Row], path: Path) -> None:
     cases = list(dict.fromkeys(row["case"] for row in rows))
     groups = [[row for row in rows if row["case"] == case] for case in cases]
     heights = [0.3 * len(group) + 0.9 for group in groups]
-    with mpl.rc_context(STYLE):
+    with style(), mpl.rc_context(SPINES):
         figure = Figure(figsize=(11, sum(heights)), layout="constrained")
         grid = figure.subplots(len(cases), 2, squeeze=False, sharey="row", gridspec_kw={"height_ratios": heights})
         for (left, right), case, group in zip(grid, cases, groups, strict=True):
@@ -30,7 +31,7 @@ def bars(rows: Sequence[Row], path: Path) -> None:
             _ratio_bars(right, group, "memory_ratio", lambda row: f"{row['peak_mb']:,.0f} MB")
             left.set_title(f"{case}: time ÷ isouq", loc="left")
             right.set_title("peak memory ÷ isouq", loc="left")
-        figure.savefig(path, dpi=150)
+        figure.savefig(path)
 
 
 def growth(rows: Sequence[Row], path: Path) -> None:
@@ -38,7 +39,7 @@ def growth(rows: Sequence[Row], path: Path) -> None:
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
     names = list(dict.fromkeys(row["contestant"] for row in rows))
     looks = dict(zip(names, ((VERMILION, "o", 2.4), (BLUE, "s", 1.4), (BLACK, "^", 1.4)), strict=False))
-    with mpl.rc_context(STYLE):
+    with style(), mpl.rc_context(SPINES):
         figure = Figure(figsize=(3.7 * len(axes_names), 6), layout="constrained")
         grid = figure.subplots(2, len(axes_names), squeeze=False)
         for column, axis in enumerate(axes_names):
@@ -66,8 +67,8 @@ def growth(rows: Sequence[Row], path: Path) -> None:
                 next(row["case"] for row in rows if row["axis"] == axis).split(", T =")[0], loc="left"
             )
         if len(names) > 1:
-            grid[0, 0].legend(frameon=False, fontsize=8)
-        figure.savefig(path, dpi=150)
+            grid[0, 0].legend()
+        figure.savefig(path)
 
 
 def _ratio_bars(ax: Axes, rows: Sequence[Row], key: str, absolute: Callable[[Row], str]) -> None:
@@ -88,7 +89,7 @@ def _ratio_bars(ax: Axes, rows: Sequence[Row], key: str, absolute: Callable[[Row
         if 0.9 < ratio < 1.1:
             ax.plot([ratio], [i], "D" if ours else "o", color=colour, ms=6 if ours else 3)
         label = f"{ratio:#.3g} × · {absolute(row)}" if ratio < 100 else f"{ratio:,.0f} × · {absolute(row)}"
-        ax.text(max(ratio, 1.0) * span**0.015, i, label, va="center", fontsize=8, weight="bold" if ours else "normal")
+        ax.text(max(ratio, 1.0) * span**0.015, i, label, va="center", weight="bold" if ours else "normal")
     ax.set_xscale("log")
     ax.set_xlim(low / span**0.03, high * span**0.4)
     ax.axvline(1, color=BLACK, lw=0.8)

@@ -19,6 +19,7 @@ from experiments.run.provenance import describe_run
 from experiments.run.times import Times
 from experiments.synthetic.registry import ACTIVATIONS, REPRODUCED
 from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
+from isouq import plots
 
 EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
 GROUPS = {"reproduce": list(REPRODUCED), "all": list(SYNTHETIC)}
@@ -210,13 +211,14 @@ def _run(options: argparse.Namespace, names: list[str], out: Path, settings: Set
                 continue
             numbers = EXPERIMENTS[name].numbers(finished[name])
             report = EXPERIMENTS[name].report(numbers, options.preset)
-            figures = EXPERIMENTS[name].figures(finished[name], numbers)
             done, count = len(finished[name]), len(jobs[name])
             if done < count:
                 note = f"Made from {done} of the preset's {count} jobs; the others were not run."
                 report = report.replace("\n", f"\n\n{note}\n", 1)
             commits = jobs_by_commit([job for job in jobs[name] if job in results], out)
             provenance = describe_run(name, options.preset, command, times, commits)
-            for path in write_outputs(out / name, numbers, report, figures, provenance):
-                print(path)
+            with plots.style():
+                figures = EXPERIMENTS[name].figures(finished[name], numbers)
+                paths = write_outputs(out / name, numbers, report, figures, provenance)
+            print(*paths, sep="\n")
     times.show(screen)

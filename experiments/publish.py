@@ -49,7 +49,7 @@ This page contains the main tables of every experiment. `python -m experiments.p
 
 
 def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
-    """Copy the PNG figures and the tables of a run, write the pages from results/; return the paths written."""
+    """Copy the figures and tables of a run, write the pages from results/; return the paths written."""
     written = []
     folders = [out / name for name in EXPERIMENTS] if out else []
     for folder in folders:
@@ -60,8 +60,9 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
             folder / "summary.md",
             folder / "provenance.json",
             *sorted(folder.glob("*.png")),
+            *sorted(folder.glob("*.pdf")),
         ):
-            target = root / ("figures" if source.suffix == ".png" else "results") / folder.name / source.name
+            target = root / ("figures" if source.suffix in (".png", ".pdf") else "results") / folder.name / source.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             written.append(target)

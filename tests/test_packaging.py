@@ -35,7 +35,11 @@ def test_the_wheel_holds_the_library_and_its_types_and_nothing_else(built):
     with zipfile.ZipFile(built[0]) as wheel:
         names = set(wheel.namelist())
         metadata = Parser().parsestr(wheel.read(f"isouq-{PROJECT['version']}.dist-info/METADATA").decode())
-    package = {str(path.relative_to(ROOT)) for path in (ROOT / "isouq").rglob("*") if path.suffix in (".py", ".typed")}
+    package = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "isouq").rglob("*")
+        if path.suffix in (".py", ".typed", ".mplstyle")
+    }
     assert "isouq/py.typed" in package
     assert {name for name in names if ".dist-info/" not in name} == package
     assert metadata["Requires-Python"] == ">=3.11"

@@ -113,7 +113,7 @@ def write_outputs(
         figure.set_layout_engine("none")
         for suffix, extra in (("png", {"metadata": {"Software": None}}), ("pdf", {"metadata": {"CreationDate": None}})):
             paths.append(folder / f"{name}.{suffix}")
-            _files.replace(paths[-1], partial(figure.savefig, format=suffix, dpi=150, **extra))
+            _files.replace(paths[-1], partial(figure.savefig, format=suffix, **extra))
         plt.close(figure)
     paths.append(folder / "provenance.json")  # last: where it is, the rest is whole
     _files.replace_text(paths[-1], json.dumps(provenance, indent=1) + "\n")

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, TWO_COLUMNS
 from isouq.stats import Interval
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -27,10 +27,10 @@ def draw_auroc(
         s for s in labels if any(s in by_score for by_model in measured.values() for by_score in by_model.values())
     ]
     lines = [*models, *["paper"] * any(paper.get(benchmark) for benchmark in measured)]
-    height = 1.5 + len(shown) * (0.13 + 0.08 * len(lines))
+    height = 1.3 + len(shown) * (0.11 + 0.06 * len(lines))
     figure, axes = plt.subplots(
-        1, len(measured), figsize=(3.2 + 3.4 * len(measured), height), squeeze=False, sharex=True, sharey=True,
-        layout="constrained",
+        1, len(measured), figsize=(max(TWO_COLUMNS, 3.4 * len(measured)), height), squeeze=False, sharex=True,
+        sharey=True, layout="constrained",
     )  # fmt: skip
     offsets = dict(zip(lines, 0.8 * ((np.arange(len(lines)) + 0.5) / len(lines) - 0.5), strict=True))
     for axis, (benchmark, by_model) in zip(axes[0], measured.items(), strict=True):
@@ -49,10 +49,10 @@ def draw_auroc(
                 axis.hlines(y, mean - sd, mean + sd, color="black", lw=0.7)
                 axis.plot(mean, y, marker="*", mfc="white", mec="black", ms=8, ls="none")
         axis.axvline(0.5, color=GREY, lw=1)
-        axis.set_title(benchmark, fontsize=9)
+        axis.set_title(benchmark)
         axis.set_xlabel("AUROC for telling wrong answers")
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_yticks(range(len(shown)), [labels[score] for score in shown], fontsize=8)
+        axis.grid(True, axis="x")
+        axis.set_yticks(range(len(shown)), [labels[score] for score in shown])
         axis.set_ylim(len(shown) - 0.4, -0.6)
     handles = []
     for i, model in enumerate(models):
@@ -61,7 +61,7 @@ def draw_auroc(
     if "paper" in lines:
         star = {"marker": "*", "mfc": "white", "mec": "black", "ms": 9, "color": "black", "lw": 0.7}
         handles.append(plt.Line2D([], [], label="paper, mean ± sd, other models", **star))  # type: ignore[arg-type]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
 

@@ -14,7 +14,7 @@ from experiments.answers.numbers.qa import QaNumbers
 from experiments.answers.numbers.scores import CURVES, MAIN, SCORES, paper
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
-from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
+from isouq.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, TWO_COLUMNS
 from isouq.stats import Interval
 
 _STYLES = ((ORANGE, "-"), (BLUE, "-"), (GREEN, "--"), (PURPLE, "-"), ("black", "-."), (GREY, ":"), (BLUE, ":"))
@@ -63,7 +63,7 @@ def draw_rejection(
     curves: title -> score -> curve. coverage: shares up to 1. A thin line shows the accuracy of all questions. labels:
     score -> what the legend says.
     """
-    figure, axes = _panels(len(curves), 4.2, 3.7)
+    figure, axes = _panels(len(curves), TWO_COLUMNS / 2, 3.0)
     for axis, (title, by_score) in zip(axes, curves.items(), strict=False):
         for score, colour, style in _styled(by_score, labels):
             curve = by_score[score]
@@ -71,18 +71,18 @@ def draw_rejection(
             axis.fill_between(100 * coverage, curve.low, curve.high, color=colour, alpha=0.07, lw=0)
         everything = next(iter(by_score.values())).mean[-1]
         axis.axhline(everything, color=GREY, lw=0.8)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title)
         axis.set_xlabel("answered, % of the questions")
         axis.set_xlim(100, 100 * coverage.min())
         axis.set_ylim(bottom=0)
         axis.set_ylabel("accuracy of those")
-        axis.grid(alpha=0.3)
+        axis.grid(True)
     shown = {score for by_score in curves.values() for score in by_score}
     handles = [plt.Line2D([], [], color=c, ls=s, lw=1.6, label=labels[name]) for name, c, s in _styled(shown, labels)]
     handles.append(plt.Line2D([], [], color=GREY, lw=0.8, label="accuracy of all"))
     figure.legend(
-        handles=handles, title="most certain first; 95 % band over questions", title_fontsize=8,
-        loc="outside lower center", ncols=3 if len(curves) < 3 else 4, fontsize=8, frameon=False,
+        handles=handles, title="most certain first; 95 % band over questions",
+        loc="outside lower center", ncols=3 if len(curves) < 3 else 4,
     )  # fmt: skip
     return figure
 
@@ -106,10 +106,10 @@ def draw_correlations(matrices: Mapping[str, Float[np.ndarray, "scores scores"]]
             colour = "white" if abs(matrix[i, j]) > 0.65 else "black"
             text = f"{round(matrix[i, j], 2) + 0:.2f}".replace("-", "−").replace("0.", ".").replace("1.00", "1")
             axis.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
-        axis.set_title(title, fontsize=9)
-        axis.set_xticks(range(len(labels)), labels, fontsize=8, rotation=50, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    figure.colorbar(image, ax=axes[0, -1], shrink=0.8, pad=0.02).set_label("Spearman ρ over questions", fontsize=8)
+        axis.set_title(title)
+        axis.set_xticks(range(len(labels)), labels, rotation=50, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(labels)), labels)
+    figure.colorbar(image, ax=axes[0, -1], shrink=0.8, pad=0.02).set_label("Spearman ρ over questions")
     return figure
 
 
@@ -120,7 +120,7 @@ def draw_lengths(
 
     parts: title -> (the label of the lengths, score -> interval), the shortest first.
     """
-    figure, axes = _panels(len(parts), 4.2, 3.2, sharey=True)
+    figure, axes = _panels(len(parts), TWO_COLUMNS / 2, 2.7, sharey=True)
     names = {score for groups in parts.values() for _, areas in groups for score in areas}
     styled = [(name, colour, "osD^vPX"[i]) for i, (name, colour, _) in enumerate(_styled(names, labels))]
     for axis, (title, groups) in zip(axes, parts.items(), strict=False):
@@ -132,15 +132,15 @@ def draw_lengths(
                     axis.vlines(place + offset, one.low, one.high, color=colour, lw=1.4)
                     axis.plot(place + offset, one.mean, marker=marker, color=colour, ms=4.5)
         axis.axhline(0.5, color=GREY, lw=1)
-        axis.set_xticks(range(len(groups)), [name for name, _ in groups], fontsize=8)
+        axis.set_xticks(range(len(groups)), [name for name, _ in groups])
         axis.set_xlim(-0.5, len(groups) - 0.5)
-        axis.set_title(title, fontsize=9)
-        axis.set_ylabel("AUROC for telling wrong answers", fontsize=8)
-        axis.grid(axis="y", alpha=0.3)
+        axis.set_title(title)
+        axis.set_ylabel("AUROC for telling wrong answers")
+        axis.grid(True, axis="y")
     handles = [plt.Line2D([], [], color=c, marker=m, ms=5, label=labels[name]) for name, c, m in styled]
     figure.legend(
-        handles=handles, title="95 % interval over questions", title_fontsize=8, loc="outside lower center",
-        ncols=3 if len(parts) < 3 else 4, fontsize=8, frameon=False,
+        handles=handles, title="95 % interval over questions", loc="outside lower center",
+        ncols=3 if len(parts) < 3 else 4,
     )  # fmt: skip
     return figure
 
@@ -150,8 +150,8 @@ def _panels(count: int, width: float, height: float, sharey: bool = False) -> tu
     columns = min(3, count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(max(6.4, width * columns), height * rows + 0.8), squeeze=False, layout="constrained",
-        sharey=sharey,
+        rows, columns, figsize=(max(TWO_COLUMNS, width * columns), height * rows + 0.8), squeeze=False,
+        layout="constrained", sharey=sharey,
     )  # fmt: skip
     for axis in axes.ravel()[count:]:
         axis.remove()

@@ -11,7 +11,7 @@ from experiments.answers.figures.auroc import draw_auroc
 from experiments.answers.numbers.trace import COURSE, TITLES, TraceAnalysis, TraceNumbers
 from experiments.report.outputs import Numbers
 from experiments.run.job import Result
-from isouq.plots import BLUE, ORANGE, trace_tokens
+from isouq.plots import BLUE, ORANGE, TWO_COLUMNS, trace_tokens
 from isouq.stats import Interval
 
 _THIRDS = ("early", "middle", "late")
@@ -46,9 +46,7 @@ def draw_course(course: Mapping[str, Mapping[str, Sequence[Interval]]], labels: 
 
     course: series -> "right", "wrong" -> an interval a third. labels: series -> its name.
     """
-    figure, axes = plt.subplots(
-        1, len(course), figsize=(0.6 + 2.9 * len(course), 3.2), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(course), figsize=(TWO_COLUMNS, 2.7), squeeze=False, layout="constrained")
     styles = {"right": (BLUE, "o", -0.06), "wrong": (ORANGE, "s", 0.06)}
     for axis, (series, by_label) in zip(axes[0], course.items(), strict=True):
         for label, thirds in by_label.items():
@@ -59,13 +57,12 @@ def draw_course(course: Mapping[str, Mapping[str, Sequence[Interval]]], labels: 
             means = [i.mean for i in thirds]
             axis.plot(places, means, color=colour, marker=marker, ms=5, label=f"{label} ({thirds[0].count} answers)")
             axis.vlines(places, [i.low for i in thirds], [i.high for i in thirds], color=colour, lw=1.2)
-        axis.set_xticks(range(3), _THIRDS, fontsize=8)
+        axis.set_xticks(range(3), _THIRDS)
         axis.set_xlim(-0.4, 2.4)
-        axis.set_title(labels[series], fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("mean over the answers, 95 % interval", fontsize=8)
-    axes[0, 0].set_xlabel("third of the answer", fontsize=8)
+        axis.set_title(labels[series])
+        axis.grid(True)
+    axes[0, 0].set_ylabel("mean over the answers, 95 % interval")
+    axes[0, 0].set_xlabel("third of the answer")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure

@@ -36,9 +36,9 @@ def figures(_results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
             axis.plot(texts.value, y, "o", ms=4, color=colour, mfc=colour if change.is_clear else "white")
         axis.set_xscale("symlog", linthresh=LINEAR)  # an unscaled covariance changes ten times as much as the others
         axis.set_xticks([-0.1, -0.01, 0, 0.01, 0.1], ["−0.1", "−0.01", "0", "0.01", "0.1"])
-        axis.set_xlabel(f"change of {title}", fontsize=8)
+        axis.set_xlabel(f"change of {title}")
         axis.tick_params(labelsize=7)
-        axis.grid(axis="x", alpha=0.3)
+        axis.grid(True, axis="x")
     axes[0].set_yticks(range(len(names)), [PREDICTORS[name] for name in names], fontsize=7)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     variants = [variant for variant in VARIANTS if variant in details.rows]
@@ -49,5 +49,5 @@ def figures(_results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
         plt.Line2D([], [], color="grey", lw=1, label="95 % over texts"),
         plt.Line2D([], [], color="grey", marker="o", ms=4, mfc="white", ls="none", label=hollow),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return {"calibration": figure}

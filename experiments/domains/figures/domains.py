@@ -75,15 +75,15 @@ def draw_distributions(cases: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         for place, form in enumerate(FORMS):
             for side, mask in enumerate(masks):
                 _violin(row[0], place + 0.2 * (2 * side - 1), case[form][mask], DOMAINS[side][1])
-        row[0].set_xticks(range(3), list(FORMS.values()), fontsize=8)
+        row[0].set_xticks(range(3), list(FORMS.values()))
         row[0].set_ylim(shown.min() - 0.04 * span, shown.max() + 0.04 * span)
-        row[0].set_ylabel(f"{title}\nlog U", fontsize=8)
+        row[0].set_ylabel(f"{title}\nlog U")
         for place, form in enumerate(("a", "b")):
             change = case[form] - case["identity"]
             for side, mask in enumerate(masks):
                 _violin(row[1], place + 0.2 * (2 * side - 1), change[mask], DOMAINS[side][1])
-        row[1].set_xticks(range(2), [FORMS["a"], FORMS["b"]], fontsize=8)
-        row[1].set_ylabel("log U − log ‖g‖²", fontsize=8)
+        row[1].set_xticks(range(2), [FORMS["a"], FORMS["b"]])
+        row[1].set_ylabel("log U − log ‖g‖²")
         ratio = case["a"] - case["b"]
         edges = np.linspace(*_limits(ratio), 32)
         for side, mask in enumerate(masks):
@@ -91,21 +91,20 @@ def draw_distributions(cases: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
             row[2].hist(np.clip(ratio[mask], edges[0], edges[-1]), edges, color=colour, alpha=0.5)
             row[2].axvline(np.median(ratio[mask]), color=colour, lw=1.6, ls="--")
         row[2].axvline(0, color="black", lw=0.8)
-        row[2].set_ylabel("texts", fontsize=8)
+        row[2].set_ylabel("texts")
         row[2].xaxis.set_major_locator(MaxNLocator(5))
         for axis in row:
-            axis.tick_params(labelsize=8)
-            axis.grid(axis="y", alpha=0.3)
+            axis.grid(True, axis="y")
         _powers(row[1], "y")
         _powers(row[2], "x")
-    axes[0, 0].set_title("uncertainty by domain (bar: median)", fontsize=9)
-    axes[0, 1].set_title("what a proxy changes", fontsize=9)
-    axes[0, 2].set_title("log(U_A / U_B), dashed: medians", fontsize=9)
-    axes[-1, 2].set_xlabel("log ratio (beyond the ends: in the last bins)", fontsize=8)
+    axes[0, 0].set_title("uncertainty by domain (bar: median)")
+    axes[0, 1].set_title("what a proxy changes")
+    axes[0, 2].set_title("log(U_A / U_B), dashed: medians")
+    axes[-1, 2].set_xlabel("log ratio (beyond the ends: in the last bins)")
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.6, label=f"{name} texts") for name, colour, _ in DOMAINS
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -131,22 +130,21 @@ def draw_proxies(curves: Mapping[str, Mapping[int, Mapping[str, Interval]]]) -> 
         _powers(top, "y")
         bottom.axhline(0.5, color=GREY, lw=0.8)
         bottom.set_ylim(-0.03, 1.03)
-        bottom.set_xlabel("proxy texts a domain", fontsize=8)
+        bottom.set_xlabel("proxy texts a domain")
         top.set_title(title, fontsize=7)
         for axis in (top, bottom):
-            axis.grid(alpha=0.3)
+            axis.grid(True)
             axis.tick_params(labelsize=7)
             axis.margins(x=0.1)
             axis.set_xscale("log")
             axis.set_xticks(counts, [str(n) for n in counts] if axis is bottom else [], fontsize=7)
             axis.minorticks_off()
         if column == 0:
-            top.set_ylabel("median of log(U_A / U_B)", fontsize=8)
-            bottom.set_ylabel("AUROC of the log ratio", fontsize=8)
+            top.set_ylabel("median of log(U_A / U_B)")
+            bottom.set_ylabel("AUROC of the log ratio")
     handles = [plt.Line2D([], [], color=c, marker=m, ms=5, label=f"{name} texts") for name, c, m in DOMAINS]
     figure.legend(
-        handles=handles, title="mean and 95 % band over seeds", title_fontsize=8, loc="outside lower center", ncols=2,
-        fontsize=8, frameon=False,
+        handles=handles, title="mean and 95 % band over seeds", loc="outside lower center", ncols=2,
     )  # fmt: skip
     return figure
 
@@ -167,14 +165,14 @@ def draw_rejection(
             wide = 3 if style == ":" else 1.5
             axis.plot(rejected, curve.value, color=colour, ls=style, lw=wide, label=labels[score])
             axis.fill_between(rejected, curve.low, curve.high, color=colour, alpha=0.08, lw=0)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title)
         axis.set_xlabel("rejected, % of the texts")
-        axis.grid(alpha=0.3)
+        axis.grid(True)
     axes[0, 0].set_ylabel("accuracy of the others")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles, names, title="mean over seeds, 95 % band over texts", title_fontsize=8, loc="outside lower center",
-        ncols=3, fontsize=8, frameon=False,
+        handles, names, title="mean over seeds, 95 % band over texts", loc="outside lower center",
+        ncols=3,
     )  # fmt: skip
     return figure
 

@@ -31,9 +31,9 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
             filled = colour if change.p < ALPHA else "white"
             axis.plot([change.interval.low, change.interval.high], [y, y], color=colour, lw=1.2)
             axis.plot(change.interval.mean, y, "o", ms=5, color=colour, mfc=filled)
-        axis.set_xlabel(f"change of {title}", fontsize=8)
+        axis.set_xlabel(f"change of {title}")
         axis.tick_params(labelsize=7)
-        axis.grid(axis="x", alpha=0.3)
+        axis.grid(True, axis="x")
     axes[0].set_yticks(range(len(names)), [PREDICTORS[name][1] for name in names], fontsize=7)
     axes[0].set_ylim(max(len(names), 1) - 0.5, -0.5)
     lines = [

@@ -85,16 +85,16 @@ def proxy_maps(problems: Sequence[tuple[str, int, Mapping[str, np.ndarray]]]) ->
             )
             axis.tick_params(labelsize=7)
             if index == 0:
-                axis.set_title(heading, fontsize=9)
+                axis.set_title(heading)
             if index == rows - 1:
-                axis.set_xlabel("x₁", fontsize=8)
+                axis.set_xlabel("x₁")
             if colours == "PuOr":
                 figure.colorbar(image, ax=axis, pad=0.02).ax.tick_params(labelsize=7)
             elif data == "xs_b":
                 bar = figure.colorbar(image, ax=row[:3], pad=0.01)
                 bar.set_label("scaled to [0, 1]\n(A and B together)", fontsize=7)
                 bar.ax.tick_params(labelsize=7)
-        row[0].set_ylabel(f"{title}\nx₂", fontsize=8)
+        row[0].set_ylabel(f"{title}\nx₂")
     return figure
 
 
@@ -110,11 +110,11 @@ def heat_maps(problems: Problems) -> Figure:
         means = [[values[f"{method}_{statistic}"].mean for values in problems.values()] for method in METHODS]
         texts = [[number(mean) for mean in line] for line in means]
         image = draw_numbers(axis, np.array(means), np.array(texts), fontsize=7)
-        axis.set_xticks(range(len(problems)), list(problems), rotation=40, ha="right", fontsize=8)
-        axis.set_yticks(range(len(METHODS)), list(METHODS.values()), fontsize=8)
-        axis.set_title(title, fontsize=9)
+        axis.set_xticks(range(len(problems)), list(problems), rotation=40, ha="right")
+        axis.set_yticks(range(len(METHODS)), list(METHODS.values()))
+        axis.set_title(title)
     bar = figure.colorbar(image, ax=axes, pad=0.01, extend="min")
-    bar.set_label("mean over accepted seeds (–: none accepted)", fontsize=8)
+    bar.set_label("mean over accepted seeds (–: none accepted)")
     return figure
 
 
@@ -144,11 +144,11 @@ def pareto(problems: Problems) -> Figure:
                 ls="none", ms=5, lw=0.8, alpha=0.85, **_style(method),
             )  # fmt: skip
         axis.plot(values["gradient_evaluations"].mean, 1.0, marker="*", color="black", ms=9, ls="none")
-        axis.set_title(name, fontsize=9)
+        axis.set_title(name)
         axis.set_xscale("log")
         axis.axhline(0, color=GREY, lw=0.6)
         axis.set_ylim(-0.3, 1.08)
-        axis.grid(alpha=0.3)
+        axis.grid(True)
         axis.set_xlim(0.15, 5 * largest)
         axis.set_xticks([0.3, 1, 100, 10_000], ["0", "1", "10²", "10⁴"])
         axis.minorticks_off()

@@ -60,12 +60,12 @@ def against_width(curves: Mapping[tuple[str, float], Mapping[int, Mapping[str, I
                 points = [values[_name(term, version, statistic)] for values in by_width.values()]
                 draw_band(axis, list(by_width), points, colour, marker, lw=1.2)
             axis.axhline(0, color=GREY, lw=0.6)
-            axis.grid(alpha=0.3)
+            axis.grid(True)
     axes[0, 0].set_ylim(_floor(shown), 1.04)
     for axis, (prior, sigma) in zip(axes[0], curves, strict=True):
-        axis.set_title(f"prior {prior}, σ = {sigma:g}", fontsize=9)
+        axis.set_title(f"prior {prior}, σ = {sigma:g}")
     for axis in axes[-1]:
-        set_width_axis(axis, widths, fontsize=8)
+        set_width_axis(axis, widths)
         axis.set_xlabel("hidden width")
     _add_terms(figure, "mean and 95 % band over accepted seeds")
     return figure
@@ -88,11 +88,11 @@ def by_problem(problems: Mapping[str, Mapping[str, Interval]]) -> Figure:
                     interval, height = intervals[_name(term, version, statistic)], y + 0.22 * (place - 1)
                     axis.plot(interval.mean, height, marker, color=colour, ms=5)
                     axis.plot([interval.low, interval.high], [height, height], color=colour, lw=1.6)
-            axis.set_yticks(range(len(problems)), list(problems), fontsize=8)
+            axis.set_yticks(range(len(problems)), list(problems))
             axis.axvline(0, color=GREY, lw=0.6)
-            axis.grid(axis="x", alpha=0.3)
+            axis.grid(True, axis="x")
             axis.set_xlabel(label)
-            axis.set_title(f"Σ {title}", fontsize=9)
+            axis.set_title(f"Σ {title}")
             axis.tick_params(labelbottom=True)
     axes[0, 0].set_xlim(_floor(shown), 1.04)
     axes[0, 0].set_ylim(len(problems) - 0.5, -0.5)
@@ -121,8 +121,8 @@ def perturbation(problems: Mapping[str, Mapping[str, Interval]]) -> Figure:
             axis.axhline(whole.mean, color=colour, ls="--", lw=1)
             shown += [*points, whole]
         axis.axhline(0, color=GREY, lw=0.6)
-        axis.grid(alpha=0.3)
-        axis.set_title(name, fontsize=9)
+        axis.grid(True)
+        axis.set_title(name)
     for axis in list(axes.flat)[len(problems) :]:
         axis.set_visible(False)
     for i, axis in enumerate(axes.flat):
@@ -153,4 +153,4 @@ def _floor(intervals: Iterable[Interval]) -> float:
 
 def _add_terms(figure: Figure, note: str) -> None:
     lines = [{"color": colour, "marker": marker, "ms": 5, "label": label} for label, colour, marker in TERMS.values()]
-    add_legend(figure, lines, 3, title=note, title_fontsize=8)
+    add_legend(figure, lines, 3, title=note)

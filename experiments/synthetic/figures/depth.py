@@ -40,7 +40,7 @@ def against_width(by_prior: Mapping[tuple[str, float], Sequence[Model]], groups:
             xs = np.array(list(line)) * _APART ** (place - (len(_SERIES) - 1) / 2)
             _draw_line(column, xs, list(line.values()), *style)
         for axis in column:
-            axis.grid(alpha=0.3)
+            axis.grid(True)
         column[-1].set(xlabel="units of a hidden layer")
         set_width_axis(column[-1], widths)
     for axis, statistic in zip(axes[:, 0], ("spearman", "pearson"), strict=False):

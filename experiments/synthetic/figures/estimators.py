@@ -49,10 +49,10 @@ def _draw_differences(numbers: Numbers) -> Figure:
             test = details.differences.get((family, name))
             if test is not None and test.interval.count:
                 _draw_difference(axis, y, test)
-        axis.set_title(family.replace(", ", ",\n", 1).replace("widths, ", "widths,\n"), fontsize=8)
-        axis.set_xlabel("ρ minus ρ of ‖g‖²", fontsize=8)
+        axis.set_title(family.replace(", ", ",\n", 1).replace("widths, ", "widths,\n"))
+        axis.set_xlabel("ρ minus ρ of ‖g‖²")
         axis.tick_params(labelsize=7, labelbottom=True)
-        axis.grid(axis="x", alpha=0.3)
+        axis.grid(True, axis="x")
         axis.set_ylim(len(SHOWN) - 0.4, -0.6)
         axis.set_yticks(range(len(SHOWN)), [])
     axes[0, 0].set_xlim(left=LOWEST - 0.05)
@@ -102,13 +102,13 @@ def _draw_costs(numbers: Numbers) -> Figure:
         axis.set_xscale("log")
         axis.margins(y=0.12)
         best = max(points, key=lambda point: point[1], default=None)
-        axis.set_title(family + (f"\nbest: {ESTIMATORS[best[2]].title}" if best else ""), fontsize=8)
-        axis.set_ylabel("ρ of ‖g‖² + mean difference", fontsize=8)
+        axis.set_title(family + (f"\nbest: {ESTIMATORS[best[2]].title}" if best else ""))
+        axis.set_ylabel("ρ of ‖g‖² + mean difference")
         axis.tick_params(labelsize=7, labelbottom=True)
-        axis.grid(alpha=0.3)
+        axis.grid(True)
         _mark_front(axis, points)
     for axis in axes.flat[max(0, len(families) - 2) : len(families)]:
-        axis.set_xlabel("seconds for all inputs, training included, one core", fontsize=8)
+        axis.set_xlabel("seconds for all inputs, training included, one core")
     for axis in axes.flat[len(families) :]:
         axis.remove()
     front = {"color": "black", "lw": 0.8, "label": "no cheaper estimate agrees better"}

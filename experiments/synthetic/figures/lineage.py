@@ -37,11 +37,11 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
     for special, style in ((lineage.nearest, _NEAREST), (lineage.protocol, _PROTOCOL)):
         if special is not None:
             _draw(axis, places, special, 0.0, style)
-    axis.set_yticks(list(places.values()), levels, fontsize=8)
+    axis.set_yticks(list(places.values()), levels)
     axis.set_ylim(places[levels[-1]] + 0.7, -0.7)
     axis.set_xlim(left=0)
     axis.set_xlabel("mean |difference| to the paper's epistemic r and ρ")
-    axis.grid(axis="x", alpha=0.3)
+    axis.grid(True, axis="x")
     add_legend(
         figure,
         [

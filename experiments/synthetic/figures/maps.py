@@ -42,13 +42,13 @@ def draw_agreement_and_failure(rings: Mapping[str, np.ndarray], gap: Mapping[str
     ):
         image = draw_map(axis, rings, name)
         axis.set(title=title, xlabel="x₁", ylabel="x₂")
-    figure.colorbar(image, ax=axes[1]).set_label("each scaled to [0, 1]", fontsize=8)
+    figure.colorbar(image, ax=axes[1]).set_label("each scaled to [0, 1]")
     draw_prediction(axes[2], gap)
     draw_curves(axes[3], gap)
     axes[2].set(title="a gap in the data", xlabel="x", ylabel="y")
     axes[3].set(title="the same: the gap is missed", xlabel="x")
     for axis in axes[2:]:
-        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     for axis in axes:
         axis.title.set_fontsize(9)
         axis.tick_params(labelsize=7)

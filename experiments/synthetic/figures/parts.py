@@ -44,4 +44,4 @@ def draw_numbers(axis: Any, values: np.ndarray, texts: np.ndarray, **text: Any) 
 def add_legend(figure: Figure, lines: Sequence[dict[str, Any]], columns: int, **text: Any) -> None:
     """Write a legend below the figure, of lines that need not be drawn."""
     handles = [plt.Line2D([], [], **line) for line in lines]
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, **{"fontsize": 8, **text})
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **text)

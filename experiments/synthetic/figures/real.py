@@ -36,13 +36,13 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
                 means = [interval.mean for interval in intervals if interval is not None]
                 axis.plot(SHARES, means, marker=marker, ms=3, lw=width, color=colour)
         title = f"{model.problem.removeprefix('real/')}, {model.prior_name}"
-        axis.set_title(f"{title} ({model.accepted_share} accepted)", fontsize=8)
-        axis.set_ylabel("RMSE / sd of y" if REAL[model.problem].kind == "regression" else "share of errors", fontsize=8)
+        axis.set_title(f"{title} ({model.accepted_share} accepted)")
+        axis.set_ylabel("RMSE / sd of y" if REAL[model.problem].kind == "regression" else "share of errors")
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7, labelbottom=True)
-        axis.grid(alpha=0.3)
+        axis.grid(True)
     for axis in axes.flat[max(0, len(models) - columns) : len(models)]:
-        axis.set_xlabel("share of points left out, the most uncertain first", fontsize=8)
+        axis.set_xlabel("share of points left out, the most uncertain first")
     for axis in axes.flat[len(models) :]:
         axis.remove()
     lines: list[dict[str, Any]] = [

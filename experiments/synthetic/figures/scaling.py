@@ -45,11 +45,10 @@ def against_width(curves: ByPrior) -> Figure:
             bottom.plot(list(by_width), shares, marker=marker, color=colour, ms=3, lw=0.8)
         top.set(ylabel=f"epistemic, {label}", ylim=(min(-0.25, top.dataLim.y0 - 0.03), 1.02))
         top.axhline(0, color=GREY, lw=0.6)
-        top.grid(alpha=0.3)
+        top.grid(True)
         bottom.set(xlabel="hidden width (6 × width + 3 parameters)", ylabel="accepted", ylim=(-0.08, 1.08))
         set_width_axis(bottom, widths)
-    style = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
-    axes[0, 0].legend(title="prior", loc="lower left", bbox_to_anchor=(0, 1), ncols=len(curves), **style)
+    axes[0, 0].legend(title="prior", loc="lower left", bbox_to_anchor=(0, 1), ncols=len(curves))
     return figure
 
 
@@ -74,10 +73,10 @@ def heat_map(cells: ByPrior) -> Figure:
                     continue
                 values[place] = interval.mean
                 texts[place] = f"{interval.mean:.2f}{'' if numbers['accepted'].mean == 1 else '*'}"
-        image = draw_numbers(axis, values, texts, fontsize=8)
-        axis.set_yticks(range(len(cells)), [f"{prior}, σ = {sigma:g}" for prior, sigma in cells], fontsize=8)
+        image = draw_numbers(axis, values, texts)
+        axis.set_yticks(range(len(cells)), [f"{prior}, σ = {sigma:g}" for prior, sigma in cells])
         axis.set_ylabel("prior")
-        figure.colorbar(image, ax=axis, pad=0.01, extend="min").set_label(f"epistemic, {label}", fontsize=8)
+        figure.colorbar(image, ax=axis, pad=0.01, extend="min").set_label(f"epistemic, {label}")
     axes[-1].set_xticks(range(len(widths)), [str(w) for w in widths])
     axes[-1].set_xlabel("hidden width   (* some seeds unconverged and left out; empty: not run)")
     return figure

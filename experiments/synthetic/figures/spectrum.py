@@ -75,7 +75,7 @@ def densities(lines: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]]
         top.set_xlabel("eigenvalue of the likelihood's Hessian at θ*")
         bottom.set_xlabel("eigenvalue of the draws' covariance, within chains")
         for axis in (top, bottom):
-            axis.grid(alpha=0.3)
+            axis.grid(True)
     inner = float(np.abs(HESSIAN_EDGES).min())
     axes[0, 0].set_xscale("symlog", linthresh=inner, linscale=0.5)
     ends = _ends([line["hessian"] for by_width in lines.values() for line in by_width.values()], HESSIAN_EDGES)
@@ -123,7 +123,7 @@ def agreement(rows: Sequence[Row]) -> Figure:
         axis.set(xlim=(-3e-4, 1.3), ylim=(min(-0.25, _lowest(rows)), 1.04))
         axis.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
         axis.axhline(0, color=GREY, lw=0.6)
-        axis.grid(alpha=0.3)
+        axis.grid(True)
     if swept:
         _width_bar(figure, axes, norm)
     lines: list[dict[str, Any]] = [
@@ -155,7 +155,7 @@ def _width_norm(widths: Sequence[int]) -> LogNorm:
 
 def _width_bar(figure: Figure, axes: Any, norm: LogNorm) -> None:
     bar = figure.colorbar(plt.cm.ScalarMappable(norm, "viridis"), ax=axes, pad=0.01, aspect=40)
-    bar.set_label("hidden width", fontsize=8)
+    bar.set_label("hidden width")
     low, high = norm.vmin or 1, norm.vmax or 1
     powers = [2.0**k for k in range(32) if low <= 2.0**k <= high]
     bar.set_ticks(powers, labels=[f"{power:g}" for power in powers])

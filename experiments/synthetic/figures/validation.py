@@ -35,12 +35,12 @@ def figures(results: Sequence[Result], numbers: Numbers) -> dict[str, Figure]:
                     _draw_seeds(axis, y, rows, name, numbers.groups[model.name][name])
                 if paper := PAPER.get(estimate, {}).get(model.problem):
                     axis.plot(paper[place], y + 0.22, marker="*", color=ORANGE, ms=9, ls="none")
-            axis.set_yticks(range(len(names)), names, fontsize=8)
+            axis.set_yticks(range(len(names)), names)
             axis.axvline(0, color=GREY, lw=0.6)
-            axis.grid(axis="x", alpha=0.3)
+            axis.grid(True, axis="x")
             axis.set_xlabel(symbol)
             axis.set_xlim(-0.75, 1.04)
-        column[0].set_title(heading, fontsize=9)
+        column[0].set_title(heading)
     axes[0, 0].invert_yaxis()
     lines: list[dict[str, Any]] = [
         {"marker": "o", "color": BLUE, "ls": "-", "label": "mean and 95 % interval over accepted seeds"},
