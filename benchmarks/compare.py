@@ -78,8 +78,8 @@ CASES = {
 
 
 def generated(results: Path = ROOT / "benchmarks" / "results") -> str:
-    """Return both tables in Markdown: the features of the libraries, and all ratios."""
-    return f"{_features()}\n{_ratios(results)}"
+    """Return the tables in Markdown: the features of the libraries, and the ratios of norms and of Laplace fits."""
+    return f"{_features()}\n{_ratios(results)}\n{_laplace(results)}"
 
 
 def _features() -> str:
@@ -102,6 +102,27 @@ def _ratios(results: Path) -> str:
     return (
         "Above 1 the peer is slower, or takes more memory, than isouq; the same scalar, weights, inputs and threads, "
         f"float32, 2 CPU cores, side by side in one run ([how](../benchmarks/README.md)).\n\n{_table(lines)}"
+    )
+
+
+def _laplace(results: Path) -> str:
+    """Return what a Laplace approximation of laplace-torch takes, as ratios to isouq's of the same structure."""
+    with open(results / "laplace.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["fit_ratio"]]
+    others = [row for row in rows if not row["contestant"].startswith("isouq")]
+    ours = {(row["data"], row["contestant"].removeprefix("isouq ")): row for row in rows}
+    lines = [["time (peak memory) ÷ isouq", "data", "fit and choice of σ", "prediction"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in others:
+        own = ours[row["data"], row["contestant"].rpartition(" ")[2]]
+        cells = []
+        for part in ("fit", "predict"):
+            memory = float(row[f"{part}_peak_mb"]) / float(own[f"{part}_peak_mb"])
+            cells.append(f"{_three(float(row[f'{part}_ratio']))} ({_three(memory)})")
+        lines.append([row["contestant"], row["data"], *cells])
+    return (
+        "A Laplace approximation of the same weights, with σ chosen by the evidence; medians over interleaved rounds "
+        f"([the table](../benchmarks/results/laplace.md), which has the losses too).\n\n{_table(lines)}"
     )
 
 
