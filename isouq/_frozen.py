@@ -25,6 +25,7 @@ from isouq.gradnorm._jaxpr import (
     ClosedJaxpr,
     Equation,
     Jaxpr,
+    body_of,
     derivative_rules,
     has_derivative_rules,
     operation,
@@ -262,10 +263,9 @@ def _value(value: Any, inside: tuple[str, ...] = ()) -> Any:
         return kind, value
     if isinstance(value, _Key):
         return value
-    if isinstance(value, Jaxpr):
-        return _jaxpr_key(value, inside)
-    if isinstance(value, ClosedJaxpr):
-        return _jaxpr_key(value.jaxpr, inside), tuple(map(_value, value.consts))
+    if isinstance(value, (Jaxpr, ClosedJaxpr)):
+        body = body_of(value)
+        return _jaxpr_key(body.jaxpr, inside), tuple(map(_value, body.consts))
     if isinstance(value, (tuple, list)):
         return kind, tuple(_value(item, inside) for item in value)
     if isinstance(value, dict):

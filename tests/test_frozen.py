@@ -227,6 +227,17 @@ def test_other_code_is_another_program(name):
     assert one != two
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint], ids=["jit", "checkpoint"])
+def test_an_array_that_an_inner_function_closes_over_is_compared(wrap):
+    def scaled(number):
+        array = jnp.full(3, number)
+        inner = wrap(lambda theta, x: jnp.tanh(x @ theta * array + array))
+        return lambda theta, x: 2 * inner(theta, x)
+
+    for number in (0.1, 0.5, 0.1, -2.0):
+        np.testing.assert_allclose(estimate(scaled(number)), truth(scaled(number)), rtol=1e-4)
+
+
 def test_tracers_that_predict_closes_over():
     def scaled(s):
         return isouq.uncertainty(lambda w, x: x @ w * s, W, XS, "multiclass").epistemic

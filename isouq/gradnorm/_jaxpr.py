@@ -120,32 +120,37 @@ def control_flow(equation: Equation) -> Call | Cond | Scan | None:
     name, params = equation.name, equation.params
     if name in _CALLS:
         checkpoint = {key: params[key] for key in ("prevent_cse", "policy")} if name == "remat2" else None
-        return Call(_body(params[_CALLS[name]]), checkpoint)
+        return Call(body_of(params[_CALLS[name]]), checkpoint)
     if name == "cond" and params.get("branches_platforms") is None:
-        return Cond([_body(branch) for branch in params["branches"]])
+        return Cond([body_of(branch) for branch in params["branches"]])
     if name == "scan":
-        if "ft_in" in params:  # JAX 0.11 and later: a tree of (constants, carries, arrays)
-            num_consts, num_carries = (len(part) for part in params["ft_in"].unpack()[:2])
-        else:
-            num_consts, num_carries = params["num_consts"], params["num_carry"]
-        body = _body(params["jaxpr"])
+        body, (num_consts, num_carries) = body_of(params["jaxpr"]), _scan_counts(params)
         outs, ins = body.jaxpr.outvars, body.jaxpr.invars[num_consts:]
         constant = [outs[i] is ins[i] for i in range(num_carries)]
         return Scan(body, num_consts, num_carries, constant, params["length"], params["reverse"], params["unroll"])
     return None
 
 
+def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """Return how many of a scan's operands are constants, and how many are carries."""
+    if "ft_in" in params:  # since JAX 0.11: constants, carries and arrays as three groups
+        consts, carries, _ = params["ft_in"].unpack()
+        return len(consts), len(carries)
+    return params["num_consts"], params["num_carry"]
+
+
 def bodies(equation: Equation) -> list[Body]:
     """Return every body of an equation, whatever its primitive does with them."""
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return [_body(value) for value in values if _is_jaxpr(value)]
+    return [body_of(value) for value in values if _is_jaxpr(value)]
 
 
 def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def _body(jaxpr: Any) -> Body:
+def body_of(jaxpr: Any) -> Body:
+    """Return a jaxpr with its constants, whether it is closed or not; since JAX 0.11 these are one class."""
     return Body(getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ()))
 
 
