@@ -270,10 +270,9 @@ def rejection_curve(errors: Any, score: Any) -> Float[np.ndarray, " n"]:
     errors: 1 where the answer is wrong, else 0; or another loss of each input. score: higher where it is less certain.
     """
     errors, score = _pairs(errors, score)
-    order = np.argsort(score, kind="stable")
-    ranks = scipy.stats.rankdata(score, method="dense")[order] - 1
-    mean = np.bincount(ranks, weights=errors[order]) / np.bincount(ranks)
-    return np.cumsum(mean[ranks]) / np.arange(1, len(score) + 1)
+    _, ties, counts = np.unique(score, return_inverse=True, return_counts=True)
+    mean = np.bincount(ties, weights=errors) / counts
+    return np.cumsum(np.repeat(mean, counts)) / np.arange(1, len(score) + 1)
 
 
 def aurc(errors: Any, score: Any) -> float:
