@@ -202,6 +202,8 @@ def _check_labels(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarr
 
     One column, or none, is the probability of class 1 of two.
     """
+    if isinstance(probabilities, tuple) and hasattr(probabilities, "mean"):
+        raise ValueError(f"probabilities is a {type(probabilities).__name__}; expected an array: its field .mean")
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim not in (1, 2) or labels.shape != p.shape[:1] or not labels.size:
         raise ValueError(
