@@ -4,7 +4,7 @@ Train a network as you do, ask isouq for both uncertainties of every test image,
 least certain images are left out. One number, fitted on held-out labels, turns ‖g‖² into a predictive distribution.
 
 Run: python examples/your_model.py   (half a minute on two CPU cores; writes your_model.png)
-Needs scikit-learn for the data: pip install -e '.[experiments]'
+Needs scikit-learn for the data: pip install 'isouq[models,plots,posterior]' scikit-learn
 """
 
 import jax
@@ -54,7 +54,7 @@ def train(predict, params, xs, ys, steps=300):
 
 
 def main():
-    """Print losses and areas under the rejection curves, and draw the curves; return the areas and the losses."""
+    """Print losses, and draw the rejection curves with the areas under them; return the areas and the losses."""
     (xs, ys), (held_xs, held_ys), (test_xs, test_ys) = load_data()
     predict, params = isouq.models.from_nnx(CNN(nnx.Rngs(0)))
     params = train(predict, params, xs, ys)

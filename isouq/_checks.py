@@ -116,6 +116,20 @@ def positive_like(name: str, values: Any, inits: Any) -> None:
             raise ValueError(f"{where} holds {np.min(value)}; expected numbers above 0")
 
 
+_ADAPTERS = {
+    "flax.nnx.": "from_nnx(module)",
+    "flax.linen.": "from_linen(module, variables)",
+    "equinox.": "from_equinox(module)",
+}
+
+
+def adapter_of(module: Any) -> str | None:
+    """Return the call of `isouq.models` that converts a module of Flax or Equinox; None for anything else."""
+    origins = [f"{base.__module__}." for base in type(module).__mro__]
+    calls = (call for package, call in _ADAPTERS.items() if any(origin.startswith(package) for origin in origins))
+    return next(calls, None)
+
+
 def inexact_leaves(name: str, params: Any) -> None:
     """Raise unless `params` is a non-empty pytree of real or complex floating arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_sparse)
@@ -128,6 +142,8 @@ def inexact_leaves(name: str, params: Any) -> None:
                 hint = "pass its data as a parameter, put the matrix together inside predict"
             elif callable(leaf):
                 hint += "; of an Equinox model: params, static = eqx.partition(model, eqx.is_inexact_array)"
+            elif adapter := adapter_of(params):
+                hint += f"; of a module: predict, params = isouq.models.{adapter}"
             elif not is_array_like(leaf) or is_foreign(leaf):
                 hint = "of JAX, or of NumPy in native byte order, such as numpy.asarray(leaf, float)"
             where = f"{name}{jax.tree_util.keystr(path)}"
@@ -172,7 +188,10 @@ def count_rows(xs: Any, name: str = "xs", axis: str = "batch") -> int:
             raise ValueError(f"{where} is a scalar; expected a leading {axis} axis (for one row {where}[None]{shared})")
         sizes.add(jnp.shape(leaf)[0])
     if len(sizes) > 1:
-        raise ValueError(f"the leaves of {name} have different leading axes {sorted(sizes)}; expected one {axis} axis")
+        one = f"; for one {axis}, jax.tree.map(lambda leaf: leaf[None], {name})" if axis == "start" else ""
+        raise ValueError(
+            f"the leaves of {name} have different leading axes {sorted(sizes)}; expected one {axis} axis{one}"
+        )
     size = sizes.pop()
     if size == 0:
         raise ValueError(f"{name} has no rows; expected at least one")
@@ -235,6 +254,7 @@ def labels(xs: Any, ys: Any, kind: str, num_classes: int | None = None) -> None:
     if jnp.shape(ys) != (size,):
         one_hot = kind != "regression" and jnp.ndim(ys) == 2 and jnp.shape(ys)[1] > 1
         hint = "; for one-hot labels, ys.argmax(axis=1)" if one_hot else ""
+        hint = "; without its second axis, ys[:, 0]" if jnp.shape(ys) == (size, 1) else hint
         raise ValueError(
             f"ys has shape {jnp.shape(ys)}; expected ({size},): one label for each of the {size} rows of xs{hint}"
         )

@@ -143,10 +143,12 @@ def choose_prior(
         if not np.isfinite(log_loss):
             raise ValueError("validation: the loss is not finite under any prior; is a gradient of predict NaN there?")
     if border:
+        advice = "look at params (are they a mode?) and at the data before you use this prior"
+        if validation is not None and border < 0:
+            advice = "no variance makes the validation data likelier, as where isouq.fit_scale finds a scale of 0"
         warnings.warn(
             f"the best factor of the prior's standard deviation is {factor:.0e}, the "
-            f"{'largest' if border > 0 else 'smallest'} that is tried; look at params (are they a mode?) and at the "
-            "data before you use this prior",
+            f"{'largest' if border > 0 else 'smallest'} that is tried; {advice}",
             stacklevel=2,
         )
     return PriorChoice(

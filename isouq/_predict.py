@@ -73,6 +73,8 @@ def check_predict(
             )
         if reason.startswith(("No `deterministic`", "No `use_running_average`")):  # errors of Flax NNX
             hint = "; call module.eval() before models.from_nnx(module)"
+        if adapter := _checks.adapter_of(predict):
+            hint = f"; predict is a module: predict, params = isouq.models.{adapter}"
         raise ValueError(f"predict({name}, x) failed on one example of shape {shapes}: {reason}{hint}") from error
     return frozen, _num_classes(frozen.outputs, kind)
 

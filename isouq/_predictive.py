@@ -167,6 +167,7 @@ def fit_scale(
     """
     covariance = Identity() if covariance is None else covariance
     if not hasattr(covariance, "scaled"):
+        check_covariance(covariance, params)
         raise ValueError(
             f"covariance is a {type(covariance).__name__}, which cannot be scaled; give it a method scaled(factor)"
         )

@@ -326,9 +326,10 @@ def check_covariance(covariance: Any, params: Any) -> None:
         return
     if isinstance(covariance, type) or not hasattr(covariance, "quadratic"):
         name = getattr(covariance, "__name__", type(covariance).__name__)
-        raise ValueError(
-            f"covariance is {name}; expected an instance, e.g. of isouq.laplace or isouq.Dense.from_covariance(matrix)"
-        )
+        expected = "an instance, e.g. of isouq.laplace or isouq.Dense.from_covariance(matrix)"
+        if hasattr(covariance, "covariance"):  # what choose_prior and fit_scale return
+            expected = "its field .covariance"
+        raise ValueError(f"covariance is {name}; expected {expected}")
     if isinstance(covariance, (StructuredCovariance, Dense)) and not isinstance(covariance, Identity):
         _checks.real_leaves("params", params, " with a covariance other than Identity")
     if isinstance(covariance, StructuredCovariance):

@@ -205,7 +205,7 @@ class _Training:
         self.layer = layer
 
     def __bool__(self) -> NoReturn:
-        raise ValueError(f"module has {self.layer} in training mode; call module.eval() first")
+        raise ValueError(f"module has {self.layer} in training mode; call module.eval(), then from_nnx(module)")
 
 
 def _guard_switches(module: nnx.Module) -> nnx.Module:

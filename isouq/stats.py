@@ -202,6 +202,8 @@ def _check_labels(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarr
 
     One column, or none, is the probability of class 1 of two.
     """
+    if isinstance(probabilities, tuple) and hasattr(probabilities, "mean"):
+        raise ValueError(f"probabilities is a {type(probabilities).__name__}; expected an array: its field .mean")
     p, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim not in (1, 2) or labels.shape != p.shape[:1] or not labels.size:
         raise ValueError(
@@ -270,10 +272,9 @@ def rejection_curve(errors: Any, score: Any) -> Float[np.ndarray, " n"]:
     errors: 1 where the answer is wrong, else 0; or another loss of each input. score: higher where it is less certain.
     """
     errors, score = _pairs(errors, score)
-    order = np.argsort(score, kind="stable")
-    ranks = scipy.stats.rankdata(score, method="dense").astype(int)[order] - 1
-    mean = np.bincount(ranks, weights=errors[order]) / np.bincount(ranks)
-    return np.cumsum(mean[ranks]) / np.arange(1, len(score) + 1)
+    _, ties, counts = np.unique(score, return_inverse=True, return_counts=True)
+    mean = np.bincount(ties, weights=errors) / counts
+    return np.cumsum(np.repeat(mean, counts)) / np.arange(1, len(score) + 1)
 
 
 def aurc(errors: Any, score: Any) -> float:

@@ -392,6 +392,23 @@ def test_a_multiple_of_the_prior_needs_no_second_decomposition(monkeypatch):
     assert len(counted) == 1
 
 
+def test_a_prior_of_no_width_is_explained_by_the_validation_data():
+    """Labels that the network already predicts become less likely by any variance."""
+    log_density, params = case("multiclass")
+    xs, ys = log_density.xs, jax.vmap(log_density.predict, (None, 0))(params, log_density.xs).argmax(axis=1)
+    with pytest.warns(UserWarning, match="1e-04, the smallest that is tried; no variance makes the validation data"):
+        choice = isouq.choose_prior(log_density, params, validation=(xs, ys))
+    assert isouq.fit_scale(log_density.predict, params, xs, ys, "multiclass").scale == 0
+    for wrapped in (choice, isouq.fit_scale(log_density.predict, params, xs, ys, "multiclass")):
+        for f in (isouq.predictive, isouq.uncertainty):
+            with pytest.raises(ValueError, match=r"covariance is .*; expected its field \.covariance"):
+                f(log_density.predict, params, xs, "multiclass", covariance=wrapped)
+        with pytest.raises(ValueError, match=r"covariance is .*; expected its field \.covariance"):
+            isouq.fit_scale(log_density.predict, params, xs, ys, "multiclass", covariance=wrapped)
+    with pytest.raises(ValueError, match=r"probabilities is a Predictive; expected an array: its field \.mean"):
+        stats.log_loss(isouq.predictive(log_density.predict, params, xs, "multiclass", choice.covariance), ys)
+
+
 def test_a_prior_at_the_border_of_the_search_is_said():
     """Parameters of 0 are likelier the narrower their prior is."""
     log_density, params = case("multiclass")

@@ -177,6 +177,11 @@ def test_scales_that_do_not_fit(scales, message):
         fit_map(lambda p: -jnp.sum(p["b"] ** 2) - p["a"] ** 2, {"a": jnp.ones(2), "b": jnp.ones((2, 2))}, scales=scales)
 
 
+def test_one_start_without_its_axis_is_told_how_to_get_it():
+    with pytest.raises(ValueError, match=r"; for one start, jax.tree.map\(lambda leaf: leaf\[None\], inits\)$"):
+        fit_map(lambda p: -jnp.sum(p["b"] ** 2) - p["a"] ** 2, {"a": jnp.ones(2), "b": jnp.ones(3)})
+
+
 def test_training_cannot_be_traced():
     with pytest.raises(ValueError, match="call it outside jit and vmap"):
         jax.jit(lambda inits: fit_map(lambda x: -jnp.sum(x**2), inits))(jnp.ones((2, 3)))

@@ -184,7 +184,10 @@ def test_variables_that_are_references_are_read_as_arrays(kind):
 )
 def test_a_layer_in_training_mode_is_named(make, layer):
     predict, params = models.from_nnx(make())
-    with pytest.raises(ValueError, match=rf"failed .*module has {layer} in training mode; call module.eval\(\) first$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"failed .*module has {layer} in training mode; call module.eval\(\), then from_nnx\(module\)$",
+    ):
         isouq.uncertainty(predict, params, XS, "multiclass")
 
 

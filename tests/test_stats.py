@@ -359,3 +359,15 @@ def test_a_gaussian_loss_of_wrong_values_is_one_clear_line():
         stats.calibration_error([[0.5, 0.5]], [0], bins=0)
     with pytest.raises(ValueError, match="variance holds NaN or a number that is not above 0"):
         stats.gaussian_log_loss([0.0], [0.0], [0.0])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=12))
+@settings(deadline=None)
+def test_the_rejection_curve_is_the_mean_over_all_orders_of_the_ties(answers):
+    score, wrong = (np.array(column) for column in zip(*answers, strict=True))
+    below, ties = np.sum(score[:, None] > score, axis=1), np.sum(score[:, None] == score, axis=1)
+    curve = []
+    for k in range(1, len(score) + 1):
+        probability = np.clip((k - below) / ties, 0, 1)  # that the answer is among the first k
+        curve.append(np.sum(probability * wrong) / k)
+    np.testing.assert_allclose(stats.rejection_curve(wrong, score), curve)

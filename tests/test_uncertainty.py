@@ -268,6 +268,19 @@ def test_frameworks_agree():
         np.testing.assert_allclose(got.epistemic, want.epistemic, rtol=1e-5)
 
 
+def test_a_module_in_place_of_a_function_or_its_parameters_names_the_adapter():
+    module = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Dropout(0.1, rngs=nnx.Rngs(1)))
+    params = models.from_nnx(module)[1]
+    for predict, parameters, call in (
+        (module, params, r"from_nnx\(module\)"),
+        (lambda module, x: module(x), module, r"from_nnx\(module\)"),
+        (nn.Dense(3), params, r"from_linen\(module, variables\)"),
+        (eqx.nn.Linear(2, 3, key=jax.random.key(0)), params, r"from_equinox\(module\)"),
+    ):
+        with pytest.raises(ValueError, match=rf"module: predict, params = isouq.models.{call}"):
+            isouq.uncertainty(predict, parameters, jnp.ones((1, 2)), "multiclass")
+
+
 def test_from_nnx_binds_other_state():
     module = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     predict, params = models.from_nnx(module)
