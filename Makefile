@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CUDA ?= cuda13
+CONSTRAINTS ?= -c constraints.txt
 BIN := $(VENV)/bin
 STARTED := $(shell date +%s)
 
@@ -20,7 +21,7 @@ reproduce: $(VENV)/.run
 	@echo "environment and experiments: $$(($$(date +%s) - $(STARTED))) s"
 
 device: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet -c constraints.txt 'jax[$(CUDA)]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) 'jax[$(CUDA)]'
 	$(BIN)/python -m benchmarks device
 
 test: $(VENV)/.dev
@@ -54,15 +55,15 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[experiments]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[experiments]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[text,docs]' --group dev
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[text,docs]' --group dev
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[docs]'
 	@touch $@
 
 clean:
