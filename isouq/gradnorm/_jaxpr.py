@@ -226,6 +226,8 @@ def _vjp_rules(params: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
 
     def backward(*leaves: Any) -> list[Any]:
         cotangents = params["bwd"].call_wrapped(*leaves)
+        if cotangents and isinstance(cotangents[0], list):  # since JAX 0.11 their list is the first of two results
+            cotangents = cotangents[0]
         constant[:] = [None if isinstance(c, jax.Array) else (type(c), c.aval) for c in cotangents]
         return [c for c in cotangents if isinstance(c, jax.Array)]
 
