@@ -9,7 +9,7 @@ from typing import Any
 from experiments.answers.prompts import STYLES
 from experiments.answers.registry import EXPERIMENTS as ANSWERS
 from experiments.domains.registry import EXPERIMENTS as DOMAINS
-from experiments.report.outputs import check_writable, write_outputs
+from experiments.report.outputs import check_writable, figure_style, write_outputs
 from experiments.run.errors import RunError
 from experiments.run.executors.settings import EXECUTORS, Settings
 from experiments.run.loop import finished_results, jobs_by_commit, run_jobs
@@ -19,7 +19,6 @@ from experiments.run.provenance import describe_run
 from experiments.run.times import Times
 from experiments.synthetic.registry import ACTIVATIONS, REPRODUCED
 from experiments.synthetic.registry import EXPERIMENTS as SYNTHETIC
-from isouq import plots
 
 EXPERIMENTS = SYNTHETIC | DOMAINS | ANSWERS
 GROUPS = {"reproduce": list(REPRODUCED), "all": list(SYNTHETIC)}
@@ -217,7 +216,7 @@ def _run(options: argparse.Namespace, names: list[str], out: Path, settings: Set
                 report = report.replace("\n", f"\n\n{note}\n", 1)
             commits = jobs_by_commit([job for job in jobs[name] if job in results], out)
             provenance = describe_run(name, options.preset, command, times, commits)
-            with plots.style():
+            with figure_style():
                 figures = EXPERIMENTS[name].figures(finished[name], numbers)
                 paths = write_outputs(out / name, numbers, report, figures, provenance)
             print(*paths, sep="\n")

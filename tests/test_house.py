@@ -42,7 +42,7 @@ ARROWS = {
     "experiments.calibration": "isouq.stats",
     "experiments.clock": "",
     "experiments.run": "isouq isouq._checkpoint isouq._errors isouq._files",
-    "experiments.report": "experiments.run isouq._files isouq.stats",
+    "experiments.report": "experiments.run isouq._files isouq.plots isouq.stats",
     "experiments.experiment": "experiments.report",
     **dict.fromkeys(("experiments.synthetic", "experiments.domains"), _EXPERIMENT),
     "experiments.answers": f"{_EXPERIMENT} experiments.domains",

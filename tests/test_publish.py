@@ -94,7 +94,7 @@ def test_publish_copies_every_experiment_that_was_run(tmp_path):
         for name in names
         for folder, file in (
             ("results", "table.csv"), ("results", "summary.md"), ("results", "provenance.json"),
-            ("figures", f"{name}.png"),
+            ("figures", f"{name}.png"), ("figures", f"{name}.pdf"),
         )
     }  # fmt: skip
     assert (root / "README.md").read_text(encoding="utf-8").startswith("Above\n0.25")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -90,6 +91,13 @@ def check_writable(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise RunError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
+
+
+def figure_style() -> AbstractContextManager[None]:
+    """Return the context in which figures are drawn and written."""
+    from isouq.plots import style
+
+    return style()
 
 
 def write_outputs(
