@@ -69,7 +69,7 @@ def test_hidden_states_equal_transformers(tmp_path, case):
         np.testing.assert_allclose(padded[i, :n], wanted[i, :n], atol=1e-4)
     n = LENGTHS[0]
     alone = jax.jit(encoder.hidden)(encoder.params, ids[0, :n], None, None if types is None else types[0, :n])
-    np.testing.assert_allclose(padded[0, :n], alone, atol=1e-5)
+    np.testing.assert_allclose(padded[0, :n], alone, atol=3e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
