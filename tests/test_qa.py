@@ -17,7 +17,7 @@ import pytest
 
 from experiments import command
 from experiments.answers import correctness
-from experiments.answers.inputs import Judges, Readers, load_questions, open_encoder
+from experiments.answers.inputs import Judges, Models, load_questions, open_encoder
 from experiments.answers.measure.choices import score_choices
 from experiments.answers.measure.judgements import judge
 from experiments.answers.measure.published import score_published
@@ -237,8 +237,8 @@ def test_scores_are_those_of_the_library_and_of_the_full_gradient(model, answere
 def test_published_scores_are_those_of_the_library_for_each_answer_alone(model, answered):
     cell, items, questions = answered
     encoder = open_encoder("tiny")
-    readers = Readers(model, Judges(encoder, None))
-    rows = score_published(cell, readers, items, questions, lambda share: None).numbers["questions"]
+    all_models = Models(model, Judges(encoder, None))
+    rows = score_published(cell, all_models, items, questions, lambda share: None).numbers["questions"]
     assert {"rauq", "exgrad", "paragrad", "eigenscore", "sar", "cocoa_sum"} <= rows[0].keys()
     assert not {"degmat", "semgrad"} & rows[0].keys()  # no classifier of entailment, and two layers alone
     for item, one, row in zip(items, questions, rows, strict=True):
@@ -258,11 +258,11 @@ def test_an_empty_answer_has_no_score_and_no_label(model, answered):
     nothing = lambda share: None  # noqa: E731
     rows = score_answers(cell, model, items, empty, nothing).numbers["questions"]
     assert all("epistemic_mean" not in row for row in rows)
-    readers = Readers(model, Judges(open_encoder("tiny"), None))
-    assert score_published(cell, readers, items, empty, nothing).numbers["questions"] == [
+    all_models = Models(model, Judges(open_encoder("tiny"), None))
+    assert score_published(cell, all_models, items, empty, nothing).numbers["questions"] == [
         {"index": one["index"]} for one in empty
     ]
-    judged = judge(cell, readers.judges, items, empty, nothing).numbers["questions"]
+    judged = judge(cell, all_models.judges, items, empty, nothing).numbers["questions"]
     assert {row["state"] for row in judged} == {"empty"}
     assert all("right" not in row for row in judged)
 

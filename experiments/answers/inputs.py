@@ -30,7 +30,7 @@ class Judges(NamedTuple):
     entailment: Entailment | None
 
 
-class Readers(NamedTuple):
+class Models(NamedTuple):
     """All models of a block: the language model that answers, and those that judge."""
 
     model: LanguageModel
@@ -61,9 +61,9 @@ def read_judges(block: Block) -> Judges:
     return Judges(_read(open_encoder, block.encoder), entailment)
 
 
-def read_all(block: Block) -> Readers:
+def read_models(block: Block) -> Models:
     """Return the language model of the block and the models that judge it."""
-    return Readers(read_model(block), read_judges(block))
+    return Models(read_model(block), read_judges(block))
 
 
 def _read(open_named: Callable[[str], Any], name: str) -> Any:

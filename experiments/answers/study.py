@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.answers.block import Block
-from experiments.answers.inputs import read_all, read_judges, read_model, read_questions
+from experiments.answers.inputs import read_judges, read_model, read_models, read_questions
 from experiments.answers.measure.answers import answer
 from experiments.answers.measure.choices import score_choices
 from experiments.answers.measure.cost import measure_cost
@@ -38,9 +38,9 @@ STUDIES = {
     "reference": Study(1, 1.6, answer),  # every other study reads these answers
     "scores": Study(1, 1.9, score_answers),
     "judged": Study(2, 0.2, judge, read_judges),
-    "published": Study(1, 2.5, score_published, read_all),
+    "published": Study(1, 2.5, score_published, read_models),
     "choices": Study(1, 0.8, score_choices),
-    "cost": Study(2, 4.0, measure_cost, read_all),
+    "cost": Study(2, 4.0, measure_cost, read_models),
     "trace": Study(1, 4.0, trace_answers),
 }
 

@@ -211,14 +211,8 @@ class _Run:
                 if np.isnan(scores.log_epistemic[i]):
                     self._fail(answered[at], "the score is not a number")
                 else:
-                    scored.append(
-                        (
-                            answered[at],
-                            rows[at],
-                            _numbers(scores, i),
-                            (whole.token_log_p[i], float(whole.log_grad_sq_norm[i])),
-                        )
-                    )
+                    measured = whole.token_log_p[i], float(whole.log_grad_sq_norm[i])
+                    scored.append((answered[at], rows[at], _numbers(scores, i), measured))
             if self.plan is None:
                 self._write([(ready, numbers) for ready, _, numbers, _ in scored])
                 scored = []

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from experiments.answers.block import Block
-from experiments.answers.inputs import Readers
+from experiments.answers.inputs import Models
 from experiments.answers.measure.answers import Answered, Progress, has_answer
 from experiments.answers.measure.published import run_baselines
 from experiments.answers.measure.scores import HEAD
@@ -27,7 +27,7 @@ QUESTIONS = 4  # as many as are scored at a time
 
 def measure_cost(
     block: Block,
-    readers: Readers,
+    models: Models,
     questions: Sequence[Question],
     answered: Sequence[Answered],
     progress: Progress,
@@ -43,7 +43,7 @@ def measure_cost(
         return Result({"costs": []}, {})
     prompts = [answer_prompt(questions[i].question, block.kind, block.prompt) for i in chosen]
     pairs = [(prompt, answered[i]["greedy"]["ids"]) for prompt, i in zip(prompts, chosen, strict=True)]
-    model = readers.model
+    model = models.model
     programs = _gradient_programs(model, pairs)
     passes = _passes(block, model, [questions[i] for i in chosen], [answered[i] for i in chosen], prompts, pairs)
     costs = []
@@ -57,7 +57,7 @@ def measure_cost(
         costs.append({"model": block.model, "benchmark": block.benchmark, "questions": len(chosen), **row})
         progress((i + 1) / (len(passes) + 1))
     for _ in range(2):  # the first time programs are compiled
-        published = run_baselines(block, readers, questions, answered, chosen)
+        published = run_baselines(block, models, questions, answered, chosen)
     for name, cost in published.costs.items():
         if name != "samples":
             row = {"pass": name, "seconds": cost.seconds / len(chosen)}

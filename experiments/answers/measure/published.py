@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.answers.block import Block
-from experiments.answers.inputs import Readers
+from experiments.answers.inputs import Models
 from experiments.answers.measure.answers import Answered, Progress, has_answer
 from experiments.answers.prompts import answer_prompt
 from experiments.answers.questions import Question
@@ -25,7 +25,7 @@ PUBLISHED = (
 
 def score_published(
     block: Block,
-    readers: Readers,
+    models: Models,
     questions: Sequence[Question],
     answered: Sequence[Answered],
     progress: Progress,
@@ -39,7 +39,7 @@ def score_published(
     scored = [i for i, one in enumerate(answered) if has_answer(one)]
     if scored:
         columns = (partial or Partial()).step(
-            "published", lambda: _columns(run_baselines(block, readers, questions, answered, scored, progress))
+            "published", lambda: _columns(run_baselines(block, models, questions, answered, scored, progress))
         )
         for name, values in columns.items():
             for i, value in zip(scored, values, strict=True):
@@ -50,14 +50,14 @@ def score_published(
 
 def run_baselines(
     block: Block,
-    readers: Readers,
+    models: Models,
     questions: Sequence[Question],
     answered: Sequence[Answered],
     numbers: Sequence[int],
     progress: Progress = lambda share: None,
 ) -> Baselines:
     """Return the scores `PUBLISHED` of the answers of these numbers, without those whose models are not there."""
-    model, (encoder, entailment) = readers
+    model, (encoder, entailment) = models
     given = inputs_given(model.config.num_layers, block.samples, entailment, encoder)
     return baselines(
         model,

@@ -126,9 +126,8 @@ def paired_tests(group: Group, combinations: Mapping[str, Combination]) -> list[
             continue
         if score in combinations:
             drawn = combinations[score].counts[:, known]
-            resampled = combinations[score].auroc_among(group.wrong, known) - resampled_auroc(
-                wrong, other[known], drawn
-            )
+            own_areas = combinations[score].auroc_among(group.wrong, known)
+            resampled = own_areas - resampled_auroc(wrong, other[known], drawn)
             difference = np.nanmean(resampled)
         else:
             drawn = counts[:, known]

@@ -73,8 +73,9 @@ class GGUFCheckpoint:
     def _dequantise(self, name: str, tensor: Tensor) -> np.ndarray:
         quants = _extras.require("gguf.quants")
         # gguf converts 16 rows at a time, so that longer rows take fewer steps. No quantised block crosses a row's end.
-        together = math.gcd(math.prod(tensor.shape[:-1]), ROWS_TOGETHER)
-        rows = self._header.bytes_of(tensor).reshape((math.prod(tensor.shape[:-1]) // together, -1))
+        num_rows = math.prod(tensor.shape[:-1])
+        together = math.gcd(num_rows, ROWS_TOGETHER)
+        rows = self._header.bytes_of(tensor).reshape((num_rows // together, -1))
         try:
             with np.errstate(over="ignore", invalid="ignore"):
                 return quants.dequantize(rows, tensor.kind).reshape(tensor.shape)
