@@ -289,8 +289,9 @@ def prediction_rejection_ratio(errors: Any, score: Any) -> float:
     """Return how much of the gain of a perfect order the score's order has: 1 for a perfect one, 0 for a random one.
 
     (ē − AURC(score)) / (ē − AURC(errors)), where ē is the mean error; negative where the order is worse than random,
-    NaN where all errors are equal. Source: Malinin et al. (2020), arXiv 2002.07650.
+    NaN where all errors are equal. Source: Malinin and Gales (2021), arXiv 2002.07650.
     """
     errors, score = _pairs(errors, score)
-    gain = errors.mean() - aurc(errors, errors)
-    return float((errors.mean() - aurc(errors, score)) / gain) if gain > 0 else float("nan")
+    if np.ptp(errors) == 0:
+        return float("nan")
+    return float((errors.mean() - aurc(errors, score)) / (errors.mean() - aurc(errors, errors)))

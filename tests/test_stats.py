@@ -328,7 +328,8 @@ def test_the_prediction_rejection_ratio_of_a_perfect_a_random_and_a_reversed_ord
     ratio = stats.prediction_rejection_ratio(errors, [1, 2, 3, 4, 5])
     assert ratio == pytest.approx((mean - order) / (mean - perfect))
     assert stats.prediction_rejection_ratio(errors, -errors) < 0
-    assert np.isnan(stats.prediction_rejection_ratio(np.ones(3), [1, 2, 3]))
+    for equal in (1.0, 0.1):
+        assert np.isnan(stats.prediction_rejection_ratio(np.full(3, equal), [1, 2, 3]))
 
 
 @pytest.mark.parametrize(
