@@ -12,7 +12,7 @@ from benchmarks.settings import apply
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
 # these have rows and pages of their own
-OTHERS = ("engine", "reference", "samplers", "modes", "study", "device", "laplace")
+OTHERS = ("engine", "reference", "samplers", "modes", "study", "device", "laplace", "answers")
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--tied", choices=["on", "off", "both"], default="both", help="lm: both: untied at first length"
     )
     parser.add_argument("--questions", type=Path, help='text: a file with {"question": ...} on every line')
-    parser.add_argument("--before", metavar="COMMIT", help="study: the commit to compare with (default version 0.1)")
+    parser.add_argument("--before", metavar="COMMIT", help="study, answers: the commit to compare with")
     parser.add_argument(
         "--experiment", metavar="ARGUMENTS",
         help="study: the whole run, as experiments takes it (default 'reproduce --preset quick'); '' for none",
@@ -74,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]) -> None:
     """Run a benchmark that has rows and a page of its own."""
+    full = options.preset == "full"
     if options.name == "engine":
         from benchmarks import engine
 
@@ -98,6 +99,10 @@ def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]
         from benchmarks import device
 
         device.run(options.preset, folder, record)
+    elif options.name == "answers":
+        from benchmarks import answers
+
+        answers.run(options.preset, folder, record, options.before or answers.BEFORE, options.rounds or 5)
     elif options.projection:
         from benchmarks import projection
 
@@ -105,7 +110,6 @@ def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]
     else:
         from benchmarks import study
 
-        full = options.preset == "full"
         whole = "reproduce --preset quick" if full else "validation --preset smoke --seeds 1"
         study.run(
             options.preset, folder, record, options.before or study.BEFORE,

@@ -13,7 +13,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def run(preset: str, folder: Path, record: dict[str, Any], before: str, experime
     with tempfile.TemporaryDirectory() as temporary:
         old = Path(temporary) / "before"
         extract(before, old)
-        contestants = [_contestant(f"before ({before})", old), _contestant("after", ROOT)]
+        contestants = [contestant(f"before ({before})", old), contestant("after", ROOT)]
         for row in _rows(preset, contestants, experiment, repeats):
             rows.append(row)
             print({name: value for name, value in row.items() if value is not None}, flush=True)
@@ -88,7 +88,7 @@ def extract(commit: str, folder: Path) -> None:
             archive.extractall(folder, filter="data")
 
 
-def _contestant(name: str, tree: Path) -> Contestant:
+def contestant(name: str, tree: Path) -> Contestant:
     """Return the contestant; raise unless Python imports its files."""
     code = "import isouq, experiments; print(isouq.__file__, experiments.__file__, sep='\\n')"
     done = subprocess.run(
@@ -111,27 +111,27 @@ def _rows(preset: str, contestants: list[Contestant], experiment: str, repeats: 
     """Yield the row of each run: the reference of both contestants in turn, then the whole run."""
     wanted = ("paper", "32") if preset == "full" else ("smoke", "2")
     for repeat in range(repeats):
-        for contestant in contestants:
-            row = _measure(contestant, ["-c", REFERENCE, *wanted])
+        for one in contestants:
+            row = measure(one, ["-c", REFERENCE, *wanted])
             yield row | {"part": f"one reference, width {wanted[1]}, preset {wanted[0]}", "repeat": repeat}
-    for contestant in contestants if experiment else []:
+    for one in contestants if experiment else []:
         with tempfile.TemporaryDirectory() as folder:
-            known = experiment if contestant.keeps_programs else experiment.replace("reproduce", OLD_NAME)
+            known = experiment if one.keeps_programs else experiment.replace("reproduce", OLD_NAME)
             command = ["-m", "experiments", *shlex.split(known), "--out", f"{folder}/out"]
-            if contestant.keeps_programs:
+            if one.keeps_programs:
                 command += ["--compilation-cache", f"{folder}/programs"]
-            yield _measure(contestant, command) | {"part": f"{WHOLE}: {experiment}", "repeat": 0}
+            yield measure(one, command) | {"part": f"{WHOLE}: {experiment}", "repeat": 0}
 
 
-def _measure(contestant: Contestant, arguments: list[str]) -> Row:
-    """Run Python with these arguments in the contestant's tree, and return the seconds and what it printed."""
-    row: Row = dict.fromkeys(COLUMNS) | {"contestant": contestant.name, "status": "ok"}
+def measure(one: Contestant, arguments: list[str], environment: Mapping[str, str] | None = None) -> Row:
+    """Run Python with these arguments in a contestant's tree, and return the seconds and what it printed."""
+    row: Row = dict.fromkeys(COLUMNS) | {"contestant": one.name, "status": "ok"}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=contestant.tree,
-            env=_environment(contestant.tree),
+            cwd=one.tree,
+            env=_environment(one.tree) | (environment or {}),
             stdout=output,
             stderr=errors,
         )

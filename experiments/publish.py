@@ -51,10 +51,7 @@ This page contains the main tables of every experiment. `python -m experiments.p
 def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
     """Copy the figures and tables of a run, write the pages from results/; return the paths written."""
     written = []
-    folders = [out / name for name in EXPERIMENTS] if out else []
-    for folder in folders:
-        if not (folder / "provenance.json").exists():
-            continue
+    for folder in _finished(out) if out else []:
         for source in (
             *sorted(folder.glob("*.csv")),
             folder / "summary.md",
@@ -75,6 +72,11 @@ def publish(out: Path | None = None, root: Path = ROOT) -> list[Path]:
         page.write_text(fill_numbers(template.read_text(encoding="utf-8"), root / "results"), encoding="utf-8")
         written.append(page)
     return written
+
+
+def _finished(out: Path) -> list[Path]:
+    """Return the folders of finished experiments; one that was renamed, as qa-quantised, is published by that name."""
+    return sorted(path.parent for path in out.glob("*/provenance.json"))
 
 
 def templates(root: Path) -> list[Path]:
@@ -165,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.publish", description=__doc__)
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="the --out folder of a finished run")
     out: Path | None = parser.parse_args().out
-    if out and not any((out / name / "provenance.json").exists() for name in EXPERIMENTS):
+    if out and not _finished(out):
         print(
             f"publish: {out} holds no finished experiment ({', '.join(EXPERIMENTS)}); run python -m experiments first",
             file=sys.stderr,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, device, modes, projection, provenance, reference, samplers, study
+from benchmarks import answers, cases, device, modes, projection, provenance, reference, samplers, study
 from experiments.synthetic.presets import validation
 
 # `python -m benchmarks` in an environment that has no torch, whatever is installed in this one
@@ -117,6 +117,20 @@ def test_a_commit_and_the_working_tree_are_measured_in_turn(tmp_path):
         assert 0 < float(row["cpu_seconds_after_import"]) < float(row["cpu_seconds"])
     assert all("invalid choice: 'nonsense'" in row["status"] for row in whole)
     assert len(whole) == 2
+
+
+@pytest.mark.slow
+def test_first_and_twenty_answers_are_measured_of_both_trees(tmp_path):
+    answers.run("smoke", tmp_path, provenance.provenance(["answers"]), "HEAD", 1)
+    with (tmp_path / "answers.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["part"], row["contestant"]) for row in rows] == [
+        (part, name) for part in answers.PARTS for name in ("before (HEAD)", "after")
+    ]
+    assert [row["status"] for row in rows] == ["ok"] * len(rows)
+    for row in rows:
+        assert float(row["cpu_seconds"]) > 0
+        assert bool(row["call_cpu_seconds"]) == row["part"].startswith("20")
 
 
 def test_a_commit_that_does_not_exist_is_named(tmp_path):
