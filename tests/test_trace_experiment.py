@@ -152,6 +152,21 @@ def test_figures_of_odd_traces():
     plots.trace_tokens({"single": single}).draw_without_rendering()
 
 
+@pytest.mark.parametrize("relative_error", [0.0, 0.35])
+def test_the_figure_takes_what_trace_returns(relative_error):
+    answer = Trace((" a", " b"), np.arange(2), np.log([0.5, 0.25]), np.ones(2), np.zeros(2), relative_error)
+    for given in (answer, {"a title": answer}):
+        figure = plots.trace_tokens(given)
+        assert figure.axes[0].get_title(loc="left") == ("" if given is answer else "a title")
+        assert bool(figure.axes[1].containers[0].has_yerr) == bool(relative_error)
+
+
+@pytest.mark.parametrize("given", ["text", [1, 2], {"a title": 3}])
+def test_the_figure_refuses_what_is_no_trace(given):
+    with pytest.raises(ValueError, match=r"expected what isouq\.text\.trace returns, alone or by its title"):
+        plots.trace_tokens(given)
+
+
 # Cells
 
 

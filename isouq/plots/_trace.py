@@ -21,14 +21,17 @@ LINE = 88  # characters of a line of text
 _MAP = "cividis"
 
 
-def trace_tokens(examples: Mapping[str, Mapping[str, Any]]) -> Figure:
+def trace_tokens(examples: Any) -> Figure:
     """Return a figure with two panels for each answer: its tokens coloured by U_E, and three curves over the tokens.
 
     The colours of all answers have one logarithmic scale.
 
-    examples: from a title to "pieces", the text of each token; the arrays "epistemic", "committal" and "entropy" `[T]`;
-    and, where U_E was estimated, "error", its standard error `[T]`.
+    examples: what `isouq.text.trace` returns, for one answer without a title; or a mapping from a title to such a trace
+    or to a mapping with "pieces", the text of each token; the arrays "epistemic", "committal" and "entropy" `[T]`; and,
+    where U_E was estimated, "error", its standard error `[T]`.
     """
+    examples = examples if isinstance(examples, Mapping) else {"": examples}
+    examples = {title: _series(answer) for title, answer in examples.items()}
     lines = {title: _place_tokens(answer["pieces"]) for title, answer in examples.items()}
     heights = [h for title in examples for h in (0.35 + 0.26 * lines[title][-1][0], 2.2)]
     figure, axes = plt.subplots(
@@ -43,6 +46,16 @@ def trace_tokens(examples: Mapping[str, Mapping[str, Any]]) -> Figure:
     bar.set_label("U_E = ‖∇p‖² of a token, probability² per parameter²", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
+
+
+def _series(answer: Any) -> Mapping[str, Any]:
+    """Return the mapping of an answer, which may be a `Trace`."""
+    if isinstance(answer, Mapping):
+        return answer
+    if not hasattr(answer, "pieces"):
+        raise ValueError(f"an answer is {answer!r:.60}; expected what isouq.text.trace returns, alone or by its title")
+    error = {"error": answer.standard_error} if answer.relative_error else {}
+    return {name: getattr(answer, name) for name in ("pieces", "epistemic", "committal", "entropy")} | error
 
 
 def _norm(values: np.ndarray) -> Normalize:

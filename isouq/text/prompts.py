@@ -90,7 +90,7 @@ def encode_pairs(model: Any, pairs: Sequence[Any], chat_template_kwargs: Mapping
     rows = []
     for i, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer")
+            raise ValueError(f"pair {i}: {pair!r:.60} is not one; expected a prompt and an answer: [(prompt, answer)]")
         try:
             rows.append(encode_pair(model, pair[0], pair[1], chat_template_kwargs))
         except ValueError as error:
