@@ -5,7 +5,7 @@ answer is scored by what a user has for nothing (−log p, entropies) and by the
 Ten answers show how it is done and prove nothing; docs/question-answering.md has 1,500 questions and intervals.
 
 Run: python examples/language_model.py   (a minute on two CPU cores; writes language_model.png)
-Needs the extras text and plots: pip install 'isouq[text,plots]', or in a checkout pip install -e '.[text,plots]'
+Needs the extras text and plots: in a checkout, pip install -e '.[text,plots]'
 """
 
 import matplotlib.pyplot as plt
