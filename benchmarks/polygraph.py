@@ -185,7 +185,7 @@ def _page(rows: list[Row], record: Row, settings: Preset) -> str:
         lines.append([
             row["score"], row["estimator"], str(settings.samples) if row["samples"] else "–",
             duration(row["isouq_seconds"]), duration(row["polygraph_seconds"]), number(row["ratio"]), spread,
-            duration(row["isouq_first_seconds"]), *(_count(row[f"{name}_pairs"]) for name in ("isouq", "polygraph")),
+            duration(row["isouq_first_seconds"]), *(f"{row[key]:.0f}" if row[key] else "–" for key in ("isouq_pairs", "polygraph_pairs")),
             "" if row["status"] == "ok" else row["status"].replace("|", "\\|"),
         ])  # fmt: skip
     peer = ", ".join(f"{name} {version}" for name, version in (record["lm-polygraph"] or {}).items())
@@ -197,7 +197,3 @@ def _page(rows: list[Row], record: Row, settings: Preset) -> str:
     machine = f"{provenance.in_words(record)}{f' The other process: {peer}.' if peer else ''}"
     title = "# Scores of answers, beside lm-polygraph"
     return f"{title}\n\n{machine}\n\n{report.body_of(__doc__)}\n\n{words}\n\n{report.table(header, lines)}"
-
-
-def _count(value: float | None) -> str:
-    return f"{value:.0f}" if value else "–"
