@@ -4,10 +4,10 @@ Both run SmolLM2-135M (with --preset smoke a tiny random Llama) from one transfo
 one tokenizer, with the same questions in one batch, at most 20 new tokens, and 10 samples at temperature 1 from all
 tokens. A call generates the greedy answer, draws the samples if the score needs them, and computes the score; isouq's
 is `generate` and `baselines`, lm-polygraph's is a UEManager with one estimator, or with all of them. Loading the
-model, building the manager and compiling isouq's programs are not counted; the first call of isouq, which compiles,
-has a column of its own. Seconds are CPU seconds of the whole process with its threads, medians over alternating
-rounds, divided by the number of questions. Ratios are lm-polygraph's to isouq's of the same round, with their 10–90 %
-range: above 1, lm-polygraph is slower.
+model, building the manager and compiling isouq's programs are not counted; the first call of isouq, which compiles
+what no earlier row did, has a column of its own. Seconds are CPU seconds of the whole process with its threads,
+medians over alternating rounds, divided by the number of questions. Ratios are lm-polygraph's to isouq's of the same
+round, with their 10–90 % range: above 1, lm-polygraph is slower.
 
 The work is not the same in every respect. isouq reads its own answer once more in a forward pass, and the samples for
 EigenScore; lm-polygraph takes both from the generation. lm-polygraph draws the samples of a question one after
@@ -16,8 +16,9 @@ the prompt once and draws the samples of all questions together. For RAUQ lm-pol
 layers, which needs the plain attention of transformers; for TokenSAR it draws samples too, because one pass of it
 measures all similarities. Its attentions and hidden states of the greedy answer are off where no estimator of the
 call needs them, although they are on by default. P(True) of isouq compares "A" with "B" and lm-polygraph reads
-"True"; it is one more forward pass in both. Pairs: how many pairs of texts a question the similarity is asked for; it
-is the share of common words in both instead of a cross-encoder, whose time is therefore not in the table.
+"True"; it is one more forward pass in both. The mean log p of lm-polygraph includes the token that ends an answer,
+and isouq's does not. Pairs: how many pairs of texts a question the similarity is asked for; it is the share of common
+words in both instead of a cross-encoder, whose time is therefore not in the table.
 """
 
 import functools
@@ -185,8 +186,8 @@ def _page(rows: list[Row], record: Row, settings: Preset) -> str:
         lines.append([
             row["score"], row["estimator"], str(settings.samples) if row["samples"] else "–",
             duration(row["isouq_seconds"]), duration(row["polygraph_seconds"]), number(row["ratio"]), spread,
-            duration(row["isouq_first_seconds"]), *(f"{row[key]:.0f}" if row[key] else "–" for key in ("isouq_pairs", "polygraph_pairs")),
-            "" if row["status"] == "ok" else row["status"].replace("|", "\\|"),
+            duration(row["isouq_first_seconds"]), *(f"{row[key]:.0f}" if row[key] else "–" for key in COLUMNS[-2:]),
+            "" if row["status"] == "ok" and row["rounds"] else row["status"].replace("|", "\\|"),
         ])  # fmt: skip
     peer = ", ".join(f"{name} {version}" for name, version in (record["lm-polygraph"] or {}).items())
     same = record.get("agreement")

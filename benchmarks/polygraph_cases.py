@@ -48,7 +48,7 @@ PAIRS = (
     Pair("cocoa_mean", "CocoaPPL", {}, True),
     Pair(
         "semantic_entropy", "SemanticEntropy", {}, True,
-        "not run: lm-polygraph fetches a DeBERTa-large for entailment, which would be most of the time of both",
+        "not run: it needs a classifier of entailment, in lm-polygraph DeBERTa-large, which was not at hand",
     ),
 )  # fmt: skip
 

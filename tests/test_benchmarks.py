@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, device, modes, projection, polygraph, provenance, reference, samplers, study
+from benchmarks import cases, device, modes, polygraph, projection, provenance, reference, samplers, study
 from experiments.synthetic.presets import validation
 
 # `python -m benchmarks` in an environment that has no torch, whatever is installed in this one
