@@ -17,8 +17,9 @@ layers, which needs the plain attention of transformers; for TokenSAR it draws s
 measures all similarities. Its attentions and hidden states of the greedy answer are off where no estimator of the
 call needs them, although they are on by default. P(True) of isouq compares "A" with "B" and lm-polygraph reads
 "True"; it is one more forward pass in both. The mean log p of lm-polygraph includes the token that ends an answer,
-and isouq's does not. Pairs: how many pairs of texts a question the similarity is asked for; it is the share of common
-words in both instead of a cross-encoder, whose time is therefore not in the table.
+which it forbids among the first two tokens; isouq does neither, so that answers of one token and nll_mean differ.
+Pairs: how many pairs of texts a question the similarity is asked for; it is the share of common words in both instead
+of a cross-encoder, whose time is therefore not in the table.
 """
 
 import functools
