@@ -12,7 +12,7 @@ from benchmarks.settings import apply
 RESULTS = Path(__file__).parent / "results"
 SMOKE_RESULTS = Path("out") / "benchmarks"
 # these have rows and pages of their own
-OTHERS = ("engine", "reference", "samplers", "modes", "study", "device", "laplace", "answers")
+OTHERS = ("engine", "reference", "samplers", "modes", "study", "device", "laplace", "answers", "polygraph")
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -38,6 +38,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--experiment", metavar="ARGUMENTS",
         help="study: the whole run, as experiments takes it (default 'reproduce --preset quick'); '' for none",
     )  # fmt: skip
+    parser.add_argument(
+        "--polygraph-python", type=Path, metavar="PATH", help="polygraph: an interpreter that has lm-polygraph"
+    )
     parser.add_argument("--projection", action="store_true", help="study: the time of all cells, from a tenth of them")
     return parser.parse_args(argv)
 
@@ -95,6 +98,11 @@ def _run_other(options: argparse.Namespace, folder: Path, record: dict[str, Any]
         from benchmarks import laplace
 
         laplace.run(options.preset, folder, record, options.only, not options.no_memory)
+    elif options.name == "polygraph":
+        from benchmarks import polygraph
+
+        python = options.polygraph_python
+        polygraph.run(options.preset, folder, record, python, options.rounds, options.only)
     elif options.name == "device":
         from benchmarks import device
 

@@ -13,7 +13,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def _rows(preset: str, contestants: list[Contestant], experiment: str, repeats: 
             yield measure(one, command) | {"part": f"{WHOLE}: {experiment}", "repeat": 0}
 
 
-def measure(one: Contestant, arguments: list[str], environment: Mapping[str, str] | None = None) -> Row:
+def measure(one: Contestant, arguments: list[str], environment: dict[str, str] | None = None) -> Row:
     """Run Python with these arguments in a contestant's tree, and return the seconds and what it printed."""
     row: Row = dict.fromkeys(COLUMNS) | {"contestant": one.name, "status": "ok"}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:

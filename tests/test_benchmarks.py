@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import answers, cases, device, modes, projection, provenance, reference, samplers, study
+from benchmarks import answers, cases, device, modes, polygraph, projection, provenance, reference, samplers, study
 from experiments.synthetic.presets import validation
 
 # `python -m benchmarks` in an environment that has no torch, whatever is installed in this one
@@ -68,6 +68,16 @@ def test_the_reference_is_measured(monkeypatch, tmp_path):
 def test_a_peer_that_is_missing_keeps_its_row_with_the_reason(tmp_path):
     run("mlp", tmp_path, "Opacus", ("-c", WITHOUT_TORCH))
     assert "not installed: pip install torch==2.13.0" in (tmp_path / "mlp.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_scores_without_lm_polygraph_keep_their_rows_with_the_reason(tmp_path):
+    polygraph.run("smoke", tmp_path, provenance.provenance(["polygraph"]), None, None, "nll_mean")
+    with (tmp_path / "polygraph.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["isouq_first_seconds"]) > 0
+    assert "--polygraph-python" in row["status"]
+    assert "python -m benchmarks polygraph" in (tmp_path / "polygraph.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
