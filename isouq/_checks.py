@@ -1,5 +1,6 @@
 """Check arguments before anything is traced: each check raises one line that says what is wrong and what to do."""
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,10 +14,11 @@ KINDS = ("binary", "multiclass", "regression")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise a ValueError that lists the allowed values unless `value` is one of them."""
+    """Raise a ValueError that lists the allowed values, and names the nearest, unless `value` is one of them."""
     allowed = tuple(allowed)
     if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+        near = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(str(value), allowed, 1))
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}{near}")
 
 
 def positive_int(name: str, value: Any, minimum: int = 1) -> None:

@@ -366,6 +366,7 @@ BAD = {
     "other lengths": (dict(answers=["a"]), "answers has 1 entries; expected one for each of 3 prompts"),
     "a single text": (dict(prompts="abc", answers="abc"), "prompts is a single text; expected a list"),
     "an unknown score": (dict(scores=["nil"]), "scores is 'nil'; expected one of 'nll', "),
+    "a misspelt score": (dict(scores=["epistemc"]), "; did you mean 'epistemic'[?]$"),
     "no samples": (
         dict(scores=["eigv"]),
         "the score eigv needs samples=, n lists of answers from generate or",
